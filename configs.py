@@ -1,0 +1,353 @@
+"""Every setting of a run: typed, commented, checked where it is built. One shared section, then a branch per dataset.
+
+A run is described by frozen dataclasses, one per group; `--set group.field=value` reaches every field. No path here is
+absolute: all are relative to the folder that the command is run in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any, get_type_hints
+
+from console import UserError
+
+
+def check(ok: bool, name: str, rule: str, value: object) -> None:
+    if not ok:
+        raise UserError(f"{name} must be {rule}, got {value!r}")
+
+
+def check_context(name: str, value: str) -> None:
+    check(value in ("uniform", "log") or re.fullmatch(r"recent:[1-9]\d*", value) is not None, name,
+          "uniform, log or recent:K with K >= 1", value)
+
+
+def at_least(group: str, low: float, **values: float) -> None:
+    for name, value in values.items():
+        check(value >= low, f"{group}.{name}", f">= {low}", value)
+
+
+# ------------------------------------------------------------------------------------------------ shared section
+@dataclass(frozen=True)
+class Data:
+    root: str = "data/ball_stn"  # holds train/, val/ and test/ with shards
+    image_size: int = 32  # pixels, square
+    clip: int = 30  # frames of a training window
+    skip: int = 0  # frames left out between two frames of a window
+    condition: int = 10  # frames given when forecasting
+    predict: int = 20  # frames forecast
+    context: str = "recent:3"  # training's context frame: uniform over the past, recent:K, or log (log-uniform gap)
+    brightness: float = 0.0  # random factor 1 +- this, the same for all frames of a clip
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0  # random shift +- this, in turns of the colour wheel
+    workers: int = 4  # loader processes where augmentation forbids the latent cache
+    generate: str = ""  # "balls": the shards are made where they are absent
+    stream: int = 100_000  # frames of the generated training stream
+    held_out: int = 10_000  # frames of the generated val and test streams
+    color_shift: bool = False  # the generated stream turns blue along its way
+
+    def __post_init__(self):
+        at_least("data", 3, clip=self.clip)
+        at_least("data", 1, condition=self.condition, predict=self.predict, stream=self.stream, held_out=self.held_out)
+        at_least("data", 0, skip=self.skip, workers=self.workers)
+        check(self.image_size >= 8, "data.image_size", ">= 8", self.image_size)
+        check_context("data.context", self.context)
+        for name in ("brightness", "contrast", "saturation", "hue"):
+            top = 0.5 if name == "hue" else 1.0
+            check(0 <= getattr(self, name) <= top, f"data.{name}", f"in [0, {top}]", getattr(self, name))
+        check(self.generate in ("", "balls"), "data.generate", "empty or balls", self.generate)
+
+    @property
+    def augmented(self) -> bool:
+        return any((self.brightness, self.contrast, self.saturation, self.hue))
+
+
+@dataclass(frozen=True)
+class Vqvae:
+    kind: str = "small"  # small (our own, trained where absent) or a published one: taming_f8_small, river
+    ckpt: str = ""  # weights; empty: those this configuration trains
+    downsample: int = 4  # pixels per latent, each way
+    channels: int = 4  # of a latent
+    codes: int = 1024  # in the codebook
+    width: int = 64  # channels of its blocks
+    depth: int = 2  # blocks in the encoder; the decoder has one more
+    steps: int = 1_400  # updates
+    batch_size: int = 64  # frames per update
+    lr: float = 3e-3
+
+    def __post_init__(self):
+        check(self.kind in ("small", "taming_f8_small", "river"), "vqvae.kind", "small, taming_f8_small or river", self.kind)
+        at_least("vqvae", 1, channels=self.channels, depth=self.depth, steps=self.steps, batch_size=self.batch_size)
+        check(self.downsample in (2, 4, 8, 16), "vqvae.downsample", "2, 4, 8 or 16", self.downsample)
+        check(self.codes >= 2, "vqvae.codes", ">= 2", self.codes)
+        check(self.width >= 8 and self.width % 8 == 0, "vqvae.width", "a multiple of 8", self.width)
+        check(0 < self.lr < 1, "vqvae.lr", "in (0, 1)", self.lr)
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str = "convnet"  # convnet or uvit
+    width: int = 128  # channels (convnet) or token dimension (uvit)
+    depth: int = 3  # blocks on the way in and on the way out
+    mid_depth: int = 2  # blocks in between
+    heads: int = 4  # of attention
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        check(self.name in ("convnet", "uvit"), "model.name", "convnet or uvit", self.name)
+        at_least("model", 1, depth=self.depth, mid_depth=self.mid_depth, heads=self.heads)
+        check(self.width >= 8 and self.width % (8 if self.name == "convnet" else 4) == 0, "model.width",
+              "a multiple of 8 (uvit: 4)", self.width)
+        check(self.width % self.heads == 0, "model.width", f"a multiple of model.heads = {self.heads}", self.width)
+        check(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
+
+
+@dataclass(frozen=True)
+class Flow:
+    interpolant: str = "follmer"  # see interpolants.TABLE
+    c: float = 1.0  # size of the noise
+    output: str = "residual"  # the network's output: residual (of x_1) or drift (the target as published)
+    s_min: float = 1e-4  # flow time in training is uniform on [s_min, 1 - s_min]
+    normalize: bool = True  # latents to zero mean and unit variance per channel
+
+    def __post_init__(self):
+        import interpolants  # imported late: it needs torch, and `prepare/` may read configs without
+        if self.interpolant not in interpolants.TABLE:
+            raise UserError(f"no interpolant `{self.interpolant}`{nearest(self.interpolant, interpolants.TABLE)}")
+        check(self.c > 0, "flow.c", "> 0", self.c)
+        check(self.output in ("residual", "drift"), "flow.output", "residual or drift", self.output)
+        check(0 <= self.s_min < 0.5, "flow.s_min", "in [0, 0.5)", self.s_min)
+
+
+@dataclass(frozen=True)
+class Train:
+    steps: int = 1_400  # updates
+    batch_size: int = 64  # over all processes
+    lr: float = 1e-3
+    warmup: int = 100  # updates of linear warm-up
+    schedule: str = "cosine"  # after warm-up: cosine to 0, or constant
+    clip_norm: float = 1.0  # of the gradient
+    weight_decay: float = 0.0
+    ema: float = 0.995  # decay of the averaged weights, reached step by step
+    precision: str = "auto"  # auto: bf16 where the hardware multiplies in it (AMX, GPU), else float32; or either by name
+    log_every: int = 20
+    sample_every: int = 700  # updates between forecasts logged during training; 0: only at the end
+    save_every: int = 100
+    keep: int = 2  # numbered checkpoints beside latest.pt
+    seed: int = 0
+    overfit: bool = False  # one batch of clips, over and over, sampled from the same clips
+
+    def __post_init__(self):
+        at_least("train", 1, steps=self.steps, batch_size=self.batch_size, log_every=self.log_every,
+                 save_every=self.save_every, keep=self.keep)
+        at_least("train", 0, warmup=self.warmup, sample_every=self.sample_every, weight_decay=self.weight_decay,
+                 seed=self.seed)
+        check(0 < self.lr < 1, "train.lr", "in (0, 1)", self.lr)
+        check(self.schedule in ("cosine", "constant"), "train.schedule", "cosine or constant", self.schedule)
+        check(self.clip_norm > 0, "train.clip_norm", "> 0", self.clip_norm)
+        check(0 <= self.ema < 1, "train.ema", "in [0, 1)", self.ema)
+        check(self.precision in ("auto", "bf16", "float32"), "train.precision", "auto, bf16 or float32", self.precision)
+
+
+@dataclass(frozen=True)
+class Sample:
+    steps: int = 5  # solver steps per frame
+    solver: str = "exact"  # exact, euler (diffusion 0) or em (Euler-Maruyama)
+    diffusion: str = "auto"  # 0 (ODE), sigma (as trained), follmer, or a number scaling sigma; auto: sigma for the
+    #                          interpolants that start at the reference, 0 for those that start at noise
+    context: str = "recent:3"  # as data.context, over the whole history
+    redraw: str = "step"  # draw the context anew at every solver step, or once a frame
+    num_videos: int = 64
+    num_samples: int = 4  # futures per video
+    split: str = "test"
+    format: str = "mp4"  # mp4 or gif
+    batch: int = 256  # videos x futures rolled out at once
+
+    def __post_init__(self):
+        at_least("sample", 1, steps=self.steps, num_videos=self.num_videos, num_samples=self.num_samples,
+                 batch=self.batch)
+        check(self.solver in ("exact", "euler", "em"), "sample.solver", "exact, euler or em", self.solver)
+        check(self.diffusion in ("auto", "sigma", "follmer") or is_number(self.diffusion), "sample.diffusion",
+              "auto, sigma, follmer or a number >= 0", self.diffusion)
+        check_context("sample.context", self.context)
+        check(self.redraw in ("step", "frame"), "sample.redraw", "step or frame", self.redraw)
+        check(self.format in ("mp4", "gif"), "sample.format", "mp4 or gif", self.format)
+        check(self.split in ("train", "val", "test"), "sample.split", "train, val or test", self.split)
+
+
+def is_number(text: str) -> bool:
+    return re.fullmatch(r"\d+(\.\d*)?|\.\d+", text) is not None
+
+
+@dataclass(frozen=True)
+class Output:
+    root: str = "outputs"
+    run_id: str = ""  # empty: <dataset>-<interpolant>-<seed>
+
+
+@dataclass(frozen=True)
+class Wandb:
+    mode: str = "auto"  # auto: online where a key is configured, else offline; or online, offline, disabled
+    entity: str = ""
+    project: str = "driftcast"
+
+    def __post_init__(self):
+        check(self.mode in ("auto", "online", "offline", "disabled"), "wandb.mode", "auto, online, offline or disabled",
+              self.mode)
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Measured by the run, not set: what the flow's latents look like. It travels in the checkpoint."""
+    shape: tuple[int, ...] = ()  # (C, h, w)
+    mean: tuple[float, ...] = ()  # per channel
+    std: tuple[float, ...] = ()
+    delta: float = 1.0  # standard deviation of x_1 - x_0 after normalisation
+
+
+@dataclass(frozen=True)
+class Config:
+    dataset: str = "ball_stn"
+    data: Data = field(default_factory=Data)
+    vqvae: Vqvae = field(default_factory=Vqvae)
+    model: Model = field(default_factory=Model)
+    flow: Flow = field(default_factory=Flow)
+    train: Train = field(default_factory=Train)
+    sample: Sample = field(default_factory=Sample)
+    output: Output = field(default_factory=Output)
+    wandb: Wandb = field(default_factory=Wandb)
+    latent: Latent = field(default_factory=Latent)
+
+    def __post_init__(self):
+        size, f = self.data.image_size, self.vqvae.downsample
+        check(size % f == 0, "data.image_size", f"a multiple of vqvae.downsample = {f}", size)
+
+    @property
+    def run_id(self) -> str:
+        default = f"{self.dataset}-{self.flow.interpolant}-{self.train.seed}" + "-overfit" * self.train.overfit
+        return self.output.run_id or default
+
+
+# ------------------------------------------------------------------------------------------- one branch per dataset
+def branch(dataset: str) -> dict[str, Any]:
+    """What a dataset changes in the shared section: {"group.field": value}."""
+    published = {  # RIVER's and the predecessor's training, shared by their datasets
+        "model.name": "uvit", "model.width": 768, "model.depth": 4, "model.mid_depth": 5, "model.heads": 8,
+        "model.dropout": 0.05, "flow.c": 0.1, "flow.output": "drift", "flow.normalize": False,
+        "data.context": "uniform", "sample.context": "uniform",
+        "train.steps": 400_000, "train.batch_size": 256, "train.lr": 2e-4, "train.warmup": 10_000,
+        "train.schedule": "constant", "train.ema": 0.9999, "train.log_every": 100, "train.sample_every": 10_000,
+        "train.save_every": 5_000, "sample.steps": 100,
+    }
+    if dataset == "ball_stn":
+        return {"data.generate": "balls"}
+    if dataset == "ball_nstn":
+        return {"data.root": "data/ball_nstn", "data.generate": "balls", "data.color_shift": True}
+    if dataset == "videos":  # any footage that prepare.videos has cut into clips
+        return {"data.root": "data/videos", "data.image_size": 64, "data.clip": 16, "data.condition": 8,
+                "data.predict": 16, "sample.num_videos": 32}
+    if dataset == "kth":
+        return published | {"data.root": "data/kth", "data.image_size": 64, "data.clip": 40, "data.condition": 10,
+                            "data.predict": 30, "vqvae.kind": "taming_f8_small", "vqvae.downsample": 8,
+                            "vqvae.codes": 16384, "vqvae.ckpt": "weights/kth_vqvae.ckpt"}
+    if dataset == "clevrer":
+        return published | {"data.root": "data/clevrer", "data.image_size": 128, "data.clip": 16, "data.skip": 4,
+                            "data.condition": 2, "data.predict": 14, "data.brightness": 0.1, "data.contrast": 0.1,
+                            "data.saturation": 0.1, "data.hue": 0.25, "vqvae.kind": "river", "vqvae.downsample": 8,
+                            "vqvae.codes": 8192, "vqvae.ckpt": "weights/clevrer_vqvae.pth"}
+    raise UserError(f"no dataset `{dataset}`{nearest(dataset, DATASETS)}")
+
+
+DATASETS = ("ball_stn", "ball_nstn", "videos", "kth", "clevrer")
+
+PREPARE = {  # the command that makes the shards of a dataset which cannot be generated
+    "videos": "python -m prepare.videos --source FOLDER_OF_VIDEOS --out {root} --image_size {size} --clip_length 24",
+    "kth": "python -m prepare.videos --source FOLDER_OF_KTH_AVIS --out {root} --image_size 64 --clip_length 40",
+    "clevrer": "python -m prepare.videos --source FOLDER_OF_CLEVRER_MP4S --out {root} --image_size 128",
+}
+FETCH = {  # and the one that fetches its VQVAE, from the Hugging Face hub
+    "kth": "hf download cvg-unibe/river_kth_64 --local-dir weights",
+    "clevrer": "hf download cvg-unibe/river_clevrer_128 --local-dir weights",
+}
+
+
+# --------------------------------------------------------------------------------------------------- flags to config
+def nearest(name: str, known) -> str:
+    close = difflib.get_close_matches(name, list(known), 1, cutoff=0.0)
+    return f"; nearest known: {close[0]} (all: {', '.join(known)})" if close else ""
+
+
+def parse_value(name: str, text: str, kind: type) -> Any:
+    try:
+        if kind is bool:
+            return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
+        return kind(text.replace("_", "")) if kind in (int, float) else text
+    except (KeyError, ValueError):
+        raise UserError(f"{name} takes {kind.__name__}, got {text!r}") from None
+
+
+def settable() -> dict[str, type]:
+    """{"group.field": type} of everything that --set reaches."""
+    groups = {f.name: get_type_hints(Config)[f.name] for f in dataclasses.fields(Config)}
+    return {f"{group}.{name}": kind for group, cls in groups.items() if dataclasses.is_dataclass(cls) and group != "latent"
+            for name, kind in get_type_hints(cls).items()}
+
+
+def parse_overrides(items: list[str]) -> dict[str, Any]:
+    """["train.lr=1e-3", …] -> {"train.lr": 0.001, …}, typed; an unknown field is an error naming the nearest known."""
+    known, values = settable(), {}
+    for item in items:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise UserError(f"--set takes group.field=value, got {item!r}")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1, cutoff=0.0)[0]
+            raise UserError(f"no field `{name}`; nearest known: {close}")
+        values[name] = parse_value(name, text, known[name])
+    return values
+
+
+def update(config: Config, values: dict[str, Any]) -> Config:
+    """A copy with {"group.field": value} set, checked again."""
+    groups: dict[str, dict] = {}
+    for name, value in values.items():
+        group, attribute = name.split(".")
+        groups.setdefault(group, {})[attribute] = value
+    return replace(config, **{group: replace(getattr(config, group), **items) for group, items in groups.items()})
+
+
+def build(dataset: str = "ball_stn", overrides: dict[str, Any] | None = None) -> Config:
+    """The shared section, the dataset's branch, then the overrides."""
+    values = branch(dataset) | (overrides or {})
+    return update(Config(dataset=dataset), values)
+
+
+def to_dict(config: Config) -> dict:
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict) -> Config:
+    """The inverse of to_dict, for a config read from a checkpoint. A field that this version lacks is an error."""
+    built = {}
+    for f in dataclasses.fields(Config):
+        kind, value = get_type_hints(Config)[f.name], values.get(f.name)
+        if value is None:
+            continue
+        if dataclasses.is_dataclass(kind):
+            known = {g.name for g in dataclasses.fields(kind)}
+            if unknown := sorted(set(value) - known):
+                raise UserError(f"the checkpoint's config has {f.name}.{unknown[0]}, which this version does not know")
+            value = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+        built[f.name] = value
+    return Config(**built)
+
+
+def differences(old: Config, new: Config, groups: tuple[str, ...]) -> list[str]:
+    """Fields of these groups in which two configs differ, as `group.field: old -> new`."""
+    return [f"{group}.{f.name}: {getattr(a, f.name)!r} -> {getattr(b, f.name)!r}" for group in groups
+            for a, b in [(getattr(old, group), getattr(new, group))]
+            for f in dataclasses.fields(a) if getattr(a, f.name) != getattr(b, f.name)]

@@ -1,0 +1,33 @@
+"""What a command says to the person at the terminal: progress bars, and one clear line for a mistake."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Callable
+
+from tqdm import tqdm
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. The message is one line: what, where, what to do."""
+
+
+def progress(total: int, desc: str, unit: str, initial: int = 0) -> tqdm:
+    """A bar with rate and ETA on stderr; where that is a log file, a line every ten seconds instead of ten a second."""
+    interval = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, initial=initial, desc=desc, unit=unit, dynamic_ncols=True, mininterval=interval,
+                maxinterval=max(10.0, interval), smoothing=0.1, disable=os.environ.get("DRIFTCAST_QUIET") == "1")
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Run a command's main() and leave the process: 2 and one line for a user's mistake, 130 for Ctrl-C."""
+    try:
+        code = main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        code = 130
+    sys.exit(code)

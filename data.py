@@ -1,0 +1,214 @@
+"""Training triples and evaluation clips, drawn from shards or from latents encoded once.
+
+A triple is (target, reference, context, gap): frame t, frame t-1, an earlier frame, and how far that one lies before the
+reference. Batch k is a function of (seed, k) alone, whatever the number of processes and loader workers; each process
+takes its share of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import runtime
+from configs import Config
+from console import UserError, progress
+from shards import Shards, write_packed
+
+
+class Triples(NamedTuple):
+    """Where the three frames of each item lie; all (B,) int64. gap = (reference - context) / stride, >= 1."""
+    video: np.ndarray
+    target: np.ndarray
+    reference: np.ndarray
+    context: np.ndarray
+    gap: np.ndarray
+
+
+class Windows(NamedTuple):
+    """Runs of `clip` frames, `stride` apart, all (W,) int64."""
+    video: np.ndarray
+    start: np.ndarray
+    clip: int
+    stride: int
+
+
+# --------------------------------------------------------------------------------------------------- index arithmetic
+def span(clip: int, skip: int) -> int:
+    """Frames from the first to the last of a window, both counted."""
+    return (clip - 1) * (skip + 1) + 1
+
+
+def gaps(u: np.ndarray, available: np.ndarray, rule: str) -> np.ndarray:
+    """u uniform in [0, 1) -> a gap in 1..available. `uniform`: every earlier frame alike; `recent:K`: the last K of
+    them; `log`: log-uniform, each doubling of the gap alike."""
+    if rule == "log":
+        return np.minimum(np.floor((available + 1.0) ** u).astype(np.int64), available)
+    top = np.minimum(available, int(rule.partition(":")[2])) if rule.startswith("recent") else available
+    return 1 + np.floor(u * top).astype(np.int64)
+
+
+def draw_windows(lengths: np.ndarray, clip: int, skip: int, n: int, rng: np.random.Generator) -> Windows:
+    """n random windows: a video, uniformly among those long enough, then a start, uniformly up to the last that fits."""
+    fits = np.flatnonzero(lengths >= span(clip, skip))
+    video = fits[rng.integers(len(fits), size=n)]
+    start = rng.integers(lengths[video] - span(clip, skip) + 1)
+    return Windows(video, start, clip, skip + 1)
+
+
+def spaced_windows(lengths: np.ndarray, clip: int, skip: int, n: int) -> Windows:
+    """Up to n windows that do not overlap, evenly spread over all that there are: the same ones every time."""
+    size = span(clip, skip)
+    counts = lengths // size
+    chosen = np.arange(counts.sum())
+    if n < len(chosen):
+        chosen = (np.arange(n) * len(chosen)) // n
+    ends = np.cumsum(counts)
+    video = np.searchsorted(ends, chosen, side="right")
+    return Windows(video, (chosen - (ends - counts)[video]) * size, clip, skip + 1)
+
+
+def draw_triples(windows: Windows, rule: str, rng: np.random.Generator) -> Triples:
+    """One triple in each window: the target uniform over its frames from the third on, the context by `rule`."""
+    n = len(windows.video)
+    target = rng.integers(2, windows.clip, size=n)
+    gap = gaps(rng.random(n), target - 1, rule)
+    place = lambda index: windows.start + index * windows.stride  # noqa: E731
+    return Triples(windows.video, place(target), place(target - 1), place(target - 1 - gap), gap)
+
+
+def check_long_enough(shards: Shards, clip: int, skip: int, field: str) -> None:
+    need, longest = span(clip, skip), int(shards.lengths.max())
+    if longest < need:
+        raise UserError(f"{shards.dir}: the longest video has {longest} frames, {field} needs {need}; "
+                        f"lower {field} or prepare longer clips")
+
+
+# -------------------------------------------------------------------------------------------------------- pixels
+def to_pixels(frames: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """(…, H, W, 3) uint8 -> (…, 3, H, W) float32 in [-1, 1], channels last in memory."""
+    return torch.as_tensor(frames, device=device).movedim(-1, -3).float().div_(127.5).sub_(1)
+
+
+def to_frames(pixels: Tensor) -> np.ndarray:
+    """(…, 3, H, W) in [-1, 1] -> (…, H, W, 3) uint8."""
+    return pixels.float().add(1).mul(127.5).round_().clamp_(0, 255).byte().movedim(-3, -1).cpu().numpy()
+
+
+# ---------------------------------------------------------------------------------------------- latents, encoded once
+def latent_dir(shards: Shards, weights_digest: str, root: str) -> Path:
+    name = hashlib.blake2b(f"{shards.fingerprint()} {weights_digest}".encode(), digest_size=8).hexdigest()
+    return Path(root) / "latents" / name / shards.dir.name
+
+
+@torch.no_grad()
+def encode_frames(encode: Callable[[Tensor], Tensor], frames: np.ndarray, device: torch.device) -> np.ndarray:
+    """(n, H, W, 3) uint8 -> (n, C, h, w) float16."""
+    batch = max(1, (1 << 18) // frames[0].size * 8)
+    parts = [encode(to_pixels(frames[i:i + batch], device)).half().cpu().numpy() for i in range(0, len(frames), batch)]
+    return np.concatenate(parts)
+
+
+def cache_latents(shards: Shards, encode: Callable[[Tensor], Tensor], weights_digest: str, root: str,
+                  device: torch.device) -> Path:
+    """Encode every frame of a split once, a latent shard per frame shard; shards that are there already are kept."""
+    out = latent_dir(shards, weights_digest, root)
+    out.mkdir(parents=True, exist_ok=True)
+    todo = [(file, out / path.name) for file, path in zip(shards.files, shards.paths)]
+    todo = [(file, path.with_suffix(".hdf5")) for file, path in todo if not path.exists()]
+    with progress(sum(int(file.lengths.sum()) for file, _ in todo), f"encode {shards.dir.name}", "frame") as bar:
+        for file, path in todo:
+            parts, count = [], int(file.lengths.sum())
+            for start in range(0, count, 2048):
+                rows = np.arange(start, min(start + 2048, count))
+                parts.append(encode_frames(encode, file.read(rows), device))
+                bar.update(len(rows))
+            write_packed(path, "latents", np.concatenate(parts), file.lengths,
+                         {"continues": file.continues, "fps": file.fps or 0.0})
+    return out
+
+
+class LatentTriples:
+    """Batches of triples gathered from latents held in memory. batch(k) -> target, reference, context (b, C, h, w) as
+    stored (not normalised), gap (b,) float32."""
+
+    def __init__(self, config: Config, dir: Path, device: torch.device, rank: int = 0, world: int = 1,
+                 fixed: Windows | None = None):
+        shards = Shards(dir, "latents")
+        self.latents = torch.from_numpy(np.concatenate([file.data[:] for file in shards.files]))
+        if device.type == "cuda" and self.latents.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
+            self.latents = self.latents.to(device)
+        self.config, self.shards, self.device = config, shards, device
+        self.rank, self.world, self.fixed = rank, world, fixed
+        check_long_enough(shards, config.data.clip, config.data.skip, "data.clip")
+
+    def triples(self, k: int) -> Triples:
+        return draw_batch(self.config, self.shards.lengths, k, self.rank, self.world, self.fixed)
+
+    def batch(self, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        at = self.triples(k)
+        base = self.shards.starts[at.video]
+        rows = torch.from_numpy(np.concatenate([base + at.target, base + at.reference, base + at.context]))
+        x = self.latents[rows.to(self.latents.device)].to(self.device, torch.float32)
+        return *x.chunk(3), torch.from_numpy(at.gap).to(self.device, torch.float32)
+
+    def batches(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        return map(self.batch, range(start, stop))
+
+
+def draw_batch(config: Config, lengths: np.ndarray, k: int, rank: int, world: int, fixed: Windows | None) -> Triples:
+    """This process's share of batch k. `fixed` windows (overfitting) are drawn from in place of all."""
+    rng, n, data = runtime.rng(config.train.seed, "batch", k), config.train.batch_size, config.data
+    if fixed is None:
+        windows = draw_windows(lengths, data.clip, data.skip, n, rng)
+    else:
+        pick = rng.integers(len(fixed.video), size=n)
+        windows = fixed._replace(video=fixed.video[pick], start=fixed.start[pick])
+    return Triples(*(part[rank * n // world:(rank + 1) * n // world] for part in draw_triples(windows, data.context, rng)))
+
+
+# ----------------------------------------------------------------- frames, where augmentation forbids the cache
+class FrameTriples(torch.utils.data.Dataset):
+    """Item k is batch k of pixels: (b, 3, H, W, 3) uint8 (target, reference, context), augmented alike, and gap (b,)."""
+
+    def __init__(self, config: Config, shards: Shards, rank: int = 0, world: int = 1, fixed: Windows | None = None):
+        check_long_enough(shards, config.data.clip, config.data.skip, "data.clip")
+        self.config, self.shards, self.rank, self.world, self.fixed = config, shards, rank, world, fixed
+
+    def __len__(self) -> int:
+        return self.config.train.steps
+
+    def __getitem__(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        at = draw_batch(self.config, self.shards.lengths, k, self.rank, self.world, self.fixed)
+        augment = augmentation(self.config, runtime.seed_of(self.config.train.seed, "augment", k, self.rank))
+        clips = [augment(images=self.shards.read(video, np.array(frames)))["images"]
+                 for video, *frames in zip(at.video, at.target, at.reference, at.context)]
+        return np.stack(clips), at.gap.astype(np.float32)
+
+    def batches(self, start: int, stop: int, encode: Callable[[Tensor], Tensor],
+                device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Batches start..stop-1, read by worker processes and encoded on the device."""
+        loader = torch.utils.data.DataLoader(self, batch_size=None, sampler=range(start, stop),
+                                             num_workers=self.config.data.workers, pin_memory=device.type == "cuda")
+        for frames, gap in loader:
+            with torch.no_grad():
+                z = encode(to_pixels(frames.to(device, non_blocking=True).flatten(0, 1)))
+            yield *z.float().unflatten(0, (-1, 3)).unbind(1), gap.to(device, non_blocking=True)
+
+
+def augmentation(config: Config, seed: int):
+    """Colour jitter of the same strength for all frames of a clip."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the network for a newer version otherwise
+    import albumentations
+    data = config.data
+    around = lambda x: (1 - x, 1 + x)  # noqa: E731
+    jitter = albumentations.ColorJitter(brightness=around(data.brightness), contrast=around(data.contrast),
+                                        saturation=around(data.saturation), hue=(-data.hue, data.hue), p=1.0)
+    return albumentations.Compose([jitter], seed=seed & 0xFFFFFFFF)

@@ -1,0 +1,175 @@
+"""Stochastic interpolants: coefficients beside their derivatives, targets, and what a trained network's output implies.
+
+Every interpolant is x_s = alpha(s) x_0 + beta(s) x_1 + gamma(s) eps over flow time s in [0, 1], x_0 the reference
+latent, x_1 the next one, eps standard normal (arXiv 2403.13724, eq. 2-5; arXiv 2303.08797). It is written here as
+
+    x_s    = alpha  x_0 + beta  x_1 + sigma  W
+    target = alpha' x_0 + beta' x_1 + sigma' W
+
+where W = sqrt(s) eps is a Wiener process for the Föllmer family (so that the target is the drift b of
+dX = b ds + sigma dW) and W = eps for the others (so that it is the velocity dx_s/ds). These two equations are linear in
+(x_1, W): an output of the network yields E[x_1|x] and E[eps|x], and those yield drift, velocity and score.
+
+To add one: a class with six coefficients, and a line in TABLE.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def across(coefficient: Tensor, x: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, …), to multiply a batch of the shape of x."""
+    return coefficient.view(-1, *[1] * (x.ndim - 1))
+
+
+class Interpolant:
+    """Coefficients take s: (B,) in [0, 1] and return (B,). Batches x, x0, x1, eps, output are (B, …) alike.
+
+    c: size of the noise. output: what the network is taught, `drift` (the target above, as published) or `residual`
+    (F with x_1 = x_0 + k F, or k F for interpolants that start at noise). k: the standard deviation of x_1 - x_0, or of
+    x_1; used by `residual` only.
+    """
+
+    wiener = False  # W = sqrt(s) eps and X_0 = x_0 exactly; otherwise W = eps
+    from_reference = True  # starts at x_0; otherwise at noise
+
+    def __init__(self, c: float = 0.1, output: str = "drift", k: float = 1.0):
+        if output not in ("drift", "residual"):
+            raise ValueError(f"output must be drift or residual, got {output!r}")
+        self.c, self.output, self.k = c, output, k
+
+    # alpha, beta, sigma and their derivatives: each interpolant's own
+    def gamma(self, s: Tensor) -> Tensor:
+        return self.sigma(s) * s.sqrt() if self.wiener else self.sigma(s)
+
+    def d_gamma(self, s: Tensor) -> Tensor:
+        """Infinite at s = 0 for the Föllmer family, whose gamma grows like sqrt(s)."""
+        return self.d_sigma(s) * s.sqrt() + self.sigma(s) / (2 * s.sqrt()) if self.wiener else self.d_sigma(s)
+
+    def interpolate(self, s: Tensor, x0: Tensor, x1: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_s, target), the target being what the network's output is compared with."""
+        w = across(s.sqrt(), x1) * eps if self.wiener else eps
+        x = across(self.alpha(s), x1) * x0 + across(self.beta(s), x1) * x1 + across(self.sigma(s), x1) * w
+        if self.output == "residual":
+            return x, (x1 - x0 if self.from_reference else x1) / self.k
+        return x, across(self.d_alpha(s), x1) * x0 + across(self.d_beta(s), x1) * x1 + across(self.d_sigma(s), x1) * w
+
+    def weight(self, s: Tensor) -> Tensor:
+        """Weight of the squared error, (B,): 1 for the published target; for `residual` 1 / (1-s)^2, at most 25, which
+        is how an error of E[x_1|x] enters the velocity of a path that ends at x_1."""
+        return torch.ones_like(s) if self.output == "drift" else (1 - s).clamp(min=0.2) ** -2
+
+    def network_input(self, x: Tensor, s: Tensor, x0: Tensor) -> Tensor:
+        """What the network is shown of x: x itself as published; for `residual`, centred and scaled by the moments of
+        x_s given x_0 (x_1 - x_0, or x_1, having standard deviation k). At s = 0 there is nothing to show: zeros."""
+        if self.output == "drift":
+            return x
+        centre = across(self.alpha(s) + self.beta(s), x) * x0 if self.from_reference else 0
+        scale = (self.beta(s) ** 2 * self.k**2 + self.gamma(s) ** 2).sqrt()
+        return (x - centre) / across(scale.clamp(min=1e-8), x)
+
+    def solve(self, output: Tensor, x: Tensor, s: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """(E[x_1|x], E[W|x]) from the network's output. Where s = 0 carries no x_1 (beta'(0) = 0), x_0 stands for it."""
+        alpha, beta, sigma = (across(f(s), x) for f in (self.alpha, self.beta, self.sigma))
+        rest = x - alpha * x0
+        if self.output == "residual":
+            x1 = self.k * output + (x0 if self.from_reference else 0)
+            return x1, divide(rest - beta * x1, sigma, 0.0)
+        d_alpha, d_beta, d_sigma = (across(f(s), x) for f in (self.d_alpha, self.d_beta, self.d_sigma))
+        d_rest = output - d_alpha * x0
+        determinant = beta * d_sigma - d_beta * sigma
+        return (divide(d_sigma * rest - sigma * d_rest, determinant, x0),
+                divide(beta * d_rest - d_beta * rest, determinant, 0.0))
+
+    def denoise(self, output: Tensor, x: Tensor, s: Tensor, x0: Tensor) -> Tensor:
+        """E[x_1 | x_s = x]."""
+        return self.solve(output, x, s, x0)[0]
+
+    def noise(self, output: Tensor, x: Tensor, s: Tensor, x0: Tensor) -> Tensor:
+        """E[eps | x_s = x]; 0 at s = 0 of the Föllmer family, where x_s holds no noise yet."""
+        w = self.solve(output, x, s, x0)[1]
+        return divide(w, across(s.sqrt(), x), 0.0) if self.wiener else w
+
+    def score(self, output: Tensor, x: Tensor, s: Tensor, x0: Tensor) -> Tensor:
+        """grad log p_s(x | x_0) = -E[eps|x] / gamma; infinite where gamma = 0."""
+        return -self.noise(output, x, s, x0) / across(self.gamma(s), x)
+
+    def velocity(self, output: Tensor, x: Tensor, s: Tensor, x0: Tensor) -> Tensor:
+        """Drift of the probability-flow ODE, E[dx_s/ds | x_s = x]."""
+        return self.drift(output, x, s, x0, torch.zeros_like(s))
+
+    def drift(self, output: Tensor, x: Tensor, s: Tensor, x0: Tensor, g: Tensor) -> Tensor:
+        """Drift of dX = drift ds + g dW with the marginals of x_s: velocity + g^2/2 score. g: (B,), >= 0.
+
+        In terms of W the noise part is (sigma' + (sigma^2 - g^2) / (2 sigma q)) W with q = s for the Föllmer family
+        (from gamma' and score together), so that g = sigma gives sigma' W without a singularity at s = 0.
+        """
+        x1, w = self.solve(output, x, s, x0)
+        sigma, d_sigma = self.sigma(s), self.d_sigma(s)
+        extra = (sigma**2 - g**2) if self.wiener else -(g**2)
+        extra = divide(extra, 2 * sigma * (s if self.wiener else 1), 0.0)
+        return (across(self.d_alpha(s), x) * x0 + across(self.d_beta(s), x) * x1 + across(d_sigma + extra, x) * w)
+
+    def diffusion(self, name: str, s: Tensor) -> Tensor:
+        """g(s), (B,): `0`, `sigma`, `follmer`, or a number scaling sigma. Föllmer's, which has the least path KL, is
+        g^2 = 2 gamma (gamma beta'/beta - gamma') (arXiv 2403.13724, thm. 3.1), infinite at s = 0 from noise."""
+        if name != "follmer":
+            return self.sigma(s) * (1.0 if name == "sigma" else float(name))
+        sigma, ratio = self.sigma(s), self.d_beta(s) / self.beta(s)
+        if self.wiener:
+            square = 2 * s * sigma * (sigma * ratio - self.d_sigma(s)) - sigma**2
+        else:
+            square = 2 * sigma * (sigma * ratio - self.d_sigma(s))
+        return square.clamp(min=0).sqrt()
+
+    def memory(self, name: str, s: Tensor, t: Tensor) -> Tensor:
+        """rho = exp(-1/2 int_s^t g^2 / gamma^2 du), (B,): how much of eps at s is left at t, under diffusion `name`."""
+        if name == "follmer":
+            rho = divide(self.beta(s) * self.gamma(t), self.beta(t) * self.gamma(s), 0.0)
+        else:
+            scale = 1.0 if name == "sigma" else float(name)
+            rho = (s / t) ** (scale**2 / 2) if self.wiener else torch.exp(-(scale**2) / 2 * (t - s))
+        # From a point mass there is no noise to keep: the first step is as trained, whatever g follows.
+        return torch.where(s > 0, rho, torch.zeros_like(rho)) if self.wiener else rho
+
+
+def divide(a: Tensor, b: Tensor, at_zero: Tensor | float) -> Tensor:
+    """a / b, and `at_zero` where b = 0."""
+    zero = b == 0
+    return torch.where(zero, torch.as_tensor(at_zero, dtype=a.dtype, device=a.device), a / torch.where(zero, 1.0, b))
+
+
+class Linear(Interpolant):
+    """x_s = s x_1 + (1-s) eps: flow matching from noise, as in RIVER (arXiv 2211.14575)."""
+
+    from_reference = False
+
+    def alpha(self, s): return torch.zeros_like(s)
+    def d_alpha(self, s): return torch.zeros_like(s)
+    def beta(self, s): return s
+    def d_beta(self, s): return torch.ones_like(s)
+    def sigma(self, s): return 1 - s
+    def d_sigma(self, s): return -torch.ones_like(s)
+
+
+class Follmer(Interpolant):
+    """x_s = (1-s) x_0 + s^2 x_1 + c (1-s) W_s: from the reference (arXiv 2403.13724, eq. 20)."""
+
+    wiener = True
+
+    def alpha(self, s): return 1 - s
+    def d_alpha(self, s): return -torch.ones_like(s)
+    def beta(self, s): return s**2
+    def d_beta(self, s): return 2 * s
+    def sigma(self, s): return self.c * (1 - s)
+    def d_sigma(self, s): return torch.full_like(s, -self.c)
+
+
+TABLE = {"linear": Linear, "follmer": Follmer}
+
+
+def get(name: str, c: float = 0.1, output: str = "drift", k: float = 1.0) -> Interpolant:
+    """The interpolant of that name. KeyError for an unknown one."""
+    return TABLE[name](c=c, output=output, k=k)

@@ -1,0 +1,79 @@
+"""A small residual network at latent resolution, the default for small data: it learns in minutes on two cores."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.embedding import sinusoidal
+
+
+class Block(nn.Module):
+    """Two convolutions, the second scaled and shifted by the conditioning (FiLM); the identity at the start."""
+
+    def __init__(self, width: int, dropout: float):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=1)
+        self.film, self.dropout = nn.Linear(width, 2 * width), nn.Dropout(dropout)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.film(condition)[:, :, None, None].chunk(2, 1)
+        h = self.norm2(self.conv1(F.silu(self.norm1(x)))) * (1 + scale) + shift
+        return x + self.conv2(self.dropout(F.silu(h)))
+
+
+class Attention(nn.Module):
+    """Self-attention over all pixels; the identity at the start."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads, self.norm = heads, nn.GroupNorm(8, width)
+        self.qkv, self.out = nn.Conv2d(width, 3 * width, 1), nn.Conv2d(width, width, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, W, h, w = x.shape
+        q, k, v = self.qkv(self.norm(x)).view(B, 3, self.heads, W // self.heads, h * w).transpose(-1, -2).unbind(1)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(mixed.transpose(-1, -2).reshape(B, W, h, w))
+
+
+class ConvNet(nn.Module):
+    """`depth` blocks in, `mid_depth` in between with one attention after the first, `depth` out with long skips."""
+
+    def __init__(self, latent_shape: tuple[int, int, int], width: int = 128, depth: int = 3, mid_depth: int = 2,
+                 heads: int = 4, dropout: float = 0.0):
+        super().__init__()
+        C = latent_shape[0]
+        self.width = width
+        self.condition = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.conv_in = nn.Conv2d(3 * C, width, 3, padding=1)
+        self.in_blocks = nn.ModuleList(Block(width, dropout) for _ in range(depth))
+        self.mid_blocks = nn.ModuleList(Block(width, dropout) for _ in range(mid_depth))
+        self.attention = Attention(width, heads)
+        self.joins = nn.ModuleList(nn.Conv2d(2 * width, width, 1) for _ in range(depth))
+        self.out_blocks = nn.ModuleList(Block(width, dropout) for _ in range(depth))
+        self.norm_out, self.conv_out = nn.GroupNorm(8, width), nn.Conv2d(width, C, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, z: Tensor, s: Tensor, reference: Tensor, context: Tensor, gap: Tensor) -> Tensor:
+        embedded = torch.cat([sinusoidal(s, self.width, 200.0), sinusoidal(gap.log(), self.width, 10.0)], 1)
+        condition = self.condition(embedded)
+        x = torch.cat([z, reference, context], 1).contiguous(memory_format=torch.channels_last)
+        x, stored = self.conv_in(x), []
+        for block in self.in_blocks:
+            x = block(x, condition)
+            stored.append(x)
+        for i, block in enumerate(self.mid_blocks):
+            x = block(x, condition)
+            if i == 0:
+                x = self.attention(x)
+        for join, block in zip(self.joins, self.out_blocks):
+            x = block(join(torch.cat([stored.pop(), x], 1)), condition)
+        return self.conv_out(F.silu(self.norm_out(x)))

@@ -1,0 +1,71 @@
+"""The published velocity network of RIVER (arXiv 2211.14575): a U-ViT, transformer blocks with long skips.
+
+Parameter names and shapes are those of the published checkpoints, so that these load without renaming.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops.layers.torch import Rearrange
+from torch import Tensor, nn
+
+from models.embedding import sinusoidal
+
+POSITIONS = 512  # rows and columns that the position embedding can tell apart
+
+
+class PositionEncoding(nn.Module):
+    """Learned 2-D embedding; of a token's channels the first half tells its column, the second its row."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.row_embed = nn.Embedding(POSITIONS, width // 2)
+        self.col_embed = nn.Embedding(POSITIONS, width // 2)
+        nn.init.uniform_(self.row_embed.weight)
+        nn.init.uniform_(self.col_embed.weight)
+
+    def forward(self, h: int, w: int) -> Tensor:
+        """-> (1, h * w, width)"""
+        column = self.col_embed.weight[:w].expand(h, -1, -1)
+        row = self.row_embed.weight[:h, None].expand(-1, w, -1)
+        return torch.cat([column, row], -1).flatten(0, 1)[None]
+
+
+class UViT(nn.Module):
+    """`depth` blocks in, `mid_depth` in between, `depth` out; out block i joins the output of in block depth - 1 - i.
+
+    Defaults are the published sizes, 98.1 M parameters at C = 4. width must be a multiple of heads and of 2.
+    """
+
+    def __init__(self, latent_shape: tuple[int, int, int], width: int = 768, depth: int = 4, mid_depth: int = 5,
+                 heads: int = 8, dropout: float = 0.05):
+        super().__init__()
+        C, h, w = latent_shape
+        self.width = width
+
+        def block() -> nn.Module:
+            return nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True)
+
+        self.position_encoding = PositionEncoding(width)
+        self.project_in = nn.Sequential(Rearrange("b c h w -> b (h w) c"), nn.Linear(3 * C, width))
+        self.time_projection = nn.Sequential(nn.Linear(1, 256), nn.ReLU(), nn.Linear(256, width))  # of log(gap)
+        self.in_blocks = nn.ModuleList(block() for _ in range(depth))
+        self.mid_blocks = nn.ModuleList(block() for _ in range(mid_depth))
+        self.out_blocks = nn.ModuleList(nn.ModuleList([nn.Linear(2 * width, width), block()]) for _ in range(depth))
+        self.project_out = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width),
+                                         Rearrange("b (h w) c -> b c h w", h=h, w=w), nn.Conv2d(width, C, 3, padding=1))
+
+    def forward(self, z: Tensor, s: Tensor, reference: Tensor, context: Tensor, gap: Tensor) -> Tensor:
+        h, w = z.shape[-2:]
+        tokens = self.project_in(torch.cat([z, reference, context], 1)) + self.position_encoding(h, w)
+        tokens = tokens + self.time_projection(gap.log()[:, None])[:, None]
+        tokens = torch.cat([sinusoidal(s, self.width, 200.0)[:, None].to(tokens), tokens], 1)
+        stored = []
+        for block in self.in_blocks:
+            tokens = block(tokens)
+            stored.append(tokens)
+        for block in self.mid_blocks:
+            tokens = block(tokens)
+        for join, block in self.out_blocks:
+            tokens = block(join(torch.cat([stored.pop(), tokens], -1)))
+        return self.project_out(tokens[:, 1:])

@@ -1,0 +1,145 @@
+"""Bouncing balls: the stream of lifelong video learning (arXiv 2406.04814), made rather than fetched.
+
+    python -m prepare.balls --out data/ball_stn
+    python -m prepare.balls --out data/ball_nstn --color_shift
+
+Two balls of radius 1.2 in a 10 x 10 box, elastic bounces on walls and on each other (equal masses), two half-steps per
+frame. At every bounce a ball changes its colour by a second-order rule, so that a forecast needs more than one frame
+of memory. The physics is that of Sutskever, Hinton and Taylor (2008); positions, velocities and colours are stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from console import UserError, progress, run_command
+from shards import ShardWriter
+
+BOX, RADIUS, BALLS, SIZE, FPS = 10.0, 1.2, 2, 32, 10.0
+SPEED = 0.5  # norm of both velocities together, in box units per frame; elastic bounces keep it
+NONE, RED, YELLOW, GREEN = -1, 0, 1, 2
+NAMES = ("red", "yellow", "green")
+RGB = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0]], np.float32)
+NEXT_COLOR = {(GREEN, RED): YELLOW, (YELLOW, RED): GREEN, (RED, GREEN): RED, (RED, YELLOW): RED,
+              (NONE, RED): YELLOW, (NONE, GREEN): RED, (NONE, YELLOW): RED}
+CHUNK = 10_000  # frames simulated, drawn and written at a time
+
+
+class World:
+    """Two balls and their state. Plain floats: for two balls they are faster than arrays."""
+
+    def __init__(self, rng: np.random.Generator):
+        while True:
+            self.x = rng.uniform(RADIUS, BOX - RADIUS, (BALLS, 2)).tolist()
+            if math.dist(*self.x) > 2 * RADIUS:
+                break
+        velocity = rng.standard_normal((BALLS, 2))
+        self.v = (velocity / np.linalg.norm(velocity) * SPEED).tolist()
+        self.colors = rng.integers(len(RGB), size=BALLS).tolist()
+        self.previous = [NONE] * BALLS
+
+    def bounce(self, ball: int) -> None:
+        after = NEXT_COLOR[self.previous[ball], self.colors[ball]]
+        self.previous[ball], self.colors[ball] = self.colors[ball], after
+
+    def half_step(self) -> None:
+        (a, b), (va, vb) = self.x, self.v
+        for ball, (x, v) in enumerate(((a, va), (b, vb))):
+            hit = False
+            for axis in (0, 1):
+                x[axis] += 0.5 * v[axis]
+                # Only a ball on its way out bounces: one that overlaps the wall on its way back has bounced already.
+                if (x[axis] < RADIUS and v[axis] < 0) or (x[axis] > BOX - RADIUS and v[axis] > 0):
+                    v[axis], hit = -v[axis], True
+            if hit:
+                self.bounce(ball)
+        dx, dy = b[0] - a[0], b[1] - a[1]
+        approach = (vb[0] - va[0]) * dx + (vb[1] - va[1]) * dy
+        square = dx * dx + dy * dy
+        if square < 4 * RADIUS * RADIUS and approach < 0:
+            # Equal masses: the two swap the parts of their velocities that lie along the line of centres.
+            px, py = approach / square * dx, approach / square * dy
+            va[0], va[1], vb[0], vb[1] = va[0] + px, va[1] + py, vb[0] - px, vb[1] - py
+            self.bounce(0)
+            self.bounce(1)
+
+    def simulate(self, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """positions, velocities (frames, 2, 2) float32 in box units (x, y); colors (frames, 2) int8 index RGB."""
+        rows = []
+        for _ in range(frames):
+            (a, b), (va, vb) = self.x, self.v
+            rows.append((*a, *b, *va, *vb, *self.colors))
+            self.half_step()
+            self.half_step()
+        table = np.array(rows, np.float32)
+        return (table[:, 0:4].reshape(-1, BALLS, 2), table[:, 4:8].reshape(-1, BALLS, 2),
+                table[:, 8:10].astype(np.int8))
+
+
+def draw(positions: np.ndarray, colors: np.ndarray, blue: np.ndarray, size: int = SIZE) -> np.ndarray:
+    """Frames (N, size, size, 3) uint8 of balls at (N, balls, 2) with colours (N, balls) and blue level (N,) in [0, 1].
+
+    A ball is colour * exp(-((dx^2 + dy^2) / r^2)^4), summed over balls and clipped at 1; row is y, column is x.
+    """
+    grid = ((np.arange(size, dtype=np.float32) + 0.5) * (BOX / size))
+    square = (grid - positions[..., None]) ** 2  # (N, balls, 2, size)
+    d = (square[:, :, 1, :, None] + square[:, :, 0, None, :]) / RADIUS**2  # (N, balls, size, size)
+    d *= d
+    d *= d
+    bumps = np.exp(-np.minimum(d, 80.0, out=d), out=d)  # past 80 the value is below float32's smallest
+    rgb = RGB[colors]
+    rgb[..., 2] = blue[:, None]
+    frames = np.einsum("nbyx,nbc->nyxc", bumps, rgb, optimize=True)
+    return (np.minimum(frames, 1.0, out=frames) * 255 + 0.5).astype(np.uint8)
+
+
+def write_stream(writer: ShardWriter, frames: int, color_shift: bool, rng: np.random.Generator, name: str) -> None:
+    world = World(rng)
+    with progress(frames, f"balls {name}", "frame") as bar:
+        for start in range(0, frames, CHUNK):
+            positions, velocities, colors = world.simulate(min(CHUNK, frames - start))
+            time = np.arange(start, start + len(colors), dtype=np.float32)
+            blue = time / max(frames - 1, 1) if color_shift else np.zeros_like(time)
+            (writer.append if writer.videos else writer.add)(
+                draw(positions, colors, blue), positions=positions, velocities=velocities, colors=colors, blue=blue)
+            bar.update(len(colors))
+
+
+def make(out: str | Path, frames: dict[str, int], color_shift: bool = False, seed: int = 0, command: str = "") -> None:
+    """Write one stream per split, `frames[split]` long, to out/{split}/; the folder appears when all are complete."""
+    out = Path(out)
+    if out.exists():
+        raise UserError(f"{out} already exists; remove it or choose another --out")
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for index, (split, count) in enumerate(frames.items()):
+        with ShardWriter(partial / split, fps=FPS, source="bouncing balls", command=command) as writer:
+            write_stream(writer, count, color_shift, np.random.default_rng([seed, index]), split)
+    os.replace(partial, out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m prepare.balls", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", required=True, help="folder to make, e.g. data/ball_stn")
+    parser.add_argument("--frames", type=int, default=100_000, help="length of the training stream (published: 1,000,000)")
+    parser.add_argument("--held_out", type=int, default=10_000, help="length of the val and of the test stream")
+    parser.add_argument("--color_shift", action="store_true", help="blue rises from 0 to 1 along each stream (ball_nstn)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if min(args.frames, args.held_out) < 1:
+        raise UserError("--frames and --held_out must be at least 1")
+    make(args.out, {"train": args.frames, "val": args.held_out, "test": args.held_out}, args.color_shift, args.seed,
+         shlex.join(["python", "-m", "prepare.balls", *sys.argv[1:]]))
+    print(f"{args.out}: train {args.frames:,}, val and test {args.held_out:,} frames each")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,233 @@
+"""What a run stands on: processes and devices, seeds, precision, checkpoints on disk, the log (JSON lines and wandb)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import netrc
+import os
+import shutil
+import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+import configs
+from console import UserError
+
+
+# --------------------------------------------------------------------------------------------- processes and devices
+@dataclass(frozen=True)
+class Process:
+    """This process among those that torchrun started; alone, it is rank 0 of 1."""
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+
+def start() -> Process:
+    local, rank, world = (int(os.environ.get(k, d)) for k, d in (("LOCAL_RANK", 0), ("RANK", 0), ("WORLD_SIZE", 1)))
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Process(rank, world, device)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Does the hardware multiply matrices in bf16 faster than in float32? On a CPU that takes AMX tiles: AVX512-BF16
+    alone ran at half the rate of float32 where it was measured."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+
+
+def autocast(precision: str, device: torch.device):
+    """The context to run networks in, for train.precision = auto, bf16 or float32."""
+    if precision == "bf16" or (precision == "auto" and has_fast_bf16(device)):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def learning_rate(step: int, peak: float, steps: int, warmup: int, schedule: str = "cosine") -> float:
+    """Of update `step` (from 0): linear warm-up to the peak, then constant, or a cosine to 0 at `steps`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule == "constant":
+        return peak
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+# ------------------------------------------------------------------------------------------------------------ seeding
+def seed_of(*key: int | str) -> int:
+    """A 63-bit seed that depends on every part of the key, e.g. (seed, "noise", step, rank)."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
+
+
+def generator(device: torch.device, *key: int | str) -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed_of(*key))
+
+
+def rng(*key: int | str) -> np.random.Generator:
+    return np.random.default_rng(seed_of(*key))
+
+
+# -------------------------------------------------------------------------------------------------------- checkpoints
+def save_checkpoint(dir: Path, state: dict, keep: int) -> Path:
+    """Write step_<n>.pt and point latest.pt at it. Whenever the process dies, complete files only are left in place."""
+    dir.mkdir(parents=True, exist_ok=True)
+    path = dir / f"step_{state['step']:08d}.pt"
+    temporary = dir / f".{path.name}.tmp"
+    with open(temporary, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    link = dir / ".latest.tmp"
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, link)
+    os.replace(link, dir / "latest.pt")
+    for old in sorted(dir.glob("step_*.pt"))[:-keep]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict:
+    """Tensors and plain values only: a file that would run code on loading is refused."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, … for what is one thing to a user
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: not a checkpoint that can be loaded safely ({reason[:120]})") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: holds a {type(state).__name__}, not a checkpoint")
+    return state
+
+
+def resume(dir: Path, device: torch.device | str = "cpu") -> dict | None:
+    """The newest checkpoint of a run that can be read, or None at the start. A damaged one is named and passed over."""
+    newest_first = [dir / "latest.pt", *sorted(dir.glob("step_*.pt"), reverse=True)]
+    for path in filter(Path.exists, newest_first):
+        try:
+            return load_checkpoint(path, device)
+        except UserError as error:
+            warnings.warn(f"{error}; trying the one before", stacklevel=2)
+    return None
+
+
+def load_weights(module: torch.nn.Module, weights: dict, where: str | Path) -> None:
+    """Load a state dict in full; names that are missing, unknown or of another shape are an error naming the first few."""
+    own = module.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in weights]
+    wrong += [f"{name} is unknown" for name in weights if name not in own]
+    wrong += [f"{name} is {tuple(weights[name].shape)}, not {tuple(own[name].shape)}" for name in own
+              if name in weights and weights[name].shape != own[name].shape]
+    if wrong:
+        raise UserError(f"{where}: not weights of this architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
+    module.load_state_dict(weights)
+
+
+def digest(module: torch.nn.Module) -> str:
+    """A name for a module's weights."""
+    total = hashlib.blake2b(digest_size=16)
+    for name, value in module.state_dict().items():
+        total.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------- log
+def wandb_mode(mode: str) -> str:
+    """`auto` -> WANDB_MODE if set, online where a key is configured, else offline."""
+    if mode != "auto":
+        return mode
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"]
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
+    import wandb
+    try:
+        host = urlparse(wandb.Settings().base_url).hostname
+        return "online" if netrc.netrc(os.environ.get("NETRC")).authenticators(host) else "offline"
+    except (OSError, netrc.NetrcParseError):
+        return "offline"
+
+
+class Log:
+    """Rows of a run: appended to metrics.jsonl and sent to wandb. On resuming at `step`, later rows of the file go,
+    since the steps that wrote them will be done again."""
+
+    def __init__(self, dir: Path, config: configs.Config, step: int, enabled: bool = True):
+        self.run, self.file = None, None
+        if not enabled:
+            return
+        dir.mkdir(parents=True, exist_ok=True)
+        path = dir / "metrics.jsonl"
+        if path.exists():
+            rows = [line for line in path.read_text().splitlines() if is_row(line) and json.loads(line)["step"] <= step]
+            temporary = path.with_name(".metrics.tmp")
+            temporary.write_text("".join(row + "\n" for row in rows))
+            os.replace(temporary, path)
+        self.file = open(path, "a", buffering=1)
+        mode = wandb_mode(config.wandb.mode)
+        if mode != "disabled":
+            self.run = start_wandb(dir, config, mode)
+
+    def row(self, step: int, **values: float) -> None:
+        if self.file:
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+        if self.run:
+            self.run.log(values, step=step)
+
+    def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
+        """frames: (T, H, W, 3) uint8."""
+        if self.run:
+            import wandb
+            self.run.log({name: wandb.Video(frames.transpose(0, 3, 1, 2), fps=max(1, round(fps)), format="mp4")}, step=step)
+
+    def close(self) -> None:
+        if self.file:
+            self.file.close()
+        if self.run:
+            self.run.finish(quiet=True)
+
+
+def is_row(line: str) -> bool:
+    """False for a line that was cut short when the process was killed."""
+    try:
+        return "step" in json.loads(line)
+    except ValueError:
+        return False
+
+
+def start_wandb(dir: Path, config: configs.Config, mode: str):
+    import wandb
+    id_file = dir / "wandb_id.txt"  # its own id, since ids of deleted runs cannot be used again
+    if not id_file.exists():
+        id_file.write_text(f"{dir.name}-{os.urandom(4).hex()}")
+    folder = Path(config.output.root)
+    folder.mkdir(parents=True, exist_ok=True)
+    return wandb.init(project=config.wandb.project, entity=config.wandb.entity or None, id=id_file.read_text(),
+                      name=dir.name, dir=str(folder), mode=mode, resume="allow" if mode == "online" else None,
+                      config=configs.to_dict(config), settings=wandb.Settings(silent=True, console="off"))

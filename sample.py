@@ -1,0 +1,325 @@
+"""Solvers, the autoregressive roll-out, and the command that turns a checkpoint into forecasts.
+
+    python sample.py --ckpt outputs/checkpoints/ball_stn-follmer-0/latest.pt
+
+writes samples as arrays, a video per forecast with the truth beside it, a contact sheet and metrics.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import configs
+import data
+import interpolants
+import metrics
+import models
+import pictures
+import runtime
+import vqvae
+from configs import Config
+from console import UserError, progress, run_command
+from interpolants import Interpolant, across
+from shards import Shards
+
+
+# -------------------------------------------------------------------------------------------------------------- solvers
+def integrate(field: Callable[[Tensor, Tensor], Tensor], interpolant: Interpolant, x0: Tensor, steps: int,
+              solver: str = "exact", diffusion: str = "0", generator: torch.Generator | None = None) -> Tensor:
+    """Carry x_s from s = 0 to 1 in `steps` steps of equal size; -> x_1, (B, …) like x0.
+
+    field(x, s) -> network output, s: (B,). x0: the reference (for interpolants that start at noise only its shape
+    counts). solver: `exact`, `euler` (diffusion 0 only) or `em`, Euler-Maruyama. diffusion: see Interpolant.diffusion.
+    """
+    if solver not in STEPS:
+        raise ValueError(f"solver must be one of {', '.join(STEPS)}, got {solver!r}")
+    if solver == "euler" and diffusion != "0":
+        raise ValueError(f"euler solves the ODE, diffusion 0; for {diffusion} take em or exact")
+    grid = torch.linspace(0, 1, steps + 1, dtype=x0.dtype, device=x0.device)
+    x = x0 if interpolant.wiener else normal(x0, generator)
+    for k in range(steps):
+        s, t = (moment.expand(len(x0)) for moment in grid[k:k + 2])
+        # A point mass has no score, so its first step is as trained whatever follows; all share their marginals.
+        g = "sigma" if k == 0 and interpolant.wiener else diffusion
+        x = STEPS[solver](interpolant, field(x, s), x, x0, s, t, g, generator)
+    return x
+
+
+def exact_step(interpolant, output, x, x0, s, t, diffusion, generator) -> Tensor:
+    """Hold E[x_1|x] over the step and do the rest exactly: the coefficients at t, and the part rho of eps that the
+    diffusion leaves, the rest drawn anew. Plain Euler would end at (1 - 1/N) x_1 for beta = s^2 and fade a roll-out."""
+    x1, eps = interpolant.denoise(output, x, s, x0), interpolant.noise(output, x, s, x0)
+    rho = interpolant.memory(diffusion, s, t)
+    if bool((rho < 1).any()):
+        eps = across(rho, x) * eps + across((1 - rho**2).clamp(min=0).sqrt(), x) * normal(x, generator)
+    return (across(interpolant.alpha(t), x) * x0 + across(interpolant.beta(t), x) * x1
+            + across(interpolant.gamma(t), x) * eps)
+
+
+def euler_maruyama_step(interpolant, output, x, x0, s, t, diffusion, generator) -> Tensor:
+    g = interpolant.diffusion(diffusion, s)
+    if not bool(torch.isfinite(g).all()):
+        raise ValueError(f"diffusion {diffusion} is infinite at s = {float(s[0]):g}; take solver exact")
+    x = x + across(t - s, x) * interpolant.drift(output, x, s, x0, g)
+    # the last step adds no noise: its end is the sample
+    return x if float(t[0]) >= 1 or not bool(g.any()) else x + across(g * (t - s).sqrt(), x) * normal(x, generator)
+
+
+STEPS = {"exact": exact_step, "euler": euler_maruyama_step, "em": euler_maruyama_step}
+
+
+def normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
+# ------------------------------------------------------------------------------------------------------------- roll-out
+class Forecaster:
+    """A trained network with all that it takes to forecast pixels: config, interpolant, autoencoder, normalisation."""
+
+    def __init__(self, config: Config, net: nn.Module, autoencoder: nn.Module, device: torch.device):
+        self.config, self.net, self.autoencoder, self.device = config, net, autoencoder, device
+        self.interpolant = make_interpolant(config)
+        self.mean, self.std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (config.latent.mean, config.latent.std))
+        choice = config.sample.diffusion
+        self.diffusion = ("sigma" if self.interpolant.wiener else "0") if choice == "auto" else choice
+
+    def normalize(self, z: Tensor) -> Tensor:
+        return (z - self.mean) / self.std
+
+    def field(self, x0: Tensor, context: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[Tensor, Tensor], Tensor]:
+        """field(x, s) for one frame; context() -> (context latents, gap), drawn anew at each call or not."""
+        def evaluate(x: Tensor, s: Tensor) -> Tensor:
+            z = self.interpolant.network_input(x, s, x0)
+            with runtime.autocast(self.config.train.precision, self.device):
+                frame, gap = context()
+                return self.net(z, s, x0, frame, gap).float()
+        return evaluate
+
+    @torch.no_grad()
+    def roll_out(self, given: Tensor, frames: int, key: tuple, bar=None) -> Tensor:
+        """given: (B, T, C, h, w) normalised latents -> the next `frames`, (B, frames, C, h, w). key seeds the noise."""
+        B, T, *shape = given.shape
+        sample = self.config.sample
+        history = torch.empty(B, T + frames, *shape, device=self.device)
+        history[:, :T] = given
+        rng, noise = runtime.rng(*key, "context"), runtime.generator(self.device, *key)
+        rows = torch.arange(B, device=self.device)
+        for t in range(T, T + frames):
+            def draw(t: int = t) -> tuple[Tensor, Tensor]:
+                # after a single frame the reference is its own context
+                gap = data.gaps(rng.random(B), np.full(B, max(t - 1, 1)), sample.context)
+                place = torch.from_numpy(np.maximum(t - 1 - gap, 0)).to(self.device)
+                return history[rows, place], torch.from_numpy(gap).to(self.device, torch.float32)
+            once = draw() if sample.redraw == "frame" else None
+            x0 = history[:, t - 1]
+            history[:, t] = integrate(self.field(x0, draw if once is None else lambda once=once: once), self.interpolant,
+                                      x0, sample.steps, sample.solver, self.diffusion, noise)
+            if bar is not None:
+                bar.update(B)
+        return history[:, T:]
+
+    @torch.no_grad()
+    def forecast(self, frames: np.ndarray, predict: int, futures: int, key: tuple, quiet: bool = False) -> np.ndarray:
+        """(V, T, H, W, 3) uint8 given frames -> (V, futures, predict, H, W, 3) uint8."""
+        V, T = frames.shape[:2]
+        z = torch.from_numpy(data.encode_frames(self.autoencoder.encode, frames.reshape(-1, *frames.shape[2:]), self.device))
+        z = self.normalize(z.to(self.device, torch.float32)).unflatten(0, (V, T)).repeat_interleave(futures, 0)
+        out = np.empty((V * futures, predict, *frames.shape[2:]), np.uint8)
+        size = self.config.sample.batch
+        bar = progress(len(z) * predict, "sample", "frame") if not quiet else None
+        for start in range(0, len(z), size):
+            part = z[start:start + size]
+            future = self.roll_out(part, predict, (*key, start), bar)
+            for k in range(predict):
+                pixels = self.autoencoder.decode(future[:, k] * self.std + self.mean)
+                out[start:start + size, k] = data.to_frames(pixels)
+        if bar is not None:
+            bar.close()
+        return out.reshape(V, futures, *out.shape[1:])
+
+
+def make_interpolant(config: Config) -> Interpolant:
+    """The config's interpolant; k is measured: the standard deviation of x_1 - x_0, or 1, that of a normalised x_1."""
+    flow = config.flow
+    k = config.latent.delta if interpolants.TABLE[flow.interpolant].from_reference else 1.0
+    return interpolants.get(flow.interpolant, c=flow.c, output=flow.output, k=k)
+
+
+def build_net(config: Config) -> nn.Module:
+    sizes = dataclasses.asdict(config.model)
+    return models.build(sizes.pop("name"), latent_shape=config.latent.shape, **sizes)
+
+
+def load(path: str | Path, device: torch.device, overrides: dict | None = None) -> tuple[Forecaster, int]:
+    """-> the forecaster of a checkpoint, with its averaged weights, and the number of updates behind them."""
+    state = runtime.load_checkpoint(path, device)
+    if missing := {"ema", "config", "step"} - state.keys():
+        raise UserError(f"{path}: not a checkpoint of main.py (it lacks {', '.join(sorted(missing))})")
+    config = configs.update(configs.from_dict(state["config"]), overrides or {})
+    if not config.latent.shape:
+        raise UserError(f"{path}: a VQVAE's checkpoint, not a velocity network's")
+    net = build_net(config).to(device)
+    runtime.load_weights(net, state["ema"], path)
+    if "vqvae" in state:
+        autoencoder = vqvae.build(config.vqvae)
+        runtime.load_weights(autoencoder, state["vqvae"], path)
+    else:
+        autoencoder = vqvae.load(config.vqvae.ckpt, config.vqvae.kind)
+    return Forecaster(config, net.eval(), vqvae.freeze(autoencoder, device), device), state["step"]
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+def read_clips(shards: Shards, windows: data.Windows) -> np.ndarray:
+    """(V, clip, H, W, 3) uint8"""
+    offsets = np.arange(windows.clip) * windows.stride
+    return np.stack([shards.read(v, start + offsets) for v, start in zip(windows.video, windows.start)])
+
+
+def mean_frame(shards: Shards) -> np.ndarray:
+    """The mean over (at most 2,000 of) a split's frames, (H, W, 3) uint8."""
+    frames = vqvae.random_frames(shards, min(2_000, int(shards.lengths.sum())), np.random.default_rng(0))
+    return frames.mean(0).round().astype(np.uint8)
+
+
+def score(truth: np.ndarray, samples: np.ndarray, mean: np.ndarray) -> dict:
+    """Metrics per horizon of samples (V, S, T, H, W, 3) and of two baselines against the last T frames of truth."""
+    T = samples.shape[2]
+    rows: dict[str, list] = {}
+    for clip, futures in zip(truth, samples):  # video by video: float copies of all at once could fill the memory
+        y = clip[None, -T:].astype(np.float32) / 255
+        forecasts = {"": futures[None], "_repeat_last": clip[-T - 1][None, None, None].repeat(T, 2),
+                     "_mean_frame": mean[None, None, None].repeat(T, 2)}
+        for suffix, frames in forecasts.items():
+            x = frames.astype(np.float32) / 255
+            for name, metric in metrics.ALL.items():
+                rows.setdefault(name + suffix, []).append(metric(x, y)[0])
+    table = {name: np.stack(values) for name, values in rows.items()}
+    ratio = {name: {"all": float(table[name].mean() / table[f"{name}_repeat_last"].mean()),
+                    "horizon": (table[name].mean(0) / table[f"{name}_repeat_last"].mean(0).clip(1e-12)).tolist()}
+             for name in ("mse", "crps")}
+    return {"summary": {name: metrics.summarize(values) for name, values in table.items()},
+            "ratio_to_repeat_last": ratio, "horizon": {name: values.mean(0).tolist() for name, values in table.items()}}
+
+
+def results_dir(forecaster: Forecaster, step: int) -> Path:
+    config, sample = forecaster.config, forecaster.config.sample
+    sampler = f"{config.model.name}-{step}_{sample.solver}-{forecaster.diffusion}-{sample.steps}"
+    return Path(config.output.root) / "results" / config.run_id / sampler / f"{config.dataset}-{sample.split}"
+
+
+def evaluate(forecaster: Forecaster, step: int, out: Path | None = None, windows: data.Windows | None = None,
+             ckpt: str | Path = "") -> tuple[dict, Path]:
+    """Forecast held-out clips and write everything there is to look at; -> (metrics, folder). The folder appears when
+    it is complete, in place of an earlier one of the same name."""
+    config, sample = forecaster.config, forecaster.config.sample
+    shards, train = open_split(config, sample.split), open_split(config, "train")
+    clip = config.data.condition + config.data.predict
+    if windows is None:
+        data.check_long_enough(shards, clip, config.data.skip, "data.condition + data.predict")
+        windows = data.spaced_windows(shards.lengths, clip, config.data.skip, sample.num_videos)
+    truth = read_clips(shards, windows)
+    samples = forecaster.forecast(truth[:, :config.data.condition], config.data.predict, sample.num_samples,
+                                  (config.train.seed, "sample"))
+    protocol = {"split": sample.split, "videos": len(truth), "samples_per_video": sample.num_samples,
+                "condition": config.data.condition, "predict": config.data.predict, "skip": config.data.skip,
+                "solver": sample.solver, "diffusion": forecaster.diffusion, "steps": sample.steps,
+                "network_evaluations_per_frame": sample.steps, "context": sample.context, "redraw": sample.redraw,
+                "checkpoint": str(ckpt), "updates": step, "rule": "mse, psnr: mean over single samples; crps: unbiased"}
+    result = {"protocol": protocol, "config": configs.to_dict(config), **score(truth, samples, mean_frame(train))}
+    out = out or results_dir(forecaster, step)
+    write_results(out, truth, samples, result, (shards.fps or 10) / (config.data.skip + 1), sample.format)
+    return result, out
+
+
+def write_results(out: Path, truth: np.ndarray, samples: np.ndarray, result: dict, fps: float, format: str) -> None:
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "videos").mkdir(parents=True)
+    np.save(partial / "samples.npy", samples)
+    np.save(partial / "truth.npy", truth)
+    pictures.contact_sheet(truth, samples).save(partial / "contact_sheet.png")
+    pictures.write_video(partial / f"forecasts.{format}", pictures.mosaic(truth, samples), fps)
+    with progress(len(truth), "write videos", "video") as bar:
+        for k, (t, s) in enumerate(zip(truth, samples)):
+            pictures.write_video(partial / "videos" / f"{k:03d}.{format}", pictures.side_by_side(t, s), fps)
+            bar.update()
+    (partial / "metrics.json").write_text(json.dumps(result, indent=1))
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(partial, out)
+
+
+def open_split(config: Config, split: str) -> Shards:
+    root = Path(config.data.root)
+    if not any((root / split).glob("shard_*.hdf5")):
+        there = [name for name in ("train", "val", "test") if any((root / name).glob("shard_*.hdf5"))]
+        raise UserError(f"no shards in {root / split}; splits that are there: {', '.join(there) or 'none'}")
+    shards = Shards(root / split)
+    if shards.shape[:2] != (config.data.image_size,) * 2:
+        raise UserError(f"{shards.dir}: frames of {shards.shape[1]}x{shards.shape[0]} pixels, but data.image_size is "
+                        f"{config.data.image_size}; set it, or prepare the shards again")
+    return shards
+
+
+def table(result: dict) -> str:
+    """What a person reads at the end of a run."""
+    horizon, protocol = result["horizon"], result["protocol"]
+    T = protocol["predict"]
+    shown = sorted({t for t in (1, 2, 5, 10, 20, 30, T) if t <= T})
+    head = f"{'frame':<24}" + "".join(f"{t:>9}" for t in shown) + f"{'all':>9}"
+    lines = [f"{protocol['videos']} {protocol['split']} videos, {protocol['samples_per_video']} futures each, "
+             f"{protocol['condition']} -> {T} frames, {protocol['solver']} solver, diffusion {protocol['diffusion']}, "
+             f"{protocol['steps']} steps a frame", head, "-" * len(head)]
+    for name, digits in (("crps", 4), ("mse", 4), ("psnr", 2)):
+        for suffix, label in (("", ""), ("_repeat_last", " repeat last frame"), ("_mean_frame", " mean frame")):
+            values = horizon[name + suffix]
+            cells = [values[t - 1] for t in shown] + [float(np.mean(values))]
+            lines.append(f"{name + label:<24}" + "".join(f"{v:>9.{digits}f}" for v in cells))
+        if name in result["ratio_to_repeat_last"]:
+            ratio = result["ratio_to_repeat_last"][name]
+            cells = [ratio["horizon"][t - 1] for t in shown] + [ratio["all"]]
+            lines.append(f"{name + ' / repeat last':<24}" + "".join(f"{v:>9.2f}" for v in cells))
+    return "\n".join(lines)
+
+
+def paths(out: Path, format: str, ckpt: str | Path) -> str:
+    return "\n".join([f"video          {out / f'forecasts.{format}'}", f"contact sheet  {out / 'contact_sheet.png'}",
+                      f"metrics        {out / 'metrics.json'}", f"checkpoint     {ckpt}"])
+
+
+FLAGS = {"num_videos": "sample.num_videos", "num_samples": "sample.num_samples", "num_frames": "data.predict",
+         "steps": "sample.steps", "solver": "sample.solver", "diffusion": "sample.diffusion", "split": "sample.split",
+         "format": "sample.format"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python sample.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--ckpt", required=True, help="a checkpoint of main.py")
+    for flag, name in FLAGS.items():
+        parser.add_argument(f"--{flag}", help=f"{name}; default: the checkpoint's")
+    parser.add_argument("--out", help="folder to write; default: outputs/results/<run id>/<model>_<sampler>/<data>")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="GROUP.FIELD=VALUE",
+                        help="any other field, e.g. data.root=DIR where the data has moved")
+    args = parser.parse_args()
+    given = [f"{name}={getattr(args, flag)}" for flag, name in FLAGS.items() if getattr(args, flag) is not None]
+    process = runtime.start()
+    forecaster, step = load(args.ckpt, process.device, configs.parse_overrides([*given, *args.set]))
+    out = Path(args.out) if args.out else None
+    if out is not None and out.exists() and not (out / "metrics.json").exists():
+        raise UserError(f"--out {out} exists and holds no earlier results; choose another folder")
+    result, out = evaluate(forecaster, step, out, ckpt=args.ckpt)
+    print(table(result))
+    print(paths(out, forecaster.config.sample.format, args.ckpt))
+
+
+if __name__ == "__main__":
+    run_command(main)

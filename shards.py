@@ -1,0 +1,256 @@
+"""The HDF5 shards that every other file reads video from, and the writer that makes them. h5py and numpy only.
+
+A split is a directory of `shard_0001.hdf5`, `shard_0002.hdf5`, … in one of two layouts:
+
+* packed (what we write): `frames` (N, H, W, 3) uint8 with `lengths` (videos,) int64, the videos lying one after
+  another. A video may run on into the next shard, which then carries the attribute `continues`; that is how a stream
+  of any length is stored. Latent shards hold `latents` (N, C, h, w) instead of `frames`. Further per-frame arrays
+  (ball positions, say) lie beside them under `extra/`.
+* RIVER's (read only): `len/<i>` holds the length of video i, the group `<i>` one HxWx3 dataset per frame.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from console import UserError
+
+FORMAT_VERSION = 1
+PATTERN = "shard_*.hdf5"
+
+
+class PackedFile:
+    """One shard of the packed layout, addressed by flat frame index."""
+
+    def __init__(self, file: h5py.File, path: Path, key: str):
+        if key not in file or "lengths" not in file:
+            raise UserError(f"{path}: holds neither `{key}` with `lengths` (packed) nor `len` (RIVER); prepare it again")
+        self.file, self.data = file, file[key]
+        self.lengths = file["lengths"][:].astype(np.int64)
+        self.continues = bool(file.attrs.get("continues", False))
+        self.fps, self.shape = float(file.attrs.get("fps", 0)) or None, self.data.shape[1:]
+        if self.lengths.sum() != len(self.data):
+            raise UserError(f"{path}: `lengths` add up to {self.lengths.sum()} frames but `{key}` holds "
+                            f"{len(self.data)}; prepare it again")
+
+    def read(self, flat: np.ndarray) -> np.ndarray:
+        return read_rows(self.data, flat)
+
+    def read_extra(self, name: str, flat: np.ndarray) -> np.ndarray:
+        return read_rows(self.file["extra"][name], flat)
+
+
+class RiverFile:
+    """One shard of RIVER's layout (one dataset per frame), addressed by flat frame index."""
+
+    continues, fps = False, None
+
+    def __init__(self, file: h5py.File, path: Path):
+        self.file = file
+        self.names = sorted(file["len"], key=int)
+        self.lengths = np.array([int(file["len"][name][()]) for name in self.names], np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.shape = file[self.names[0]]["0"].shape
+
+    def read(self, flat: np.ndarray) -> np.ndarray:
+        videos = np.searchsorted(self.starts, flat, side="right") - 1
+        return np.stack([self.file[self.names[v]][str(i - self.starts[v])][()] for v, i in zip(videos, flat)])
+
+
+def read_rows(data: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Rows of a dataset in any order, repeats allowed; a run of neighbours is one read."""
+    if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+        return data[rows[0]:rows[-1] + 1]
+    unique, inverse = np.unique(rows, return_inverse=True)
+    return data[unique][inverse]
+
+
+class Shards:
+    """The videos of one split directory.
+
+    lengths: (videos,) int64 frames per video; shape: of one frame, (H, W, 3) or (C, h, w) for `key="latents"`;
+    fps: frames per second or None. Raises UserError naming the file for anything that cannot be read.
+    """
+
+    def __init__(self, dir: str | Path, key: str = "frames"):
+        self.dir, self.key = Path(dir), key
+        self.paths = sorted(self.dir.glob(PATTERN))
+        if not self.paths:
+            raise UserError(f"no shards: {self.dir / PATTERN} matches no file")
+        self._files: list[PackedFile | RiverFile] | None = None
+        self._pid = -1
+        lengths: list[int] = []
+        for file, path in zip(self.files, self.paths):
+            if file.shape != self.files[0].shape:
+                raise UserError(f"{path}: frames of {file.shape}, but {self.paths[0].name} has {self.files[0].shape}; "
+                                "a split has one resolution")
+            head = file.lengths
+            if file.continues and lengths:
+                lengths[-1] += int(head[0])
+                head = head[1:]
+            lengths.extend(head.tolist())
+        self.lengths = np.array(lengths, np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.file_starts = np.concatenate([[0], np.cumsum([f.lengths.sum() for f in self.files])])
+        self.shape, self.fps = tuple(self.files[0].shape), self.files[0].fps
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def files(self) -> list[PackedFile | RiverFile]:
+        """The open files; opened anew in a worker process, since HDF5 handles do not survive a fork."""
+        if self._files is None or self._pid != os.getpid():
+            self._files, self._pid = [self._open(path) for path in self.paths], os.getpid()
+        return self._files
+
+    def _open(self, path: Path) -> PackedFile | RiverFile:
+        try:
+            file = h5py.File(path, "r")
+        except OSError as error:
+            raise UserError(f"{path}: not a readable HDF5 file ({str(error).splitlines()[0]}); prepare it again") from None
+        return RiverFile(file, path) if "len" in file else PackedFile(file, path, self.key)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_files": None, "_pid": -1}
+
+    def _flat(self, video: int, frames: np.ndarray | slice) -> np.ndarray:
+        length = self.lengths[video]
+        local = np.arange(length)[frames] if isinstance(frames, slice) else np.asarray(frames, np.int64)
+        if len(local) and (local.min() < 0 or local.max() >= length):
+            raise IndexError(f"{self.dir}[{video}]: frames {local.min()}..{local.max()} of a video of {length}")
+        return self.starts[video] + local
+
+    def read(self, video: int, frames: np.ndarray | slice) -> np.ndarray:
+        """Frames of one video, in the order given: (n, H, W, 3) uint8, or (n, C, h, w) for latents."""
+        return self._gather(self._flat(video, frames), lambda file, rows: file.read(rows))
+
+    def read_extra(self, name: str, video: int, frames: np.ndarray | slice) -> np.ndarray:
+        """A per-frame array stored beside the frames, e.g. `positions` (n, balls, 2)."""
+        return self._gather(self._flat(video, frames), lambda file, rows: file.read_extra(name, rows))
+
+    def _gather(self, flat: np.ndarray, read) -> np.ndarray:
+        owner = np.searchsorted(self.file_starts, flat, side="right") - 1
+        parts = [(owner == k, self.files[k], self.file_starts[k]) for k in np.unique(owner)]
+        if len(parts) == 1:
+            _, file, start = parts[0]
+            return read(file, flat - start)
+        pieces = [(mask, read(file, flat[mask] - start)) for mask, file, start in parts]
+        out = np.empty((len(flat), *pieces[0][1].shape[1:]), pieces[0][1].dtype)
+        for mask, piece in pieces:
+            out[mask] = piece
+        return out
+
+    def fingerprint(self) -> str:
+        """A name for the contents: the digests stored by ShardWriter, or name, size and date of a foreign file."""
+        digest = hashlib.blake2b(digest_size=16)
+        for path, file in zip(self.paths, self.files):
+            stored = file.file.attrs.get("digest")
+            stat = path.stat()
+            digest.update((stored or f"{path.name} {stat.st_size} {stat.st_mtime_ns}").encode())
+        return digest.hexdigest()
+
+
+class ShardWriter:
+    """Writes packed shards. `add` stores a video; `append` goes on with the last one, over as many shards as it takes.
+
+    frames: (n, H, W, 3) uint8, or (n, C, h, w) float16 or float32 for `key="latents"`. Keyword arrays of the same n are
+    stored beside them. Each file is written under a temporary name and renamed when it is complete; leaving the `with`
+    block by an error removes the incomplete one. Raises UserError where the directory already holds shards.
+    """
+
+    def __init__(self, dir: str | Path, key: str = "frames", fps: float | None = None, source: str = "",
+                 command: str = "", shard_bytes: int = 1 << 28):
+        self.dir, self.key, self.shard_bytes = Path(dir), key, shard_bytes
+        self.attrs = {"format_version": FORMAT_VERSION, "fps": fps or 0.0, "source": source, "command": command}
+        self.dir.mkdir(parents=True, exist_ok=True)
+        if any(self.dir.glob(PATTERN)):
+            raise UserError(f"{self.dir} already holds shards; remove it or choose another folder")
+        for stale in self.dir.glob(".*.tmp"):
+            stale.unlink()
+        self.index, self.videos, self.frames = 0, 0, 0
+        self._file: h5py.File | None = None
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is None:
+            self.close()
+        elif self._file is not None:
+            self._file.close()
+            self._temporary().unlink()
+
+    def add(self, video: np.ndarray, **extra: np.ndarray) -> None:
+        """A whole video, or the first frames of one that `append` goes on with."""
+        self._write(video, extra, new=True)
+        self.videos += 1
+
+    def append(self, frames: np.ndarray, **extra: np.ndarray) -> None:
+        """More frames of the video that was added last."""
+        if not self.videos:
+            raise ValueError("append needs a video to go on with: call add first")
+        self._write(frames, extra, new=False)
+
+    def _write(self, frames: np.ndarray, extra: dict, new: bool) -> None:
+        if len(frames) == 0:
+            raise ValueError("an empty video")
+        if self._file is not None and self._bytes >= self.shard_bytes:
+            self._finish()
+        if self._file is None:
+            self._start(frames, extra, continues=not new)
+        elif new:
+            self._lengths.append(0)
+        for name, array in {self.key: frames, **{f"extra/{name}": value for name, value in extra.items()}}.items():
+            data, array = self._file[name], np.ascontiguousarray(array)
+            if len(array) != len(frames):
+                raise ValueError(f"{name}: {len(array)} rows beside {len(frames)} frames")
+            if array.shape[1:] != data.shape[1:]:
+                raise ValueError(f"{name}: rows of {array.shape[1:]} in a shard of {data.shape[1:]}")
+            data.resize(len(data) + len(array), axis=0)
+            data[-len(array):] = array
+            self._digest.update(array)
+        self._lengths[-1] += len(frames)
+        self._bytes += frames.nbytes
+        self.frames += len(frames)
+
+    def _temporary(self) -> Path:
+        return self.dir / f".shard_{self.index:04d}.tmp"
+
+    def _start(self, frames: np.ndarray, extra: dict, continues: bool) -> None:
+        self.index += 1
+        self._file = h5py.File(self._temporary(), "w")
+        for name, array in {self.key: frames, **{f"extra/{name}": value for name, value in extra.items()}}.items():
+            row = array.dtype.itemsize * int(np.prod(array.shape[1:]))
+            self._file.create_dataset(name, (0, *array.shape[1:]), array.dtype, maxshape=(None, *array.shape[1:]),
+                                      chunks=(max(1, (1 << 16) // row), *array.shape[1:]))
+        self._file.attrs.update(self.attrs, continues=continues)
+        self._lengths, self._bytes, self._digest = [0], 0, hashlib.blake2b(digest_size=16)
+
+    def _finish(self) -> None:
+        self._digest.update(np.array(self._lengths, np.int64))
+        self._file["lengths"] = np.array(self._lengths, np.int64)
+        self._file.attrs["digest"] = self._digest.hexdigest()
+        self._file.close()
+        os.replace(self._temporary(), self.dir / f"shard_{self.index:04d}.hdf5")
+        self._file = None
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._finish()
+
+
+def write_packed(path: str | Path, key: str, rows: np.ndarray, lengths: np.ndarray, attrs: dict) -> None:
+    """One packed shard from an array at hand, stored contiguously so that it can be memory-mapped."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
+    with h5py.File(temporary, "w") as file:
+        file[key], file["lengths"] = rows, np.asarray(lengths, np.int64)
+        file.attrs.update(attrs, format_version=FORMAT_VERSION,
+                          digest=hashlib.blake2b(np.ascontiguousarray(rows), digest_size=16).hexdigest())
+    os.replace(temporary, path)

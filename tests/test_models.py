@@ -1,0 +1,67 @@
+"""Velocity networks: the published one against its reference output, the small one for what it promises."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import models
+
+DATA = Path(__file__).parent / "data"
+
+
+def reference_weights(names: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+    """The deterministic weights that the reference outputs were made with (tests/data/README.md)."""
+    weights = {}
+    for name, shape in names.items():
+        x = np.random.RandomState(zlib.crc32(name.encode()) & 0xFFFFFFFF).standard_normal(shape)
+        if len(shape) >= 2:
+            x /= np.sqrt(np.prod(shape[1:]))
+        else:
+            x = 1 + 0.1 * x if name.endswith("weight") else 0.1 * x
+        weights[name] = torch.tensor(x, dtype=torch.float32)
+    return weights
+
+
+def test_uvit_has_the_published_names_shapes_and_output():
+    names = json.loads((DATA / "vector_field_regressor.json").read_text())
+    net = models.build("uvit", latent_shape=(4, 8, 8)).eval()
+    assert {name: list(p.shape) for name, p in net.state_dict().items()} == names
+    net.load_state_dict(reference_weights(names))
+    io = {k: torch.from_numpy(v) for k, v in np.load(DATA / "reference_io.npz").items() if k.startswith("v8_")}
+    with torch.no_grad():
+        out = net(io["v8_z"], io["v8_t"], io["v8_ref"], io["v8_ctx"], io["v8_gap"])
+    error = (out - io["v8_out"]).norm() / io["v8_out"].norm()
+    assert error < 1e-4, error
+
+
+@pytest.mark.parametrize("name", ["convnet", "uvit"])
+def test_every_input_matters_and_shapes_hold(name):
+    torch.manual_seed(0)
+    net = models.build(name, latent_shape=(3, 6, 4), width=32, depth=2, mid_depth=2, heads=2, dropout=0.0)
+    for p in net.parameters():  # away from the zero initialisation, where inputs cannot matter
+        p.data.add_(0.05 * torch.randn_like(p))
+    net.double().eval()
+    z, ref, ctx = torch.randn(3, 5, 3, 6, 4, dtype=torch.float64).unbind(0)
+    s, gap = torch.rand(5, dtype=torch.float64), torch.arange(1, 6, dtype=torch.float64)
+    out = net(z, s, ref, ctx, gap)
+    assert out.shape == (5, 3, 6, 4)
+    for changed in [(z + 1, s, ref, ctx, gap), (z, s / 2, ref, ctx, gap), (z, s, ref + 1, ctx, gap),
+                    (z, s, ref, ctx + 1, gap), (z, s, ref, ctx, gap + 1)]:
+        assert not torch.allclose(net(*changed), out, atol=1e-6)
+
+
+def test_convnet_starts_at_zero_and_items_do_not_mix():
+    torch.manual_seed(0)
+    net = models.build("convnet", latent_shape=(4, 8, 8), width=16, depth=1, mid_depth=1, heads=2)
+    x = torch.randn(3, 2, 4, 8, 8)
+    s, gap = torch.rand(2), torch.tensor([1.0, 2.0])
+    assert net(*[x[0], s, x[1], x[2], gap]).abs().max() == 0
+    for p in net.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    both = net(x[0], s, x[1], x[2], gap)
+    alone = net(x[0, :1], s[:1], x[1, :1], x[2, :1], gap[:1])
+    assert torch.allclose(both[:1], alone, atol=1e-5)

@@ -92,8 +92,8 @@ class Vqvae:
 class Model:
     name: str = "convnet"  # convnet or uvit
     width: int = 128  # channels (convnet) or token dimension (uvit)
-    depth: int = 3  # blocks on the way in and on the way out
-    mid_depth: int = 2  # blocks in between
+    depth: int = 2  # blocks on the way in and on the way out
+    mid_depth: int = 1  # blocks in between
     heads: int = 4  # of attention
     dropout: float = 0.0
 
@@ -125,8 +125,8 @@ class Flow:
 
 @dataclass(frozen=True)
 class Train:
-    steps: int = 1_400  # updates
-    batch_size: int = 64  # over all processes
+    steps: int = 2_400  # updates
+    batch_size: int = 32  # over all processes
     lr: float = 1e-3
     warmup: int = 100  # updates of linear warm-up
     schedule: str = "cosine"  # after warm-up: cosine to 0, or constant
@@ -135,7 +135,7 @@ class Train:
     ema: float = 0.995  # decay of the averaged weights, reached step by step
     precision: str = "auto"  # auto: bf16 where the hardware multiplies in it (AMX, GPU), else float32; or either by name
     log_every: int = 20
-    sample_every: int = 700  # updates between forecasts logged during training; 0: only at the end
+    sample_every: int = 800  # updates between forecasts logged during training; 0: only at the end
     save_every: int = 100
     keep: int = 2  # numbered checkpoints beside latest.pt
     seed: int = 0

@@ -210,7 +210,7 @@ class Log:
         if self.file:
             self.file.close()
         if self.run:
-            self.run.finish(quiet=True)
+            self.run.finish()
 
 
 def is_row(line: str) -> bool:

@@ -200,18 +200,20 @@ class ShardWriter:
     def _write(self, frames: np.ndarray, extra: dict, new: bool) -> None:
         if len(frames) == 0:
             raise ValueError("an empty video")
+        arrays = {self.key: frames, **{f"extra/{name}": value for name, value in extra.items()}}
         if self._file is not None and self._bytes >= self.shard_bytes:
             self._finish()
-        if self._file is None:
-            self._start(frames, extra, continues=not new)
-        elif new:
-            self._lengths.append(0)
-        for name, array in {self.key: frames, **{f"extra/{name}": value for name, value in extra.items()}}.items():
-            data, array = self._file[name], np.ascontiguousarray(array)
+        for name, array in arrays.items():  # all checked before any is written
             if len(array) != len(frames):
                 raise ValueError(f"{name}: {len(array)} rows beside {len(frames)} frames")
-            if array.shape[1:] != data.shape[1:]:
-                raise ValueError(f"{name}: rows of {array.shape[1:]} in a shard of {data.shape[1:]}")
+            if self._file is not None and (name not in self._file or array.shape[1:] != self._file[name].shape[1:]):
+                raise ValueError(f"{name}: rows of {array.shape[1:]} are not what this shard holds")
+        if self._file is None:
+            self._start(arrays, continues=not new)
+        elif new:
+            self._lengths.append(0)
+        for name, array in arrays.items():
+            data, array = self._file[name], np.ascontiguousarray(array)
             data.resize(len(data) + len(array), axis=0)
             data[-len(array):] = array
             self._digest.update(array)
@@ -222,10 +224,10 @@ class ShardWriter:
     def _temporary(self) -> Path:
         return self.dir / f".shard_{self.index:04d}.tmp"
 
-    def _start(self, frames: np.ndarray, extra: dict, continues: bool) -> None:
+    def _start(self, arrays: dict[str, np.ndarray], continues: bool) -> None:
         self.index += 1
         self._file = h5py.File(self._temporary(), "w")
-        for name, array in {self.key: frames, **{f"extra/{name}": value for name, value in extra.items()}}.items():
+        for name, array in arrays.items():
             row = array.dtype.itemsize * int(np.prod(array.shape[1:]))
             self._file.create_dataset(name, (0, *array.shape[1:]), array.dtype, maxshape=(None, *array.shape[1:]),
                                       chunks=(max(1, (1 << 16) // row), *array.shape[1:]))

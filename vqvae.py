@@ -152,6 +152,17 @@ def random_frames(shards: Shards, n: int, rng: np.random.Generator) -> np.ndarra
     return np.concatenate([shards.read(v, flat[videos == v] - shards.starts[v]) for v in np.unique(videos)])
 
 
+def frame_pool(shards: Shards, rng: np.random.Generator, max_bytes: int = 1 << 29) -> np.ndarray:
+    """(n, H, W, 3) uint8 to train on: the whole split where it fits, else runs of frames from all over it. One pass over
+    the files: single frames at random cost more than a training step."""
+    fits = max_bytes // int(np.prod(shards.shape))
+    if shards.lengths.sum() <= fits:
+        return np.concatenate([shards.read(v, slice(None)) for v in range(len(shards))])
+    run = min(16, int(shards.lengths.max()))
+    windows = data.draw_windows(shards.lengths, run, 0, fits // run, rng)
+    return np.concatenate([shards.read(v, slice(a, a + run)) for v, a in zip(windows.video, windows.start)])
+
+
 @torch.no_grad()
 def validate(module: nn.Module, frames: np.ndarray, device: torch.device) -> float:
     """PSNR in dB of reconstructions, from the squared error over all frames together."""
@@ -173,13 +184,14 @@ def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> 
     if state:
         runtime.load_weights(module, state["model"], dir)
         optimizer.load_state_dict(state["opt"])
+    pool = frame_pool(shards, runtime.rng(config.train.seed, "vqvae-pool"))
     held_out = random_frames(val, 512, runtime.rng(0, "vqvae-val"))
     log = runtime.Log(dir, config, step)
     with progress(vqvae.steps, "train VQVAE", "step", step) as bar:
         while step < vqvae.steps:
             for group in optimizer.param_groups:
                 group["lr"] = runtime.learning_rate(step, vqvae.lr, vqvae.steps, warmup=min(50, vqvae.steps // 10))
-            frames = random_frames(shards, vqvae.batch_size, runtime.rng(config.train.seed, "vqvae", step))
+            frames = pool[runtime.rng(config.train.seed, "vqvae", step).integers(len(pool), size=vqvae.batch_size)]
             with runtime.autocast(config.train.precision, device):
                 loss, values = module.loss(data.to_pixels(frames, device),
                                            runtime.generator(device, config.train.seed, "codes", step))

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from console import UserError
-from prepare import videos
+from prepare import splits, videos
 from shards import Shards
 
 REPO = Path(__file__).resolve().parents[1]
@@ -67,22 +67,22 @@ def walk_squares(size):
     (2, (0.8, 0.1, 0.1), [2, 0, 0]), (0, (0.8, 0.1, 0.1), [0, 0, 0]), (7, (1.0, 0.0, 0.0), [7, 0, 0]),
     (20, (0.5, 0.49, 0.01), [9, 10, 1]), (4, (0.02, 0.9, 0.08), [1, 2, 1])])
 def test_shares(count, fractions, sizes):
-    assert videos.shares(count, fractions) == sizes
+    assert splits.shares(count, fractions) == sizes
 
 
 def test_split_sources_is_seeded_and_about_as_asked():
-    first = videos.split_sources(50, FRACTIONS, seed=3)
-    assert first == videos.split_sources(50, FRACTIONS, seed=3) != videos.split_sources(50, FRACTIONS, seed=4)
+    first = splits.split_sources(50, FRACTIONS, seed=3)
+    assert first == splits.split_sources(50, FRACTIONS, seed=3) != splits.split_sources(50, FRACTIONS, seed=4)
     assert [first.count(split) for split in videos.SPLITS] == [40, 5, 5]
 
 
 def test_time_cuts_cover_without_overlap():
     for frames in (0, 1, 5, 24, 100, 795):
-        cuts = videos.time_cuts(frames, FRACTIONS)
+        cuts = splits.time_cuts(frames, FRACTIONS)
         assert [k for start, stop in cuts.values() for k in range(start, stop)] == list(range(frames))
         assert list(cuts) == list(videos.SPLITS)
-    cuts = videos.time_cuts(100, FRACTIONS)
-    assert [videos.split_at(k, cuts) for k in (0, 79, 80, 89, 90, 99, 100)] == [
+    cuts = splits.time_cuts(100, FRACTIONS)
+    assert [splits.split_at(k, cuts) for k in (0, 79, 80, 89, 90, 99, 100)] == [
         "train", "train", "val", "val", "test", "test", "test"]
 
 

@@ -1,0 +1,52 @@
+"""What several test files share: small shards, a tiny trained run, and a way to launch the real commands."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPO = Path(__file__).parent.parent
+os.environ.update(WANDB_MODE="disabled", NO_ALBUMENTATIONS_UPDATE="1")
+
+TINY = ["data.stream=600", "data.held_out=200", "data.clip=8", "data.condition=4", "data.predict=4",
+        "vqvae.width=16", "vqvae.depth=1", "vqvae.codes=64", "vqvae.steps=20", "vqvae.batch_size=16",
+        "model.width=16", "model.depth=1", "model.mid_depth=1", "model.heads=2",
+        "train.steps=12", "train.batch_size=8", "train.warmup=2", "train.log_every=4", "train.save_every=5",
+        "train.sample_every=0", "sample.num_videos=3", "sample.num_samples=2", "sample.steps=2"]
+
+
+def launch(folder: Path, *command: str, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+    """Run `python COMMAND` of this repo in `folder`, as a user would."""
+    script, *rest = command
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "2", **env}
+    args = [sys.executable, script if script == "-m" else str(REPO / script), *rest]
+    done = subprocess.run(args, cwd=folder, capture_output=True, text=True, env=environment, timeout=280)
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(command)} -> {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return done
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> tuple[Path, str]:
+    """A folder in which `python main.py --set TINY` has run to its end, and what it printed."""
+    folder = tmp_path_factory.mktemp("tiny")
+    return folder, launch(folder, "main.py", "--set", *TINY).stdout
+
+
+@pytest.fixture
+def make_shards(tmp_path):
+    """make_shards(lengths, size=8) -> a directory of packed shards; frame i of the split is filled with i % 251."""
+    from shards import ShardWriter
+
+    def make(lengths, size=8, name="train", **options) -> Path:
+        dir, at = tmp_path / "data" / name, 0
+        with ShardWriter(dir, fps=5.0, **options) as writer:
+            for length in lengths:
+                values = (np.arange(at, at + length) % 251).astype(np.uint8)
+                writer.add(np.broadcast_to(values[:, None, None, None], (length, size, size, 3)))
+                at += length
+        return dir
+    return make

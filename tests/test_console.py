@@ -1,0 +1,24 @@
+"""What a command does with a mistake."""
+
+import pytest
+
+from console import UserError, run_command
+
+
+def leave(main) -> int:
+    with pytest.raises(SystemExit) as caught:
+        run_command(main)
+    return caught.value.code
+
+
+def test_a_mistake_is_one_line_and_code_2(capsys):
+    def main():
+        raise UserError("data/x: no such folder; choose another")
+    assert leave(main) == 2
+    assert capsys.readouterr().err == "error: data/x: no such folder; choose another\n"
+
+
+def test_codes_pass_through_and_defects_are_not_hidden():
+    assert leave(lambda: None) == 0 and leave(lambda: 1) == 1
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: 1 / 0)

@@ -1,0 +1,55 @@
+"""What a person looks at: sizes, marks, and files that play."""
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+import pictures
+
+
+def clip():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 255, (2, 5, 8, 8, 3)).astype(np.uint8)
+    return truth, rng.integers(0, 255, (2, 3, 3, 8, 8, 3)).astype(np.uint8)
+
+
+def test_conditioning_and_forecast_frames_have_their_own_edges():
+    truth, samples = clip()
+    frames = pictures.framed(truth[0], 2, 4)
+    assert (frames[1, 0, 0] == pictures.GIVEN).all() and (frames[2, 0, 0] == pictures.FORECAST).all()
+    assert (frames[:, pictures.GAP:-pictures.GAP:4, pictures.GAP:-pictures.GAP:4] == truth[0]).all()
+
+
+def test_samples_begin_with_the_given_frames():
+    truth, samples = clip()
+    tracks = pictures.tracks(truth[0], samples[0])
+    assert [label for label, _ in tracks] == ["truth", "sample 1", "sample 2", "sample 3"]
+    assert (tracks[2][1][:2] == truth[0, :2]).all() and (tracks[2][1][2:] == samples[0, 1]).all()
+
+
+def test_contact_sheet_shows_each_shown_frame_in_its_place():
+    truth, samples = clip()
+    sheet = np.asarray(pictures.contact_sheet(truth, samples))
+    factor, cell = 8, 8 * 8 + 2 * pictures.GAP
+    assert sheet.shape[1] == 60 + 5 * cell
+    top = pictures.HEADER + pictures.GAP
+    for t in range(5):
+        left = 60 + t * cell + pictures.GAP
+        assert (sheet[top:top + 64:factor, left:left + 64:factor] == truth[0, t]).all()
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
+def test_videos_play_with_every_frame(tmp_path, name):
+    truth, samples = clip()
+    frames = pictures.mosaic(truth, samples)
+    pictures.write_video(tmp_path / name, frames, 10)
+    if name.endswith("gif"):
+        with Image.open(tmp_path / name) as gif:
+            assert gif.n_frames == 5 and gif.info["duration"] == 100
+        return
+    with av.open(str(tmp_path / name)) as video:
+        shown = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+        assert float(video.streams.video[0].average_rate) == 10
+    assert len(shown) == 5
+    assert np.abs(shown[2][:frames.shape[1], :frames.shape[2]].astype(float) - frames[2]).mean() < 25

@@ -1,0 +1,99 @@
+"""Checkpoints that survive, seeds, the log, schedules."""
+
+import json
+import os
+
+import pytest
+import torch
+
+import configs
+import runtime
+from console import UserError
+
+
+def state(step):
+    return {"step": step, "model": {"w": torch.full((3,), float(step))}}
+
+
+def test_checkpoints_are_kept_pruned_and_resumed(tmp_path):
+    for step in (5, 10, 15):
+        runtime.save_checkpoint(tmp_path, state(step), keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest.pt", "step_00000010.pt", "step_00000015.pt"]
+    assert runtime.resume(tmp_path)["step"] == 15 and runtime.resume(tmp_path / "new") is None
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path):
+    for step in (5, 10):
+        runtime.save_checkpoint(tmp_path, state(step), keep=2)
+    newest = tmp_path / "step_00000010.pt"
+    content = newest.read_bytes()
+    newest.write_bytes(content[:len(content) // 2])  # latest.pt is the same file
+    with pytest.warns(UserWarning, match="latest.pt.*trying the one before"):
+        assert runtime.resume(tmp_path)["step"] == 5
+
+
+def test_a_save_that_dies_half_way_leaves_the_last_one(tmp_path, monkeypatch):
+    runtime.save_checkpoint(tmp_path, state(5), keep=2)
+
+    def die(*_):
+        raise OSError("no space left on device")
+    monkeypatch.setattr(os, "fsync", die)
+    with pytest.raises(OSError):
+        runtime.save_checkpoint(tmp_path, state(10), keep=2)
+    assert runtime.resume(tmp_path)["step"] == 5
+
+
+def test_weights_must_fit_in_full():
+    module = torch.nn.Linear(2, 3)
+    runtime.load_weights(module, {"weight": torch.ones(3, 2), "bias": torch.ones(3)}, "f.pt")
+    assert (module.weight == 1).all()
+    for weights, message in (({"weight": torch.ones(3, 2)}, "bias is missing"),
+                             ({**module.state_dict(), "x": torch.ones(1)}, "x is unknown"),
+                             ({"weight": torch.ones(2, 2), "bias": torch.ones(3)}, r"weight is \(2, 2\), not \(3, 2\)")):
+        with pytest.raises(UserError, match=message):
+            runtime.load_weights(module, weights, "f.pt")
+
+
+def test_seeds_depend_on_every_part_of_the_key():
+    keys = [(0, "a", 1), (1, "a", 1), (0, "b", 1), (0, "a", 2), (0, "a1"), (0, "a", 1, 0)]
+    assert len({runtime.seed_of(*key) for key in keys}) == len(keys)
+    assert runtime.rng(3, "x").integers(1 << 60) == runtime.rng(3, "x").integers(1 << 60)
+
+
+def test_log_drops_rows_that_will_be_done_again_and_a_line_cut_short(tmp_path):
+    config = configs.build(overrides={"wandb.mode": "disabled"})
+    log = runtime.Log(tmp_path, config, 0)
+    for step in (10, 20, 30):
+        log.row(step, loss=step / 10)
+    log.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 35, "lo')
+    log = runtime.Log(tmp_path, config, 20)
+    log.row(30, loss=9.0)
+    log.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows] == [(10, 1.0), (20, 2.0), (30, 9.0)]
+
+
+def test_learning_rate_starts_above_zero_peaks_after_warmup_and_ends_near_zero():
+    rate = [runtime.learning_rate(k, 2.0, 100, 10) for k in range(100)]
+    assert rate[0] == 0.2 and rate[9] == rate[10] == 2.0 and rate[99] < 0.002
+    assert runtime.learning_rate(99, 2.0, 100, 10, "constant") == 2.0
+    assert runtime.learning_rate(0, 2.0, 100, 0) == 2.0
+
+
+def test_wandb_is_offline_without_a_key(monkeypatch, tmp_path):
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    assert runtime.wandb_mode("auto") == "offline" and runtime.wandb_mode("disabled") == "disabled"
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    assert runtime.wandb_mode("auto") == "online"
+
+
+def test_bf16_only_where_asked_or_fast():
+    cpu = torch.device("cpu")
+    with runtime.autocast("bf16", cpu):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    with runtime.autocast("float32", cpu):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32

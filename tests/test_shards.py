@@ -1,0 +1,101 @@
+"""The shard format: both layouts, videos across files, incomplete and broken files."""
+
+import os
+
+import h5py
+import numpy as np
+import pytest
+
+from console import UserError
+from shards import Shards, ShardWriter, write_packed
+
+
+def values(frames: np.ndarray) -> list[int]:
+    return frames[:, 0, 0, 0].tolist()
+
+
+def test_videos_come_back_in_any_order(make_shards):
+    shards = Shards(make_shards([5, 3, 9], shard_bytes=1000))
+    assert len(shards.paths) > 1 and len(shards) == 3 and shards.lengths.tolist() == [5, 3, 9]
+    assert (shards.shape, shards.fps) == ((8, 8, 3), 5.0)
+    assert values(shards.read(1, slice(None))) == [5, 6, 7]
+    assert values(shards.read(2, np.array([8, 0, 0, 3]))) == [16, 8, 8, 11]
+    with pytest.raises(IndexError):
+        shards.read(1, np.array([3]))
+
+
+def test_a_stream_runs_over_many_files_as_one_video(tmp_path):
+    stream = np.arange(100, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2).repeat(3, 3)
+    with ShardWriter(tmp_path / "s", shard_bytes=500) as writer:
+        writer.add(stream[:10], place=np.arange(10.0))
+        for start in range(10, 100, 10):
+            writer.append(stream[start:start + 10], place=np.arange(start, start + 10.0))
+    shards = Shards(tmp_path / "s")
+    assert len(shards.paths) > 3 and shards.lengths.tolist() == [100]
+    assert values(shards.read(0, slice(7, 33))) == list(range(7, 33))
+    assert shards.read_extra("place", 0, np.array([99, 5, 41])).tolist() == [99.0, 5.0, 41.0]
+
+
+def test_a_stream_followed_by_other_videos(tmp_path):
+    frame = np.zeros((6, 4, 4, 3), np.uint8)
+    with ShardWriter(tmp_path / "s", shard_bytes=300) as writer:
+        writer.add(frame)
+        writer.append(frame + 1)
+        writer.add(frame[:2] + 2)
+        writer.append(frame + 3)
+    shards = Shards(tmp_path / "s")
+    assert shards.lengths.tolist() == [12, 8]
+    assert values(shards.read(1, slice(None))) == [2, 2, 3, 3, 3, 3, 3, 3]
+
+
+def test_river_layout(tmp_path):
+    with h5py.File(tmp_path / "shard_0001.hdf5", "w") as file:
+        for i, length in enumerate([3, 11]):
+            file[f"len/{i}"] = length
+            for t in range(length):
+                file.create_dataset(f"{i}/{t}", data=np.full((6, 5, 3), 20 * i + t, np.uint8), compression="lzf")
+    shards = Shards(tmp_path)
+    assert shards.lengths.tolist() == [3, 11] and shards.shape == (6, 5, 3)
+    assert values(shards.read(1, np.array([10, 2]))) == [30, 22]  # frame 10 is not read as frame 1, 0
+
+
+def test_an_error_leaves_only_complete_files(tmp_path):
+    frames = np.zeros((5, 8, 8, 3), np.uint8)
+    with pytest.raises(RuntimeError), ShardWriter(tmp_path / "s", shard_bytes=frames.nbytes) as writer:
+        writer.add(frames)
+        writer.add(frames)
+        raise RuntimeError("the source broke")
+    assert [p.name for p in sorted((tmp_path / "s").iterdir())] == ["shard_0001.hdf5"]
+    with pytest.raises(UserError, match="already holds shards"):
+        ShardWriter(tmp_path / "s")
+
+
+def test_broken_files_are_named(tmp_path, make_shards):
+    with pytest.raises(UserError, match="no shards"):
+        Shards(tmp_path / "nothing")
+    dir = make_shards([4])
+    (dir / "shard_0002.hdf5").write_bytes(b"not an HDF5 file")
+    with pytest.raises(UserError, match="shard_0002.hdf5: not a readable HDF5 file"):
+        Shards(dir)
+    write_packed(dir / "shard_0002.hdf5", "frames", np.zeros((4, 8, 8, 3), np.uint8), [5], {})
+    with pytest.raises(UserError, match="shard_0002.hdf5: `lengths` add up to 5 frames but `frames` holds 4"):
+        Shards(dir)
+    write_packed(dir / "shard_0002.hdf5", "frames", np.zeros((4, 9, 8, 3), np.uint8), [4], {})
+    with pytest.raises(UserError, match="shard_0002.hdf5: frames of"):
+        Shards(dir)
+
+
+def test_rows_of_unequal_count_or_shape_are_refused(tmp_path):
+    with ShardWriter(tmp_path / "s") as writer:
+        writer.add(np.zeros((5, 8, 8, 3), np.uint8), place=np.zeros(5))
+        with pytest.raises(ValueError, match="4 rows beside 5"):
+            writer.add(np.zeros((5, 8, 8, 3), np.uint8), place=np.zeros(4))
+
+
+def test_fingerprint_follows_contents_not_dates(make_shards):
+    dir = make_shards([5, 4])
+    before = Shards(dir).fingerprint()
+    os.utime(dir / "shard_0001.hdf5", (1, 1))
+    assert Shards(dir).fingerprint() == before
+    assert Shards(make_shards([5, 5], name="other")).fingerprint() != before
+    assert Shards(make_shards([4, 5], name="third")).fingerprint() != before  # the same frames, cut otherwise

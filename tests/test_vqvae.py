@@ -1,0 +1,88 @@
+"""The small VQVAE: shapes, codes, what the frozen interface promises, and that it learns."""
+
+import pytest
+import torch
+
+import configs
+import runtime
+import vqvae
+from console import UserError
+from shards import Shards
+
+
+@pytest.mark.parametrize("downsample", [2, 4, 8])
+def test_shapes_and_range(downsample):
+    module = vqvae.freeze(vqvae.SmallVQVAE(downsample, channels=3, codes=16, width=16, depth=1))
+    x = torch.rand(2, 3, 32, 16) * 2 - 1
+    z = module.encode(x)
+    assert z.shape == (2, 3, 32 // downsample, 16 // downsample)
+    assert module.decode(z * 100).abs().max() <= 1 and module.decode(z).shape == x.shape
+    assert not any(p.requires_grad for p in module.parameters()) and not module.training
+
+
+def test_encode_comes_before_quantisation_and_decode_snaps_to_the_nearest_code():
+    torch.manual_seed(0)
+    module = vqvae.freeze(vqvae.SmallVQVAE(4, channels=2, codes=8, width=16, depth=1))
+    z = module.encode(torch.randn(1, 3, 16, 16))
+    flat = z.movedim(1, -1).reshape(-1, 2)
+    distance = torch.cdist(flat, module.codebook.codes)
+    assert torch.equal(module.codebook.nearest(z), distance.argmin(1)) and distance.min(1).values.min() > 1e-4
+    snapped = module.codebook.lookup(module.codebook.nearest(z), z)
+    assert torch.equal(snapped.movedim(1, -1).reshape(-1, 2), module.codebook.codes[distance.argmin(1)])
+    assert torch.equal(module.decode(z), module.decode(snapped))
+
+
+def test_codebook_follows_its_latents_and_restarts_dead_codes():
+    torch.manual_seed(0)
+    book, g = vqvae.Codebook(8, 2, decay=0.5), torch.Generator().manual_seed(0)
+    centres = torch.tensor([[0.0, 0], [5, 0], [0, 5], [5, 5]])
+    for step in range(60):
+        z = (centres[torch.randint(4, (256,), generator=g)] + 0.05 * torch.randn(256, 2, generator=g)).view(16, 16, 1, 2)
+        z = z.movedim(-1, 1)
+        book.update(z, book.nearest(z), g)
+        if step == 30:
+            book.codes[3], book.total[3] = 1000.0, 1000.0 * book.count[3]  # nearest to nothing from here on
+    assert book.codes.abs().max() < 6 and torch.cdist(centres, book.codes).min(1).values.max() < 0.1
+
+
+def test_gradients_pass_straight_through_to_the_encoder():
+    module = vqvae.SmallVQVAE(4, channels=2, codes=8, width=16, depth=1)
+    loss, values = module.loss(torch.rand(2, 3, 16, 16), torch.Generator().manual_seed(0))
+    loss.backward()
+    assert module.encoder[0].weight.grad.abs().sum() > 0 and 1 <= values["perplexity"] <= 8
+
+
+def config(tmp_path, **values):
+    base = {"data.image_size": 16, "vqvae.width": 16, "vqvae.depth": 1, "vqvae.codes": 32, "vqvae.steps": 60,
+            "vqvae.batch_size": 16, "output.root": str(tmp_path / "outputs")}
+    return configs.build(overrides=base | {name.replace("__", "."): value for name, value in values.items()})
+
+
+def test_training_learns_and_goes_on_where_it_stopped(make_shards, tmp_path):
+    shards, cfg, cpu = Shards(make_shards([60, 40], size=16)), config(tmp_path), torch.device("cpu")
+    path = vqvae.train(cfg, shards, shards, cpu)
+    whole = runtime.load_checkpoint(path)
+    assert whole["step"] == 60 and whole["psnr"] > 14  # grey images of all levels: an untrained one gives about 8
+    before = path.stat().st_mtime_ns
+    assert vqvae.train(cfg, shards, shards, cpu) == path and path.stat().st_mtime_ns == before  # finished: nothing to do
+    module = vqvae.load(path, "small")
+    assert torch.equal(module.encoder[0].weight, whole["model"]["encoder.0.weight"])
+    assert vqvae.run_dir(config(tmp_path, vqvae__codes=33), shards) != vqvae.run_dir(cfg, shards)
+
+
+def test_wrong_files_are_named(tmp_path):
+    torch.save({"model": {}}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="a.pt: not a VQVAE checkpoint"):
+        vqvae.load(tmp_path / "a.pt")
+    torch.save({"model": {"encoder.0.weight": torch.zeros(1)}, "config": configs.to_dict(configs.build())}, tmp_path / "b.pt")
+    with pytest.raises(UserError, match="b.pt: not weights of this architecture: .* is missing"):
+        vqvae.load(tmp_path / "b.pt")
+
+
+def test_a_pool_of_frames_stays_within_its_size_and_covers_the_split(make_shards):
+    import numpy as np
+    shards = Shards(make_shards([90, 70], size=8))
+    assert len(vqvae.frame_pool(shards, np.random.default_rng(0))) == 160
+    small = vqvae.frame_pool(shards, np.random.default_rng(0), max_bytes=64 * 8 * 8 * 3)
+    levels = small[:, 0, 0, 0]
+    assert len(small) == 64 and (levels < 90).any() and (levels >= 90).any()

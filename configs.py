@@ -158,7 +158,7 @@ class Sample:
     steps: int = 5  # solver steps per frame
     solver: str = "exact"  # exact, euler (diffusion 0) or em (Euler-Maruyama)
     diffusion: str = "auto"  # 0 (ODE), sigma (as trained), follmer, or a number scaling sigma; auto: sigma for the
-    #                          interpolants that start at the reference, 0 for those that start at noise
+    #                          interpolants that start at the reference, 0 for those that start at noise and for euler
     context: str = "recent:3"  # as data.context, over the whole history
     redraw: str = "step"  # draw the context anew at every solver step, or once a frame
     num_videos: int = 64
@@ -225,6 +225,17 @@ class Config:
     def __post_init__(self):
         size, f = self.data.image_size, self.vqvae.downsample
         check(size % f == 0, "data.image_size", f"a multiple of vqvae.downsample = {f}", size)
+        if self.sample.solver == "euler" and self.diffusion != "0":
+            raise UserError(f"sample.solver=euler solves the ODE, sample.diffusion=0; for {self.diffusion} take em or exact")
+
+    @property
+    def diffusion(self) -> str:
+        """sample.diffusion, with `auto` resolved."""
+        if self.sample.diffusion != "auto":
+            return self.sample.diffusion
+        import interpolants
+        noisy = interpolants.TABLE[self.flow.interpolant].wiener and self.sample.solver != "euler"
+        return "sigma" if noisy else "0"
 
     @property
     def run_id(self) -> str:

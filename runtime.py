@@ -34,6 +34,14 @@ class Process:
     def first(self) -> bool:
         return self.rank == 0
 
+    def agree(self, value):
+        """The first process's value, on all of them; it waits for them all."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()

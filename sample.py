@@ -90,8 +90,6 @@ class Forecaster:
         self.config, self.net, self.autoencoder, self.device = config, net, autoencoder, device
         self.interpolant = make_interpolant(config)
         self.mean, self.std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (config.latent.mean, config.latent.std))
-        choice = config.sample.diffusion
-        self.diffusion = ("sigma" if self.interpolant.wiener else "0") if choice == "auto" else choice
 
     def normalize(self, z: Tensor) -> Tensor:
         return (z - self.mean) / self.std
@@ -123,7 +121,7 @@ class Forecaster:
             once = draw() if sample.redraw == "frame" else None
             x0 = history[:, t - 1]
             history[:, t] = integrate(self.field(x0, draw if once is None else lambda once=once: once), self.interpolant,
-                                      x0, sample.steps, sample.solver, self.diffusion, noise)
+                                      x0, sample.steps, sample.solver, self.config.diffusion, noise)
             if bar is not None:
                 bar.update(B)
         return history[:, T:]
@@ -155,9 +153,10 @@ def make_interpolant(config: Config) -> Interpolant:
     return interpolants.get(flow.interpolant, c=flow.c, output=flow.output, k=k)
 
 
-def build_net(config: Config) -> nn.Module:
+def build_net(config: Config, device: torch.device) -> nn.Module:
     sizes = dataclasses.asdict(config.model)
-    return models.build(sizes.pop("name"), latent_shape=config.latent.shape, **sizes)
+    net = models.build(sizes.pop("name"), latent_shape=config.latent.shape, **sizes)
+    return net.to(device, memory_format=torch.channels_last)
 
 
 def load(path: str | Path, device: torch.device, overrides: dict | None = None) -> tuple[Forecaster, int]:
@@ -168,7 +167,7 @@ def load(path: str | Path, device: torch.device, overrides: dict | None = None) 
     config = configs.update(configs.from_dict(state["config"]), overrides or {})
     if not config.latent.shape:
         raise UserError(f"{path}: a VQVAE's checkpoint, not a velocity network's")
-    net = build_net(config).to(device)
+    net = build_net(config, device)
     runtime.load_weights(net, state["ema"], path)
     if "vqvae" in state:
         autoencoder = vqvae.build(config.vqvae)
@@ -213,7 +212,7 @@ def score(truth: np.ndarray, samples: np.ndarray, mean: np.ndarray) -> dict:
 
 def results_dir(forecaster: Forecaster, step: int) -> Path:
     config, sample = forecaster.config, forecaster.config.sample
-    sampler = f"{config.model.name}-{step}_{sample.solver}-{forecaster.diffusion}-{sample.steps}"
+    sampler = f"{config.model.name}-{step}_{sample.solver}-{config.diffusion}-{sample.steps}"
     return Path(config.output.root) / "results" / config.run_id / sampler / f"{config.dataset}-{sample.split}"
 
 
@@ -232,7 +231,7 @@ def evaluate(forecaster: Forecaster, step: int, out: Path | None = None, windows
                                   (config.train.seed, "sample"))
     protocol = {"split": sample.split, "videos": len(truth), "samples_per_video": sample.num_samples,
                 "condition": config.data.condition, "predict": config.data.predict, "skip": config.data.skip,
-                "solver": sample.solver, "diffusion": forecaster.diffusion, "steps": sample.steps,
+                "solver": sample.solver, "diffusion": config.diffusion, "steps": sample.steps,
                 "network_evaluations_per_frame": sample.steps, "context": sample.context, "redraw": sample.redraw,
                 "checkpoint": str(ckpt), "updates": step, "rule": "mse, psnr: mean over single samples; crps: unbiased"}
     result = {"protocol": protocol, "config": configs.to_dict(config), **score(truth, samples, mean_frame(train))}

@@ -44,7 +44,7 @@ def run(config: Config, ckpt: str | None = None) -> None:
     clock.lap("VQVAE")
     windows = overfit_windows(config, shards) if config.train.overfit else None
     source = batches_from(config, shards, autoencoder, windows, process)
-    config = dataclasses.replace(config, latent=measure(config, source))
+    config = dataclasses.replace(config, latent=process.agree(measure(config, source)))
     clock.lap("latents")
     path = fit(config, source, autoencoder, windows, process, ckpt)
     clock.lap("training")
@@ -106,8 +106,7 @@ def ensure_vqvae(config: Config, shards: Shards, process: Process) -> nn.Module:
     if not path:
         if process.first:
             path = vqvae.train(config, shards, sample.open_split(config, held_out_split(config)), process.device)
-        process.barrier()
-        path = path or vqvae.run_dir(config, shards) / "latest.pt"
+        path = process.agree(path)
     return vqvae.freeze(vqvae.load(path, config.vqvae.kind), process.device)
 
 
@@ -155,7 +154,7 @@ def fit(config: Config, batches: Callable[[int, int], Iterator[Batch]], autoenco
     """Train the velocity network to config.train.steps; -> its checkpoint."""
     train, device, dir = config.train, process.device, Path(config.output.root) / "checkpoints" / config.run_id
     torch.manual_seed(runtime.seed_of(train.seed, "weights"))
-    net = sample.build_net(config).to(device)
+    net = sample.build_net(config, device)
     ema = {name: value.detach().clone() for name, value in net.state_dict().items()}
     optimizer = torch.optim.AdamW(net.parameters(), train.lr, betas=(0.9, 0.99), weight_decay=train.weight_decay, fused=True)
     state = runtime.resume(dir, device)
@@ -164,7 +163,7 @@ def fit(config: Config, batches: Callable[[int, int], Iterator[Batch]], autoenco
         start_from(ckpt, net, ema)
     if step >= train.steps:
         return dir / "latest.pt"
-    forecaster = sample.Forecaster(config, sample.build_net(config).to(device).eval(), autoencoder, device)
+    forecaster = sample.Forecaster(config, sample.build_net(config, device).eval(), autoencoder, device)
     ddp = nn.parallel.DistributedDataParallel(net) if process.world > 1 else net
     log = runtime.Log(dir, config, step, enabled=process.first)
     losses, norms, began, first = [], [], time.perf_counter(), step

@@ -118,7 +118,7 @@ class Flow:
         import interpolants  # imported late: it needs torch, and `prepare/` may read configs without
         if self.interpolant not in interpolants.TABLE:
             raise UserError(f"no interpolant `{self.interpolant}`{nearest(self.interpolant, interpolants.TABLE)}")
-        check(self.c > 0, "flow.c", "> 0", self.c)
+        check(0 < self.c < 1e6, "flow.c", "in (0, 1e6)", self.c)
         check(self.output in ("residual", "drift"), "flow.output", "residual or drift", self.output)
         check(0 <= self.s_min < 0.5, "flow.s_min", "in [0, 0.5)", self.s_min)
 
@@ -130,6 +130,7 @@ class Train:
     lr: float = 1e-3
     warmup: int = 100  # updates of linear warm-up
     schedule: str = "cosine"  # after warm-up: cosine to 0, or constant
+    beta2: float = 0.99  # AdamW's second
     clip_norm: float = 1.0  # of the gradient
     weight_decay: float = 0.0
     ema: float = 0.995  # decay of the averaged weights, reached step by step
@@ -148,7 +149,8 @@ class Train:
                  seed=self.seed)
         check(0 < self.lr < 1, "train.lr", "in (0, 1)", self.lr)
         check(self.schedule in ("cosine", "constant"), "train.schedule", "cosine or constant", self.schedule)
-        check(self.clip_norm > 0, "train.clip_norm", "> 0", self.clip_norm)
+        check(0 <= self.beta2 < 1, "train.beta2", "in [0, 1)", self.beta2)
+        check(0 < self.clip_norm < 1e9, "train.clip_norm", "in (0, 1e9)", self.clip_norm)
         check(0 <= self.ema < 1, "train.ema", "in [0, 1)", self.ema)
         check(self.precision in ("auto", "bf16", "float32"), "train.precision", "auto, bf16 or float32", self.precision)
 
@@ -207,6 +209,8 @@ class Latent:
     mean: tuple[float, ...] = ()  # per channel
     std: tuple[float, ...] = ()
     delta: float = 1.0  # standard deviation of x_1 - x_0 after normalisation
+    scale: float = 1.0  # and of x_1
+    vqvae: str = ""  # digest of the autoencoder's weights
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,8 @@ class Config:
         check(size % f == 0, "data.image_size", f"a multiple of vqvae.downsample = {f}", size)
         if self.sample.solver == "euler" and self.diffusion != "0":
             raise UserError(f"sample.solver=euler solves the ODE, sample.diffusion=0; for {self.diffusion} take em or exact")
+        if self.sample.solver == "em" and self.diffusion == "follmer" and self.flow.interpolant == "linear":
+            raise UserError("sample.diffusion=follmer is infinite at the start of linear; take sample.solver=exact")
 
     @property
     def diffusion(self) -> str:
@@ -251,8 +257,8 @@ def branch(dataset: str) -> dict[str, Any]:
         "model.dropout": 0.05, "flow.c": 0.1, "flow.output": "drift", "flow.normalize": False,
         "data.context": "uniform", "sample.context": "uniform",
         "train.steps": 400_000, "train.batch_size": 256, "train.lr": 2e-4, "train.warmup": 10_000,
-        "train.schedule": "constant", "train.ema": 0.9999, "train.log_every": 100, "train.sample_every": 10_000,
-        "train.save_every": 5_000, "sample.steps": 100,
+        "train.schedule": "constant", "train.beta2": 0.999, "train.ema": 0.9999, "train.log_every": 100,
+        "train.sample_every": 10_000, "train.save_every": 5_000, "sample.steps": 100,
     }
     if dataset == "ball_stn":
         return {"data.generate": "balls"}
@@ -334,6 +340,8 @@ def update(config: Config, values: dict[str, Any]) -> Config:
 def build(dataset: str = "ball_stn", overrides: dict[str, Any] | None = None) -> Config:
     """The shared section, the dataset's branch, then the overrides."""
     values = branch(dataset) | (overrides or {})
+    if values.get("train.overfit"):
+        values["sample.split"] = "train"  # sampled from the clips that it learns
     return update(Config(dataset=dataset), values)
 
 

@@ -122,7 +122,7 @@ def cache_latents(shards: Shards, encode: Callable[[Tensor], Tensor], weights_di
     out = latent_dir(shards, weights_digest, root)
     out.mkdir(parents=True, exist_ok=True)
     todo = [(file, out / path.name) for file, path in zip(shards.files, shards.paths)]
-    todo = [(file, path.with_suffix(".hdf5")) for file, path in todo if not path.exists()]
+    todo = [(file, path) for file, path in todo if not path.exists()]
     with progress(sum(int(file.lengths.sum()) for file, _ in todo), f"encode {shards.dir.name}", "frame") as bar:
         for file, path in todo:
             parts, count = [], int(file.lengths.sum())

@@ -6,6 +6,7 @@ import argparse
 import json
 
 import configs
+import train
 from console import run_command
 
 
@@ -25,7 +26,6 @@ def main() -> None:
     flags = {"flow.interpolant": args.interpolant, "train.overfit": bool(args.overfit),
              "wandb.entity": args.wandb_entity, "wandb.project": args.wandb_project}
     config = configs.build(args.dataset, flags | configs.parse_overrides(args.set))
-    import train  # torch is imported only once the flags are known to be right
     if args.dry_run:
         print(json.dumps(configs.to_dict(config), indent=1))
         print("\n".join(train.plan(config)))

@@ -7,10 +7,12 @@ import json
 import math
 import netrc
 import os
+import pickle
 import shutil
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -54,7 +56,8 @@ def start() -> Process:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # the others wait while the first prepares data, trains the VQVAE and samples, which may take hours
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
     return Process(rank, world, device)
 
 
@@ -119,14 +122,14 @@ def save_checkpoint(dir: Path, state: dict, keep: int) -> Path:
     return path
 
 
-def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict:
-    """Tensors and plain values only: a file that would run code on loading is refused."""
+def load_checkpoint(path: str | Path) -> dict:
+    """To the CPU; tensors and plain values only: a file that would run code on loading is refused."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, … for what is one thing to a user
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not a checkpoint that can be loaded safely ({reason[:120]})") from None
     if not isinstance(state, dict):
@@ -134,15 +137,37 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     return state
 
 
-def resume(dir: Path, device: torch.device | str = "cpu") -> dict | None:
-    """The newest checkpoint of a run that can be read, or None at the start. A damaged one is named and passed over."""
+def resume(dir: Path) -> dict | None:
+    """The newest checkpoint of a run that can be read, or None at the start. A damaged one is named and passed over;
+    UserError where all of them are damaged, rather than starting anew over what may be days of work."""
     newest_first = [dir / "latest.pt", *sorted(dir.glob("step_*.pt"), reverse=True)]
-    for path in filter(Path.exists, newest_first):
+    found = [path for path in newest_first if path.exists()]
+    for path in found:
         try:
-            return load_checkpoint(path, device)
+            return load_checkpoint(path)
         except UserError as error:
             warnings.warn(f"{error}; trying the one before", stacklevel=2)
+    if found:
+        raise UserError(f"{dir}: none of its {len(found)} checkpoints can be read; move the folder away to start anew")
     return None
+
+
+@contextmanager
+def stage_lock(root: str | Path):
+    """One run at a time prepares data, VQVAE and latents below `root`; a second one waits, then finds them done."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: without the lock
+        yield
+        return
+    Path(root).mkdir(parents=True, exist_ok=True)
+    with open(Path(root) / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another run is preparing data or latents under {root}; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def load_weights(module: torch.nn.Module, weights: dict, where: str | Path) -> None:

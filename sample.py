@@ -147,9 +147,9 @@ class Forecaster:
 
 
 def make_interpolant(config: Config) -> Interpolant:
-    """The config's interpolant; k is measured: the standard deviation of x_1 - x_0, or 1, that of a normalised x_1."""
+    """The config's interpolant; its k is measured: the standard deviation of x_1 - x_0, or of x_1."""
     flow = config.flow
-    k = config.latent.delta if interpolants.TABLE[flow.interpolant].from_reference else 1.0
+    k = config.latent.delta if interpolants.TABLE[flow.interpolant].from_reference else config.latent.scale
     return interpolants.get(flow.interpolant, c=flow.c, output=flow.output, k=k)
 
 
@@ -161,9 +161,12 @@ def build_net(config: Config, device: torch.device) -> nn.Module:
 
 def load(path: str | Path, device: torch.device, overrides: dict | None = None) -> tuple[Forecaster, int]:
     """-> the forecaster of a checkpoint, with its averaged weights, and the number of updates behind them."""
-    state = runtime.load_checkpoint(path, device)
+    state = runtime.load_checkpoint(path)
     if missing := {"ema", "config", "step"} - state.keys():
         raise UserError(f"{path}: not a checkpoint of main.py (it lacks {', '.join(sorted(missing))})")
+    free = ("data.", "sample.", "output.", "vqvae.ckpt", "train.precision", "train.seed")
+    if fixed := [name for name in overrides or {} if not name.startswith(free)]:
+        raise UserError(f"{fixed[0]} belongs to the training of {path} and cannot be changed when sampling from it")
     config = configs.update(configs.from_dict(state["config"]), overrides or {})
     if not config.latent.shape:
         raise UserError(f"{path}: a VQVAE's checkpoint, not a velocity network's")
@@ -203,7 +206,7 @@ def score(truth: np.ndarray, samples: np.ndarray, mean: np.ndarray) -> dict:
             for name, metric in metrics.ALL.items():
                 rows.setdefault(name + suffix, []).append(metric(x, y)[0])
     table = {name: np.stack(values) for name, values in rows.items()}
-    ratio = {name: {"all": float(table[name].mean() / table[f"{name}_repeat_last"].mean()),
+    ratio = {name: {"all": float(table[name].mean() / max(table[f"{name}_repeat_last"].mean(), 1e-12)),
                     "horizon": (table[name].mean(0) / table[f"{name}_repeat_last"].mean(0).clip(1e-12)).tolist()}
              for name in ("mse", "crps")}
     return {"summary": {name: metrics.summarize(values) for name, values in table.items()},
@@ -240,6 +243,9 @@ def evaluate(forecaster: Forecaster, step: int, out: Path | None = None, windows
     return result, out
 
 
+RESULTS = {"videos", "samples.npy", "truth.npy", "contact_sheet.png", "forecasts.mp4", "forecasts.gif", "metrics.json"}
+
+
 def write_results(out: Path, truth: np.ndarray, samples: np.ndarray, result: dict, fps: float, format: str) -> None:
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -252,7 +258,7 @@ def write_results(out: Path, truth: np.ndarray, samples: np.ndarray, result: dic
         for k, (t, s) in enumerate(zip(truth, samples)):
             pictures.write_video(partial / "videos" / f"{k:03d}.{format}", pictures.side_by_side(t, s), fps)
             bar.update()
-    (partial / "metrics.json").write_text(json.dumps(result, indent=1))
+    (partial / "metrics.json").write_text(json.dumps(result, indent=1, allow_nan=False))
     shutil.rmtree(out, ignore_errors=True)
     os.replace(partial, out)
 
@@ -313,8 +319,10 @@ def main() -> None:
     process = runtime.start()
     forecaster, step = load(args.ckpt, process.device, configs.parse_overrides([*given, *args.set]))
     out = Path(args.out) if args.out else None
-    if out is not None and out.exists() and not (out / "metrics.json").exists():
-        raise UserError(f"--out {out} exists and holds no earlier results; choose another folder")
+    if out is not None and out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= RESULTS):
+        raise UserError(f"--out {out} exists and holds other things than results; choose another folder")
+    if process.world > 1:
+        raise UserError("sample.py runs as one process; start it without torchrun")
     result, out = evaluate(forecaster, step, out, ckpt=args.ckpt)
     print(table(result))
     print(paths(out, forecaster.config.sample.format, args.ckpt))

@@ -94,6 +94,8 @@ class Shards:
                 lengths[-1] += int(head[0])
                 head = head[1:]
             lengths.extend(head.tolist())
+        if not lengths or min(lengths) < 1:
+            raise UserError(f"{self.dir}: {'an empty video' if lengths else 'not one video'} in its shards; prepare it again")
         self.lengths = np.array(lengths, np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self.file_starts = np.concatenate([[0], np.cumsum([f.lengths.sum() for f in self.files])])
@@ -114,7 +116,12 @@ class Shards:
             file = h5py.File(path, "r")
         except OSError as error:
             raise UserError(f"{path}: not a readable HDF5 file ({str(error).splitlines()[0]}); prepare it again") from None
-        return RiverFile(file, path) if "len" in file else PackedFile(file, path, self.key)
+        if "len" not in file:
+            return PackedFile(file, path, self.key)
+        try:
+            return RiverFile(file, path)
+        except (KeyError, IndexError, ValueError) as error:
+            raise UserError(f"{path}: `len` names videos that are not there ({error}); prepare it again") from None
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_files": None, "_pid": -1}

@@ -6,8 +6,10 @@ Every stage keeps what it has finished, so the same command run again goes on wh
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -27,37 +29,80 @@ from shards import Shards
 
 OVERFIT_CLIPS = 4
 # what may change between two starts of a run without making it another run
-FREE = {"data.workers", "train.steps", "train.log_every", "train.sample_every", "train.save_every", "train.keep"}
+FREE = {"data.workers", "data.held_out", "train.steps", "train.log_every", "train.sample_every",
+        "train.save_every", "train.keep"}
 
 
 def run(config: Config, ckpt: str | None = None) -> None:
     """All stages of `python main.py`."""
     process, clock = runtime.start(), Clock()
-    ensure_data(config, process)
-    clock.lap("data")
-    shards = sample.open_split(config, "train")
-    # found out now rather than after the training
-    held_out = sample.open_split(config, "train" if config.train.overfit else config.sample.split)
-    data.check_long_enough(held_out, config.data.condition + config.data.predict, config.data.skip,
-                           "data.condition + data.predict")
-    autoencoder = ensure_vqvae(config, shards, process)
-    clock.lap("VQVAE")
-    windows = overfit_windows(config, shards) if config.train.overfit else None
-    source = batches_from(config, shards, autoencoder, windows, process)
-    config = dataclasses.replace(config, latent=process.agree(measure(config, source)))
-    clock.lap("latents")
-    path = fit(config, source, autoencoder, windows, process, ckpt)
+    dir = Path(config.output.root) / "checkpoints" / config.run_id
+    start = before_any_work(config, dir, process, ckpt)
+    with runtime.stage_lock(config.output.root) if process.first else nullcontext():
+        ensure_data(config, process)
+        clock.lap("data")
+        shards = sample.open_split(config, "train")
+        check_lengths(config, shards)
+        autoencoder = ensure_vqvae(config, shards, process)
+        clock.lap("VQVAE")
+        windows = overfit_windows(config, shards) if config.train.overfit else None
+        source = batches_from(config, shards, autoencoder, windows, process)
+        config = dataclasses.replace(config, latent=latents_of(config, source, autoencoder, start, process))
+        clock.lap("latents")
+    path = fit(config, source, autoencoder, windows, process, dir, start)
     clock.lap("training")
     if process.first:
         forecaster, step = sample.load(path, process.device)
-        if windows is not None:
-            forecaster.config = configs.update(forecaster.config, {"sample.split": "train"})
+        forecaster.config = config  # what the checkpoint says of sampling may be older than this command
         result, out = sample.evaluate(forecaster, step, windows=windows, ckpt=path)
         clock.lap("sampling")
         print(sample.table(result))
         print(sample.paths(out, config.sample.format, path))
         print(clock)
     process.barrier()
+
+
+def before_any_work(config: Config, dir: Path, process: Process, ckpt: str | None) -> dict | None:
+    """Mistakes that can be known now are told now; -> the checkpoint to go on from, or to start from (--ckpt)."""
+    if problems := missing(config):
+        raise UserError(f"--dataset {config.dataset}, looked in {Path.cwd()}: " + "; ".join(problems))
+    if config.train.batch_size < process.world:
+        raise UserError(f"train.batch_size = {config.train.batch_size} is less than the {process.world} processes")
+    state = runtime.resume(dir)
+    if state is None:
+        return {**check_start(config, ckpt), "step": 0} if ckpt else None
+    if ckpt and process.first:
+        print(f"{dir} has begun already and goes on from its own checkpoint; --ckpt {ckpt} is left alone")
+    check_same_run(configs.from_dict(state["config"]), config, dir)
+    return state
+
+
+def check_start(config: Config, ckpt: str) -> dict:
+    """--ckpt: another run's averaged weights. -> {"ema"}; whether they fit the network is seen when they are loaded."""
+    state = runtime.load_checkpoint(ckpt)
+    if not {"ema", "config"} <= state.keys():
+        raise UserError(f"{ckpt}: not a checkpoint of main.py (it lacks ema or config)")
+    other = configs.differences(configs.from_dict(state["config"]), config, ("model", "flow"))
+    clash = [d for d in other if d.partition(":")[0] not in ("flow.interpolant", "flow.c", "flow.s_min", "model.dropout")]
+    if clash:
+        raise UserError(f"{ckpt}: its network is another ({'; '.join(clash)}); set those fields as they were")
+    return {"ema": state["ema"]}
+
+
+def check_same_run(old: Config, config: Config, dir: Path) -> None:
+    changed = [d for d in configs.differences(old, config, ("data", "vqvae", "model", "flow", "train"))
+               if d.partition(":")[0] not in FREE]
+    if changed:
+        raise UserError(f"{dir} holds a run of other settings ({'; '.join(changed[:3])}); "
+                        "go on with those, or name a new run: --set output.run_id=NAME")
+
+
+def check_lengths(config: Config, shards: Shards) -> None:
+    """Are there clips long enough to train and to forecast? Asked before the VQVAE is trained."""
+    whole, skip = config.data.condition + config.data.predict, config.data.skip
+    data.check_long_enough(shards, config.data.clip, skip, "data.clip")
+    held_out = shards if config.train.overfit else sample.open_split(config, config.sample.split)
+    data.check_long_enough(held_out, whole, skip, "data.condition + data.predict")
 
 
 class Clock:
@@ -84,20 +129,27 @@ def missing(config: Config) -> list[str]:
         found.append(f"no shards {root / 'train' / 'shard_*.hdf5'} (make them: {command})")
     if config.vqvae.ckpt and not Path(config.vqvae.ckpt).is_file():
         command = configs.FETCH.get(config.dataset)
-        fetch = f"fetch them: {command}, then --set vqvae.ckpt=FILE; " if command else ""
-        found.append(f"no VQVAE weights {config.vqvae.ckpt} ({fetch}or train our own: "
-                     "--set vqvae.kind=small vqvae.ckpt=)")
+        fetch = f"fetch them: {command}; they cannot be loaded yet, so for now " if command else ""
+        found.append(f"no VQVAE weights {config.vqvae.ckpt} ({fetch}train our own: --set vqvae.kind=small vqvae.ckpt=)")
     return found
 
 
 def ensure_data(config: Config, process: Process) -> None:
-    if problems := missing(config):
-        raise UserError(f"--dataset {config.dataset}, looked in {Path.cwd()}: " + "; ".join(problems))
-    if config.data.generate == "balls" and not Path(config.data.root).exists() and process.first:
+    """Make the stream where it is to be generated and absent; where it is there, is it the one that is asked for?"""
+    if config.data.generate == "balls":
         from prepare import balls
-        counts = {"train": config.data.stream, "val": config.data.held_out, "test": config.data.held_out}
-        balls.make(config.data.root, counts, config.data.color_shift, config.train.seed, f"main.py --dataset {config.dataset}")
-    process.barrier()
+        wanted = {"train": config.data.stream, "val": config.data.held_out, "test": config.data.held_out}
+        if not Path(config.data.root).exists() and process.first:
+            balls.make(config.data.root, wanted, config.data.color_shift, config.data.image_size,
+                       command=f"main.py --dataset {config.dataset}")
+        process.barrier()
+        for split, count in wanted.items():
+            shards = sample.open_split(config, split)
+            there = shards.lengths.sum(), shards.files[0].file.attrs.get("source", "")
+            if there != (count, balls.source_name(config.data.color_shift)):
+                raise UserError(f"{shards.dir} holds {there[0]} frames ({there[1] or 'of unknown source'}), but the settings "
+                                f"data.stream, data.held_out and data.color_shift ask for {count} "
+                                f"({balls.source_name(config.data.color_shift)}); set them, or data.root to another folder")
 
 
 def ensure_vqvae(config: Config, shards: Shards, process: Process) -> nn.Module:
@@ -135,38 +187,53 @@ def batches_from(config: Config, shards: Shards, autoencoder: nn.Module, windows
     return data.LatentTriples(config, dir, process.device, process.rank, process.world, windows).batches
 
 
+def latents_of(config: Config, batches: Callable[[int, int], Iterator[Batch]], autoencoder: nn.Module, start: dict | None,
+               process: Process) -> Latent:
+    """The latents' statistics: of the run that goes on, or measured by the first process."""
+    weights = runtime.digest(autoencoder)
+    if start and "config" in start:
+        latent = configs.from_dict(start["config"]).latent
+        if latent.vqvae != weights:
+            raise UserError(f"run {config.run_id} was trained on the latents of another VQVAE; restore its weights, or name "
+                            "a new run: --set output.run_id=NAME")
+        return latent
+    return process.agree(dataclasses.replace(measure(config, batches), vqvae=weights))
+
+
 def measure(config: Config, batches: Callable[[int, int], Iterator[Batch]]) -> Latent:
-    """Shape and statistics of the latents, from the first batches: some 4,000 triples or 8 batches."""
-    count = max(1, min(64, 4096 // config.train.batch_size)) if not config.data.augmented else 1
+    """Shape and statistics of the latents, from some 2,000 triples (300 where each must be encoded first)."""
+    count = -(-(300 if config.data.augmented else 2_000) // config.train.batch_size)
     pairs = [(target, reference) for target, reference, _, _ in batches(0, count)]
-    x1, x0 = (torch.cat(part).double() for part in zip(*pairs))
+    x1, x0 = (torch.cat(part).double().cpu() for part in zip(*pairs))
     C = x1.shape[1]
     mean, std = torch.zeros(C, dtype=x1.dtype), torch.ones(C, dtype=x1.dtype)
     if config.flow.normalize:
-        mean, std = (v.cpu() for v in (x1.mean((0, 2, 3)), x1.std((0, 2, 3))))
-    delta = ((x1 - x0) / std.to(x1).view(-1, 1, 1)).square().mean().sqrt().item()
-    return Latent(tuple(x1.shape[1:]), tuple(mean.tolist()), tuple(std.tolist()), delta)
+        mean, std = x1.mean((0, 2, 3)), x1.std((0, 2, 3)).clamp(min=1e-6)
+    delta = ((x1 - x0) / std.view(-1, 1, 1)).square().mean().sqrt().item()
+    if not 0 < delta < float("inf"):
+        raise UserError(f"{config.data.root}: the training videos stand still (or their latents are not finite: {delta}); "
+                        "there is nothing to forecast")
+    scale = ((x1 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)).square().mean().sqrt().item()
+    return Latent(tuple(x1.shape[1:]), tuple(mean.tolist()), tuple(std.tolist()), delta, scale)
 
 
 # ----------------------------------------------------------------------------------------------------------- the training
 def fit(config: Config, batches: Callable[[int, int], Iterator[Batch]], autoencoder: nn.Module,
-        windows: data.Windows | None, process: Process, ckpt: str | None) -> Path:
+        windows: data.Windows | None, process: Process, dir: Path, start: dict | None) -> Path:
     """Train the velocity network to config.train.steps; -> its checkpoint."""
-    train, device, dir = config.train, process.device, Path(config.output.root) / "checkpoints" / config.run_id
+    train, device = config.train, process.device
     torch.manual_seed(runtime.seed_of(train.seed, "weights"))
     net = sample.build_net(config, device)
     ema = {name: value.detach().clone() for name, value in net.state_dict().items()}
-    optimizer = torch.optim.AdamW(net.parameters(), train.lr, betas=(0.9, 0.99), weight_decay=train.weight_decay, fused=True)
-    state = runtime.resume(dir, device)
-    step = restore(state, config, net, ema, optimizer, dir) if state else 0
-    if not state and ckpt:
-        start_from(ckpt, net, ema)
+    optimizer = torch.optim.AdamW(net.parameters(), train.lr, betas=(0.9, train.beta2), weight_decay=train.weight_decay,
+                                  fused=True)
+    step = restore(start, net, ema, optimizer, dir) if start else 0
     if step >= train.steps:
         return dir / "latest.pt"
     forecaster = sample.Forecaster(config, sample.build_net(config, device).eval(), autoencoder, device)
     ddp = nn.parallel.DistributedDataParallel(net) if process.world > 1 else net
     log = runtime.Log(dir, config, step, enabled=process.first)
-    losses, norms, began, first = [], [], time.perf_counter(), step
+    since = Recent(train.batch_size)
     with progress(train.steps, f"train {config.run_id}", "step", step) as bar:
         for batch in batches(step, train.steps):
             torch.manual_seed(runtime.seed_of(train.seed, "dropout", step, process.rank))
@@ -174,27 +241,49 @@ def fit(config: Config, batches: Callable[[int, int], Iterator[Batch]], autoenco
                 group["lr"] = runtime.learning_rate(step, train.lr, train.steps, train.warmup, train.schedule)
             loss = flow_loss(ddp, forecaster, batch, runtime.generator(device, train.seed, "noise", step, process.rank))
             loss.backward()
-            norms.append(nn.utils.clip_grad_norm_(net.parameters(), train.clip_norm))
-            losses.append(loss.detach())
+            since.add(loss, nn.utils.clip_grad_norm_(net.parameters(), train.clip_norm))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             average(ema, net, step, train.ema)
             step += 1
             bar.update()
-            if step % train.log_every == 0 or step == train.steps:
-                values = torch.stack([torch.stack(losses).mean(), torch.stack(norms).mean()]).tolist()
-                rate = (step - first) * train.batch_size / (time.perf_counter() - began)
-                log.row(step, loss=values[0], grad_norm=values[1], lr=group["lr"], samples_per_second=rate)
-                bar.set_postfix_str(f"loss {values[0]:.4f}")
-                losses, norms = [], []
-            last = step == train.steps
-            if process.first and (step % train.save_every == 0 or last):
+            last, to_save = step == train.steps, step % train.save_every == 0 or step == train.steps
+            if step % train.log_every == 0 or to_save:
+                values = since.summary(step, dir)
+                if step % train.log_every == 0 or last:
+                    log.row(step, **values, lr=group["lr"])
+                    since.clear()
+                bar.set_postfix_str(f"loss {values['loss']:.4f}")
+            if process.first and to_save:
                 save(dir, config, net, ema, optimizer, autoencoder, step)
             if process.first and train.sample_every and step % train.sample_every == 0 and not last:
                 preview(forecaster, ema, config, windows, step, dir, log)
     process.barrier()
     log.close()
     return dir / "latest.pt"
+
+
+class Recent:
+    """Losses and gradient norms since the last log, kept on the device so that the loop never waits for them."""
+
+    def __init__(self, batch_size: int):
+        self.batch_size = batch_size
+        self.clear()
+
+    def clear(self) -> None:
+        self.losses, self.norms, self.began = [], [], time.perf_counter()
+
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        self.losses.append(loss.detach())
+        self.norms.append(norm)
+
+    def summary(self, step: int, dir: Path) -> dict[str, float]:
+        loss, norm = torch.stack([torch.stack(self.losses).mean(), torch.stack(self.norms).mean()]).tolist()
+        if not math.isfinite(loss + norm):
+            raise UserError(f"the loss or its gradient is not finite before update {step}; {dir} keeps the last good "
+                            "checkpoint; lower train.lr, or look at the data")
+        rate = len(self.losses) * self.batch_size / (time.perf_counter() - self.began)
+        return {"loss": loss, "grad_norm": norm, "samples_per_second": rate}
 
 
 def flow_loss(net: nn.Module, forecaster: sample.Forecaster, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -229,49 +318,30 @@ def save(dir: Path, config: Config, net: nn.Module, ema: dict, optimizer, autoen
     runtime.save_checkpoint(dir, state, config.train.keep)
 
 
-def restore(state: dict, config: Config, net: nn.Module, ema: dict, optimizer, dir: Path) -> int:
-    """Put a checkpoint back into place; -> updates done. A run of other settings is an error, not a mixture."""
-    old = configs.from_dict(state["config"])
-    changed = [d for d in configs.differences(old, config, ("data", "vqvae", "model", "flow", "train", "latent"))
-               if d.partition(":")[0] not in FREE]
-    if changed:
-        raise UserError(f"{dir} holds a run of other settings ({'; '.join(changed[:3])}); "
-                        "go on with those, or name a new run: --set output.run_id=NAME")
-    runtime.load_weights(net, state["model"], dir)
+def restore(state: dict, net: nn.Module, ema: dict, optimizer, dir: Path) -> int:
+    """Put a checkpoint of this run back into place, or another run's weights (--ckpt); -> updates done."""
+    runtime.load_weights(net, state.get("model", state["ema"]), dir)
     for name in ema:
         ema[name].copy_(state["ema"][name])
-    optimizer.load_state_dict(state["opt"])
+    if "opt" in state:
+        optimizer.load_state_dict(state["opt"])
     return state["step"]
-
-
-def start_from(ckpt: str, net: nn.Module, ema: dict) -> None:
-    """--ckpt: begin a new run from another's averaged weights."""
-    state = runtime.load_checkpoint(ckpt)
-    if "ema" not in state:
-        raise UserError(f"{ckpt}: not a checkpoint of main.py (it lacks ema)")
-    runtime.load_weights(net, state["ema"], ckpt)
-    for name in ema:
-        ema[name].copy_(state["ema"][name])
 
 
 def preview(forecaster: sample.Forecaster, ema: dict, config: Config, windows: data.Windows | None, step: int, dir: Path,
             log: runtime.Log) -> None:
     """A few forecasts by the averaged weights, as a picture beside the checkpoints and a video in wandb."""
     forecaster.net.load_state_dict(ema)
-    shards = sample.open_split(config, "train" if windows is not None else config.sample.split)
-    clips = windows or data.spaced_windows(shards.lengths, config.data.condition + config.data.predict, config.data.skip, 4)
+    shards = sample.open_split(config, config.sample.split)
+    given = config.data.condition
+    clips = windows or data.spaced_windows(shards.lengths, given + config.data.predict, config.data.skip, 4)
     truth = sample.read_clips(shards, clips)[:4]
-    futures = forecaster.forecast(truth[:, :config.data.condition], config.data.predict, 2, (config.train.seed, "preview"),
-                                  quiet=True)
+    futures = forecaster.forecast(truth[:, :given], config.data.predict, 2, (config.train.seed, "preview"), quiet=True)
     pictures.contact_sheet(truth, futures).save(dir / f"forecasts_{step:08d}.png")
-    log.row(step, **{f"sample_{k}": float(v) for k, v in preview_metrics(truth, futures).items()})
-    log.video(step, "forecasts", pictures.mosaic(truth, futures, rows=4), shards.fps or 10)
-
-
-def preview_metrics(truth: np.ndarray, futures: np.ndarray) -> dict[str, float]:
     result = sample.score(truth, futures, truth.mean((0, 1)).astype(np.uint8))
-    return {"crps": result["summary"]["crps"]["mean"], "psnr": result["summary"]["psnr"]["mean"],
-            "crps_ratio": result["ratio_to_repeat_last"]["crps"]["all"]}
+    log.row(step, sample_crps=result["summary"]["crps"]["mean"], sample_psnr=result["summary"]["psnr"]["mean"],
+            sample_crps_ratio=result["ratio_to_repeat_last"]["crps"]["all"])
+    log.video(step, "forecasts", pictures.mosaic(truth, futures, rows=4), shards.fps or 10)
 
 
 def plan(config: Config) -> list[str]:

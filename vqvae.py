@@ -47,10 +47,11 @@ class Codebook(nn.Module):
         self.register_buffer("total", torch.zeros(codes, dim))
 
     def nearest(self, z: Tensor) -> Tensor:
-        """(B, C, h, w) -> index of the nearest code, (B * h * w,) int64. In float32: bf16 distances tie."""
+        """(B, C, h, w) -> index of the nearest code, (B * h * w,) int64. In float32 also under autocast: bf16 distances
+        would choose another code here and there."""
         flat = z.movedim(1, -1).reshape(-1, z.shape[1]).float()
-        # |z - e|^2 less the |z|^2 that all codes share
-        return torch.addmm(self.codes.square().sum(1), flat, self.codes.T, alpha=-2).argmin(1)
+        with torch.autocast(z.device.type, enabled=False):  # |z - e|^2 less the |z|^2 that all codes share
+            return torch.addmm(self.codes.square().sum(1), flat, self.codes.T, alpha=-2).argmin(1)
 
     def lookup(self, index: Tensor, like: Tensor) -> Tensor:
         B, C, h, w = like.shape
@@ -174,7 +175,7 @@ def validate(module: nn.Module, frames: np.ndarray, device: torch.device) -> flo
 def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> Path:
     """Train the small VQVAE, or go on where it stopped; -> its finished checkpoint. Logs PSNR and codebook perplexity."""
     dir, vqvae = run_dir(config, shards), config.vqvae
-    state = runtime.resume(dir, device)
+    state = runtime.resume(dir)
     step = state["step"] if state else 0
     if step >= vqvae.steps:
         return dir / "latest.pt"
@@ -201,7 +202,7 @@ def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> 
             optimizer.zero_grad(set_to_none=True)
             step += 1
             bar.update()
-            if step % 200 == 0 or step == vqvae.steps:
+            if step % min(config.train.save_every, 200) == 0 or step == vqvae.steps:
                 quality = validate(module.eval(), held_out, device)
                 module.train()
                 log.row(step, vqvae_psnr=quality, vqvae_mse=values["mse"].item(),

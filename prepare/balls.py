@@ -101,7 +101,8 @@ def draw(positions: np.ndarray, colors: np.ndarray, blue: np.ndarray, size: int 
     return (np.minimum(frames, 1.0, out=frames) * 255 + 0.5).astype(np.uint8)
 
 
-def write_stream(writer: ShardWriter, frames: int, color_shift: bool, rng: np.random.Generator, name: str) -> None:
+def write_stream(writer: ShardWriter, frames: int, color_shift: bool, size: int, rng: np.random.Generator,
+                 name: str) -> None:
     world = World(rng)
     with progress(frames, f"balls {name}", "frame") as bar:
         for start in range(0, frames, CHUNK):
@@ -109,11 +110,17 @@ def write_stream(writer: ShardWriter, frames: int, color_shift: bool, rng: np.ra
             time = np.arange(start, start + len(colors), dtype=np.float32)
             blue = time / max(frames - 1, 1) if color_shift else np.zeros_like(time)
             (writer.append if writer.videos else writer.add)(
-                draw(positions, colors, blue), positions=positions, velocities=velocities, colors=colors, blue=blue)
+                draw(positions, colors, blue, size), positions=positions, velocities=velocities, colors=colors, blue=blue)
             bar.update(len(colors))
 
 
-def make(out: str | Path, frames: dict[str, int], color_shift: bool = False, seed: int = 0, command: str = "") -> None:
+def source_name(color_shift: bool) -> str:
+    """What the shards' attribute `source` says."""
+    return "bouncing balls" + ", turning blue" * color_shift
+
+
+def make(out: str | Path, frames: dict[str, int], color_shift: bool = False, size: int = SIZE, seed: int = 0,
+         command: str = "") -> None:
     """Write one stream per split, `frames[split]` long, to out/{split}/; the folder appears when all are complete."""
     out = Path(out)
     if out.exists():
@@ -121,8 +128,8 @@ def make(out: str | Path, frames: dict[str, int], color_shift: bool = False, see
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     for index, (split, count) in enumerate(frames.items()):
-        with ShardWriter(partial / split, fps=FPS, source="bouncing balls", command=command) as writer:
-            write_stream(writer, count, color_shift, np.random.default_rng([seed, index]), split)
+        with ShardWriter(partial / split, fps=FPS, source=source_name(color_shift), command=command) as writer:
+            write_stream(writer, count, color_shift, size, np.random.default_rng([seed, index]), split)
     os.replace(partial, out)
 
 
@@ -132,12 +139,13 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=100_000, help="length of the training stream (published: 1,000,000)")
     parser.add_argument("--held_out", type=int, default=10_000, help="length of the val and of the test stream")
     parser.add_argument("--color_shift", action="store_true", help="blue rises from 0 to 1 along each stream (ball_nstn)")
+    parser.add_argument("--image_size", type=int, default=SIZE, help="pixels, both sides (published: 32)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    if min(args.frames, args.held_out) < 1:
-        raise UserError("--frames and --held_out must be at least 1")
-    make(args.out, {"train": args.frames, "val": args.held_out, "test": args.held_out}, args.color_shift, args.seed,
-         shlex.join(["python", "-m", "prepare.balls", *sys.argv[1:]]))
+    if min(args.frames, args.held_out) < 1 or args.image_size < 8 or args.seed < 0:
+        raise UserError("--frames and --held_out must be at least 1, --image_size 8, --seed 0")
+    make(args.out, {"train": args.frames, "val": args.held_out, "test": args.held_out}, args.color_shift,
+         args.image_size, args.seed, shlex.join(["python", "-m", "prepare.balls", *sys.argv[1:]]))
     print(f"{args.out}: train {args.frames:,}, val and test {args.held_out:,} frames each")
 
 

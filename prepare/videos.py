@@ -38,7 +38,7 @@ SPLIT_BY_SOURCE_FROM = 10  # sources; with fewer, `auto` splits by time
 TILE_MOTION = 1.5  # percent; of OpenCV's vtest.avi, tiles without a person stay below 0.8, most with one exceed this
 GRID, GREY_LEVELS = 16, 20  # what counts as motion: see motion()
 CHUNK = 256  # frames written at a time where a clip is a whole video
-READ_ERRORS = (av.error.FFmpegError, OSError, SyntaxError, ValueError, EOFError)  # the last four from Pillow
+READ_ERRORS = (av.error.FFmpegError, OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 class Broken(Exception):
@@ -372,7 +372,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--allow_skips", action="store_true", help="exit with 0, not 1, if some source was broken or too small")
     args = parser.parse_args(argv)
     for name, low, high in (("image_size", 8, 4096), ("tile", 8, 65536), ("clip_length", 2, 10**6),
-                            ("fps", 0.001, 1000), ("min_motion", 0, 100), ("val", 0, 1), ("test", 0, 1)):
+                            ("fps", 0.001, 1000), ("min_motion", 0, 100), ("val", 0, 1), ("test", 0, 1), ("seed", 0, 2**31)):
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
             raise UserError(f"--{name} must be from {low} to {high}, got {value}")

@@ -111,6 +111,22 @@ def test_changed_settings_are_not_mixed_into_an_old_run(tiny_run):
     assert "train.lr: 0.001 -> 0.5" in done.stderr and "output.run_id=NAME" in done.stderr
 
 
+def test_sampling_settings_of_a_finished_run_are_taken_from_the_command(tiny_run):
+    folder, _ = tiny_run
+    assert "2 test videos, 1 futures each" in launch(folder, "main.py", "--set", *TINY, "sample.num_videos=2",
+                                                     "sample.num_samples=1").stdout
+
+
+def test_two_processes_train_together_and_one_goes_on(tiny_run):
+    folder, _ = tiny_run
+    command = ["--set", *TINY, "output.run_id=two", "train.schedule=constant"]
+    done = launch(folder, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(REPO / "main.py"), *command,
+                  OMP_NUM_THREADS="1")
+    assert done.stdout.count("crps / repeat last") == 1 and weights(folder, "outputs/checkpoints/two")["step"] == 12
+    launch(folder, "main.py", *command, "train.steps=15")
+    assert weights(folder, "outputs/checkpoints/two")["step"] == 15
+
+
 def test_linear_and_a_start_from_other_weights(tiny_run):
     folder, _ = tiny_run
     launch(folder, "main.py", "--interpolant", "linear", "--ckpt", f"{RUN}/latest.pt", "--set", *TINY, "train.lr=1e-9")
@@ -150,7 +166,8 @@ def test_sample_needs_nothing_but_the_checkpoint(tiny_run):
     (["--ckpt", RUN + "/latest.pt", "--solver", "euler", "--diffusion", "sigma"], "euler"),
     (["--ckpt", RUN + "/latest.pt", "--num_frames", "5000"], "the longest video has 200 frames"),
     (["--ckpt", RUN + "/latest.pt", "--set", "data.root=elsewhere"], "no shards in elsewhere"),
-    (["--ckpt", RUN + "/latest.pt", "--out", "data"], "exists and holds no earlier results"),
+    (["--ckpt", RUN + "/latest.pt", "--set", "flow.interpolant=linear"], "cannot be changed when sampling"),
+    (["--ckpt", RUN + "/latest.pt", "--out", "data"], "exists and holds other things than results"),
 ])
 def test_mistakes_with_sample_are_one_line_and_code_2(tiny_run, arguments, message):
     folder, _ = tiny_run
@@ -165,6 +182,8 @@ def test_mistakes_with_sample_are_one_line_and_code_2(tiny_run, arguments, messa
     (["--dataset", "videos", "--set", "data.root=nowhere"], ["nowhere/train/shard_*.hdf5", "--out nowhere"]),
     (["--dataset", "mnist"], ["no dataset `mnist`"]),
     (["--interpolant", "follner"], ["no interpolant `follner`; nearest known: follmer"]),
+    (["--ckpt", "nowhere.pt"], ["nowhere.pt: no such checkpoint"]),
+    (["--interpolant", "linear", "--set", "sample.solver=em", "sample.diffusion=follmer"], ["sample.solver=exact"]),
     (["--set", "train.step=5"], ["no field `train.step`; nearest known: train.steps"]),
 ])
 def test_mistakes_with_main_are_one_line_and_code_2_and_nothing_is_written(tmp_path, arguments, messages):
@@ -173,6 +192,28 @@ def test_mistakes_with_main_are_one_line_and_code_2_and_nothing_is_written(tmp_p
     for message in messages:
         assert message in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("changed, message", [
+    ("data.stream=700", "holds 600 frames (bouncing balls), but"), ("data.color_shift=1", "turning blue); set them"),
+    ("data.clip=700", "the longest video has 600 frames, data.clip needs 700")])
+def test_data_that_does_not_fit_is_told_before_any_training(tiny_run, changed, message):
+    folder, _ = tiny_run
+    before = sorted((folder / "outputs/checkpoints").iterdir())
+    done = launch(folder, "main.py", "--set", *TINY, changed, "output.run_id=new", check=False)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    assert sorted((folder / "outputs/checkpoints").iterdir()) == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    import train
+    from console import UserError
+    recent = train.Recent(batch_size=4)
+    recent.add(torch.tensor(1.0), torch.tensor(2.0))
+    assert recent.summary(3, tmp_path)["loss"] == 1.0
+    recent.add(torch.tensor(float("nan")), torch.tensor(1.0))
+    with pytest.raises(UserError, match="not finite before update 4"):
+        recent.summary(4, tmp_path)
 
 
 def test_dry_run_prints_the_config_and_does_nothing(tmp_path):

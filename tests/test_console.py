@@ -18,6 +18,12 @@ def test_a_mistake_is_one_line_and_code_2(capsys):
     assert capsys.readouterr().err == "error: data/x: no such folder; choose another\n"
 
 
+def test_a_path_that_cannot_be_used_is_one_line_and_code_2(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert leave(lambda: (tmp_path / "file" / "below").mkdir()) == 2
+    assert "file/below: Not a directory" in capsys.readouterr().err
+
+
 def test_codes_pass_through_and_defects_are_not_hidden():
     assert leave(lambda: None) == 0 and leave(lambda: 1) == 1
     with pytest.raises(ZeroDivisionError):

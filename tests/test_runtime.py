@@ -32,6 +32,13 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path):
         assert runtime.resume(tmp_path)["step"] == 5
 
 
+def test_all_checkpoints_damaged_is_an_error_not_a_new_start(tmp_path):
+    runtime.save_checkpoint(tmp_path, state(5), keep=2)
+    (tmp_path / "step_00000005.pt").write_bytes(b"damaged")
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="none of its 2 checkpoints can be read"):
+        runtime.resume(tmp_path)
+
+
 def test_a_save_that_dies_half_way_leaves_the_last_one(tmp_path, monkeypatch):
     runtime.save_checkpoint(tmp_path, state(5), keep=2)
 

@@ -85,6 +85,16 @@ def test_broken_files_are_named(tmp_path, make_shards):
         Shards(dir)
 
 
+def test_shards_without_videos_are_named(tmp_path):
+    write_packed(tmp_path / "shard_0001.hdf5", "frames", np.zeros((0, 8, 8, 3), np.uint8), [], {})
+    with pytest.raises(UserError, match="not one video"):
+        Shards(tmp_path)
+    with h5py.File(tmp_path / "shard_0001.hdf5", "w") as file:
+        file["len/0"] = 3
+    with pytest.raises(UserError, match="names videos that are not there"):
+        Shards(tmp_path)
+
+
 def test_rows_of_unequal_count_or_shape_are_refused(tmp_path):
     with ShardWriter(tmp_path / "s") as writer:
         writer.add(np.zeros((5, 8, 8, 3), np.uint8), place=np.zeros(5))

@@ -58,7 +58,31 @@ def config(tmp_path, **values):
     return configs.build(overrides=base | {name.replace("__", "."): value for name, value in values.items()})
 
 
-def test_training_learns_and_goes_on_where_it_stopped(make_shards, tmp_path):
+def test_codes_are_chosen_alike_under_autocast():
+    torch.manual_seed(0)
+    book, z = vqvae.Codebook(256, 4), torch.randn(8, 4, 16, 16)
+    plain = book.nearest(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(book.nearest(z), plain)
+
+
+def test_training_stopped_half_way_goes_on_bit_for_bit(make_shards, tmp_path, monkeypatch):
+    shards, cpu = Shards(make_shards([60, 40], size=16)), torch.device("cpu")
+    whole = runtime.load_checkpoint(vqvae.train(config(tmp_path / "a", train__save_every=20), shards, shards, cpu))
+    cfg, save = config(tmp_path / "b", train__save_every=20), runtime.save_checkpoint
+
+    def save_and_stop(dir, state, keep):
+        save(dir, state, keep)
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runtime, "save_checkpoint", save_and_stop)
+        vqvae.train(cfg, shards, shards, cpu)
+    assert runtime.resume(vqvae.run_dir(cfg, shards))["step"] == 20
+    parts = runtime.load_checkpoint(vqvae.train(cfg, shards, shards, cpu))
+    assert parts["step"] == 60 and all(torch.equal(parts["model"][name], whole["model"][name]) for name in whole["model"])
+
+
+def test_training_learns_and_a_finished_one_is_left_alone(make_shards, tmp_path):
     shards, cfg, cpu = Shards(make_shards([60, 40], size=16)), config(tmp_path), torch.device("cpu")
     path = vqvae.train(cfg, shards, shards, cpu)
     whole = runtime.load_checkpoint(path)

@@ -125,7 +125,7 @@ class Flow:
 
 @dataclass(frozen=True)
 class Train:
-    steps: int = 2_400  # updates
+    steps: int = 1_800  # updates
     batch_size: int = 32  # over all processes
     lr: float = 1e-3
     warmup: int = 100  # updates of linear warm-up
@@ -136,7 +136,7 @@ class Train:
     ema: float = 0.995  # decay of the averaged weights, reached step by step
     precision: str = "auto"  # auto: bf16 where the hardware multiplies in it (AMX, GPU), else float32; or either by name
     log_every: int = 20
-    sample_every: int = 800  # updates between forecasts logged during training; 0: only at the end
+    sample_every: int = 600  # updates between forecasts logged during training; 0: only at the end
     save_every: int = 100
     keep: int = 2  # numbered checkpoints beside latest.pt
     seed: int = 0
@@ -266,7 +266,8 @@ def branch(dataset: str) -> dict[str, Any]:
         return {"data.root": "data/ball_nstn", "data.generate": "balls", "data.color_shift": True}
     if dataset == "videos":  # any footage that prepare.videos has cut into clips
         return {"data.root": "data/videos", "data.image_size": 64, "data.clip": 16, "data.condition": 8,
-                "data.predict": 16, "sample.num_videos": 32}
+                "data.predict": 16, "sample.num_videos": 32, "vqvae.batch_size": 32, "model.width": 96,
+                "train.steps": 4_000, "train.batch_size": 16, "train.ema": 0.998, "train.sample_every": 2_000}
     if dataset == "kth":
         return published | {"data.root": "data/kth", "data.image_size": 64, "data.clip": 40, "data.condition": 10,
                             "data.predict": 30, "vqvae.kind": "taming_f8_small", "vqvae.downsample": 8,

@@ -157,7 +157,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Sample:
-    steps: int = 5  # solver steps per frame
+    steps: int = 10  # solver steps per frame; 5 forecast as well, 10 give purer colours
     solver: str = "exact"  # exact, euler (diffusion 0) or em (Euler-Maruyama)
     diffusion: str = "auto"  # 0 (ODE), sigma (as trained), follmer, or a number scaling sigma; auto: sigma for the
     #                          interpolants that start at the reference, 0 for those that start at noise and for euler

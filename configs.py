@@ -125,7 +125,7 @@ class Flow:
 
 @dataclass(frozen=True)
 class Train:
-    steps: int = 1_800  # updates
+    steps: int = 2_400  # updates
     batch_size: int = 32  # over all processes
     lr: float = 1e-3
     warmup: int = 100  # updates of linear warm-up
@@ -136,7 +136,7 @@ class Train:
     ema: float = 0.995  # decay of the averaged weights, reached step by step
     precision: str = "auto"  # auto: bf16 where the hardware multiplies in it (AMX, GPU), else float32; or either by name
     log_every: int = 20
-    sample_every: int = 600  # updates between forecasts logged during training; 0: only at the end
+    sample_every: int = 800  # updates between forecasts logged during training; 0: only at the end
     save_every: int = 100
     keep: int = 2  # numbered checkpoints beside latest.pt
     seed: int = 0
@@ -157,12 +157,13 @@ class Train:
 
 @dataclass(frozen=True)
 class Sample:
-    steps: int = 10  # solver steps per frame; 5 forecast as well, 10 give purer colours
+    steps: int = 5  # solver steps per frame
     solver: str = "exact"  # exact, euler (diffusion 0) or em (Euler-Maruyama)
     diffusion: str = "auto"  # 0 (ODE), sigma (as trained), follmer, or a number scaling sigma; auto: sigma for the
     #                          interpolants that start at the reference, 0 for those that start at noise and for euler
     context: str = "recent:3"  # as data.context, over the whole history
     redraw: str = "step"  # draw the context anew at every solver step, or once a frame
+    reencode: bool = True  # pass each forecast through pixels before it is forecast from: errors do not pile up
     num_videos: int = 64
     num_samples: int = 4  # futures per video
     split: str = "test"
@@ -259,6 +260,7 @@ def branch(dataset: str) -> dict[str, Any]:
         "train.steps": 400_000, "train.batch_size": 256, "train.lr": 2e-4, "train.warmup": 10_000,
         "train.schedule": "constant", "train.beta2": 0.999, "train.ema": 0.9999, "train.log_every": 100,
         "train.sample_every": 10_000, "train.save_every": 5_000, "sample.steps": 100,
+        "sample.reencode": False,
     }
     if dataset == "ball_stn":
         return {"data.generate": "balls"}

@@ -88,7 +88,7 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
         imageio.mimwrite(path, list(frames), duration=1000 / fps, loop=0)
         return
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), "edge")
-    with imageio.get_writer(path, fps=fps, codec="libx264", quality=8, macro_block_size=2,
-                            ffmpeg_log_level="error") as writer:
+    with imageio.get_writer(path, fps=fps, codec="libx264", quality=8, macro_block_size=2, ffmpeg_log_level="error",
+                            output_params=["-preset", "veryfast"]) as writer:
         for frame in frames:
             writer.append_data(frame)

@@ -94,6 +94,9 @@ class Forecaster:
     def normalize(self, z: Tensor) -> Tensor:
         return (z - self.mean) / self.std
 
+    def to_pixels(self, z: Tensor) -> Tensor:
+        return self.autoencoder.decode(z * self.std + self.mean)
+
     def field(self, x0: Tensor, context: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[Tensor, Tensor], Tensor]:
         """field(x, s) for one frame; context() -> (context latents, gap), drawn anew at each call or not."""
         def evaluate(x: Tensor, s: Tensor) -> Tensor:
@@ -120,8 +123,10 @@ class Forecaster:
                 return history[rows, place], torch.from_numpy(gap).to(self.device, torch.float32)
             once = draw() if sample.redraw == "frame" else None
             x0 = history[:, t - 1]
-            history[:, t] = integrate(self.field(x0, draw if once is None else lambda once=once: once), self.interpolant,
-                                      x0, sample.steps, sample.solver, self.config.diffusion, noise)
+            x1 = integrate(self.field(x0, draw if once is None else lambda once=once: once), self.interpolant,
+                           x0, sample.steps, sample.solver, self.config.diffusion, noise)
+            # what follows is forecast from a frame that the autoencoder knows, as in training
+            history[:, t] = self.normalize(self.autoencoder.encode(self.to_pixels(x1))) if sample.reencode else x1
             if bar is not None:
                 bar.update(B)
         return history[:, T:]
@@ -139,8 +144,7 @@ class Forecaster:
             part = z[start:start + size]
             future = self.roll_out(part, predict, (*key, start), bar)
             for k in range(predict):
-                pixels = self.autoencoder.decode(future[:, k] * self.std + self.mean)
-                out[start:start + size, k] = data.to_frames(pixels)
+                out[start:start + size, k] = data.to_frames(self.to_pixels(future[:, k]))
         if bar is not None:
             bar.close()
         return out.reshape(V, futures, *out.shape[1:])
@@ -236,6 +240,7 @@ def evaluate(forecaster: Forecaster, step: int, out: Path | None = None, windows
                 "condition": config.data.condition, "predict": config.data.predict, "skip": config.data.skip,
                 "solver": sample.solver, "diffusion": config.diffusion, "steps": sample.steps,
                 "network_evaluations_per_frame": sample.steps, "context": sample.context, "redraw": sample.redraw,
+                "reencode": sample.reencode,
                 "checkpoint": str(ckpt), "updates": step, "rule": "mse, psnr: mean over single samples; crps: unbiased"}
     result = {"protocol": protocol, "config": configs.to_dict(config), **score(truth, samples, mean_frame(train))}
     out = out or results_dir(forecaster, step)

@@ -130,6 +130,14 @@ def test_roll_out_gives_each_frame_its_reference_and_a_near_context():
             assert 1 <= gap[b] <= 3 and torch.equal(context[b], history[b, t - 1 - int(gap[b])])
 
 
+@pytest.mark.parametrize("reencode, wanted", [(True, [3.3, 3.55, 3.8]), (False, [3.2, 3.4, 3.6])])
+def test_forecasts_go_through_pixels_before_they_are_forecast_from(reencode, wanted):
+    model = forecaster(**{"sample.reencode": reencode})
+    exact, model.autoencoder.decode = model.autoencoder.decode, lambda z: exact((z * 8).round() / 8)
+    future = model.roll_out(torch.full((2, 4, 1, 2, 2), 3.0), 3, ("key",))
+    assert torch.allclose(future[:, :, 0, 0, 0], torch.tensor(wanted).expand(2, 3), atol=1e-5)
+
+
 @pytest.mark.parametrize("redraw, differ", [("step", True), ("frame", False)])
 def test_context_is_redrawn_per_step_or_per_frame(redraw, differ):
     model = forecaster(**{"sample.redraw": redraw, "sample.context": "uniform"})

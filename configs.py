@@ -268,7 +268,8 @@ def branch(dataset: str) -> dict[str, Any]:
         return {"data.root": "data/ball_nstn", "data.generate": "balls", "data.color_shift": True}
     if dataset == "videos":  # any footage that prepare.videos has cut into clips
         return {"data.root": "data/videos", "data.image_size": 64, "data.clip": 16, "data.condition": 8,
-                "data.predict": 16, "sample.num_videos": 32, "vqvae.batch_size": 32, "model.width": 96,
+                "data.predict": 16, "sample.num_videos": 32, "vqvae.codes": 4096, "vqvae.batch_size": 32,
+                "model.width": 96,
                 "train.steps": 4_000, "train.batch_size": 16, "train.ema": 0.998, "train.sample_every": 2_000}
     if dataset == "kth":
         return published | {"data.root": "data/kth", "data.image_size": 64, "data.clip": 40, "data.condition": 10,

@@ -111,7 +111,9 @@ class Flow:
     interpolant: str = "follmer"  # see interpolants.TABLE
     c: float = 1.0  # size of the noise
     output: str = "residual"  # the network's output: residual (of x_1) or drift (the target as published)
-    s_min: float = 1e-4  # flow time in training is uniform on [s_min, 1 - s_min]
+    weight: str = "velocity"  # of the squared error: published, velocity or uniform; see Interpolant.weight
+    times: str = "uniform"  # density of the flow time in training: uniform, or logit_normal (arXiv 2403.03206)
+    s_min: float = 1e-4  # flow time in training lies in [s_min, 1 - s_min]
     normalize: bool = True  # latents to zero mean and unit variance per channel
 
     def __post_init__(self):
@@ -119,7 +121,9 @@ class Flow:
         if self.interpolant not in interpolants.TABLE:
             raise UserError(f"no interpolant `{self.interpolant}`{nearest(self.interpolant, interpolants.TABLE)}")
         check(0 < self.c < 1e6, "flow.c", "in (0, 1e6)", self.c)
-        check(self.output in ("residual", "drift"), "flow.output", "residual or drift", self.output)
+        check(self.output in interpolants.OUTPUTS, "flow.output", " or ".join(interpolants.OUTPUTS), self.output)
+        check(self.weight in interpolants.WEIGHTINGS, "flow.weight", " or ".join(interpolants.WEIGHTINGS), self.weight)
+        check(self.times in ("uniform", "logit_normal"), "flow.times", "uniform or logit_normal", self.times)
         check(0 <= self.s_min < 0.5, "flow.s_min", "in [0, 0.5)", self.s_min)
 
 
@@ -158,11 +162,15 @@ class Train:
 @dataclass(frozen=True)
 class Sample:
     steps: int = 5  # solver steps per frame
-    solver: str = "exact"  # exact, euler (diffusion 0) or em (Euler-Maruyama)
-    diffusion: str = "auto"  # 0 (ODE), sigma (as trained), follmer, or a number scaling sigma; auto: sigma for the
-    #                          interpolants that start at the reference, 0 for those that start at noise and for euler
+    solver: str = "exact"  # exact, exact2; ODE: euler, heun, rk4, dopri5; SDE: em, stochastic_heun. See solvers.py
+    diffusion: str = "auto"  # 0 (ODE), sigma (as trained), follmer, or a number scaling sigma; auto: what the solver is
+    #                          for, and for exact and exact2 sigma from the reference, 0 from noise
+    grid: str = "uniform"  # of the solver's steps: uniform, cosine or power:P, (k / N)^P
+    warm_start: float = 0.0  # begin at this flow time, from the last frame in place of the next (RIVER)
+    first: float = 0.0  # ask the network at this flow time in place of s = 0, where an output may hold nothing of x_1
+    tolerance: float = 1e-4  # of dopri5, which takes as many steps as it needs
     context: str = "recent:3"  # as data.context, over the whole history
-    redraw: str = "step"  # draw the context anew at every solver step, or once a frame
+    redraw: str = "step"  # draw the context anew at every evaluation of the network, or once a `frame`
     reencode: bool = True  # pass each forecast through pixels before it is forecast from: errors do not pile up
     num_videos: int = 64
     num_samples: int = 4  # futures per video
@@ -173,17 +181,13 @@ class Sample:
     def __post_init__(self):
         at_least("sample", 1, steps=self.steps, num_videos=self.num_videos, num_samples=self.num_samples,
                  batch=self.batch)
-        check(self.solver in ("exact", "euler", "em"), "sample.solver", "exact, euler or em", self.solver)
-        check(self.diffusion in ("auto", "sigma", "follmer") or is_number(self.diffusion), "sample.diffusion",
-              "auto, sigma, follmer or a number >= 0", self.diffusion)
+        check(0 <= self.warm_start < 1, "sample.warm_start", "in [0, 1)", self.warm_start)
+        check(0 <= self.first < 1, "sample.first", "in [0, 1)", self.first)
+        check(0 < self.tolerance < 1, "sample.tolerance", "in (0, 1)", self.tolerance)
         check_context("sample.context", self.context)
         check(self.redraw in ("step", "frame"), "sample.redraw", "step or frame", self.redraw)
         check(self.format in ("mp4", "gif"), "sample.format", "mp4 or gif", self.format)
         check(self.split in ("train", "val", "test"), "sample.split", "train, val or test", self.split)
-
-
-def is_number(text: str) -> bool:
-    return re.fullmatch(r"\d+(\.\d*)?|\.\d+", text) is not None
 
 
 @dataclass(frozen=True)
@@ -230,10 +234,14 @@ class Config:
     def __post_init__(self):
         size, f = self.data.image_size, self.vqvae.downsample
         check(size % f == 0, "data.image_size", f"a multiple of vqvae.downsample = {f}", size)
-        if self.sample.solver == "euler" and self.diffusion != "0":
-            raise UserError(f"sample.solver=euler solves the ODE, sample.diffusion=0; for {self.diffusion} take em or exact")
-        if self.sample.solver == "em" and self.diffusion == "follmer" and self.flow.interpolant == "linear":
-            raise UserError("sample.diffusion=follmer is infinite at the start of linear; take sample.solver=exact")
+        import solvers
+        try:
+            solvers.check(self.sample.solver, self.diffusion, self.sample.grid)
+        except ValueError as error:
+            raise UserError(f"sample.{error}") from None
+        if self.sample.solver == "dopri5" and self.sample.redraw == "step":
+            raise UserError("sample.solver=dopri5 chooses its steps by what the network answers, so the context must stay the "
+                            "same over a frame; set sample.redraw=frame")
 
     @property
     def diffusion(self) -> str:
@@ -241,8 +249,9 @@ class Config:
         if self.sample.diffusion != "auto":
             return self.sample.diffusion
         import interpolants
-        noisy = interpolants.TABLE[self.flow.interpolant].wiener and self.sample.solver != "euler"
-        return "sigma" if noisy else "0"
+        import solvers
+        free = interpolants.TABLE[self.flow.interpolant].from_reference and self.sample.solver not in solvers.ODE
+        return "sigma" if free or self.sample.solver in solvers.SDE else "0"
 
     @property
     def run_id(self) -> str:
@@ -255,7 +264,7 @@ def branch(dataset: str) -> dict[str, Any]:
     """What a dataset changes in the shared section: {"group.field": value}."""
     published = {  # RIVER's and the predecessor's training, shared by their datasets
         "model.name": "uvit", "model.width": 768, "model.depth": 4, "model.mid_depth": 5, "model.heads": 8,
-        "model.dropout": 0.05, "flow.c": 0.1, "flow.output": "drift", "flow.normalize": False,
+        "model.dropout": 0.05, "flow.c": 0.1, "flow.output": "drift", "flow.weight": "published", "flow.normalize": False,
         "data.context": "uniform", "sample.context": "uniform",
         "train.steps": 400_000, "train.batch_size": 256, "train.lr": 2e-4, "train.warmup": 10_000,
         "train.schedule": "constant", "train.beta2": 0.999, "train.ema": 0.9999, "train.log_every": 100,
@@ -268,9 +277,10 @@ def branch(dataset: str) -> dict[str, Any]:
         return {"data.root": "data/ball_nstn", "data.generate": "balls", "data.color_shift": True}
     if dataset == "videos":  # any footage that prepare.videos has cut into clips
         return {"data.root": "data/videos", "data.image_size": 64, "data.clip": 16, "data.condition": 8,
-                "data.predict": 16, "sample.num_videos": 32, "vqvae.codes": 4096, "vqvae.batch_size": 32,
-                "model.width": 96,
-                "train.steps": 4_000, "train.batch_size": 16, "train.ema": 0.998, "train.sample_every": 2_000}
+                "data.predict": 16, "sample.num_videos": 32, "sample.solver": "exact2", "sample.grid": "cosine",
+                "sample.steps": 10, "sample.redraw": "frame", "sample.reencode": False,
+                "vqvae.batch_size": 32, "model.width": 96, "train.steps": 6_000, "train.batch_size": 16, "train.ema": 0.998,
+                "train.sample_every": 2_000}
     if dataset == "kth":
         return published | {"data.root": "data/kth", "data.image_size": 64, "data.clip": 40, "data.condition": 10,
                             "data.predict": 30, "vqvae.kind": "taming_f8_small", "vqvae.downsample": 8,
@@ -354,7 +364,8 @@ def to_dict(config: Config) -> dict:
 
 
 def from_dict(values: dict) -> Config:
-    """The inverse of to_dict, for a config read from a checkpoint. A field that this version lacks is an error."""
+    """The inverse of to_dict, for a config read from a checkpoint. A field that this version lacks is an error; one that
+    the checkpoint lacks has its default, and flow.weight the only one there was."""
     built = {}
     for f in dataclasses.fields(Config):
         kind, value = get_type_hints(Config)[f.name], values.get(f.name)
@@ -364,6 +375,8 @@ def from_dict(values: dict) -> Config:
             known = {g.name for g in dataclasses.fields(kind)}
             if unknown := sorted(set(value) - known):
                 raise UserError(f"the checkpoint's config has {f.name}.{unknown[0]}, which this version does not know")
+            if kind is Flow and value.get("output") == "drift":
+                value = {"weight": "published", **value}
             value = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
         built[f.name] = value
     return Config(**built)

@@ -15,6 +15,8 @@ To add one: a class with six coefficients, and a line in TABLE.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,21 +26,27 @@ def across(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.view(-1, *[1] * (x.ndim - 1))
 
 
+def scale_of(diffusion: str) -> float:
+    """How much of sigma a diffusion other than `follmer` is: 1 for `sigma`, else the number itself."""
+    return 1.0 if diffusion == "sigma" else float(diffusion)
+
+
 class Interpolant:
     """Coefficients take s: (B,) in [0, 1] and return (B,). Batches x, x0, x1, eps, output are (B, …) alike.
 
     c: size of the noise. output: what the network is taught, `drift` (the target above, as published) or `residual`
     (F with x_1 = x_0 + k F, or k F for interpolants that start at noise). k: the standard deviation of x_1 - x_0, or of
-    x_1; used by `residual` only.
+    x_1; used by `residual` only. weighting: of the squared error, see `weight`.
     """
 
     wiener = False  # W = sqrt(s) eps and X_0 = x_0 exactly; otherwise W = eps
     from_reference = True  # starts at x_0; otherwise at noise
 
-    def __init__(self, c: float = 0.1, output: str = "drift", k: float = 1.0):
-        if output not in ("drift", "residual"):
-            raise ValueError(f"output must be drift or residual, got {output!r}")
-        self.c, self.output, self.k = c, output, k
+    def __init__(self, c: float = 0.1, output: str = "drift", k: float = 1.0, weighting: str = "published"):
+        if output not in OUTPUTS or weighting not in WEIGHTINGS:
+            raise ValueError(f"output must be one of {', '.join(OUTPUTS)} and weighting one of {', '.join(WEIGHTINGS)}, "
+                             f"got {output!r} and {weighting!r}")
+        self.c, self.output, self.k, self.weighting = c, output, k, weighting
 
     # alpha, beta, sigma and their derivatives: each interpolant's own
     def gamma(self, s: Tensor) -> Tensor:
@@ -57,9 +65,15 @@ class Interpolant:
         return x, across(self.d_alpha(s), x1) * x0 + across(self.d_beta(s), x1) * x1 + across(self.d_sigma(s), x1) * w
 
     def weight(self, s: Tensor) -> Tensor:
-        """Weight of the squared error, (B,): 1 for the published target; for `residual` 1 / (1-s)^2, at most 25, which
-        is how an error of E[x_1|x] enters the velocity of a path that ends at x_1."""
-        return torch.ones_like(s) if self.output == "drift" else (1 - s).clamp(min=0.2) ** -2
+        """Weight of the squared error of the output, (B,), by `weighting`: `published`, 1 on the error of the target;
+        `velocity`, 1 / (1-s)^2 on that of E[x_1|x], which is how it enters the velocity of a path that ends at x_1;
+        `uniform`, 1 on that of E[x_1|x]. At most 25, since each grows without bound somewhere in [0, 1]."""
+        share = self.d_beta(s) - divide(self.d_sigma(s) * self.beta(s), self.sigma(s), 0.0)  # d target / d x_1, at fixed x_s
+        of_x1 = {"published": share**2, "velocity": (1 - s).clamp(min=0.2) ** -2, "uniform": torch.ones_like(s)}
+        weight = of_x1[self.weighting]
+        if self.output == "drift":
+            weight = torch.ones_like(s) if self.weighting == "published" else weight / share.abs().clamp(min=1e-6) ** 2
+        return weight.clamp(max=25)
 
     def network_input(self, x: Tensor, s: Tensor, x0: Tensor) -> Tensor:
         """What the network is shown of x: x itself as published; for `residual`, centred and scaled by the moments of
@@ -80,7 +94,8 @@ class Interpolant:
         d_alpha, d_beta, d_sigma = (across(f(s), x) for f in (self.d_alpha, self.d_beta, self.d_sigma))
         d_rest = output - d_alpha * x0
         determinant = beta * d_sigma - d_beta * sigma
-        return (divide(d_sigma * rest - sigma * d_rest, determinant, x0),
+        unknown = torch.where(beta == 0, x0, divide(rest, beta, 0.0))  # at s = 1 of some, x_s is x_1
+        return (divide(d_sigma * rest - sigma * d_rest, determinant, unknown),
                 divide(beta * d_rest - d_beta * rest, determinant, 0.0))
 
     def denoise(self, output: Tensor, x: Tensor, s: Tensor, x0: Tensor) -> Tensor:
@@ -93,8 +108,8 @@ class Interpolant:
         return divide(w, across(s.sqrt(), x), 0.0) if self.wiener else w
 
     def score(self, output: Tensor, x: Tensor, s: Tensor, x0: Tensor) -> Tensor:
-        """grad log p_s(x | x_0) = -E[eps|x] / gamma; infinite where gamma = 0."""
-        return -self.noise(output, x, s, x0) / across(self.gamma(s), x)
+        """grad log p_s(x | x_0) = -E[eps|x] / gamma; 0 where gamma = 0, where the output does not tell it."""
+        return -divide(self.noise(output, x, s, x0), across(self.gamma(s), x), 0.0)
 
     def velocity(self, output: Tensor, x: Tensor, s: Tensor, x0: Tensor) -> Tensor:
         """Drift of the probability-flow ODE, E[dx_s/ds | x_s = x]."""
@@ -107,16 +122,20 @@ class Interpolant:
         (from gamma' and score together), so that g = sigma gives sigma' W without a singularity at s = 0.
         """
         x1, w = self.solve(output, x, s, x0)
-        sigma, d_sigma = self.sigma(s), self.d_sigma(s)
+        sigma = self.sigma(s)
         extra = (sigma**2 - g**2) if self.wiener else -(g**2)
-        extra = divide(extra, 2 * sigma * (s if self.wiener else 1), 0.0)
-        return (across(self.d_alpha(s), x) * x0 + across(self.d_beta(s), x) * x1 + across(d_sigma + extra, x) * w)
+        extra = across(divide(extra, 2 * sigma * (s if self.wiener else 1), 0.0), x) * w
+        if self.output == "drift":
+            return output + extra
+        return across(self.d_alpha(s), x) * x0 + across(self.d_beta(s), x) * x1 + across(self.d_sigma(s), x) * w + extra
 
     def diffusion(self, name: str, s: Tensor) -> Tensor:
         """g(s), (B,): `0`, `sigma`, `follmer`, or a number scaling sigma. Föllmer's, which has the least path KL, is
         g^2 = 2 gamma (gamma beta'/beta - gamma') (arXiv 2403.13724, thm. 3.1), infinite at s = 0 from noise."""
         if name != "follmer":
-            return self.sigma(s) * (1.0 if name == "sigma" else float(name))
+            return scale_of(name) * self.process_sigma(s)
+        if self.wiener:
+            s = s.clamp(min=1e-12)  # the limit at 0
         sigma, ratio = self.sigma(s), self.d_beta(s) / self.beta(s)
         if self.wiener:
             square = 2 * s * sigma * (sigma * ratio - self.d_sigma(s)) - sigma**2
@@ -129,16 +148,34 @@ class Interpolant:
         if name == "follmer":
             rho = divide(self.beta(s) * self.gamma(t), self.beta(t) * self.gamma(s), 0.0)
         else:
-            scale = 1.0 if name == "sigma" else float(name)
-            rho = (s / t) ** (scale**2 / 2) if self.wiener else torch.exp(-(scale**2) / 2 * (t - s))
+            rho = self.process_memory(s, t) ** scale_of(name) ** 2
         # From a point mass there is no noise to keep: the first step is as trained, whatever g follows.
         return torch.where(s > 0, rho, torch.zeros_like(rho)) if self.wiener else rho
+
+    def process_sigma(self, s: Tensor) -> Tensor:
+        """The diffusion that `sigma` names: of the SDE as trained for the Föllmer family, in that family's likeness
+        (the coefficient of W) for interpolants that are trained as an ODE."""
+        return self.sigma(s)
+
+    def process_memory(self, s: Tensor, t: Tensor) -> Tensor:
+        """`memory` under process_sigma."""
+        return (s / t).sqrt() if self.wiener else torch.exp(-(t - s) / 2)
+
+    # A variable u in which paths of the probability flow are smooth, for solvers that step in time: s = u unless the noise
+    # grows like sqrt(s). There Euler's step in s would be wrong however many are taken: from a point mass with
+    # velocity x / (2s) it gives prod (1 + 1 / (2k)) sigma sqrt(h) -> 2 / sqrt(pi) = 1.128 times the deviation.
+    def u_of(self, s: Tensor) -> Tensor:
+        return s.sqrt() if self.wiener else s
+
+    def s_of(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(s, ds/du)"""
+        return (u**2, 2 * u) if self.wiener else (u, torch.ones_like(u))
 
 
 def divide(a: Tensor, b: Tensor, at_zero: Tensor | float) -> Tensor:
     """a / b, and `at_zero` where b = 0."""
     zero = b == 0
-    return torch.where(zero, torch.as_tensor(at_zero, dtype=a.dtype, device=a.device), a / torch.where(zero, 1.0, b))
+    return torch.where(zero, at_zero, a / torch.where(zero, 1.0, b))
 
 
 class Linear(Interpolant):
@@ -154,6 +191,16 @@ class Linear(Interpolant):
     def d_sigma(self, s): return -torch.ones_like(s)
 
 
+class Trig(Linear):
+    """x_s = sin(pi s/2) x_1 + cos(pi s/2) eps: from noise at constant variance (arXiv 2303.08797, sec. 4)."""
+
+    # sines only, since a sine is 0 exactly where it should be
+    def beta(self, s): return torch.sin(s * (math.pi / 2))
+    def d_beta(self, s): return torch.sin((1 - s) * (math.pi / 2)) * (math.pi / 2)
+    def sigma(self, s): return torch.sin((1 - s) * (math.pi / 2))
+    def d_sigma(self, s): return -torch.sin(s * (math.pi / 2)) * (math.pi / 2)
+
+
 class Follmer(Interpolant):
     """x_s = (1-s) x_0 + s^2 x_1 + c (1-s) W_s: from the reference (arXiv 2403.13724, eq. 20)."""
 
@@ -167,9 +214,42 @@ class Follmer(Interpolant):
     def d_sigma(self, s): return torch.full_like(s, -self.c)
 
 
-TABLE = {"linear": Linear, "follmer": Follmer}
+class FollmerLinear(Follmer):
+    """x_s = (1-s) x_0 + s x_1 + c (1-s) W_s: the same with beta = s, so that the drift at s = 0 tells of x_1."""
+
+    def beta(self, s): return s
+    def d_beta(self, s): return torch.ones_like(s)
 
 
-def get(name: str, c: float = 0.1, output: str = "drift", k: float = 1.0) -> Interpolant:
+class Bridge(Interpolant):
+    """x_s = (1-s) x_0 + s x_1 + sqrt(m^2 + c^2 s (1-s)) eps: a Brownian bridge of diffusion c, blurred by m at both ends
+    (arXiv 2410.03229)."""
+
+    m = 0.01
+
+    def alpha(self, s): return 1 - s
+    def d_alpha(self, s): return -torch.ones_like(s)
+    def beta(self, s): return s
+    def d_beta(self, s): return torch.ones_like(s)
+    def sigma(self, s): return (self.m**2 + self.c**2 * s * (1 - s)).sqrt()
+    def d_sigma(self, s): return self.c**2 * (1 - 2 * s) / (2 * self.sigma(s))
+    def process_sigma(self, s): return torch.full_like(s, self.c)
+
+    def process_memory(self, s, t):
+        """int c^2 / gamma^2 du in partial fractions, gamma^2 = c^2 (u - low) (high - u)."""
+        width = (1 + 4 * (self.m / self.c) ** 2) ** 0.5
+        low, high = (1 - width) / 2, (1 + width) / 2
+        return ((s - low) * (high - t) / ((high - s) * (t - low))) ** (1 / (2 * width))
+
+    # the noise grows and shrinks like a square root at the two ends
+    def u_of(self, s): return torch.asin(s.sqrt()) * (2 / math.pi)
+    def s_of(self, u): return torch.sin(u * (math.pi / 2)) ** 2, torch.sin(u * math.pi) * (math.pi / 2)
+
+
+OUTPUTS, WEIGHTINGS = ("drift", "residual"), ("published", "velocity", "uniform")
+TABLE = {"linear": Linear, "follmer": Follmer, "follmer_linear": FollmerLinear, "bridge": Bridge, "trig": Trig}
+
+
+def get(name: str, c: float = 0.1, output: str = "drift", k: float = 1.0, weighting: str = "published") -> Interpolant:
     """The interpolant of that name. KeyError for an unknown one."""
-    return TABLE[name](c=c, output=output, k=k)
+    return TABLE[name](c=c, output=output, k=k, weighting=weighting)

@@ -6,6 +6,7 @@ import argparse
 import json
 
 import configs
+import interpolants
 import train
 from console import run_command
 
@@ -14,7 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python main.py", description="Train a video forecaster and sample from it. "
                                      "The same command run again goes on where the last one stopped.")
     parser.add_argument("--dataset", default="ball_stn", help=", ".join(configs.DATASETS))
-    parser.add_argument("--interpolant", default="follmer", help="linear, follmer")
+    parser.add_argument("--interpolant", default="follmer", help=", ".join(interpolants.TABLE))
     parser.add_argument("--overfit", type=int, choices=(0, 1), default=0, help="1: learn one batch of clips by heart")
     parser.add_argument("--ckpt", help="a checkpoint whose weights to start from")
     parser.add_argument("--wandb_entity", default="")

@@ -1,4 +1,4 @@
-"""Solvers, the autoregressive roll-out, and the command that turns a checkpoint into forecasts.
+"""The autoregressive roll-out, and the command that turns a checkpoint into forecasts.
 
     python sample.py --ckpt outputs/checkpoints/ball_stn-follmer-0/latest.pt
 
@@ -29,57 +29,9 @@ import runtime
 import vqvae
 from configs import Config
 from console import UserError, progress, run_command
-from interpolants import Interpolant, across
+from interpolants import Interpolant
 from shards import Shards
-
-
-# -------------------------------------------------------------------------------------------------------------- solvers
-def integrate(field: Callable[[Tensor, Tensor], Tensor], interpolant: Interpolant, x0: Tensor, steps: int,
-              solver: str = "exact", diffusion: str = "0", generator: torch.Generator | None = None) -> Tensor:
-    """Carry x_s from s = 0 to 1 in `steps` steps of equal size; -> x_1, (B, …) like x0.
-
-    field(x, s) -> network output, s: (B,). x0: the reference (for interpolants that start at noise only its shape
-    counts). solver: `exact`, `euler` (diffusion 0 only) or `em`, Euler-Maruyama. diffusion: see Interpolant.diffusion.
-    """
-    if solver not in STEPS:
-        raise ValueError(f"solver must be one of {', '.join(STEPS)}, got {solver!r}")
-    if solver == "euler" and diffusion != "0":
-        raise ValueError(f"euler solves the ODE, diffusion 0; for {diffusion} take em or exact")
-    grid = torch.linspace(0, 1, steps + 1, dtype=x0.dtype, device=x0.device)
-    x = x0 if interpolant.wiener else normal(x0, generator)
-    for k in range(steps):
-        s, t = (moment.expand(len(x0)) for moment in grid[k:k + 2])
-        # A point mass has no score, so its first step is as trained whatever follows; all share their marginals.
-        g = "sigma" if k == 0 and interpolant.wiener else diffusion
-        x = STEPS[solver](interpolant, field(x, s), x, x0, s, t, g, generator)
-    return x
-
-
-def exact_step(interpolant, output, x, x0, s, t, diffusion, generator) -> Tensor:
-    """Hold E[x_1|x] over the step and do the rest exactly: the coefficients at t, and the part rho of eps that the
-    diffusion leaves, the rest drawn anew. Plain Euler would end at (1 - 1/N) x_1 for beta = s^2 and fade a roll-out."""
-    x1, eps = interpolant.denoise(output, x, s, x0), interpolant.noise(output, x, s, x0)
-    rho = interpolant.memory(diffusion, s, t)
-    if bool((rho < 1).any()):
-        eps = across(rho, x) * eps + across((1 - rho**2).clamp(min=0).sqrt(), x) * normal(x, generator)
-    return (across(interpolant.alpha(t), x) * x0 + across(interpolant.beta(t), x) * x1
-            + across(interpolant.gamma(t), x) * eps)
-
-
-def euler_maruyama_step(interpolant, output, x, x0, s, t, diffusion, generator) -> Tensor:
-    g = interpolant.diffusion(diffusion, s)
-    if not bool(torch.isfinite(g).all()):
-        raise ValueError(f"diffusion {diffusion} is infinite at s = {float(s[0]):g}; take solver exact")
-    x = x + across(t - s, x) * interpolant.drift(output, x, s, x0, g)
-    # the last step adds no noise: its end is the sample
-    return x if float(t[0]) >= 1 or not bool(g.any()) else x + across(g * (t - s).sqrt(), x) * normal(x, generator)
-
-
-STEPS = {"exact": exact_step, "euler": euler_maruyama_step, "em": euler_maruyama_step}
-
-
-def normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+from solvers import integrate
 
 
 # ------------------------------------------------------------------------------------------------------------- roll-out
@@ -89,6 +41,7 @@ class Forecaster:
     def __init__(self, config: Config, net: nn.Module, autoencoder: nn.Module, device: torch.device):
         self.config, self.net, self.autoencoder, self.device = config, net, autoencoder, device
         self.interpolant = make_interpolant(config)
+        self.evaluations = 0  # of the network, over the forecasts made so far
         self.mean, self.std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (config.latent.mean, config.latent.std))
 
     def normalize(self, z: Tensor) -> Tensor:
@@ -100,6 +53,7 @@ class Forecaster:
     def field(self, x0: Tensor, context: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[Tensor, Tensor], Tensor]:
         """field(x, s) for one frame; context() -> (context latents, gap), drawn anew at each call or not."""
         def evaluate(x: Tensor, s: Tensor) -> Tensor:
+            self.evaluations += len(x)
             z = self.interpolant.network_input(x, s, x0)
             with runtime.autocast(self.config.train.precision, self.device):
                 frame, gap = context()
@@ -123,8 +77,9 @@ class Forecaster:
                 return history[rows, place], torch.from_numpy(gap).to(self.device, torch.float32)
             once = draw() if sample.redraw == "frame" else None
             x0 = history[:, t - 1]
-            x1 = integrate(self.field(x0, draw if once is None else lambda once=once: once), self.interpolant,
-                           x0, sample.steps, sample.solver, self.config.diffusion, noise)
+            x1 = integrate(self.field(x0, draw if once is None else lambda once=once: once), self.interpolant, x0,
+                           sample.steps, sample.solver, self.config.diffusion, noise, grid=sample.grid,
+                           warm_start=sample.warm_start, first=sample.first, tolerance=sample.tolerance)
             # what follows is forecast from a frame that the autoencoder knows, as in training
             history[:, t] = self.normalize(self.autoencoder.encode(self.to_pixels(x1))) if sample.reencode else x1
             if bar is not None:
@@ -154,7 +109,7 @@ def make_interpolant(config: Config) -> Interpolant:
     """The config's interpolant; its k is measured: the standard deviation of x_1 - x_0, or of x_1."""
     flow = config.flow
     k = config.latent.delta if interpolants.TABLE[flow.interpolant].from_reference else config.latent.scale
-    return interpolants.get(flow.interpolant, c=flow.c, output=flow.output, k=k)
+    return interpolants.get(flow.interpolant, flow.c, flow.output, k, flow.weight)
 
 
 def build_net(config: Config, device: torch.device) -> nn.Module:
@@ -220,6 +175,9 @@ def score(truth: np.ndarray, samples: np.ndarray, mean: np.ndarray) -> dict:
 def results_dir(forecaster: Forecaster, step: int) -> Path:
     config, sample = forecaster.config, forecaster.config.sample
     sampler = f"{config.model.name}-{step}_{sample.solver}-{config.diffusion}-{sample.steps}"
+    usual = configs.Sample()
+    sampler += "".join(f"_{name}-{getattr(sample, name)}" for name in ("grid", "warm_start", "redraw", "reencode", "first")
+                       if getattr(sample, name) != getattr(usual, name))
     return Path(config.output.root) / "results" / config.run_id / sampler / f"{config.dataset}-{sample.split}"
 
 
@@ -234,12 +192,15 @@ def evaluate(forecaster: Forecaster, step: int, out: Path | None = None, windows
         data.check_long_enough(shards, clip, config.data.skip, "data.condition + data.predict")
         windows = data.spaced_windows(shards.lengths, clip, config.data.skip, sample.num_videos)
     truth = read_clips(shards, windows)
+    forecaster.evaluations = 0
     samples = forecaster.forecast(truth[:, :config.data.condition], config.data.predict, sample.num_samples,
                                   (config.train.seed, "sample"))
     protocol = {"split": sample.split, "videos": len(truth), "samples_per_video": sample.num_samples,
                 "condition": config.data.condition, "predict": config.data.predict, "skip": config.data.skip,
                 "solver": sample.solver, "diffusion": config.diffusion, "steps": sample.steps,
-                "network_evaluations_per_frame": sample.steps, "context": sample.context, "redraw": sample.redraw,
+                "grid": sample.grid, "warm_start": sample.warm_start,
+                "network_evaluations_per_frame": forecaster.evaluations / samples[..., 0, 0, 0].size,
+                "context": sample.context, "redraw": sample.redraw,
                 "reencode": sample.reencode,
                 "checkpoint": str(ckpt), "updates": step, "rule": "mse, psnr: mean over single samples; crps: unbiased"}
     result = {"protocol": protocol, "config": configs.to_dict(config), **score(truth, samples, mean_frame(train))}
@@ -288,7 +249,7 @@ def table(result: dict) -> str:
     head = f"{'frame':<24}" + "".join(f"{t:>9}" for t in shown) + f"{'all':>9}"
     lines = [f"{protocol['videos']} {protocol['split']} videos, {protocol['samples_per_video']} futures each, "
              f"{protocol['condition']} -> {T} frames, {protocol['solver']} solver, diffusion {protocol['diffusion']}, "
-             f"{protocol['steps']} steps a frame", head, "-" * len(head)]
+             f"{protocol['network_evaluations_per_frame']:.4g} network evaluations a frame", head, "-" * len(head)]
     for name, digits in (("crps", 4), ("mse", 4), ("psnr", 2)):
         for suffix, label in (("", ""), ("_repeat_last", " repeat last frame"), ("_mean_frame", " mean frame")):
             values = horizon[name + suffix]
@@ -307,8 +268,8 @@ def paths(out: Path, format: str, ckpt: str | Path) -> str:
 
 
 FLAGS = {"num_videos": "sample.num_videos", "num_samples": "sample.num_samples", "num_frames": "data.predict",
-         "steps": "sample.steps", "solver": "sample.solver", "diffusion": "sample.diffusion", "split": "sample.split",
-         "format": "sample.format"}
+         "steps": "sample.steps", "solver": "sample.solver", "diffusion": "sample.diffusion", "grid": "sample.grid",
+         "warm_start": "sample.warm_start", "redraw": "sample.redraw", "split": "sample.split", "format": "sample.format"}
 
 
 def main() -> None:

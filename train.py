@@ -21,6 +21,7 @@ import data
 import pictures
 import runtime
 import sample
+import solvers
 import vqvae
 from configs import Config, Latent
 from console import UserError, progress
@@ -36,6 +37,21 @@ FREE = {"data.workers", "data.held_out", "train.steps", "train.log_every", "trai
 def run(config: Config, ckpt: str | None = None) -> None:
     """All stages of `python main.py`."""
     process, clock = runtime.start(), Clock()
+    config, path, windows = trained(config, process, ckpt, clock)
+    if process.first:
+        forecaster, step = sample.load(path, process.device)
+        forecaster.config = config  # what the checkpoint says of sampling may be older than this command
+        result, out = sample.evaluate(forecaster, step, windows=windows, ckpt=path)
+        clock.lap("sampling")
+        print(sample.table(result))
+        print(sample.paths(out, config.sample.format, path))
+        print(clock)
+    process.barrier()
+
+
+def trained(config: Config, process: Process, ckpt: str | None, clock: Clock) -> tuple[Config, Path, data.Windows | None]:
+    """Every stage up to a trained velocity network; -> (config with the latents' statistics, checkpoint, the clips of
+    --overfit)."""
     dir = Path(config.output.root) / "checkpoints" / config.run_id
     start = before_any_work(config, dir, process, ckpt)
     with runtime.stage_lock(config.output.root) if process.first else nullcontext():
@@ -51,15 +67,7 @@ def run(config: Config, ckpt: str | None = None) -> None:
         clock.lap("latents")
     path = fit(config, source, autoencoder, windows, process, dir, start)
     clock.lap("training")
-    if process.first:
-        forecaster, step = sample.load(path, process.device)
-        forecaster.config = config  # what the checkpoint says of sampling may be older than this command
-        result, out = sample.evaluate(forecaster, step, windows=windows, ckpt=path)
-        clock.lap("sampling")
-        print(sample.table(result))
-        print(sample.paths(out, config.sample.format, path))
-        print(clock)
-    process.barrier()
+    return config, path, windows
 
 
 def before_any_work(config: Config, dir: Path, process: Process, ckpt: str | None) -> dict | None:
@@ -83,7 +91,8 @@ def check_start(config: Config, ckpt: str) -> dict:
     if not {"ema", "config"} <= state.keys():
         raise UserError(f"{ckpt}: not a checkpoint of main.py (it lacks ema or config)")
     other = configs.differences(configs.from_dict(state["config"]), config, ("model", "flow"))
-    clash = [d for d in other if d.partition(":")[0] not in ("flow.interpolant", "flow.c", "flow.s_min", "model.dropout")]
+    free = {"flow.interpolant", "flow.c", "flow.s_min", "flow.weight", "flow.times", "model.dropout"}
+    clash = [d for d in other if d.partition(":")[0] not in free]
     if clash:
         raise UserError(f"{ckpt}: its network is another ({'; '.join(clash)}); set those fields as they were")
     return {"ema": state["ema"]}
@@ -290,11 +299,18 @@ def flow_loss(net: nn.Module, forecaster: sample.Forecaster, batch: Batch, gener
     """Weighted squared error of the network's output against the interpolant's target (arXiv 2403.13724, eq. 11)."""
     config, interpolant = forecaster.config, forecaster.interpolant
     x1, x0, context = (forecaster.normalize(z) for z in batch[:3])
-    s = torch.rand(len(x1), generator=generator, device=x1.device) * (1 - 2 * config.flow.s_min) + config.flow.s_min
-    x, target = interpolant.interpolate(s, x0, x1, sample.normal(x1, generator))
+    s = flow_times(config.flow, len(x1), generator, x1.device)
+    x, target = interpolant.interpolate(s, x0, x1, solvers.normal(x1, generator))
     with runtime.autocast(config.train.precision, x1.device):
         output = net(interpolant.network_input(x, s, x0), s, x0, context, batch[3])
     return (interpolant.weight(s) * (output.float() - target).square().mean((1, 2, 3))).mean()
+
+
+def flow_times(flow: configs.Flow, B: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """(B,) in [s_min, 1 - s_min]"""
+    if flow.times == "logit_normal":
+        return torch.randn(B, generator=generator, device=device).sigmoid().clamp(flow.s_min, 1 - flow.s_min)
+    return torch.rand(B, generator=generator, device=device) * (1 - 2 * flow.s_min) + flow.s_min
 
 
 @torch.no_grad()

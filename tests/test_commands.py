@@ -155,7 +155,7 @@ def test_sample_needs_nothing_but_the_checkpoint(tiny_run):
                          "--diffusion", "0").stdout
     finally:
         hidden.rename(vqvae)
-    assert "2 val videos, 3 futures each, 4 -> 5 frames, exact solver, diffusion 0, 1 steps" in printed
+    assert "2 val videos, 3 futures each, 4 -> 5 frames, exact solver, diffusion 0, 1 network evaluations a frame" in printed
     assert np.load(folder / "mine/samples.npy").shape == (2, 3, 5, 32, 32, 3)
     assert (folder / "mine/forecasts.gif").exists() and (folder / "mine/contact_sheet.png").exists()
 
@@ -183,7 +183,8 @@ def test_mistakes_with_sample_are_one_line_and_code_2(tiny_run, arguments, messa
     (["--dataset", "mnist"], ["no dataset `mnist`"]),
     (["--interpolant", "follner"], ["no interpolant `follner`; nearest known: follmer"]),
     (["--ckpt", "nowhere.pt"], ["nowhere.pt: no such checkpoint"]),
-    (["--interpolant", "linear", "--set", "sample.solver=em", "sample.diffusion=follmer"], ["sample.solver=exact"]),
+    (["--set", "sample.solver=em", "sample.diffusion=0"], ["sample.solver em solves an SDE", "euler"]),
+    (["--set", "sample.solver=dopri5"], ["sample.redraw=frame"]),
     (["--set", "train.step=5"], ["no field `train.step`; nearest known: train.steps"]),
 ])
 def test_mistakes_with_main_are_one_line_and_code_2_and_nothing_is_written(tmp_path, arguments, messages):
@@ -253,3 +254,19 @@ def test_wandb_runs_offline_without_a_key(tiny_run, tmp_path):
     assert runs and not (tmp_path / "wandb").exists()
     assert any(path.suffix == ".mp4" for run in runs for path in run.rglob("*"))
     assert (tmp_path / RUN / "forecasts_00000006.png").exists()
+
+
+def test_the_benchmark_of_interpolants_writes_its_table_and_goes_on_where_it_stopped(tiny_run, tmp_path):
+    folder, _ = tiny_run
+    tiny = [value for value in TINY if not value.startswith(("train.steps", "model.width", "sample.num"))]
+    small = ["--seeds", "2", "--steps", "3", "--width", "16", "--videos", "2", "--samples", "2", "--most", "2",
+             "--out", str(tmp_path), "--set", *tiny]
+    launch(folder, "-m", "benchmarks.interpolants", *small)
+    table = (tmp_path / "RESULTS.md").read_text()
+    for name in ("linear", "follmer", "follmer_linear", "bridge", "trig", "stochastic_heun", "logit-normal s"):
+        assert f"| {name} |" in table
+    assert (tmp_path / "interpolants.png").stat().st_size > 10_000
+    rows = folder / "outputs/benchmark/interpolants.jsonl"
+    before = rows.read_text()
+    launch(folder, "-m", "benchmarks.interpolants", *small)
+    assert rows.read_text() == before and (tmp_path / "RESULTS.md").read_text() == table

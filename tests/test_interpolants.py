@@ -1,6 +1,7 @@
 """Formulas in float64 against autograd and closed forms."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -29,11 +30,19 @@ def test_derivatives_against_autograd(name, coefficient):
     assert torch.allclose(getattr(it, f"d_{coefficient}")(S), by_autograd, atol=1e-12)
 
 
-def test_coefficients_are_the_published_ones():
-    follmer, linear = make("follmer", c=0.1), make("linear")
-    assert torch.allclose(follmer.alpha(S), 1 - S) and torch.allclose(follmer.beta(S), S**2)
-    assert torch.allclose(follmer.gamma(S), 0.1 * (1 - S) * S.sqrt())
-    assert torch.allclose(linear.beta(S), S) and torch.allclose(linear.gamma(S), 1 - S) and not linear.alpha(S).any()
+COEFFICIENTS = {  # alpha, beta, gamma of DESIGN.md's table, at c = 0.1
+    "linear": lambda s: (0 * s, s, 1 - s),
+    "follmer": lambda s: (1 - s, s**2, 0.1 * (1 - s) * s.sqrt()),
+    "follmer_linear": lambda s: (1 - s, s, 0.1 * (1 - s) * s.sqrt()),
+    "bridge": lambda s: (1 - s, s, (1e-4 + 0.01 * s * (1 - s)).sqrt()),
+    "trig": lambda s: (0 * s, torch.sin(math.pi / 2 * s), torch.cos(math.pi / 2 * s))}
+
+
+@pytest.mark.parametrize("name", interpolants.TABLE)
+def test_coefficients_are_the_published_ones(name):
+    it = make(name, c=0.1)
+    for own, published in zip((it.alpha, it.beta, it.gamma), COEFFICIENTS[name](S)):
+        assert torch.allclose(own(S), published, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("name", interpolants.TABLE)
@@ -41,7 +50,8 @@ def test_interpolants_run_from_start_to_x1(name):
     it, (x0, x1, eps) = make(name), batch()
     start, _ = it.interpolate(torch.zeros_like(S), x0, x1, eps)
     end, _ = it.interpolate(torch.ones_like(S), x0, x1, eps)
-    assert torch.allclose(start, x0 if it.from_reference else eps) and torch.allclose(end, x1)
+    blur = 0.01 * eps if name == "bridge" else 0 * eps
+    assert torch.allclose(start, x0 + blur if it.from_reference else eps) and torch.allclose(end, x1 + blur, atol=1e-15)
 
 
 def test_published_targets():
@@ -53,6 +63,8 @@ def test_published_targets():
     assert torch.allclose(velocity, x1 - eps)
     _, residual = make("follmer", "residual").interpolate(S, x0, x1, eps)
     assert torch.allclose(x0 + 0.6 * residual, x1)
+    _, residual = make("trig", "residual").interpolate(S, x0, x1, eps)
+    assert torch.allclose(0.6 * residual, x1)
 
 
 @pytest.mark.parametrize("name, output", KINDS)
@@ -70,8 +82,9 @@ def test_an_exact_output_gives_back_x1_and_eps(name, output):
         assert torch.allclose(it.drift(target, x, S, x0, g), wanted)
 
 
-def test_drift_as_trained_is_the_network_output():
-    it, (x0, x1, eps) = make("follmer"), batch()
+@pytest.mark.parametrize("name", ("follmer", "follmer_linear"))
+def test_drift_as_trained_is_the_network_output(name):
+    it, (x0, x1, eps) = make(name), batch()
     x, target = it.interpolate(S, x0, x1, eps)
     assert torch.allclose(it.drift(target, x, S, x0, it.sigma(S)), target)
 
@@ -84,6 +97,9 @@ def test_everything_is_finite_at_the_start(name, output):
     assert torch.isfinite(it.network_input(x, s, x0)).all()
     assert torch.isfinite(it.denoise(target, x, s, x0)).all() and torch.isfinite(it.noise(target, x, s, x0)).all()
     assert torch.isfinite(it.drift(target, x, s, x0, it.sigma(s))).all()
+    if it.wiener:
+        assert torch.isfinite(it.drift(target, x, s, x0, it.diffusion("follmer", s))).all()
+    assert torch.isfinite(it.velocity(target, x, s, x0)).all() and torch.isfinite(it.score(target, x, s, x0)).all()
     if name == "follmer" and output == "drift":
         assert torch.equal(it.denoise(target, x, s, x0), x0)  # beta'(0) = 0: the output carries no x_1
 
@@ -94,19 +110,43 @@ def test_everything_is_finite_at_the_end(name, output):
     s = torch.ones_like(S)
     x, target = it.interpolate(s, x0, x1, eps)
     assert torch.allclose(it.denoise(target, x, s, x0), x1)
+    assert torch.isfinite(it.velocity(target, x, s, x0)).all() and torch.isfinite(it.score(target, x, s, x0)).all()
+    assert torch.isfinite(it.drift(target, x, s, x0, it.diffusion("follmer", s))).all()
     if output == "drift":
         assert torch.allclose(it.noise(target, x, s, x0), eps)
 
 
-def test_follmer_diffusion_and_memory_closed_forms():
-    it, c = make("follmer", c=0.7), 0.7
-    assert torch.allclose(it.diffusion("follmer", S), c * ((3 - S) * (1 - S)).sqrt())
-    assert torch.allclose(it.diffusion("0.5", S), 0.5 * it.sigma(S))
-    s, t = S[:-1], S[1:]
-    assert torch.allclose(it.memory("sigma", s, t), (s / t).sqrt())
-    assert torch.allclose(it.memory("0", s, t), torch.ones_like(s))
-    assert torch.allclose(it.memory("follmer", s, t), (s / t) ** 1.5 * (1 - t) / (1 - s))
-    assert not it.memory("0", torch.zeros_like(s), t).any()  # from a point mass there is nothing to keep
+@pytest.mark.parametrize("name, output", KINDS)
+def test_score_of_a_gaussian_is_the_analytic_one(name, output):
+    """x_1 ~ N(1.3, 0.25): x_s is Gaussian too, and its score is autograd's of the log density."""
+    it, (x0, x, _) = make(name, output), batch()
+    variance = (it.beta(S) * 0.5) ** 2 + it.gamma(S) ** 2
+    mean = across(it.alpha(S), x) * x0 + across(it.beta(S), x) * 1.3
+    x = (mean + across(variance.sqrt(), x) * x).requires_grad_()
+    log_density = -((x - mean) ** 2 / across(2 * variance, x)).sum()
+    (wanted,) = torch.autograd.grad(log_density, x)
+    surprise = (x.detach() - mean) / across(variance, x)
+    x1, eps = 1.3 + across(it.beta(S) * 0.25, x) * surprise, across(it.gamma(S), x) * surprise
+    _, output = it.interpolate(S, x0, x1, eps)
+    assert torch.allclose(it.score(output, x.detach(), S, x0), wanted)
+
+
+def test_diffusion_and_memory_closed_forms():
+    c, s, t = 0.7, S[:-1], S[1:]
+    linear, follmer, flat, bridge, trig = (make(name, c=c) for name in interpolants.TABLE)
+    assert torch.allclose(follmer.diffusion("follmer", S), c * ((3 - S) * (1 - S)).sqrt())
+    assert torch.allclose(flat.diffusion("follmer", S), c * (1 - S**2).sqrt())
+    assert torch.allclose(bridge.diffusion("follmer", S), (c**2 + 2 * 0.01**2 / S).sqrt())
+    assert torch.allclose(linear.diffusion("follmer", S), (2 * (1 - S) / S).sqrt())
+    assert torch.allclose(trig.diffusion("follmer", S), (math.pi / torch.tan(math.pi / 2 * S)).sqrt())
+    assert torch.allclose(bridge.diffusion("sigma", S), torch.full_like(S, c))
+    for it in (follmer, flat):
+        assert torch.allclose(it.diffusion("0.5", S), 0.5 * c * (1 - S))
+        assert torch.allclose(it.memory("sigma", s, t), (s / t).sqrt())
+        assert torch.allclose(it.memory("0", s, t), torch.ones_like(s))
+        assert not it.memory("0", torch.zeros_like(s), t).any()  # from a point mass there is nothing to keep
+    assert torch.allclose(follmer.memory("follmer", s, t), (s / t) ** 1.5 * (1 - t) / (1 - s))
+    assert torch.allclose(flat.memory("follmer", s, t), (s / t) ** 0.5 * (1 - t) / (1 - s))
 
 
 @pytest.mark.parametrize("name, diffusion", list(itertools.product(interpolants.TABLE, ("0", "sigma", "0.5", "follmer"))))
@@ -131,6 +171,28 @@ def test_network_input_is_centred_and_scaled(name):
 
 
 def test_weights():
-    assert (make("follmer").weight(S) == 1).all()
-    weight = make("follmer", "residual").weight(torch.tensor([0.0, 0.5, 0.9, 1.0]))
-    assert torch.allclose(weight, torch.tensor([1.0, 4.0, 25.0, 25.0]))
+    s = torch.tensor([0.0, 0.5, 0.9, 1.0])
+    make_weight = lambda name, output, weighting: interpolants.get(name, 0.7, output, 0.6, weighting).weight(s)  # noqa: E731
+    for name in interpolants.TABLE:
+        assert (make_weight(name, "drift", "published") == 1).all()
+        assert (make_weight(name, "residual", "uniform") == 1).all()
+        assert torch.allclose(make_weight(name, "residual", "velocity"), torch.tensor([1.0, 4.0, 25.0, 25.0]))
+    # d target / d x_1 at fixed x_s: 1 / (1-s) for linear, 2s + s^2 / (1-s) for follmer
+    assert torch.allclose(make_weight("linear", "residual", "published")[:2], torch.tensor([1.0, 4.0]))
+    assert torch.allclose(make_weight("follmer", "residual", "published")[:2], torch.tensor([0.0, 2.25]))
+    assert torch.allclose(make_weight("linear", "drift", "velocity")[:3], torch.tensor([1.0, 1.0, 0.25]))  # 25 over 100
+    assert torch.allclose(make_weight("follmer", "drift", "uniform")[1:3], torch.tensor([1 / 2.25, (1.8 + 8.1) ** -2]))
+
+
+@pytest.mark.parametrize("name", interpolants.TABLE)
+def test_the_weight_is_that_of_the_same_loss_whatever_the_output(name):
+    """An error of E[x_1|x] costs the same through either output, up to the constant k."""
+    s, (x0, x1, eps), wrong = S[S > 0.22], [part[:15] for part in batch()], 0.01
+    costs = []
+    for output in interpolants.OUTPUTS:
+        it = interpolants.get(name, 0.7, output, 0.6, "velocity")
+        x, target = it.interpolate(s, x0, x1, eps)
+        w = (x - across(it.alpha(s), x) * x0 - across(it.beta(s), x) * (x1 + wrong)) / across(it.gamma(s), x)
+        _, off = it.interpolate(s, x0, x1 + wrong, w)  # the output that claims x_1 + 0.01 at the same x_s
+        costs.append(it.weight(s) * (off - target).square().mean((1, 2)) * (it.k**2 if output == "residual" else 1))
+    assert torch.allclose(*costs, rtol=1e-6)

@@ -34,7 +34,7 @@ def test_the_interpolant_that_it_adds_works():
     code = re.search(r"```python\n(.*?)```", README, re.S).group(1)
     scope = {"Interpolant": Interpolant, "torch": torch, "TABLE": {}}
     exec(code, scope)
-    it = scope["TABLE"]["follmer_linear"](c=0.7)
+    it = scope["TABLE"]["follmer_fast"](c=0.7)
     s = torch.linspace(0.1, 0.9, 5, dtype=torch.float64, requires_grad=True)
     for name in ("alpha", "beta", "sigma"):
         (gradient,) = torch.autograd.grad(getattr(it, name)(s).sum(), s)
@@ -43,7 +43,9 @@ def test_the_interpolant_that_it_adds_works():
     s = s.detach()
     x, target = it.interpolate(s, x0, x1, eps)
     assert torch.allclose(it.denoise(target, x, s, x0), x1)
-    closed_form = it.c * (1 - s**2).sqrt()  # arXiv 2403.13724's g_F for alpha = 1-s, beta = s, sigma = c (1-s)
+    end = torch.ones_like(s)
+    assert torch.allclose(it.velocity(it.interpolate(end, x0, x1, eps)[1], x1, end, x0), x1 - x0)
+    closed_form = it.c * ((1 - s) ** 3 * (1 + 3 * s)).sqrt()  # 2 s sigma (sigma / s - sigma') - sigma^2
     assert torch.allclose(it.diffusion("follmer", s), closed_form)
     assert torch.allclose(across(it.gamma(s), x) * eps, x - across(1 - s, x) * x0 - across(s, x) * x1)
 

@@ -1,6 +1,7 @@
-"""Solvers on a Gaussian whose exact network output is known, the roll-out, and the scores."""
+"""Solvers in float64 against closed forms (a Gaussian, a mixture), the roll-out, and the scores."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -9,53 +10,214 @@ import torch
 import configs
 import interpolants
 import sample
+import solvers
 from console import UserError
-from interpolants import across
+from interpolants import across, divide
 
-MEAN, DEVIATION, REFERENCE, N = 1.3, 0.5, -0.4, 20_000
-PROCESSES = list(itertools.product(interpolants.TABLE, ("drift", "residual"), ("0", "sigma", "0.5", "follmer")))
-
-
-def exact_output(it, x, s, x0):
-    """E[target | x_s = x] for x_1 ~ N(MEAN, DEVIATION^2): the regression of (x_1, W) on x_s, put into the target."""
-    beta, gamma = it.beta(s), it.gamma(s)
-    variance = (beta * DEVIATION) ** 2 + gamma**2
-    surprise = x - across(it.alpha(s), x) * x0 - across(beta, x) * MEAN
-    gain = lambda covariance: across(interpolants.divide(covariance, variance, 0.0), x)  # noqa: E731
-    x1 = MEAN + gain(beta * DEVIATION**2) * surprise
-    eps = gain(gamma) * surprise
-    if it.output == "residual":
-        return (x1 - (x0 if it.from_reference else 0)) / it.k
-    w = across(s.sqrt(), x) * eps if it.wiener else eps
-    return across(it.d_alpha(s), x) * x0 + across(it.d_beta(s), x) * x1 + across(it.d_sigma(s), x) * w
+NAMES = tuple(interpolants.TABLE)
+SMOOTH = ("linear", "trig", "follmer", "follmer_linear")  # not the bridge, whose gamma has two kinks of width 0.01
 
 
-def sample_gaussian(it, steps, solver, diffusion, n=N):
-    x0 = torch.full((n, 1), REFERENCE, dtype=torch.float64)
-    x = sample.integrate(lambda x, s: exact_output(it, x, s, x0), it, x0, steps, solver, diffusion,
-                         torch.Generator().manual_seed(1))
-    return x.mean().item(), x.std().item()
+# --------------------------------------- x_1 | x_0 ~ N(A x_0 + m, S) in four dimensions, whose exact network output is linear
+random = torch.Generator().manual_seed(0)
+A, ROOT = torch.randn(2, 4, 4, dtype=torch.float64, generator=random)
+X0 = torch.tensor([0.5, -1.0, 0.3, 0.8], dtype=torch.float64)
+MU = A @ X0 + torch.tensor([1.0, -2.0, 0.5, 1.5], dtype=torch.float64)
+COVARIANCE = ROOT @ ROOT.T / 8 + 0.2 * torch.eye(4, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name, output, diffusion", PROCESSES)
-def test_exact_solver_reaches_the_gaussian(name, output, diffusion):
-    mean, deviation = sample_gaussian(interpolants.get(name, c=1.0, output=output, k=0.8), 400, "exact", diffusion)
-    assert abs(mean / MEAN - 1) < 0.02 and abs(deviation / DEVIATION - 1) < 0.02
+def output_of(it, x1, eps, s, x0):
+    """The network output that stands for E[x_1|x] = x1 and E[eps|x] = eps."""
+    return it.interpolate(s, x0, x1, eps)[1]
 
 
-def test_exact_solver_is_first_order():
-    """No bias in the mean here; that of the deviation halves with the step."""
-    errors = [abs(sample_gaussian(interpolants.get("linear"), n, "exact", "0", 100_000)[1] - DEVIATION) for n in (5, 10, 20)]
-    assert 1.6 < errors[0] / errors[1] < 2.6 and 1.6 < errors[1] / errors[2] < 2.6
+class Gaussian:
+    """The exact output, by the regression of (x_1, eps) on x_s; notes the paths as they pass s = 1/4, 1/2 and 3/4."""
+
+    def __init__(self, it):
+        self.it, self.seen = it, {}
+        self.values, self.vectors = torch.linalg.eigh(COVARIANCE)
+
+    def __call__(self, x, s):
+        it, s = self.it, s[:1]
+        for moment in (0.25, 0.5, 0.75):
+            if abs(float(s) - moment) < 1e-9:
+                self.seen[moment] = x  # the last that asks there is the step that begins there
+        beta, gamma = it.beta(s), it.gamma(s)
+        variance = beta**2 * self.values + gamma**2
+        surprise = divide((x - it.alpha(s) * X0 - beta * MU) @ self.vectors, variance, 0.0)
+        x1 = MU + (beta * self.values * surprise) @ self.vectors.T
+        return output_of(it, x1, gamma * (surprise @ self.vectors.T), s, X0.expand_as(x))
 
 
-@pytest.mark.parametrize("name, solver, diffusion", [("linear", "euler", "0"), ("linear", "em", "0.5"),
-                                                     ("follmer", "em", "sigma"), ("follmer", "em", "follmer")])
-def test_plain_solvers_reach_the_gaussian(name, solver, diffusion):
-    mean, deviation = sample_gaussian(interpolants.get(name, c=1.0), 200, solver, diffusion)
-    assert abs(mean / MEAN - 1) < 0.02 and abs(deviation / DEVIATION - 1) < 0.03
+def truth_at(it, s: float):
+    """Mean and covariance of x_s."""
+    alpha, beta, gamma = (f(torch.tensor([s], dtype=torch.float64)) for f in (it.alpha, it.beta, it.gamma))
+    return alpha * X0 + beta * MU, beta**2 * COVARIANCE + gamma**2 * torch.eye(4, dtype=torch.float64)
 
 
+def exact_moments(it, steps, solver, diffusion, **options) -> dict:
+    """{s: (mean, covariance)} of a solver's paths without sampling: the output being linear, x is linear in the draws of
+    noise. Row 0 draws zeros; each draw has four rows of its own, in which it is a unit vector."""
+    rows, draws = 1 + 4 * (steps + 2 if solvers.noisy(diffusion) else 2), itertools.count()
+
+    def unit(like, generator):
+        z, first = torch.zeros_like(like), 1 + 4 * next(draws)
+        z[first:first + 4] = torch.eye(4)
+        return z
+    field = Gaussian(it)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solvers, "normal", unit)
+        field.seen[1.0] = solvers.integrate(field, it, X0.repeat(rows, 1), steps, solver, diffusion, **options)
+    return {s: (x[0], (x - x[0]).T @ (x - x[0])) for s, x in field.seen.items()}
+
+
+def error(it, steps, solver, diffusion, **options) -> float:
+    """Of mean and covariance together, at s = 1."""
+    mean, covariance = exact_moments(it, steps, solver, diffusion, **options)[1.0]
+    true_mean, true_covariance = truth_at(it, 1.0)
+    return math.hypot((mean - true_mean).norm(), (covariance - true_covariance).norm())
+
+
+def orders(it, solver, diffusion, steps=(32, 64, 128), **options) -> list[float]:
+    errors = [error(it, n, solver, diffusion, **options) for n in steps]
+    return [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+
+
+# steps at which mean and covariance are within 2 % of their largest entry, at s = 1 and on the way there; twice as many for
+# the Föllmer diffusion, whose noise is freshest, and for the bridge, on a grid that is dense at its ends
+STEPS = {"exact": 240, "exact2": 48, "euler": 960, "heun": 120, "rk4": 60, "dopri5": 10, "em": 240, "stochastic_heun": 60}
+SLOW = [("bridge", "euler", "0"), ("bridge", "heun", "0"),  # its kinks want steps shorter than m / c
+        ("bridge", "exact", "2")]  # 1,000 steps
+WELL_POSED = [(name, solver, diffusion) for name in NAMES for solver in STEPS for diffusion in ("0", "sigma", "2", "follmer")
+              if (solver in solvers.ANY or (solver in solvers.ODE) == (diffusion == "0"))
+              and (name, solver, diffusion) not in SLOW]
+
+
+def within_2_percent(it, moments: dict) -> None:
+    for s, (mean, covariance) in moments.items():
+        true_mean, true_covariance = truth_at(it, s)
+        assert (mean - true_mean).abs().max() < 0.02 * true_mean.abs().max(), (s, "mean")
+        assert (covariance - true_covariance).abs().max() < 0.02 * true_covariance.abs().max(), (s, "covariance")
+
+
+@pytest.mark.parametrize("name, solver, diffusion", WELL_POSED)
+def test_every_solver_reaches_the_gaussian(name, solver, diffusion):
+    steps = STEPS[solver] * (2 if name == "bridge" or diffusion == "follmer" else 1)
+    output = "drift" if solver in ("exact", "em", "rk4") else "residual"
+    it = interpolants.get(name, c=1.0, output=output, k=1.3)
+    grid = "cosine" if name == "bridge" else "uniform"
+    moments = exact_moments(it, steps, solver, diffusion, grid=grid, tolerance=1e-6)
+    assert solver == "dopri5" or set(moments) == {0.25, 0.5, 0.75, 1.0}
+    within_2_percent(it, moments)
+
+
+@pytest.mark.parametrize("name, diffusion", list(itertools.product(NAMES, ("0", "sigma", "follmer"))))
+def test_samples_of_the_gaussian(name, diffusion):
+    """10^5 of them, by exact2 in 40 steps, or 80 for the Föllmer diffusion (bridge: 84)."""
+    it = interpolants.get(name, c=1.0, output="residual", k=1.3)
+    field, generator = Gaussian(it), torch.Generator().manual_seed(1)
+    grid, steps = ("cosine", 84) if name == "bridge" else ("uniform", 80 if diffusion == "follmer" else 40)
+    field.seen[1.0] = solvers.integrate(field, it, X0.repeat(100_000, 1), steps, "exact2", diffusion, generator, grid=grid)
+    within_2_percent(it, {s: (x.mean(0), torch.cov(x.T)) for s, x in field.seen.items()})
+
+
+@pytest.mark.parametrize("solver, diffusion", [("stochastic_heun", "follmer"), ("rk4", "0")])
+def test_samples_by_the_other_solvers(solver, diffusion):
+    it = interpolants.get("follmer_linear", c=1.0)
+    generator = torch.Generator().manual_seed(1)
+    x = solvers.integrate(Gaussian(it), it, X0.repeat(100_000, 1), STEPS[solver], solver, diffusion, generator)
+    within_2_percent(it, {1.0: (x.mean(0), torch.cov(x.T))})
+
+
+# --------------------------------------------------------------------------------------------------- orders of convergence
+FIRST_STEP = [("follmer", "drift", "0"),  # it leaves out the mean of x_1 (the output is blind there), or, with beta = s, its
+              ("follmer_linear", "drift", "0"), ("follmer_linear", "residual", "0")]  # variance, which the ODE never forgets
+
+
+@pytest.mark.parametrize("name, output, diffusion", [
+    p for p in itertools.product(SMOOTH, interpolants.OUTPUTS, ("0", "sigma", "2")) if p not in FIRST_STEP])
+def test_exact_is_of_first_order_and_exact2_of_second(name, output, diffusion):
+    it = interpolants.get(name, c=1.0, output=output, k=1.3)
+    assert all(0.85 < order < 1.15 for order in orders(it, "exact", diffusion))
+    assert all(order > 1.6 for order in orders(it, "exact2", diffusion, (64, 128, 256)))
+
+
+def test_a_drift_that_starts_blind_costs_the_first_step_only():
+    """As published, follmer's output at s = 0 holds no x_1: x_0 stands for it, an error that vanishes faster than the step."""
+    it = interpolants.get("follmer", c=1.0)
+    means = [(exact_moments(it, n, "exact", "0")[1.0][0] - MU).norm() for n in (32, 64, 128)]
+    assert all(math.log2(a / b) > 1.4 for a, b in itertools.pairwise(means))
+
+
+@pytest.mark.parametrize("name", ("linear", "trig"))
+@pytest.mark.parametrize("solver, order", [("euler", 1), ("heun", 2), ("rk4", 4)])
+def test_order_of_ode_solvers(name, solver, order):
+    assert all(abs(value - order) < 0.25 for value in orders(interpolants.get(name), solver, "0"))
+
+
+@pytest.mark.parametrize("name, diffusion", [("linear", "sigma"), ("linear", "2"), ("trig", "sigma"), ("follmer", "sigma"),
+                                             ("follmer", "2"), ("follmer", "follmer"), ("follmer_linear", "sigma"),
+                                             ("follmer_linear", "follmer")])
+def test_weak_order_of_sde_solvers(name, diffusion):
+    it = interpolants.get(name, c=1.0)
+    assert all(0.8 < order < 1.4 for order in orders(it, "em", diffusion, (128, 256, 512)))
+    assert all(order > 1.8 for order in orders(it, "stochastic_heun", diffusion))
+
+
+def test_euler_in_s_from_a_point_mass_is_wrong_however_many_steps():
+    """x_s = c (1-s) W_s for x_0 = x_1 = 0: Euler in s overshoots the deviation by 2 / sqrt(pi), in sqrt(s) it does not."""
+    it = interpolants.get("follmer", c=1.0)
+    grid = torch.linspace(0, 0.25, 1_001, dtype=torch.float64)[:, None]
+    x0, x = torch.zeros(2, 1, dtype=torch.float64), it.gamma(grid[1]).expand(2, 1)
+    field = lambda x, s: output_of(it, 0 * x, divide(x, across(it.gamma(s), x), 0.0), s, 0 * x)  # noqa: E731
+    plain, root = x, x
+    dynamics = solvers.Dynamics(field, it, x0, "0", None)
+    for s, t in itertools.pairwise(grid[1:, 0].tolist()):
+        plain = plain + (t - s) * it.velocity(field(plain, dynamics.at(s)), plain, dynamics.at(s), x0)
+        root = solvers.euler_step(dynamics, root, s, t)
+    assert (plain / it.gamma(grid[-1])).mean().item() == pytest.approx(2 / math.sqrt(math.pi), rel=0.01)
+    assert (root / it.gamma(grid[-1])).mean().item() == pytest.approx(1, rel=0.01)
+
+
+def test_the_follmer_diffusion_has_the_least_path_kl():
+    """KL of the paths, 1/2 E int |b_hat - b|^2 / g^2 ds, when the network's output is off (arXiv 2403.13724, thm. 3.1)."""
+    for name, error in itertools.product(("follmer", "follmer_linear"), (0.1, -0.3)):
+        it, s = interpolants.get(name, c=0.7), torch.linspace(0.01, 0.99, 981, dtype=torch.float64)
+        x0, x1, eps = torch.randn(3, len(s), 1, dtype=torch.float64, generator=random)
+        x, output = it.interpolate(s, x0, x1, eps)
+        off = output + error * torch.sin(3 * x)  # a perturbed drift
+        kl = {}
+        for diffusion in ("0.7", "sigma", "1.3", "follmer", "2", "4"):
+            g = it.diffusion(diffusion, s)
+            gap = (it.drift(off, x, s, x0, g) - it.drift(output, x, s, x0, g))[:, 0]
+            kl[diffusion] = torch.trapezoid(gap**2 / (2 * g**2), s).item()
+        assert all(kl["follmer"] < 0.999 * kl[other] for other in kl if other != "follmer"), kl
+
+
+# ------------------------------------------------------------------------------------------------ two modes in two dimensions
+@pytest.mark.parametrize("name, diffusion", list(itertools.product(NAMES, ("0", "sigma", "follmer"))))
+def test_weights_of_a_mixture(name, diffusion):
+    """x_1 ~ 0.3 N(m_1, 0.3^2) + 0.7 N(m_2, 0.3^2): both modes get their share, within 1 %, of 10^5 samples."""
+    it, width = interpolants.get(name, c=1.0, output="residual"), 0.3
+    modes = torch.tensor([[1.0, -0.5], [-0.8, 1.0]], dtype=torch.float64)
+    weights, x0 = torch.tensor([[0.3, 0.7], [0.2, 0.1]], dtype=torch.float64)
+
+    def field(x, s):
+        alpha, beta, gamma = (f(s[:1]) for f in (it.alpha, it.beta, it.gamma))
+        variance = (beta * width) ** 2 + gamma**2
+        surprise = (x - alpha * x0)[:, None] - beta * modes  # (B, 2 modes, 2)
+        share = torch.softmax(weights.log() - divide(surprise.square().sum(-1), 2 * variance, 0.0), 1)[..., None]
+        x1 = (share * (modes + divide(beta * width**2 * surprise, variance, 0.0))).sum(1)
+        return output_of(it, x1, 0 * x1, s, x0.expand_as(x))
+    generator = torch.Generator().manual_seed(2)
+    x = solvers.integrate(field, it, x0.repeat(100_000, 1), 30, "exact2", diffusion, generator, grid="cosine")
+    first = (x - modes[0]).norm(dim=1) < (x - modes[1]).norm(dim=1)
+    assert abs(first.double().mean() - weights[0]) < 0.01
+    assert (x[first].mean(0) - modes[0]).norm() < 0.03 and (x[~first].mean(0) - modes[1]).norm() < 0.03
+
+
+# ----------------------------------------------------------------------------------------------------- steps and their names
 def steps_to_a_known_end(output, steps, solver) -> float:
     """x(1) by a solver for a network that knows x_1 = 2, with hardly any noise, from x_0 = 0."""
     it, x1 = interpolants.get("follmer", c=1e-6, output=output, k=0.5), torch.tensor([[2.0]], dtype=torch.float64)
@@ -74,21 +236,47 @@ def test_exact_solver_does_not_fade_the_picture_as_euler_does(steps):
 def test_steps_cover_the_unit_interval_exactly():
     seen = []
     x0 = torch.zeros(2, 3)
-    sample.integrate(lambda x, s: seen.append(s.tolist()) or torch.zeros_like(x), interpolants.get("linear"), x0, 4, "exact")
+    sample.integrate(lambda x, s: seen.append(s.tolist()) or torch.zeros_like(x), interpolants.get("linear"), x0, 4)
     assert seen == [[k / 4] * 2 for k in range(4)]
 
 
-@pytest.mark.parametrize("solver, diffusion", [("rk5", "0"), ("euler", "sigma")])
-def test_impossible_combinations_are_named(solver, diffusion):
-    with pytest.raises(ValueError, match=solver):
-        sample.integrate(lambda x, s: x, interpolants.get("linear"), torch.zeros(1, 1), 2, solver, diffusion)
+def test_time_grids_by_name():
+    k = torch.linspace(0, 1, 5, dtype=torch.float64)
+    for name, wanted in (("uniform", k), ("power:1.5", k**1.5), ("cosine", (1 - torch.cos(math.pi * k)) / 2)):
+        grid = solvers.time_grid(name, 4)
+        assert torch.allclose(grid, wanted) and grid[0] == 0 and grid[-1] == 1
+        assert torch.allclose(solvers.time_grid(name, 4, start=0.2), 0.2 + 0.8 * wanted)
 
 
-def test_an_infinite_diffusion_is_named():
-    with pytest.raises(ValueError, match="infinite at s = 0; take solver exact"):
-        sample.integrate(lambda x, s: x, interpolants.get("linear"), torch.zeros(1, 1), 2, "em", "follmer")
+def test_warm_start_begins_part_of_the_way_from_the_reference():
+    seen = []
+    x0 = torch.full((5_000, 1), 3.0, dtype=torch.float64)
+    field = lambda x, s: seen.append((s[0].item(), x)) or torch.zeros_like(x)  # noqa: E731
+    sample.integrate(field, interpolants.get("linear"), x0, 2, "euler", "0", torch.Generator().manual_seed(0), warm_start=0.4)
+    assert [s for s, _ in seen] == pytest.approx([0.4, 0.7])
+    assert abs(seen[0][1].mean() - 1.2) < 0.03 and abs(seen[0][1].std() - 0.6) < 0.02
 
 
+@pytest.mark.parametrize("solver, diffusion, options, message", [
+    ("rk5", "0", {}, "solver must be one of exact"), ("euler", "sigma", {}, "euler solves the ODE.*take em"),
+    ("em", "0", {}, "em solves an SDE.*take euler"), ("exact", "mu", {}, "diffusion must be 0, sigma"),
+    ("exact", -1, {}, "diffusion must be 0, sigma"), ("exact", "0", {"grid": "power:x"}, "grid must be uniform"),
+    ("exact", "0", {"grid": "power:0"}, "grid must be uniform"), ("exact", "nan", {}, "diffusion must be 0"),
+    ("exact", "0", {"warm_start": 1.0}, "warm_start must be in")])
+def test_impossible_combinations_are_named(solver, diffusion, options, message):
+    with pytest.raises(ValueError, match=message):
+        sample.integrate(lambda x, s: x, interpolants.get("linear"), torch.zeros(1, 1), 2, solver, diffusion, **options)
+
+
+@pytest.mark.parametrize("solver, steps, evaluations", [("exact", 4, 4), ("exact2", 4, 4), ("heun", 3, 6), ("rk4", 2, 8),
+                                                        ("stochastic_heun", 3, 5), ("em", 4, 4)])
+def test_evaluations_of_the_network_are_counted(solver, steps, evaluations):
+    model = forecaster(**{"flow.interpolant": "linear", "sample.solver": solver, "sample.steps": steps})
+    model.roll_out(torch.randn(3, 4, 1, 2, 2), 2, ("key",))
+    assert model.evaluations == 3 * 2 * evaluations
+
+
+# ------------------------------------------------------------------------------------------------------------- roll-out
 class NextIsContext(torch.nn.Module):
     """Answers with a known residual and notes what it was shown."""
 

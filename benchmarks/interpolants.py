@@ -1,0 +1,218 @@
+"""Interpolants, diffusions and solvers compared: same latents, budget and seeds, quality against network evaluations.
+
+    python -m benchmarks.interpolants
+
+trains each interpolant with each seed on the bouncing balls, samples every checkpoint in many ways, and writes
+benchmarks/RESULTS.md and benchmarks/interpolants.png. Stopped and run again, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+import configs
+import data
+import interpolants
+import runtime
+import sample
+import train
+import vqvae
+from benchmarks import results
+from console import UserError, progress, run_command
+
+EVALUATIONS = (1, 2, 4, 8, 16, 32, 64)
+PER_STEP = {"heun": 2, "rk4": 4, "stochastic_heun": 2}  # evaluations of the network
+SOLVERS = [("exact", "0"), ("exact2", "0"), ("euler", "0"), ("heun", "0"), ("rk4", "0"), ("exact", "sigma"),
+           ("exact2", "sigma"), ("em", "sigma"), ("stochastic_heun", "sigma")]
+GRIDS = ("uniform", "power:1.5", "cosine")
+# what is changed of the default, follmer with residual output, velocity weight and c = 1
+PUBLISHED = {"flow.output": "drift", "flow.weight": "published"}
+TRAININGS = {"follmer": {}, "weight uniform": {"flow.weight": "uniform"}, "weight published": {"flow.weight": "published"},
+             "output drift": {"flow.output": "drift"}, "output drift, weight published": PUBLISHED,
+             "as published, c = 0.1": {**PUBLISHED, "flow.c": 0.1}, "c = 0.5": {"flow.c": 0.5}, "c = 0.1": {"flow.c": 0.1},
+             "logit-normal s": {"flow.times": "logit_normal"}}
+
+
+def setting(args: argparse.Namespace) -> dict:
+    return {"model.width": args.width, "train.steps": args.steps, "train.sample_every": 0, "wandb.mode": "disabled",
+            "train.save_every": 200, "train.keep": 1, "sample.num_videos": args.videos, "sample.num_samples": args.samples,
+            **configs.parse_overrides(args.set)}
+
+
+def run_of(name: str, interpolant: str, flow: dict, seed: int, args: argparse.Namespace, vqvae: str) -> Path:
+    """-> the checkpoint of one training, done now unless it is there."""
+    extra = "-" + hashlib.blake2b(repr(args.set).encode(), digest_size=4).hexdigest() if args.set else ""
+    run_id = f"bench-{name}-{args.width}-{args.steps}{extra}-{seed}".replace(" ", "_").replace(",", "").replace("=", "")
+    config = configs.build(overrides={**setting(args), **flow, "flow.interpolant": interpolant, "train.seed": seed,
+                                      "output.run_id": run_id, "vqvae.ckpt": vqvae})
+    return train.trained(config, runtime.start(), None, train.Clock())[1]
+
+
+class Table:
+    """Rows of metrics, one per (training, seed, sampler), kept on disk as they are made."""
+
+    def __init__(self, path: Path):
+        self.path, self.rows = path, {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_text() if path.exists() else ""
+        self.cut_short = bool(text) and not text.endswith("\n")  # by a kill
+        for line in text.splitlines():
+            if runtime.is_row(line):
+                row = json.loads(line)
+                self.rows[self.key(row["run"], row["sampler"])] = row
+
+    @staticmethod
+    def key(run: str, sampler: dict) -> str:
+        return json.dumps([run, sampler], sort_keys=True)
+
+    def measure(self, ckpt: Path, sampler: dict) -> None:
+        run = ckpt.parent.name
+        if self.key(run, sampler) in self.rows:
+            return
+        forecaster, step = sample.load(ckpt, runtime.start().device, sampler)
+        config = forecaster.config
+        shards = sample.open_split(config, config.sample.split)
+        given = config.data.condition
+        windows = data.spaced_windows(shards.lengths, given + config.data.predict, config.data.skip, config.sample.num_videos)
+        truth = sample.read_clips(shards, windows)
+        futures = forecaster.forecast(truth[:, :given], config.data.predict, config.sample.num_samples,
+                                      (config.train.seed, "sample"), quiet=True)
+        ratio = sample.score(truth, futures, truth.mean((0, 1)).astype(np.uint8))["ratio_to_repeat_last"]
+        fifth = min(4, config.data.predict - 1)
+        row = {"run": run, "sampler": sampler, "step": step, "evaluations": forecaster.evaluations / futures[..., 0, 0, 0].size,
+               "crps": ratio["crps"]["all"], "mse1": ratio["mse"]["horizon"][0], "mse5": ratio["mse"]["horizon"][fifth]}
+        with open(self.path, "a") as file:
+            file.write("\n" * self.cut_short + json.dumps(row) + "\n")
+        self.cut_short = False
+        self.rows[self.key(run, sampler)] = row
+
+    def over_seeds(self, ckpts: list[Path], sampler: dict, metric: str = "crps") -> tuple[float, float]:
+        """Mean and standard error."""
+        values = np.array([self.rows[self.key(ckpt.parent.name, sampler)][metric] for ckpt in ckpts])
+        return values.mean(), values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def sampler_of(args: argparse.Namespace, evaluations: int, solver: str = "exact", diffusion: str = "0",
+               grid: str = "uniform", **more) -> dict:
+    return {"sample.solver": solver, "sample.diffusion": diffusion, "sample.grid": grid, "sample.redraw": "frame",
+            "sample.num_videos": args.videos,
+            "sample.num_samples": args.samples, "sample.steps": max(1, evaluations // PER_STEP.get(solver, 1)), **more}
+
+
+def cell(mean: float, error: float) -> str:
+    return f"{mean:.3f} ± {error:.3f}"
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def processes(args: argparse.Namespace, table: Table, runs: dict[str, list[Path]]) -> str:
+    """Every interpolant by every diffusion, with the default solver."""
+    counts = [n for n in EVALUATIONS if n <= args.most]
+    wanted = [(name, diffusion, n) for name in runs for diffusion in ("0", "sigma", "follmer") for n in counts]
+    measure_all(table, [(ckpt, sampler_of(args, n, "exact", diffusion)) for name, diffusion, n in wanted
+                        for ckpt in runs[name]], "interpolants")
+    curves = {(name, diffusion): [table.over_seeds(runs[name], sampler_of(args, n, "exact", diffusion)) for n in counts]
+              for name, diffusion, _ in wanted}
+    draw(curves, counts, args.out / "interpolants.png")
+    return markdown(["interpolant", "diffusion", *counts],
+                    [[*key, *(cell(*point) for point in points)] for key, points in curves.items()])
+
+
+def solver_table(args: argparse.Namespace, table: Table, ckpts: list[Path]) -> str:
+    counts = [n for n in EVALUATIONS if n <= min(16, args.most)]
+    kinds = [(*kind, "uniform") for kind in SOLVERS] + [("exact", "sigma", grid) for grid in GRIDS[1:]]
+    cells = {(*kind, n): sampler_of(args, n, *kind) for kind in kinds for n in counts
+             if kind[0] not in PER_STEP or n > PER_STEP[kind[0]]}  # their first or last step is another solver's
+    measure_all(table, [(ckpt, sampler) for sampler in cells.values() for ckpt in ckpts], "solvers")
+    return markdown(["solver", "diffusion", "grid", *counts],
+                    [[*kind, *(cell(*table.over_seeds(ckpts, cells[*kind, n])) if (*kind, n) in cells else "" for n in counts)]
+                     for kind in kinds])
+
+
+def training_table(args: argparse.Namespace, table: Table, vqvae: str) -> str:
+    rows = []
+    for name, flow in TRAININGS.items():
+        ckpts = [run_of(name, "follmer", flow, seed, args, vqvae) for seed in range(args.seeds)]
+        samplers = [sampler_of(args, n, "exact", "sigma") for n in (2, 5, 10)]
+        measure_all(table, [(ckpt, sampler) for sampler in samplers for ckpt in ckpts], name)
+        if flow.get("flow.output") == "drift":
+            samplers += [sampler_of(args, n, "exact", "sigma", **{"sample.first": 0.01}) for n in (2, 5, 10)]
+            measure_all(table, [(ckpt, sampler) for sampler in samplers[3:] for ckpt in ckpts], name)
+            rows.append([f"{name}, first = 0.01", *(cell(*table.over_seeds(ckpts, sampler)) for sampler in samplers[3:]),
+                         *(cell(*table.over_seeds(ckpts, samplers[4], metric)) for metric in ("mse1", "mse5"))])
+            samplers = samplers[:3]
+        rows.append([name, *(cell(*table.over_seeds(ckpts, sampler)) for sampler in samplers),
+                     *(cell(*table.over_seeds(ckpts, samplers[1], metric)) for metric in ("mse1", "mse5"))])
+    return markdown(["training", *(f"CRPS, {n} evaluations" for n in (2, 5, 10)), "MSE, frame 1", "MSE, frame 5"], rows)
+
+
+def measure_all(table: Table, wanted: list[tuple[Path, dict]], name: str) -> None:
+    with progress(len(wanted), f"sample {name}", "sampler") as bar:
+        for ckpt, sampler in wanted:
+            table.measure(ckpt, sampler)
+            bar.update()
+
+
+def draw(curves: dict, counts: list[int], path: Path) -> None:
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    names = list(dict.fromkeys(name for name, _ in curves))
+    figure, axes = pyplot.subplots(1, len(names), figsize=(3.2 * len(names), 3.2), sharey=True)
+    for axis, name in zip(np.atleast_1d(axes), names):
+        for (own, diffusion), points in curves.items():
+            if own == name:
+                mean, error = np.array(points).T
+                axis.errorbar(counts, mean, error, marker="o", markersize=3, capsize=2, label=f"g = {diffusion}")
+        axis.set(title=name, xscale="log", xlabel="network evaluations a frame", xticks=counts, xticklabels=counts)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    np.atleast_1d(axes)[0].set(ylabel="CRPS / CRPS of repeating the last frame")
+    np.atleast_1d(axes)[0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.interpolants", description=__doc__.splitlines()[0])
+    for flag, default, help in (("seeds", 3, "trainings of each kind"), ("steps", 1200, "updates of each"),
+                                ("width", 64, "model.width"), ("videos", 16, "held-out clips"),
+                                ("samples", 4, "futures of each"), ("most", 64, "evaluations a frame, at the most")):
+        parser.add_argument(f"--{flag}", type=int, default=default, help=f"{help} (default {default})")
+    parser.add_argument("--out", type=Path, default=results.HERE, help="folder for RESULTS.md and the figure")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="GROUP.FIELD=VALUE",
+                        help="any other field of the trainings")
+    args = parser.parse_args()
+    process = runtime.start()
+    if process.world > 1:
+        raise UserError("the benchmark runs as one process; start it without torchrun")
+    base = configs.build(overrides=setting(args))
+    with runtime.stage_lock(base.output.root):
+        train.ensure_data(base, process)
+        vqvae_path = str(vqvae.train(base, *(sample.open_split(base, split) for split in ("train", "val")), process.device))
+    runs = {name: [run_of(name, name, {}, seed, args, vqvae_path) for seed in range(args.seeds)] for name in interpolants.TABLE}
+    table = Table(Path(base.output.root) / "benchmark" / "interpolants.jsonl")
+    budget = (f"ball_stn, 10 -> 20 frames, {args.videos} held-out clips x {args.samples} futures, conv net of width "
+              f"{args.width}, {args.steps} updates of batch {base.train.batch_size}, {args.seeds} seeds: mean ± standard "
+              f"error over seeds. {results.machine()}. Made by `python -m benchmarks.interpolants`.")
+    crps = "CRPS over all 20 frames, as a ratio to repeating the last frame (lower is better)"
+    parts = [budget, f"{crps}, solver `exact`, by network evaluations a frame:", processes(args, table, runs),
+             "![CRPS against network evaluations](interpolants.png)",
+             f"Solvers and time grids on the follmer checkpoints, by the most evaluations they may take; {crps}:",
+             solver_table(args, table, runs["follmer"]),
+             "What follmer is trained on, each sampled by `exact` with diffusion sigma (both MSE with 5 evaluations; "
+             "`first = 0.01` asks the network there in place of s = 0):", training_table(args, table, vqvae_path)]
+    print("\n\n".join(parts))
+    file = results.write("Interpolants and samplers", "\n\n".join(parts), args.out)
+    print(f"table          {file}\nfigure         {args.out / 'interpolants.png'}")
+
+
+if __name__ == "__main__":
+    run_command(main)

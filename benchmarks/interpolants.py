@@ -131,9 +131,9 @@ def solver_table(args: argparse.Namespace, table: Table, ckpts: list[Path]) -> s
     cells = {(*kind, n): sampler_of(args, n, *kind) for kind in kinds for n in counts
              if kind[0] not in PER_STEP or n > PER_STEP[kind[0]]}  # their first or last step is another solver's
     measure_all(table, [(ckpt, sampler) for sampler in cells.values() for ckpt in ckpts], "solvers")
-    return markdown(["solver", "diffusion", "grid", *counts],
-                    [[*kind, *(cell(*table.over_seeds(ckpts, cells[*kind, n])) if (*kind, n) in cells else "" for n in counts)]
-                     for kind in kinds])
+    rows = [[*kind, *(cell(*table.over_seeds(ckpts, cells[(*kind, n)])) if (*kind, n) in cells else "" for n in counts)]
+            for kind in kinds]
+    return markdown(["solver", "diffusion", "grid", *counts], rows)
 
 
 def training_table(args: argparse.Namespace, table: Table, vqvae: str) -> str:

@@ -92,9 +92,9 @@ class Table:
         self.rows[self.key(run, sampler)] = row
 
     def over_seeds(self, ckpts: list[Path], sampler: dict, metric: str = "crps") -> tuple[float, float]:
-        """Mean and standard error."""
+        """Mean and standard error (NaN of one seed)."""
         values = np.array([self.rows[self.key(ckpt.parent.name, sampler)][metric] for ckpt in ckpts])
-        return values.mean(), values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+        return values.mean(), values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
 
 
 def sampler_of(args: argparse.Namespace, evaluations: int, solver: str = "exact", diffusion: str = "0",
@@ -105,7 +105,7 @@ def sampler_of(args: argparse.Namespace, evaluations: int, solver: str = "exact"
 
 
 def cell(mean: float, error: float) -> str:
-    return f"{mean:.3f} ± {error:.3f}"
+    return f"{mean:.3f}" if np.isnan(error) else f"{mean:.3f} ± {error:.3f}"
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:

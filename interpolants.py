@@ -192,7 +192,7 @@ class Linear(Interpolant):
 
 
 class Trig(Linear):
-    """x_s = sin(pi s/2) x_1 + cos(pi s/2) eps: from noise at constant variance (arXiv 2303.08797, sec. 4)."""
+    """x_s = sin(pi s/2) x_1 + cos(pi s/2) eps: from noise at constant variance (arXiv 2303.08797)."""
 
     # sines only, since a sine is 0 exactly where it should be
     def beta(self, s): return torch.sin(s * (math.pi / 2))

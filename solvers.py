@@ -67,7 +67,7 @@ def integrate(field: Field, interpolant: Interpolant, x0: Tensor, steps: int, so
 
     field(x, s) -> network output, s: (B,). x0: the reference (for interpolants that start at noise only its shape
     counts). solver, grid: see `check`. diffusion: see Interpolant.diffusion. warm_start: begin at this s in [0, 1), as
-    though x_1 were x0 (RIVER, arXiv 2211.14575, sec. 3.3). first: `exact` asks the network at this flow time where it stands
+    though x_1 were x0 (RIVER, arXiv 2211.14575). first: `exact` asks the network at this flow time where it stands
     at s = 0, where an output may hold nothing of x_1. tolerance: dopri5's, absolute and relative; it takes as many steps
     as it needs.
     """

@@ -98,14 +98,18 @@ class Interpolant:
         return (divide(d_sigma * rest - sigma * d_rest, determinant, unknown),
                 divide(beta * d_rest - d_beta * rest, determinant, 0.0))
 
+    def estimate(self, output: Tensor, x: Tensor, s: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """(E[x_1|x], E[eps|x]); the latter is 0 at s = 0 of the Föllmer family, where x_s holds no noise yet."""
+        x1, w = self.solve(output, x, s, x0)
+        return x1, divide(w, across(s.sqrt(), x), 0.0) if self.wiener else w
+
     def denoise(self, output: Tensor, x: Tensor, s: Tensor, x0: Tensor) -> Tensor:
         """E[x_1 | x_s = x]."""
-        return self.solve(output, x, s, x0)[0]
+        return self.estimate(output, x, s, x0)[0]
 
     def noise(self, output: Tensor, x: Tensor, s: Tensor, x0: Tensor) -> Tensor:
-        """E[eps | x_s = x]; 0 at s = 0 of the Föllmer family, where x_s holds no noise yet."""
-        w = self.solve(output, x, s, x0)[1]
-        return divide(w, across(s.sqrt(), x), 0.0) if self.wiener else w
+        """E[eps | x_s = x]."""
+        return self.estimate(output, x, s, x0)[1]
 
     def score(self, output: Tensor, x: Tensor, s: Tensor, x0: Tensor) -> Tensor:
         """grad log p_s(x | x_0) = -E[eps|x] / gamma; 0 where gamma = 0, where the output does not tell it."""
@@ -136,12 +140,8 @@ class Interpolant:
             return scale_of(name) * self.process_sigma(s)
         if self.wiener:
             s = s.clamp(min=1e-12)  # the limit at 0
-        sigma, ratio = self.sigma(s), self.d_beta(s) / self.beta(s)
-        if self.wiener:
-            square = 2 * s * sigma * (sigma * ratio - self.d_sigma(s)) - sigma**2
-        else:
-            square = 2 * sigma * (sigma * ratio - self.d_sigma(s))
-        return square.clamp(min=0).sqrt()
+        gamma = self.gamma(s)
+        return (2 * gamma * (gamma * self.d_beta(s) / self.beta(s) - self.d_gamma(s))).clamp(min=0).sqrt()
 
     def memory(self, name: str, s: Tensor, t: Tensor) -> Tensor:
         """rho = exp(-1/2 int_s^t g^2 / gamma^2 du), (B,): how much of eps at s is left at t, under diffusion `name`."""

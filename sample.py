@@ -152,14 +152,16 @@ def mean_frame(shards: Shards) -> np.ndarray:
     return frames.mean(0).round().astype(np.uint8)
 
 
-def score(truth: np.ndarray, samples: np.ndarray, mean: np.ndarray) -> dict:
-    """Metrics per horizon of samples (V, S, T, H, W, 3) and of two baselines against the last T frames of truth."""
+def score(truth: np.ndarray, samples: np.ndarray, mean: np.ndarray | None = None) -> dict:
+    """Metrics per horizon of samples (V, S, T, H, W, 3) against the last T frames of truth, and of the baselines: repeat
+    the last given frame, and `mean` (H, W, 3) if there is one."""
     T = samples.shape[2]
     rows: dict[str, list] = {}
     for clip, futures in zip(truth, samples):  # video by video: float copies of all at once could fill the memory
         y = clip[None, -T:].astype(np.float32) / 255
-        forecasts = {"": futures[None], "_repeat_last": clip[-T - 1][None, None, None].repeat(T, 2),
-                     "_mean_frame": mean[None, None, None].repeat(T, 2)}
+        forecasts = {"": futures[None], "_repeat_last": clip[-T - 1][None, None, None].repeat(T, 2)}
+        if mean is not None:
+            forecasts["_mean_frame"] = mean[None, None, None].repeat(T, 2)
         for suffix, frames in forecasts.items():
             x = frames.astype(np.float32) / 255
             for name, metric in metrics.ALL.items():
@@ -181,20 +183,29 @@ def results_dir(forecaster: Forecaster, step: int) -> Path:
     return Path(config.output.root) / "results" / config.run_id / sampler / f"{config.dataset}-{sample.split}"
 
 
-def evaluate(forecaster: Forecaster, step: int, out: Path | None = None, windows: data.Windows | None = None,
-             ckpt: str | Path = "") -> tuple[dict, Path]:
-    """Forecast held-out clips and write everything there is to look at; -> (metrics, folder). The folder appears when
-    it is complete, in place of an earlier one of the same name."""
+def forecast_split(forecaster: Forecaster, windows: data.Windows | None = None,
+                   quiet: bool = False) -> tuple[np.ndarray, np.ndarray, Shards]:
+    """(truth (V, condition + predict, H, W, 3), samples (V, S, predict, H, W, 3), the shards of sample.split); without
+    `windows`, sample.num_videos clips spread evenly over the split. Counts the network's evaluations anew."""
     config, sample = forecaster.config, forecaster.config.sample
-    shards, train = open_split(config, sample.split), open_split(config, "train")
-    clip = config.data.condition + config.data.predict
+    shards, clip = open_split(config, sample.split), config.data.condition + config.data.predict
     if windows is None:
         data.check_long_enough(shards, clip, config.data.skip, "data.condition + data.predict")
         windows = data.spaced_windows(shards.lengths, clip, config.data.skip, sample.num_videos)
     truth = read_clips(shards, windows)
     forecaster.evaluations = 0
     samples = forecaster.forecast(truth[:, :config.data.condition], config.data.predict, sample.num_samples,
-                                  (config.train.seed, "sample"))
+                                  (config.train.seed, "sample"), quiet)
+    return truth, samples, shards
+
+
+def evaluate(forecaster: Forecaster, step: int, out: Path | None = None, windows: data.Windows | None = None,
+             ckpt: str | Path = "") -> tuple[dict, Path]:
+    """Forecast held-out clips and write everything there is to look at; -> (metrics, folder). The folder appears when
+    it is complete, in place of an earlier one of the same name."""
+    config, sample = forecaster.config, forecaster.config.sample
+    train = open_split(config, "train")
+    truth, samples, shards = forecast_split(forecaster, windows)
     protocol = {"split": sample.split, "videos": len(truth), "samples_per_video": sample.num_samples,
                 "condition": config.data.condition, "predict": config.data.predict, "skip": config.data.skip,
                 "solver": sample.solver, "diffusion": config.diffusion, "steps": sample.steps,

@@ -142,7 +142,7 @@ def hold(dynamics: Dynamics, x: Tensor, s: float, t: float) -> tuple[Tensor, Ten
     drawn anew: x_t = alpha x_0 + beta E[x_1|x] + gamma (rho E[eps|x] + sqrt(1 - rho^2) xi)."""
     it, x0, asked = dynamics.interpolant, dynamics.x0, dynamics.at(max(s, dynamics.first))
     output = dynamics.field(x, asked)
-    x1, eps = it.denoise(output, x, asked, x0), it.noise(output, x, asked, x0)
+    x1, eps = it.estimate(output, x, asked, x0)
     rho = it.memory(dynamics.diffusion, dynamics.at(s), dynamics.at(t))
     t = dynamics.at(t)
     if noisy(dynamics.diffusion_at(s)):

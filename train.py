@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -354,7 +353,7 @@ def preview(forecaster: sample.Forecaster, ema: dict, config: Config, windows: d
     truth = sample.read_clips(shards, clips)[:4]
     futures = forecaster.forecast(truth[:, :given], config.data.predict, 2, (config.train.seed, "preview"), quiet=True)
     pictures.contact_sheet(truth, futures).save(dir / f"forecasts_{step:08d}.png")
-    result = sample.score(truth, futures, truth.mean((0, 1)).astype(np.uint8))
+    result = sample.score(truth, futures)
     log.row(step, sample_crps=result["summary"]["crps"]["mean"], sample_psnr=result["summary"]["psnr"]["mean"],
             sample_crps_ratio=result["ratio_to_repeat_last"]["crps"]["all"])
     log.video(step, "forecasts", pictures.mosaic(truth, futures, rows=4), shards.fps or 10)

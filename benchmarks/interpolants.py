@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
 
 import configs
-import data
 import interpolants
 import runtime
 import sample
@@ -75,17 +76,11 @@ class Table:
         if self.key(run, sampler) in self.rows:
             return
         forecaster, step = sample.load(ckpt, runtime.start().device, sampler)
-        config = forecaster.config
-        shards = sample.open_split(config, config.sample.split)
-        given = config.data.condition
-        windows = data.spaced_windows(shards.lengths, given + config.data.predict, config.data.skip, config.sample.num_videos)
-        truth = sample.read_clips(shards, windows)
-        futures = forecaster.forecast(truth[:, :given], config.data.predict, config.sample.num_samples,
-                                      (config.train.seed, "sample"), quiet=True)
-        ratio = sample.score(truth, futures, truth.mean((0, 1)).astype(np.uint8))["ratio_to_repeat_last"]
-        fifth = min(4, config.data.predict - 1)
+        truth, futures, _ = sample.forecast_split(forecaster, quiet=True)
+        ratio = sample.score(truth, futures)["ratio_to_repeat_last"]
+        mse = ratio["mse"]["horizon"]
         row = {"run": run, "sampler": sampler, "step": step, "evaluations": forecaster.evaluations / futures[..., 0, 0, 0].size,
-               "crps": ratio["crps"]["all"], "mse1": ratio["mse"]["horizon"][0], "mse5": ratio["mse"]["horizon"][fifth]}
+               "crps": ratio["crps"]["all"], "mse1": mse[0], "mse5": mse[min(4, len(mse) - 1)]}
         with open(self.path, "a") as file:
             file.write("\n" * self.cut_short + json.dumps(row) + "\n")
         self.cut_short = False
@@ -100,8 +95,8 @@ class Table:
 def sampler_of(args: argparse.Namespace, evaluations: int, solver: str = "exact", diffusion: str = "0",
                grid: str = "uniform", **more) -> dict:
     return {"sample.solver": solver, "sample.diffusion": diffusion, "sample.grid": grid, "sample.redraw": "frame",
-            "sample.num_videos": args.videos,
-            "sample.num_samples": args.samples, "sample.steps": max(1, evaluations // PER_STEP.get(solver, 1)), **more}
+            "sample.num_videos": args.videos, "sample.num_samples": args.samples,
+            "sample.steps": max(1, evaluations // PER_STEP.get(solver, 1)), **more}
 
 
 def cell(mean: float, error: float) -> str:
@@ -121,8 +116,9 @@ def processes(args: argparse.Namespace, table: Table, runs: dict[str, list[Path]
     curves = {(name, diffusion): [table.over_seeds(runs[name], sampler_of(args, n, "exact", diffusion)) for n in counts]
               for name, diffusion, _ in wanted}
     draw(curves, counts, args.out / "interpolants.png")
-    return markdown(["interpolant", "diffusion", *counts],
-                    [[*key, *(cell(*point) for point in points)] for key, points in curves.items()])
+    rows = [[*key, *(cell(*point) for point in points)] for key, points in curves.items()]
+    figure = "![CRPS against network evaluations](interpolants.png)"
+    return markdown(["interpolant", "diffusion", *counts], rows) + "\n\n" + figure
 
 
 def solver_table(args: argparse.Namespace, table: Table, ckpts: list[Path]) -> str:
@@ -137,20 +133,16 @@ def solver_table(args: argparse.Namespace, table: Table, ckpts: list[Path]) -> s
 
 
 def training_table(args: argparse.Namespace, table: Table, vqvae: str) -> str:
-    rows = []
+    rows, counts = [], (2, 5, 10)
     for name, flow in TRAININGS.items():
         ckpts = [run_of(name, "follmer", flow, seed, args, vqvae) for seed in range(args.seeds)]
-        samplers = [sampler_of(args, n, "exact", "sigma") for n in (2, 5, 10)]
-        measure_all(table, [(ckpt, sampler) for sampler in samplers for ckpt in ckpts], name)
-        if flow.get("flow.output") == "drift":
-            samplers += [sampler_of(args, n, "exact", "sigma", **{"sample.first": 0.01}) for n in (2, 5, 10)]
-            measure_all(table, [(ckpt, sampler) for sampler in samplers[3:] for ckpt in ckpts], name)
-            rows.append([f"{name}, first = 0.01", *(cell(*table.over_seeds(ckpts, sampler)) for sampler in samplers[3:]),
-                         *(cell(*table.over_seeds(ckpts, samplers[4], metric)) for metric in ("mse1", "mse5"))])
-            samplers = samplers[:3]
-        rows.append([name, *(cell(*table.over_seeds(ckpts, sampler)) for sampler in samplers),
-                     *(cell(*table.over_seeds(ckpts, samplers[1], metric)) for metric in ("mse1", "mse5"))])
-    return markdown(["training", *(f"CRPS, {n} evaluations" for n in (2, 5, 10)), "MSE, frame 1", "MSE, frame 5"], rows)
+        for first in (0.0, 0.01) if flow.get("flow.output") == "drift" else (0.0,):
+            label = name + f", first = {first}" * (first > 0)
+            samplers = [sampler_of(args, n, "exact", "sigma", **{"sample.first": first}) for n in counts]
+            measure_all(table, [(ckpt, sampler) for sampler in samplers for ckpt in ckpts], label)
+            rows.append([label, *(cell(*table.over_seeds(ckpts, sampler)) for sampler in samplers),
+                         *(cell(*table.over_seeds(ckpts, samplers[1], metric)) for metric in ("mse1", "mse5"))])
+    return markdown(["training", *(f"CRPS, {n} evaluations" for n in counts), "MSE, frame 1", "MSE, frame 5"], rows)
 
 
 def measure_all(table: Table, wanted: list[tuple[Path, dict]], name: str) -> None:
@@ -199,19 +191,25 @@ def main() -> None:
         vqvae_path = str(vqvae.train(base, *(sample.open_split(base, split) for split in ("train", "val")), process.device))
     runs = {name: [run_of(name, name, {}, seed, args, vqvae_path) for seed in range(args.seeds)] for name in interpolants.TABLE}
     table = Table(Path(base.output.root) / "benchmark" / "interpolants.jsonl")
-    budget = (f"ball_stn, 10 -> 20 frames, {args.videos} held-out clips x {args.samples} futures, conv net of width "
-              f"{args.width}, {args.steps} updates of batch {base.train.batch_size}, {args.seeds} seeds: mean ± standard "
-              f"error over seeds. {results.machine()}. Made by `python -m benchmarks.interpolants`.")
-    crps = "CRPS over all 20 frames, as a ratio to repeating the last frame (lower is better)"
-    parts = [budget, f"{crps}, solver `exact`, by network evaluations a frame:", processes(args, table, runs),
-             "![CRPS against network evaluations](interpolants.png)",
-             f"Solvers and time grids on the follmer checkpoints, by the most evaluations they may take; {crps}:",
-             solver_table(args, table, runs["follmer"]),
-             "What follmer is trained on, each sampled by `exact` with diffusion sigma (both MSE with 5 evaluations; "
-             "`first = 0.01` asks the network there in place of s = 0):", training_table(args, table, vqvae_path)]
-    print("\n\n".join(parts))
-    file = results.write("Interpolants and samplers", "\n\n".join(parts), args.out)
+    parts = [f"ball_stn, {base.data.condition} -> {base.data.predict} frames, {args.videos} held-out clips x {args.samples} "
+             f"futures, conv net of width {args.width}, {args.steps} updates of batch {base.train.batch_size}, {args.seeds} "
+             f"seeds: mean ± standard error over seeds. {results.machine()}. Made by `{command()}`. CRPS over all frames "
+             "and MSE of single samples, as ratios to repeating the last frame (lower is better)."]
+    tables = [
+        ("CRPS, solver `exact`, by network evaluations a frame:", lambda: processes(args, table, runs)),
+        ("CRPS of solvers and time grids on the follmer checkpoints, by the most evaluations they may take:",
+         lambda: solver_table(args, table, runs["follmer"])),
+        ("What follmer is trained on, each sampled by `exact` with diffusion sigma (MSE with 5 evaluations; `first` asks the "
+         "network there in place of s = 0):", lambda: training_table(args, table, vqvae_path))]
+    for title, make in tables:  # each is written as soon as it is there
+        parts += [title, make()]
+        file = results.write("Interpolants and samplers", "\n\n".join(parts), args.out)
+        print("\n\n".join(parts[-2:]) + "\n")
     print(f"table          {file}\nfigure         {args.out / 'interpolants.png'}")
+
+
+def command() -> str:
+    return shlex.join(["python", "-m", "benchmarks.interpolants", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 REPO = Path(__file__).parent.parent
+DATA = REPO / "tests/data"
 os.environ.update(WANDB_MODE="disabled", NO_ALBUMENTATIONS_UPDATE="1")
 
 TINY = ["data.stream=600", "data.held_out=200", "data.clip=8", "data.condition=4", "data.predict=4",
@@ -28,6 +30,23 @@ def launch(folder: Path, *command: str, check: bool = True, **env: str | None) -
     if check and done.returncode:
         raise AssertionError(f"{' '.join(command)} -> {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return done
+
+
+def reference_weights(names: dict) -> dict:
+    """The deterministic weights that the reference outputs were made with (tests/data/README.md)."""
+    import torch
+    weights = {}
+    for name, shape in names.items():
+        x = np.random.RandomState(zlib.crc32(name.encode()) & 0xFFFFFFFF).standard_normal(shape)
+        if len(shape) >= 2:
+            x = x / np.sqrt(np.prod(shape[1:]))
+        elif name.endswith("running_var"):
+            x = 1 + 0.1 * np.abs(x)
+        else:
+            x = 1 + 0.1 * x if name.endswith("weight") else 0.1 * x
+        counter = name.endswith("num_batches_tracked")
+        weights[name] = torch.tensor(0) if counter else torch.tensor(x, dtype=torch.float32)
+    return weights
 
 
 @pytest.fixture(scope="session")

@@ -1,29 +1,13 @@
 """Velocity networks: the published one against its reference output, the small one for what it promises."""
 
 import json
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import DATA, reference_weights
 
 import models
-
-DATA = Path(__file__).parent / "data"
-
-
-def reference_weights(names: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-    """The deterministic weights that the reference outputs were made with (tests/data/README.md)."""
-    weights = {}
-    for name, shape in names.items():
-        x = np.random.RandomState(zlib.crc32(name.encode()) & 0xFFFFFFFF).standard_normal(shape)
-        if len(shape) >= 2:
-            x /= np.sqrt(np.prod(shape[1:]))
-        else:
-            x = 1 + 0.1 * x if name.endswith("weight") else 0.1 * x
-        weights[name] = torch.tensor(x, dtype=torch.float32)
-    return weights
 
 
 def test_uvit_has_the_published_names_shapes_and_output():

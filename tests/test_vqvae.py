@@ -6,13 +6,15 @@ import torch
 import configs
 import runtime
 import vqvae
+from autoencoders.quantize import nearest, nearest_index
+from autoencoders.small import Codebook, SmallVQVAE
 from console import UserError
 from shards import Shards
 
 
 @pytest.mark.parametrize("downsample", [2, 4, 8])
 def test_shapes_and_range(downsample):
-    module = vqvae.freeze(vqvae.SmallVQVAE(downsample, channels=3, codes=16, width=16, depth=1))
+    module = vqvae.freeze(SmallVQVAE(downsample, channels=3, codes=16, width=16, depth=1))
     x = torch.rand(2, 3, 32, 16) * 2 - 1
     z = module.encode(x)
     assert z.shape == (2, 3, 32 // downsample, 16 // downsample)
@@ -22,31 +24,31 @@ def test_shapes_and_range(downsample):
 
 def test_encode_comes_before_quantisation_and_decode_snaps_to_the_nearest_code():
     torch.manual_seed(0)
-    module = vqvae.freeze(vqvae.SmallVQVAE(4, channels=2, codes=8, width=16, depth=1))
+    module = vqvae.freeze(SmallVQVAE(4, channels=2, codes=8, width=16, depth=1))
     z = module.encode(torch.randn(1, 3, 16, 16))
     flat = z.movedim(1, -1).reshape(-1, 2)
     distance = torch.cdist(flat, module.codebook.codes)
-    assert torch.equal(module.codebook.nearest(z), distance.argmin(1)) and distance.min(1).values.min() > 1e-4
-    snapped = module.codebook.lookup(module.codebook.nearest(z), z)
+    assert torch.equal(nearest_index(z, module.codebook.codes), distance.argmin(1)) and distance.min(1).values.min() > 1e-4
+    snapped = nearest(z, module.codebook.codes)
     assert torch.equal(snapped.movedim(1, -1).reshape(-1, 2), module.codebook.codes[distance.argmin(1)])
     assert torch.equal(module.decode(z), module.decode(snapped))
 
 
 def test_codebook_follows_its_latents_and_restarts_dead_codes():
     torch.manual_seed(0)
-    book, g = vqvae.Codebook(8, 2, decay=0.5), torch.Generator().manual_seed(0)
+    book, g = Codebook(8, 2, decay=0.5), torch.Generator().manual_seed(0)
     centres = torch.tensor([[0.0, 0], [5, 0], [0, 5], [5, 5]])
     for step in range(60):
         z = (centres[torch.randint(4, (256,), generator=g)] + 0.05 * torch.randn(256, 2, generator=g)).view(16, 16, 1, 2)
         z = z.movedim(-1, 1)
-        book.update(z, book.nearest(z), g)
+        book.update(z, nearest_index(z, book.codes), g)
         if step == 30:
             book.codes[3], book.total[3] = 1000.0, 1000.0 * book.count[3]  # nearest to nothing from here on
     assert book.codes.abs().max() < 6 and torch.cdist(centres, book.codes).min(1).values.max() < 0.1
 
 
 def test_gradients_pass_straight_through_to_the_encoder():
-    module = vqvae.SmallVQVAE(4, channels=2, codes=8, width=16, depth=1)
+    module = SmallVQVAE(4, channels=2, codes=8, width=16, depth=1)
     loss, values = module.loss(torch.rand(2, 3, 16, 16), torch.Generator().manual_seed(0))
     loss.backward()
     assert module.encoder[0].weight.grad.abs().sum() > 0 and 1 <= values["perplexity"] <= 8
@@ -60,10 +62,10 @@ def config(tmp_path, **values):
 
 def test_codes_are_chosen_alike_under_autocast():
     torch.manual_seed(0)
-    book, z = vqvae.Codebook(256, 4), torch.randn(8, 4, 16, 16)
-    plain = book.nearest(z)
+    book, z = Codebook(256, 4), torch.randn(8, 4, 16, 16)
+    plain = nearest_index(z, book.codes)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(book.nearest(z), plain)
+        assert torch.equal(nearest_index(z, book.codes), plain)
 
 
 def test_training_stopped_half_way_goes_on_bit_for_bit(make_shards, tmp_path, monkeypatch):

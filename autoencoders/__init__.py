@@ -1,0 +1,18 @@
+"""Autoencoders, each a file: encode(x) -> z before quantisation, decode(z) -> x from the nearest codes."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from autoencoders.river import River
+from autoencoders.small import SmallVQVAE
+from autoencoders.taming import VARIANTS, Taming
+
+KINDS = ("small", *VARIANTS, "river")
+
+
+def build(kind: str, **sizes) -> nn.Module:
+    """The autoencoder of that kind, with weights to be loaded. sizes: those of `small`; the others' are as published."""
+    if kind == "small":
+        return SmallVQVAE(**sizes)
+    return River() if kind == "river" else Taming(**VARIANTS[kind])

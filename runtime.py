@@ -8,8 +8,10 @@ import math
 import netrc
 import os
 import pickle
+import re
 import shutil
 import warnings
+import zipfile
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -122,15 +124,33 @@ def save_checkpoint(dir: Path, state: dict, keep: int) -> Path:
     return path
 
 
+class Inert:
+    """Stands for a class of others whose objects lie in their checkpoints: it has attributes and does nothing."""
+
+
+INERT = ("configs.Config", "pytorch_lightning.", "lightning.", "omegaconf.")  # of the predecessor, of taming-transformers
+
+
+def inert_classes(path: Path) -> list[tuple[type, str]]:
+    """The names of INERT in a file, each let in as `Inert`; every other one that is not plain data stays refused."""
+    if not zipfile.is_zipfile(path):
+        return []
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    return [(Inert, name) for name in names if name.startswith(INERT)]
+
+
 def load_checkpoint(path: str | Path) -> dict:
     """To the CPU; tensors and plain values only: a file that would run code on loading is refused."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        with torch.serialization.safe_globals(inert_classes(path)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with the file is told below, in one line
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
+        calls, told = re.search(r"GLOBAL (\S+)", str(error)), str(error).rpartition("WeightsUnpickler error:")[2].strip()
+        reason = f"it would call {calls[1]}" if calls else (told or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: not a checkpoint that can be loaded safely ({reason[:120]})") from None
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds a {type(state).__name__}, not a checkpoint")

@@ -25,6 +25,7 @@ import interpolants
 import metrics
 import models
 import pictures
+import published
 import runtime
 import vqvae
 from configs import Config
@@ -114,19 +115,29 @@ def make_interpolant(config: Config) -> Interpolant:
 
 def build_net(config: Config, device: torch.device) -> nn.Module:
     sizes = dataclasses.asdict(config.model)
+    if sizes["name"] != "uvit":
+        del sizes["out_norm"]
     net = models.build(sizes.pop("name"), latent_shape=config.latent.shape, **sizes)
     return net.to(device, memory_format=torch.channels_last)
 
 
-def load(path: str | Path, device: torch.device, overrides: dict | None = None) -> tuple[Forecaster, int]:
-    """-> the forecaster of a checkpoint, with its averaged weights, and the number of updates behind them."""
-    state = runtime.load_checkpoint(path)
+def load(path: str | Path, device: torch.device, overrides: dict | None = None, dataset: str = "",
+         interpolant: str = "") -> tuple[Forecaster, int]:
+    """-> the forecaster of a checkpoint, with its averaged weights, and the number of updates behind them. What a file that
+    others published does not say of itself, `dataset`, `interpolant` and `overrides` say."""
+    state, overrides = runtime.load_checkpoint(path), dict(overrides or {})
+    if published.is_foreign(state):
+        given = overrides | ({"flow.interpolant": interpolant} if interpolant else {})
+        state, overrides = published.checkpoint(state, path, dataset, given), {}
     if missing := {"ema", "config", "step"} - state.keys():
         raise UserError(f"{path}: not a checkpoint of main.py (it lacks {', '.join(sorted(missing))})")
     free = ("data.", "sample.", "output.", "vqvae.ckpt", "train.precision", "train.seed")
-    if fixed := [name for name in overrides or {} if not name.startswith(free)]:
+    if fixed := [name for name in overrides if not name.startswith(free)]:
         raise UserError(f"{fixed[0]} belongs to the training of {path} and cannot be changed when sampling from it")
-    config = configs.update(configs.from_dict(state["config"]), overrides or {})
+    config = configs.update(configs.from_dict(state["config"]), overrides)
+    for flag, asked, own in (("dataset", dataset, config.dataset), ("interpolant", interpolant, config.flow.interpolant)):
+        if asked and asked != own:
+            raise UserError(f"{path} was trained with --{flag} {own}, so {asked} does not go with it")
     if not config.latent.shape:
         raise UserError(f"{path}: a VQVAE's checkpoint, not a velocity network's")
     net = build_net(config, device)
@@ -245,7 +256,7 @@ def open_split(config: Config, split: str) -> Shards:
     if not any((root / split).glob("shard_*.hdf5")):
         there = [name for name in ("train", "val", "test") if any((root / name).glob("shard_*.hdf5"))]
         raise UserError(f"no shards in {root / split}; splits that are there: {', '.join(there) or 'none'}")
-    shards = Shards(root / split)
+    shards = Shards(root / split, skip_bad=config.data.skip_bad)
     if shards.shape[:2] != (config.data.image_size,) * 2:
         raise UserError(f"{shards.dir}: frames of {shards.shape[1]}x{shards.shape[0]} pixels, but data.image_size is "
                         f"{config.data.image_size}; set it, or prepare the shards again")
@@ -285,7 +296,9 @@ FLAGS = {"num_videos": "sample.num_videos", "num_samples": "sample.num_samples",
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python sample.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--ckpt", required=True, help="a checkpoint of main.py")
+    parser.add_argument("--ckpt", required=True, help="a checkpoint of main.py, or one that others published (see README)")
+    parser.add_argument("--dataset", default="", help="of a published checkpoint, which does not say it")
+    parser.add_argument("--interpolant", default="", help="likewise")
     for flag, name in FLAGS.items():
         parser.add_argument(f"--{flag}", help=f"{name}; default: the checkpoint's")
     parser.add_argument("--out", help="folder to write; default: outputs/results/<run id>/<model>_<sampler>/<data>")
@@ -294,7 +307,8 @@ def main() -> None:
     args = parser.parse_args()
     given = [f"{name}={getattr(args, flag)}" for flag, name in FLAGS.items() if getattr(args, flag) is not None]
     process = runtime.start()
-    forecaster, step = load(args.ckpt, process.device, configs.parse_overrides([*given, *args.set]))
+    forecaster, step = load(args.ckpt, process.device, configs.parse_overrides([*given, *args.set]),
+                            args.dataset, args.interpolant)
     out = Path(args.out) if args.out else None
     if out is not None and out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= RESULTS):
         raise UserError(f"--out {out} exists and holds other things than results; choose another folder")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import configs
 import data
 import pictures
+import published
 import runtime
 import sample
 import solvers
@@ -87,6 +88,8 @@ def before_any_work(config: Config, dir: Path, process: Process, ckpt: str | Non
 def check_start(config: Config, ckpt: str) -> dict:
     """--ckpt: another run's averaged weights. -> {"ema"}; whether they fit the network is seen when they are loaded."""
     state = runtime.load_checkpoint(ckpt)
+    if published.is_foreign(state):
+        state = published.checkpoint(state, ckpt, config.dataset, {"flow.interpolant": config.flow.interpolant})
     if not {"ema", "config"} <= state.keys():
         raise UserError(f"{ckpt}: not a checkpoint of main.py (it lacks ema or config)")
     other = configs.differences(configs.from_dict(state["config"]), config, ("model", "flow"))
@@ -137,7 +140,7 @@ def missing(config: Config) -> list[str]:
         found.append(f"no shards {root / 'train' / 'shard_*.hdf5'} (make them: {command})")
     if config.vqvae.ckpt and not Path(config.vqvae.ckpt).is_file():
         command = configs.FETCH.get(config.dataset)
-        fetch = f"fetch them: {command}; they cannot be loaded yet, so for now " if command else ""
+        fetch = f"fetch them: {command}; or " if command else ""
         found.append(f"no VQVAE weights {config.vqvae.ckpt} ({fetch}train our own: --set vqvae.kind=small vqvae.ckpt=)")
     return found
 

@@ -34,11 +34,12 @@ class PositionEncoding(nn.Module):
 class UViT(nn.Module):
     """`depth` blocks in, `mid_depth` in between, `depth` out; out block i joins the output of in block depth - 1 - i.
 
-    Defaults are the published sizes, 98.1 M parameters at C = 4. width must be a multiple of heads and of 2.
+    Defaults are the published sizes, 98.1 M parameters at C = 4. width must be a multiple of heads and of 2. out_norm: of the
+    projection to latents, `ln` or, as RIVER has it on BAIR at 256 pixels, `bn`.
     """
 
     def __init__(self, latent_shape: tuple[int, int, int], width: int = 768, depth: int = 4, mid_depth: int = 5,
-                 heads: int = 8, dropout: float = 0.05):
+                 heads: int = 8, dropout: float = 0.05, out_norm: str = "ln"):
         super().__init__()
         C, h, w = latent_shape
         self.width = width
@@ -52,8 +53,9 @@ class UViT(nn.Module):
         self.in_blocks = nn.ModuleList(block() for _ in range(depth))
         self.mid_blocks = nn.ModuleList(block() for _ in range(mid_depth))
         self.out_blocks = nn.ModuleList(nn.ModuleList([nn.Linear(2 * width, width), block()]) for _ in range(depth))
-        self.project_out = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width),
-                                         Rearrange("b (h w) c -> b c h w", h=h, w=w), nn.Conv2d(width, C, 3, padding=1))
+        to_pixels = Rearrange("b (h w) c -> b c h w", h=h, w=w)
+        between = {"ln": [nn.GELU(), nn.LayerNorm(width), to_pixels], "bn": [to_pixels, nn.GELU(), nn.BatchNorm2d(width)]}
+        self.project_out = nn.Sequential(nn.Linear(width, width), *between[out_norm], nn.Conv2d(width, C, 3, padding=1))
 
     def forward(self, z: Tensor, s: Tensor, reference: Tensor, context: Tensor, gap: Tensor) -> Tensor:
         h, w = z.shape[-2:]

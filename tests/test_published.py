@@ -1,0 +1,290 @@
+"""Files that others published: their layouts, what their autoencoders compute, and what is refused."""
+
+import json
+import os
+import pickle
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import DATA, launch, reference_weights
+
+import autoencoders
+import configs
+import models
+import published
+import runtime
+import sample
+import train
+import vqvae
+from console import UserError
+from prepare import videos
+
+CPU = torch.device("cpu")
+
+
+def names(file: str) -> dict:
+    return json.loads((DATA / file).read_text())
+
+
+def prefixed(prefix: str, weights: dict) -> dict:
+    return {prefix + name: value for name, value in weights.items()}
+
+
+@pytest.fixture(scope="module")
+def river_weights() -> dict:
+    return reference_weights(names("river_vqvae.json"))
+
+
+@pytest.fixture(scope="module")
+def taming_file(tmp_path_factory):
+    """A Lightning checkpoint as taming-transformers writes it."""
+    path = tmp_path_factory.mktemp("weights") / "kth_vqvae.ckpt"
+    weights = reference_weights(names("taming_f8_small.json"))
+    torch.save({"state_dict": {**weights, "loss.logvar": torch.zeros(())}, "epoch": 3, "hyper_parameters": {"lr": 1e-4}}, path)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------- autoencoders
+def test_the_taming_autoencoder_gives_the_reference_output(taming_file):
+    module = vqvae.load(taming_file, "taming_f8_small")
+    assert {name: list(value.shape) for name, value in module.state_dict().items()} == names("taming_f8_small.json")
+    io = {name: torch.from_numpy(value) for name, value in np.load(DATA / "reference_io.npz").items()}
+    z = module.encode(io["t_x"])
+    assert (z - io["t_z"]).norm() / io["t_z"].norm() < 1e-4
+    assert (module.decode(z) - io["t_y"]).norm() / io["t_y"].norm() < 1e-4
+    assert not module.training and not any(p.requires_grad for p in module.parameters())
+
+
+@pytest.mark.parametrize("kind, size, shape, attended", [
+    ("taming_f8_small", 64, (4, 8, 8), 16), ("taming_f8", 256, (4, 32, 32), 32), ("taming_f16", 256, (8, 16, 16), 16),
+    ("river", 128, (4, 16, 16), 16)])
+def test_shapes_and_where_attention_is(kind, size, shape, attended):
+    with torch.device("meta"):
+        module, x = autoencoders.build(kind).eval(), torch.zeros(2, 3, size, size)
+    seen = set()
+    for name, part in module.named_modules():
+        if name.endswith(("attn.0", "coder.attn_norm")):
+            part.register_forward_hook(lambda part, args, out: seen.add(args[0].shape[-1]))
+    z = module.encode(x)
+    assert z.shape == (2, *shape) and module.decoder(z).shape == x.shape
+    assert seen == {attended}
+
+
+def test_the_residual_block_of_river():
+    torch.manual_seed(0)
+    block, x = autoencoders.build("river").encoder.residuals[0], torch.randn(2, 32, 8, 8)
+    for p in block.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    norm = lambda h, layer: F.group_norm(h, 32, layer.weight, layer.bias, 1e-6)  # noqa: E731
+    mean = lambda h: (h[..., ::2, ::2] + h[..., 1::2, ::2] + h[..., ::2, 1::2] + h[..., 1::2, 1::2]) / 4  # noqa: E731
+    h = norm(mean(F.conv2d(x, block.conv1.weight, padding=1)), block.bn1)
+    h = norm(F.conv2d(torch.where(h > 0, h, 0.2 * h), block.conv2.weight, padding=1), block.bn2)
+    h = h + norm(mean(F.conv2d(x, block.downsample[0].weight)), block.downsample[2])
+    assert torch.allclose(block(x), torch.where(h > 0, h, 0.2 * h), atol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda w: {"model": w}, lambda w: {"model": prefixed("module.", w), "global_step": 7},
+    lambda w: {"state_dict": {**w, "loss.perceptual.0": torch.zeros(2)}},
+    lambda w: {"model": {**prefixed("module.ae.backbone.", w), "module.vector_field_regressor.x": torch.zeros(1)}}])
+def test_layouts_of_an_autoencoder(wrap, river_weights, tmp_path):
+    torch.save(wrap(river_weights), tmp_path / "vqvae.pth")
+    module = vqvae.load(tmp_path / "vqvae.pth", "river")
+    assert all(torch.equal(value, river_weights[name]) for name, value in module.state_dict().items())
+    z = module.encode(torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    codes = river_weights["vector_quantizer.embedding.weight"]
+    chosen = codes[torch.cdist(z.movedim(1, -1).reshape(-1, 4), codes).argmin(1)].view(1, 4, 4, 4).movedim(-1, 1)
+    assert torch.allclose(module.decode(z), module.decode(chosen)) and not torch.equal(z, chosen)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda w: w.pop("encoder.out_conv.bias"), r"v.pth: not weights of this architecture: encoder.out_conv.bias is missing"),
+    (lambda w: w.update(head=torch.zeros(1)), "head is unknown"),
+    (lambda w: w.update({"decoder.conv_in.bias": torch.zeros(3)}), r"decoder.conv_in.bias is \(3,\), not \(256,\)")])
+def test_wrong_parameters_are_named(change, message, river_weights, tmp_path):
+    weights = dict(river_weights)
+    change(weights)
+    torch.save({"model": weights}, tmp_path / "v.pth")
+    with pytest.raises(UserError, match=message):
+        vqvae.load(tmp_path / "v.pth", "river")
+
+
+def test_files_that_hold_no_autoencoder_are_named(tmp_path):
+    for state, message in ({"weights": {}}, "holds neither `state_dict` nor `model`"), ({"model": [1]}, "not a dictionary"):
+        torch.save(state, tmp_path / "v.pth")
+        with pytest.raises(UserError, match=f"v.pth.*{message}"):
+            vqvae.load(tmp_path / "v.pth", "river")
+
+
+# -------------------------------------------------------------------------------------------------------- main models
+SIZES = dict(width=32, depth=2, mid_depth=1, heads=8)
+
+
+def network(seed: int = 0, **more) -> dict:
+    torch.manual_seed(seed)
+    return models.build("uvit", (4, 8, 8), **SIZES, **more).state_dict()
+
+
+def save_with_config(path, state: dict, monkeypatch, **attributes) -> None:
+    """With an object of the predecessor's class `configs.Config`."""
+    class Config:
+        pass
+    Config.__module__, Config.__qualname__ = "configs", "Config"
+    config = Config()
+    vars(config).update(attributes)
+    with monkeypatch.context() as patch:
+        patch.setattr(configs, "Config", Config)
+        torch.save({**state, "config": config}, path)
+
+
+def river_file(path, taming_file=None, **more):
+    weights = prefixed("vector_field_regressor.", network(**more))
+    if taming_file:
+        weights.update(prefixed("ae.", runtime.load_checkpoint(taming_file)["state_dict"]))
+    torch.save({"model": weights, "optimizer": {}, "lr_scheduler": {}, "global_step": 300}, path)
+    return path
+
+
+def predecessor_file(path, monkeypatch, **attributes):
+    theirs = dict(dataset="kth", interpolant_type="ours", num_observations=40, skip_frames=0, condition_frames=5,
+                  frames_to_generate=2, overfit=False, load_model_ckpt_path=None, model_state_res=[8, 8])
+    state = {"model": prefixed("module.vector_field_regressor.", network(1)), "ema": prefixed("module.", network(2)),
+             "opt": {}, "step": 250_000}
+    save_with_config(path, state, monkeypatch, **{**theirs, **attributes})
+    return path
+
+
+def test_a_river_model_is_linear_and_read_off_its_weights(tmp_path, taming_file):
+    path = river_file(tmp_path / "model.pth", taming_file)
+    forecaster, step = sample.load(path, CPU, {"data.predict": 3, "sample.steps": 7}, dataset="kth")
+    config = forecaster.config
+    assert (config.flow.interpolant, config.flow.output, config.latent.shape, step) == ("linear", "drift", (4, 8, 8), 300)
+    assert (config.model.width, config.model.depth, config.model.mid_depth, config.model.heads) == (32, 2, 1, 8)
+    assert (config.data.condition, config.data.predict, config.sample.steps) == (10, 3, 7)
+    weights = network()
+    assert all(torch.equal(value, weights[name]) for name, value in forecaster.net.state_dict().items())
+    assert forecaster.mean.abs().max() == 0 and (forecaster.std == 1).all()
+    assert forecaster.autoencoder.quantize.embedding.weight.shape == (16384, 4)  # from the same file
+
+
+def test_a_predecessor_model_is_sampled_from_its_averaged_weights(tmp_path, taming_file, monkeypatch):
+    path = predecessor_file(tmp_path / "kth_model_ours.pt", monkeypatch)
+    forecaster, step = sample.load(path, CPU, {"vqvae.ckpt": str(taming_file)})
+    config, weights = forecaster.config, network(2)
+    assert (config.dataset, config.flow.interpolant, config.flow.c, step) == ("kth", "follmer", 0.1, 250_000)
+    assert (config.data.condition, config.data.predict) == (5, 2)  # as its config has it
+    assert all(torch.equal(value, weights[name]) for name, value in forecaster.net.state_dict().items())
+
+
+def test_batch_normalisation_is_seen_in_the_weights(tmp_path):
+    path = river_file(tmp_path / "model.pth", out_norm="bn")
+    state = published.checkpoint(runtime.load_checkpoint(path), path, "bair_256", {})
+    assert state["config"]["model"]["out_norm"] == "bn"
+    with pytest.raises(UserError, match="was trained with model.out_norm = bn, so ln"):
+        published.checkpoint(runtime.load_checkpoint(path), path, "bair_256", {"model.out_norm": "ln"})
+
+
+@pytest.mark.parametrize("flags, message", [
+    ({}, r"does not say what it was trained on; add --dataset"),
+    ({"dataset": "kth", "interpolant": "follmer"}, "was trained with flow.interpolant = linear, so follmer does not go"),
+    ({"dataset": "kth", "overrides": {"model.depth": 4}}, "was trained with model.depth = 2, so 4"),
+    ({"dataset": "kth", "overrides": {"vqvae.ckpt": "nowhere.ckpt"}}, "nowhere.ckpt: no such checkpoint")])
+def test_a_clash_with_a_river_model_is_an_error(flags, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        sample.load(river_file(tmp_path / "model.pth"), CPU, **flags)
+
+
+@pytest.mark.parametrize("attributes, flags, message", [
+    ({}, {"dataset": "clevrer"}, "was trained with dataset = kth, so clevrer"),
+    ({}, {"interpolant": "linear"}, "was trained with flow.interpolant = follmer, so linear"),
+    ({"interpolant_type": "other"}, {}, "names the interpolant 'other'; known: linear, ours, follmer")])
+def test_a_clash_with_a_predecessor_model_is_an_error(attributes, flags, message, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=message):
+        sample.load(predecessor_file(tmp_path / "m.pt", monkeypatch, **attributes), CPU, **flags)
+
+
+def test_training_starts_from_a_published_model(tmp_path):
+    path = river_file(tmp_path / "model.pth")
+    sizes = {f"model.{name}": value for name, value in SIZES.items()}
+    config = configs.build("kth", {**sizes, "flow.interpolant": "linear"})
+    weights = network()
+    assert all(torch.equal(value, weights[name]) for name, value in train.check_start(config, str(path))["ema"].items())
+    with pytest.raises(UserError, match="flow.interpolant = linear, so follmer"):
+        train.check_start(configs.build("kth", sizes), str(path))
+    with pytest.raises(UserError, match="its network is another .model.depth: 2 -> 4"):
+        train.check_start(configs.build("kth", {**sizes, "model.depth": 4, "flow.interpolant": "linear"}), str(path))
+
+
+# ------------------------------------------------------------------------------------------------------------ hostile
+class Hostile:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("place", ["config", "state", "bare"])
+def test_a_file_that_would_run_code_is_refused(place, tmp_path):
+    marker, path = tmp_path / "ran", tmp_path / "model.pth"
+    if place == "bare":
+        path.write_bytes(pickle.dumps(Hostile(marker), protocol=2))
+    else:
+        torch.save({"model": network(), "config": Hostile(marker)} if place == "config" else Hostile(marker), path)
+    for command in (["sample.py", "--ckpt", path, "--dataset", "kth"],
+                    ["main.py", "--ckpt", path, "--set", "wandb.mode=disabled"])[:1 if place != "config" else 2]:
+        done = launch(tmp_path, *map(str, command), check=False)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+        assert "model.pth: not a checkpoint that can be loaded safely (it would call posix.system)" in done.stderr
+    with pytest.raises(UserError, match="can be loaded safely"):
+        vqvae.load(path, "river")
+    assert not marker.exists()
+
+
+def test_admitted_names_do_nothing(tmp_path, monkeypatch):
+    """A callable under an admitted name stays an inert class, and calling it with arguments is refused."""
+    class Call:
+        def __reduce__(self):
+            return Stand, ("touch ran",)
+
+    class Stand:
+        pass
+    Stand.__module__, Stand.__qualname__ = "configs", "Config"
+    with monkeypatch.context() as patch:
+        patch.setattr(configs, "Config", Stand)
+        torch.save({"model": network(), "config": Call()}, tmp_path / "m.pt")
+    with pytest.raises(UserError, match="can be loaded safely"):
+        runtime.load_checkpoint(tmp_path / "m.pt")
+
+
+# ------------------------------------------------------------------------------------------------------------ from end to end
+@pytest.fixture(scope="module")
+def river_shards(tmp_path_factory):
+    """Shards in RIVER's layout, of two real clips."""
+    root = tmp_path_factory.mktemp("kth")
+    videos.make(videos.parse(["--source", str(DATA / "walk.mp4"), "--out", str(root / "packed"), "--image_size", "64",
+                              "--clip_length", "20", "--val", "0", "--test", "0.34"]))
+    launch(root, "-m", "prepare.repack", "--source", "packed", "--out", "river")
+    with h5py.File(root / "river/test/shard_0001.hdf5") as file:
+        assert set(file) == {"len", "0"} and file["len/0"][()] == 20 and file["0/19"].compression == "lzf"
+    return root / "river"
+
+
+@pytest.mark.parametrize("layout", ["river", "predecessor"])
+def test_published_models_are_sampled_on_river_shards(layout, river_shards, taming_file, tmp_path, monkeypatch):
+    flags = ["--num_videos", "1", "--num_samples", "1", "--num_frames", "2", "--steps", "1", "--out", "forecasts",
+             "--set", f"data.root={river_shards}"]
+    if layout == "river":
+        path = river_file(tmp_path / "model.pth", taming_file)
+        flags = ["--interpolant", "linear", *flags]
+    else:
+        path = predecessor_file(tmp_path / "model.pt", monkeypatch)
+        flags = [*flags, f"vqvae.ckpt={taming_file}"]
+    printed = launch(tmp_path, "sample.py", "--ckpt", str(path), "--dataset", "kth", *flags).stdout
+    assert "exact solver, diffusion " + ("0" if layout == "river" else "sigma") in printed
+    assert (tmp_path / "forecasts/videos/000.mp4").stat().st_size > 1000
+    truth = np.load(tmp_path / "forecasts/truth.npy")
+    assert truth.shape == (1, (10 if layout == "river" else 5) + 2, 64, 64, 3) and truth.std() > 10

@@ -121,14 +121,14 @@ def cache_latents(shards: Shards, encode: Callable[[Tensor], Tensor], weights_di
     """Encode every frame of a split once, a latent shard per frame shard; shards that are there already are kept."""
     out = latent_dir(shards, weights_digest, root)
     out.mkdir(parents=True, exist_ok=True)
-    todo = [(file, out / path.name) for file, path in zip(shards.files, shards.paths)]
-    todo = [(file, path) for file, path in todo if not path.exists()]
-    with progress(sum(int(file.lengths.sum()) for file, _ in todo), f"encode {shards.dir.name}", "frame") as bar:
-        for file, path in todo:
+    todo = [(k, file, out / path.name) for k, (file, path) in enumerate(zip(shards.files, shards.paths))]
+    todo = [(k, file, path) for k, file, path in todo if not path.exists()]
+    with progress(sum(int(file.lengths.sum()) for _, file, _ in todo), f"encode {shards.dir.name}", "frame") as bar:
+        for k, file, path in todo:
             parts, count = [], int(file.lengths.sum())
             for start in range(0, count, 2048):
                 rows = np.arange(start, min(start + 2048, count))
-                parts.append(encode_frames(encode, file.read(rows), device))
+                parts.append(encode_frames(encode, shards.read_file(k, rows), device))
                 bar.update(len(rows))
             write_packed(path, "latents", np.concatenate(parts), file.lengths,
                          {"continues": file.continues, "fps": file.fps or 0.0})

@@ -6,13 +6,15 @@ A split is a directory of `shard_0001.hdf5`, `shard_0002.hdf5`, … in one of tw
   another. A video may run on into the next shard, which then carries the attribute `continues`; that is how a stream
   of any length is stored. Latent shards hold `latents` (N, C, h, w) instead of `frames`. Further per-frame arrays
   (ball positions, say) lie beside them under `extra/`.
-* RIVER's (read only): `len/<i>` holds the length of video i, the group `<i>` one HxWx3 dataset per frame.
+* RIVER's (written by `python -m prepare.repack` only): `len/<i>` holds the length of video i, the group `<i>` one HxWx3
+  dataset per frame.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from pathlib import Path
 
 import h5py
@@ -48,10 +50,10 @@ class PackedFile:
 class RiverFile:
     """One shard of RIVER's layout (one dataset per frame), addressed by flat frame index."""
 
-    continues, fps = False, None
+    continues = False
 
     def __init__(self, file: h5py.File, path: Path):
-        self.file = file
+        self.file, self.fps = file, float(file.attrs.get("fps", 0)) or None
         self.names = sorted(file["len"], key=int)
         self.lengths = np.array([int(file["len"][name][()]) for name in self.names], np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
@@ -74,14 +76,22 @@ class Shards:
     """The videos of one split directory.
 
     lengths: (videos,) int64 frames per video; shape: of one frame, (H, W, 3) or (C, h, w) for `key="latents"`;
-    fps: frames per second or None. Raises UserError naming the file for anything that cannot be read.
+    fps: frames per second or None. Raises UserError naming the file for anything that cannot be read; with skip_bad, a
+    file that cannot be opened is warned of and left out, and a video that goes on behind it is one of its own.
     """
 
-    def __init__(self, dir: str | Path, key: str = "frames"):
+    def __init__(self, dir: str | Path, key: str = "frames", skip_bad: bool = False):
         self.dir, self.key = Path(dir), key
         self.paths = sorted(self.dir.glob(PATTERN))
         if not self.paths:
             raise UserError(f"no shards: {self.dir / PATTERN} matches no file")
+        after_gap: set[Path] = set()  # shards whose predecessor is left out, so that they cannot go on with its last video
+        if skip_bad:
+            good = [self._can_open(path) for path in self.paths]
+            after_gap = {path for path, before in zip(self.paths[1:], good) if not before}
+            self.paths = [path for path, can_open in zip(self.paths, good) if can_open]
+            if not self.paths:
+                raise UserError(f"no shards: none of {self.dir / PATTERN} can be read")
         self._files: list[PackedFile | RiverFile] | None = None
         self._pid = -1
         lengths: list[int] = []
@@ -90,7 +100,7 @@ class Shards:
                 raise UserError(f"{path}: frames of {file.shape}, but {self.paths[0].name} has {self.files[0].shape}; "
                                 "a split has one resolution")
             head = file.lengths
-            if file.continues and lengths:
+            if file.continues and lengths and path not in after_gap:
                 lengths[-1] += int(head[0])
                 head = head[1:]
             lengths.extend(head.tolist())
@@ -110,6 +120,14 @@ class Shards:
         if self._files is None or self._pid != os.getpid():
             self._files, self._pid = [self._open(path) for path in self.paths], os.getpid()
         return self._files
+
+    def _can_open(self, path: Path) -> bool:
+        try:
+            self._open(path)
+        except UserError as error:
+            warnings.warn(f"{error}; left out", stacklevel=3)
+            return False
+        return True
 
     def _open(self, path: Path) -> PackedFile | RiverFile:
         try:
@@ -143,15 +161,22 @@ class Shards:
 
     def _gather(self, flat: np.ndarray, read) -> np.ndarray:
         owner = np.searchsorted(self.file_starts, flat, side="right") - 1
-        parts = [(owner == k, self.files[k], self.file_starts[k]) for k in np.unique(owner)]
+        parts = [(owner == k, k) for k in np.unique(owner)]
         if len(parts) == 1:
-            _, file, start = parts[0]
-            return read(file, flat - start)
-        pieces = [(mask, read(file, flat[mask] - start)) for mask, file, start in parts]
+            return self.read_file(parts[0][1], flat - self.file_starts[parts[0][1]], read)
+        pieces = [(mask, self.read_file(k, flat[mask] - self.file_starts[k], read)) for mask, k in parts]
         out = np.empty((len(flat), *pieces[0][1].shape[1:]), pieces[0][1].dtype)
         for mask, piece in pieces:
             out[mask] = piece
         return out
+
+    def read_file(self, k: int, rows: np.ndarray, read=lambda file, rows: file.read(rows)) -> np.ndarray:
+        """Frames `rows` of file k, counted from its first."""
+        try:
+            return read(self.files[k], rows)
+        except (OSError, KeyError) as error:
+            raise UserError(f"{self.paths[k]}: damaged, frames cannot be read ({str(error).splitlines()[0]}); prepare it "
+                            "again") from None
 
     def fingerprint(self) -> str:
         """A name for the contents: the digests stored by ShardWriter, or name, size and date of a foreign file."""
@@ -252,6 +277,56 @@ class ShardWriter:
     def close(self) -> None:
         if self._file is not None:
             self._finish()
+
+
+class RiverWriter:
+    """Writes shards of RIVER's layout, of `videos_per_shard` videos each, for programs that read nothing else; `add` and
+    `append` as ShardWriter's."""
+
+    def __init__(self, dir: str | Path, fps: float | None = None, videos_per_shard: int = 1000):
+        self.dir, self.fps, self.videos_per_shard = Path(dir), fps, videos_per_shard
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self.videos, self.frames, self._file = 0, 0, None
+
+    def __enter__(self) -> RiverWriter:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if self._file is not None:
+            self._finish(keep=kind is None)
+
+    def _path(self, name: str) -> Path:
+        return self.dir / name.format(-(-self.videos // self.videos_per_shard))
+
+    def _finish(self, keep: bool = True) -> None:
+        self._file["len"][self._video] = self._length
+        self._file.close()
+        self._file = None
+        if keep:
+            os.replace(self._path(".shard_{:04d}.tmp"), self._path("shard_{:04d}.hdf5"))
+        else:
+            self._path(".shard_{:04d}.tmp").unlink()
+
+    def add(self, video: np.ndarray) -> None:
+        number = self.videos % self.videos_per_shard
+        if self._file is not None and number:
+            self._file["len"][self._video] = self._length
+        elif self._file is not None:
+            self._finish()
+        self.videos += 1
+        if self._file is None:
+            self._file = h5py.File(self._path(".shard_{:04d}.tmp"), "w")
+            self._file.create_group("len")
+            self._file.attrs["fps"] = self.fps or 0.0
+        self._video, self._length = str(number), 0
+        self.append(video)
+
+    def append(self, frames: np.ndarray) -> None:
+        group = self._file.require_group(self._video)
+        for frame in frames:
+            group.create_dataset(str(self._length), data=frame, compression="lzf")
+            self._length += 1
+        self.frames += len(frames)
 
 
 def write_packed(path: str | Path, key: str, rows: np.ndarray, lengths: np.ndarray, attrs: dict) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from console import UserError
-from shards import Shards, ShardWriter, write_packed
+from shards import RiverWriter, Shards, ShardWriter, write_packed
 
 
 def values(frames: np.ndarray) -> list[int]:
@@ -109,3 +109,65 @@ def test_fingerprint_follows_contents_not_dates(make_shards):
     assert Shards(dir).fingerprint() == before
     assert Shards(make_shards([5, 5], name="other")).fingerprint() != before
     assert Shards(make_shards([4, 5], name="third")).fingerprint() != before  # the same frames, cut otherwise
+
+
+def test_a_shard_that_cannot_be_opened_may_be_left_out(make_shards):
+    dir = make_shards([4, 3, 5], shard_bytes=1)
+    truncated = (dir / "shard_0002.hdf5").read_bytes()[:1500]
+    (dir / "shard_0002.hdf5").write_bytes(truncated)
+    with pytest.raises(UserError, match="shard_0002.hdf5: not a readable HDF5 file"):
+        Shards(dir)
+    with pytest.warns(UserWarning, match="shard_0002.hdf5: .*; left out"):
+        shards = Shards(dir, skip_bad=True)
+    assert shards.lengths.tolist() == [4, 5] and values(shards.read(1, slice(None))) == [7, 8, 9, 10, 11]
+    for path in dir.iterdir():
+        path.write_bytes(truncated)
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="none of .* can be read"):
+        Shards(dir, skip_bad=True)
+
+
+def test_a_stream_with_a_shard_left_out_falls_into_two(tmp_path):
+    frames = np.arange(9, dtype=np.uint8)[:, None, None, None] + np.zeros((9, 4, 4, 3), np.uint8)
+    with ShardWriter(tmp_path / "s", shard_bytes=1) as writer:
+        writer.add(frames[:2])
+        for k in (2, 4, 6):
+            writer.append(frames[k:k + 2])
+    (tmp_path / "s/shard_0002.hdf5").write_bytes(b"")
+    with pytest.warns(UserWarning, match="shard_0002"):
+        shards = Shards(tmp_path / "s", skip_bad=True)
+    assert shards.lengths.tolist() == [2, 4] and values(shards.read(1, slice(None))) == [4, 5, 6, 7]
+
+
+def test_frames_that_cannot_be_read_name_their_file(tmp_path):
+    with h5py.File(tmp_path / "shard_0001.hdf5", "w") as file:
+        noise = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
+        file["len/0"] = 3
+        for t in range(2):
+            file.create_dataset(f"0/{t}", data=noise // 64, compression="gzip")
+        at, size = file["0/1"].id.get_chunk_info(0).byte_offset, file["0/1"].id.get_chunk_info(0).size
+    with open(tmp_path / "shard_0001.hdf5", "r+b") as raw:
+        raw.seek(at)
+        raw.write(bytes(size))
+    shards = Shards(tmp_path)
+    assert shards.read(0, np.array([0])).max() > 0
+    for frame in (1, 2):  # damaged, and absent
+        with pytest.raises(UserError, match="shard_0001.hdf5: damaged, frames cannot be read"):
+            shards.read(0, np.array([frame]))
+
+
+@pytest.mark.parametrize("per_shard, files", [(1000, 1), (2, 2), (1, 3)])
+def test_river_writer(per_shard, files, tmp_path):
+    frames = np.arange(60, dtype=np.uint8)[:, None, None, None] + np.zeros((60, 6, 5, 3), np.uint8)
+    with RiverWriter(tmp_path / "r", fps=25.0, videos_per_shard=per_shard) as writer:
+        writer.add(frames[:3])
+        writer.append(frames[3:14])
+        writer.add(frames[14:15])
+        writer.add(frames[20:60])
+    shards = Shards(tmp_path / "r")
+    assert shards.lengths.tolist() == [14, 1, 40] and shards.fps == 25.0 and (writer.videos, writer.frames) == (3, 55)
+    assert values(shards.read(0, slice(None))) == list(range(14)) and values(shards.read(2, np.array([10, 39]))) == [30, 59]
+    assert len(list((tmp_path / "r").iterdir())) == files
+    with pytest.raises(RuntimeError), RiverWriter(tmp_path / "broken") as writer:
+        writer.add(frames)
+        raise RuntimeError("the source broke")
+    assert not list((tmp_path / "broken").iterdir())

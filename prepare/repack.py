@@ -1,0 +1,66 @@
+"""Shards from one layout to the other: RIVER's, a dataset per frame, to packed, many times as fast to read, or back.
+
+    python -m prepare.repack --source data/kth --out data/kth_packed
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from console import UserError, progress, run_command
+from shards import PATTERN, RiverFile, RiverWriter, Shards, ShardWriter
+
+SPLITS = ("train", "val", "test")
+CHUNK = 1024  # frames held in memory
+
+
+def repack(shards: Shards, out: Path, layout: str, command: str) -> None:
+    writer = RiverWriter(out, shards.fps) if layout == "river" else ShardWriter(
+        out, fps=shards.fps, source=shards.dir.parent.name, command=command)
+    extra = sorted(shards.files[0].file.get("extra", {})) if layout == "packed" else []
+    with writer, progress(int(shards.lengths.sum()), shards.dir.name, "frame") as bar:
+        for video, length in enumerate(shards.lengths):
+            for start in range(0, length, CHUNK):
+                rows = slice(start, start + CHUNK)
+                frames = shards.read(video, rows)
+                beside = {name: shards.read_extra(name, video, rows) for name in extra}
+                (writer.append if start else writer.add)(frames, **beside)
+                bar.update(len(frames))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m prepare.repack", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--source", type=Path, required=True, help="folder with train/, val/, test/ (those that are there), or one split")
+    add("--out", type=Path, required=True, help="folder to make")
+    add("--layout", choices=("packed", "river"), help="to write (default: the one that --source is not in)")
+    add("--skip_bad", action="store_true", help="leave out shards that cannot be opened, in place of stopping")
+    args = parser.parse_args()
+    if args.out.exists():
+        raise UserError(f"{args.out} already exists; remove it or choose another --out")
+    splits = {name: args.source / name for name in SPLITS if any((args.source / name).glob(PATTERN))}
+    if not splits and any(args.source.glob(PATTERN)):
+        splits = {"": args.source}
+    if not splits:
+        raise UserError(f"{args.source}: no {PATTERN} in it, nor in its train/, val/ or test/")
+    partial = args.out.with_name(args.out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    command = shlex.join(["python", "-m", "prepare.repack", *sys.argv[1:]])
+    try:
+        for name, dir in splits.items():
+            shards = Shards(dir, skip_bad=args.skip_bad)
+            layout = args.layout or ("packed" if isinstance(shards.files[0], RiverFile) else "river")
+            repack(shards, partial / name, layout, command)
+            print(f"{args.out / name}: {len(shards):,} videos, {shards.lengths.sum():,} frames, {layout}")
+        os.replace(partial, args.out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -31,6 +31,7 @@ PER_STEP = {"heun": 2, "rk4": 4, "stochastic_heun": 2}  # evaluations of the net
 SOLVERS = [("exact", "0"), ("exact2", "0"), ("euler", "0"), ("heun", "0"), ("rk4", "0"), ("exact", "sigma"),
            ("exact2", "sigma"), ("em", "sigma"), ("stochastic_heun", "sigma")]
 GRIDS = ("uniform", "power:1.5", "cosine")
+PROCESSES = [("0", 0.0), ("sigma", 0.0), ("follmer", 0.0), ("0", 0.2)]  # diffusion, warm_start
 # what is changed of the default, follmer with residual output, velocity weight and c = 1
 PUBLISHED = {"flow.output": "drift", "flow.weight": "published"}
 TRAININGS = {"follmer": {}, "weight uniform": {"flow.weight": "uniform"}, "weight published": {"flow.weight": "published"},
@@ -108,17 +109,28 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def processes(args: argparse.Namespace, table: Table, runs: dict[str, list[Path]]) -> str:
-    """Every interpolant by every diffusion, with the default solver."""
+    """Every interpolant by every diffusion, and with the solver begun part of the way from the last frame."""
     counts = [n for n in EVALUATIONS if n <= args.most]
-    wanted = [(name, diffusion, n) for name in runs for diffusion in ("0", "sigma", "follmer") for n in counts]
-    measure_all(table, [(ckpt, sampler_of(args, n, "exact", diffusion)) for name, diffusion, n in wanted
-                        for ckpt in runs[name]], "interpolants")
-    curves = {(name, diffusion): [table.over_seeds(runs[name], sampler_of(args, n, "exact", diffusion)) for n in counts]
-              for name, diffusion, _ in wanted}
+    wanted = {(name, diffusion, warm, n): sampler_of(args, n, "exact2", diffusion, **{"sample.warm_start": warm})
+              for name in runs for diffusion, warm in PROCESSES for n in counts}
+    measure_all(table, [(ckpt, sampler) for (name, *_), sampler in wanted.items() for ckpt in runs[name]], "interpolants")
+    curves = {(name, *process): [table.over_seeds(runs[name], wanted[(name, *process, n)]) for n in counts]
+              for name in runs for process in PROCESSES}
     draw(curves, counts, args.out / "interpolants.png")
-    rows = [[*key, *(cell(*point) for point in points)] for key, points in curves.items()]
     figure = "![CRPS against network evaluations](interpolants.png)"
-    return markdown(["interpolant", "diffusion", *counts], rows) + "\n\n" + figure
+    least = markdown(["interpolant", *counts, "enough"], [[name, *best(curves, name, counts)] for name in runs])
+    every = markdown(["interpolant", "diffusion", "begun at s", *counts],
+                     [[*key, *(cell(*point) for point in points)] for key, points in curves.items()])
+    return (f"{least}\n\n{figure}\n\nThat is the best row of each in this table of every diffusion and start; `enough` is the "
+            f"fewest evaluations within one standard error of the CRPS with {counts[-1]}:\n\n{every}")
+
+
+def best(curves: dict, name: str, counts: list[int]) -> list[str]:
+    """Cells of the best process of interpolant `name` at each count, and the count that is enough."""
+    least = [min(points) for points in zip(*(points for key, points in curves.items() if key[0] == name))]
+    mean, error = least[-1]
+    enough = next(n for n, point in zip(counts, least) if not point[0] > mean + np.nan_to_num(error))
+    return [*(cell(*point) for point in least), str(enough)]
 
 
 def solver_table(args: argparse.Namespace, table: Table, ckpts: list[Path]) -> str:
@@ -156,13 +168,14 @@ def draw(curves: dict, counts: list[int], path: Path) -> None:
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    names = list(dict.fromkeys(name for name, _ in curves))
+    names = list(dict.fromkeys(name for name, *_ in curves))
     figure, axes = pyplot.subplots(1, len(names), figsize=(3.2 * len(names), 3.2), sharey=True)
     for axis, name in zip(np.atleast_1d(axes), names):
-        for (own, diffusion), points in curves.items():
+        for (own, diffusion, warm), points in curves.items():
             if own == name:
                 mean, error = np.array(points).T
-                axis.errorbar(counts, mean, error, marker="o", markersize=3, capsize=2, label=f"g = {diffusion}")
+                label = f"g = {diffusion}" + f", from s = {warm}" * (warm > 0)
+                axis.errorbar(counts, mean, error, marker="o", markersize=3, capsize=2, label=label)
         axis.set(title=name, xscale="log", xlabel="network evaluations a frame", xticks=counts, xticklabels=counts)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
@@ -196,7 +209,8 @@ def main() -> None:
              f"seeds: mean ± standard error over seeds. {results.machine()}. Made by `{command()}`. CRPS over all frames "
              "and MSE of single samples, as ratios to repeating the last frame (lower is better)."]
     tables = [
-        ("CRPS, solver `exact`, by network evaluations a frame:", lambda: processes(args, table, runs)),
+        ("CRPS of each interpolant's best process, solver `exact2`, by network evaluations a frame:",
+         lambda: processes(args, table, runs)),
         ("CRPS of solvers and time grids on the follmer checkpoints, by the most evaluations they may take:",
          lambda: solver_table(args, table, runs["follmer"])),
         ("What follmer is trained on, each sampled by `exact` with diffusion sigma (MSE with 5 evaluations; `first` asks the "

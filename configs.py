@@ -44,6 +44,7 @@ class Data:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0  # random shift +- this, in turns of the colour wheel
+    skip_bad: bool = False  # shards that cannot be opened are warned of and left out; otherwise the run stops
     workers: int = 4  # loader processes where augmentation forbids the latent cache
     generate: str = ""  # "balls": the shards are made where they are absent
     stream: int = 100_000  # frames of the generated training stream
@@ -68,7 +69,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Vqvae:
-    kind: str = "small"  # small (our own, trained where absent) or a published one: taming_f8_small, river
+    kind: str = "small"  # our own, trained where absent, or published: taming_f8_small, taming_f8, taming_f16, river
     ckpt: str = ""  # weights; empty: those this configuration trains
     downsample: int = 4  # pixels per latent, each way
     channels: int = 4  # of a latent
@@ -80,7 +81,8 @@ class Vqvae:
     lr: float = 3e-3
 
     def __post_init__(self):
-        check(self.kind in ("small", "taming_f8_small", "river"), "vqvae.kind", "small, taming_f8_small or river", self.kind)
+        from autoencoders import KINDS  # imported late: it needs torch
+        check(self.kind in KINDS, "vqvae.kind", " or ".join(KINDS), self.kind)
         at_least("vqvae", 1, channels=self.channels, depth=self.depth, steps=self.steps, batch_size=self.batch_size)
         check(self.downsample in (2, 4, 8, 16), "vqvae.downsample", "2, 4, 8 or 16", self.downsample)
         check(self.codes >= 2, "vqvae.codes", ">= 2", self.codes)
@@ -96,6 +98,7 @@ class Model:
     mid_depth: int = 1  # blocks in between
     heads: int = 4  # of attention
     dropout: float = 0.0
+    out_norm: str = "ln"  # uvit's last normalisation: ln, or bn as RIVER has it on BAIR at 256 pixels
 
     def __post_init__(self):
         check(self.name in ("convnet", "uvit"), "model.name", "convnet or uvit", self.name)
@@ -104,6 +107,8 @@ class Model:
               "a multiple of 8 (uvit: 4)", self.width)
         check(self.width % self.heads == 0, "model.width", f"a multiple of model.heads = {self.heads}", self.width)
         check(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
+        check(self.out_norm == "ln" or (self.out_norm, self.name) == ("bn", "uvit"), "model.out_norm", "ln (uvit: or bn)",
+              self.out_norm)
 
 
 @dataclass(frozen=True)
@@ -290,19 +295,30 @@ def branch(dataset: str) -> dict[str, Any]:
                             "data.condition": 2, "data.predict": 14, "data.brightness": 0.1, "data.contrast": 0.1,
                             "data.saturation": 0.1, "data.hue": 0.25, "vqvae.kind": "river", "vqvae.downsample": 8,
                             "vqvae.codes": 8192, "vqvae.ckpt": "weights/clevrer_vqvae.pth"}
+    if dataset in ("bair_64", "bair_256"):
+        small = dataset == "bair_64"
+        return published | {"data.root": f"data/{dataset}", "data.image_size": 64 if small else 256, "data.clip": 16,
+                            "data.condition": 1, "data.predict": 15, "vqvae.kind": "taming_f8_small" if small else "taming_f16",
+                            "vqvae.downsample": 8 if small else 16, "vqvae.channels": 4 if small else 8, "vqvae.codes": 16384,
+                            "vqvae.ckpt": f"weights/{dataset}_vqvae.ckpt", "model.out_norm": "ln" if small else "bn",
+                            "train.steps": 300_000, "train.lr": 1e-4, "train.warmup": 5_000, "train.weight_decay": 5e-6}
     raise UserError(f"no dataset `{dataset}`{nearest(dataset, DATASETS)}")
 
 
-DATASETS = ("ball_stn", "ball_nstn", "videos", "kth", "clevrer")
+DATASETS = ("ball_stn", "ball_nstn", "videos", "kth", "clevrer", "bair_64", "bair_256")
 
 PREPARE = {  # the command that makes the shards of a dataset which cannot be generated
     "videos": "python -m prepare.videos --source FOLDER_OF_VIDEOS --out {root} --image_size {size} --clip_length 24",
     "kth": "python -m prepare.videos --source FOLDER_OF_KTH_AVIS --out {root} --image_size 64 --clip_length 40",
     "clevrer": "python -m prepare.videos --source FOLDER_OF_CLEVRER_MP4S --out {root} --image_size 128",
+    "bair_64": "python -m prepare.videos --source FOLDER_OF_BAIR_FRAMES --out {root} --image_size 64",
+    "bair_256": "python -m prepare.videos --source FOLDER_OF_BAIR_FRAMES --out {root} --image_size 256",
 }
 FETCH = {  # and the one that fetches its VQVAE, from the Hugging Face hub
     "kth": "hf download cvg-unibe/river_kth_64 --local-dir weights",
     "clevrer": "hf download cvg-unibe/river_clevrer_128 --local-dir weights",
+    "bair_64": "hf download cvg-unibe/river_bair_64 --local-dir weights",
+    "bair_256": "hf download cvg-unibe/river_bair_256 --local-dir weights",
 }
 
 

@@ -28,6 +28,14 @@ def test_published_hyperparameters(dataset, size, clip, skip, condition, predict
     assert data.image_size // config.vqvae.downsample == {"kth": 8, "clevrer": 16}[dataset]
 
 
+@pytest.mark.parametrize("dataset, size, latent, norm", [("bair_64", 64, (4, 8), "ln"), ("bair_256", 256, (8, 16), "bn")])
+def test_bair_as_river_has_it(dataset, size, latent, norm):
+    config = configs.build(dataset)
+    assert (config.data.image_size, config.data.clip, config.data.condition, config.data.predict) == (size, 16, 1, 15)
+    assert (config.vqvae.channels, size // config.vqvae.downsample, config.model.out_norm) == (*latent, norm)
+    assert (config.train.lr, config.train.warmup, config.train.steps, config.train.weight_decay) == (1e-4, 5000, 300_000, 5e-6)
+
+
 def test_overrides_are_typed():
     values = configs.parse_overrides(["train.lr=3e-4", "train.steps=1_000", "train.overfit=true", "vqvae.ckpt="])
     assert values == {"train.lr": 3e-4, "train.steps": 1000, "train.overfit": True, "vqvae.ckpt": ""}

@@ -143,7 +143,8 @@ class Train:
     clip_norm: float = 1.0  # of the gradient
     weight_decay: float = 0.0
     ema: float = 0.995  # decay of the averaged weights, reached step by step
-    precision: str = "auto"  # auto: bf16 where the hardware multiplies in it (AMX, GPU), else float32; or either by name
+    precision: str = "auto"  # of networks and published autoencoders: bf16 where the hardware multiplies in it (AMX, GPU),
+    #                          else float32; or either by name
     log_every: int = 20
     sample_every: int = 800  # updates between forecasts logged during training; 0: only at the end
     save_every: int = 100
@@ -154,8 +155,7 @@ class Train:
     def __post_init__(self):
         at_least("train", 1, steps=self.steps, batch_size=self.batch_size, log_every=self.log_every,
                  save_every=self.save_every, keep=self.keep)
-        at_least("train", 0, warmup=self.warmup, sample_every=self.sample_every, weight_decay=self.weight_decay,
-                 seed=self.seed)
+        at_least("train", 0, warmup=self.warmup, sample_every=self.sample_every, weight_decay=self.weight_decay, seed=self.seed)
         check(0 < self.lr < 1, "train.lr", "in (0, 1)", self.lr)
         check(self.schedule in ("cosine", "constant"), "train.schedule", "cosine or constant", self.schedule)
         check(0 <= self.beta2 < 1, "train.beta2", "in [0, 1)", self.beta2)
@@ -184,8 +184,7 @@ class Sample:
     batch: int = 256  # videos x futures rolled out at once
 
     def __post_init__(self):
-        at_least("sample", 1, steps=self.steps, num_videos=self.num_videos, num_samples=self.num_samples,
-                 batch=self.batch)
+        at_least("sample", 1, steps=self.steps, num_videos=self.num_videos, num_samples=self.num_samples, batch=self.batch)
         check(0 <= self.warm_start < 1, "sample.warm_start", "in [0, 1)", self.warm_start)
         check(0 <= self.first < 1, "sample.first", "in [0, 1)", self.first)
         check(0 < self.tolerance < 1, "sample.tolerance", "in (0, 1)", self.tolerance)
@@ -273,8 +272,7 @@ def branch(dataset: str) -> dict[str, Any]:
         "data.context": "uniform", "sample.context": "uniform",
         "train.steps": 400_000, "train.batch_size": 256, "train.lr": 2e-4, "train.warmup": 10_000,
         "train.schedule": "constant", "train.beta2": 0.999, "train.ema": 0.9999, "train.log_every": 100,
-        "train.sample_every": 10_000, "train.save_every": 5_000, "sample.steps": 100,
-        "sample.reencode": False,
+        "train.sample_every": 10_000, "train.save_every": 5_000, "sample.steps": 100, "sample.reencode": False,
     }
     if dataset == "ball_stn":
         return {"data.generate": "balls"}
@@ -289,37 +287,32 @@ def branch(dataset: str) -> dict[str, Any]:
     if dataset == "kth":
         return published | {"data.root": "data/kth", "data.image_size": 64, "data.clip": 40, "data.condition": 10,
                             "data.predict": 30, "vqvae.kind": "taming_f8_small", "vqvae.downsample": 8,
-                            "vqvae.codes": 16384, "vqvae.ckpt": "weights/kth_vqvae.ckpt"}
+                            "vqvae.codes": 16384, "vqvae.ckpt": "weights/river_kth_64/vqvae.ckpt"}
     if dataset == "clevrer":
         return published | {"data.root": "data/clevrer", "data.image_size": 128, "data.clip": 16, "data.skip": 4,
                             "data.condition": 2, "data.predict": 14, "data.brightness": 0.1, "data.contrast": 0.1,
                             "data.saturation": 0.1, "data.hue": 0.25, "vqvae.kind": "river", "vqvae.downsample": 8,
-                            "vqvae.codes": 8192, "vqvae.ckpt": "weights/clevrer_vqvae.pth"}
+                            "vqvae.codes": 8192, "vqvae.ckpt": "weights/river_clevrer_128/vqvae.pth"}
     if dataset in ("bair_64", "bair_256"):
         small = dataset == "bair_64"
         return published | {"data.root": f"data/{dataset}", "data.image_size": 64 if small else 256, "data.clip": 16,
                             "data.condition": 1, "data.predict": 15, "vqvae.kind": "taming_f8_small" if small else "taming_f16",
                             "vqvae.downsample": 8 if small else 16, "vqvae.channels": 4 if small else 8, "vqvae.codes": 16384,
-                            "vqvae.ckpt": f"weights/{dataset}_vqvae.ckpt", "model.out_norm": "ln" if small else "bn",
+                            "vqvae.ckpt": f"weights/river_{dataset}/vqvae.ckpt", "model.out_norm": "ln" if small else "bn",
                             "train.steps": 300_000, "train.lr": 1e-4, "train.warmup": 5_000, "train.weight_decay": 5e-6}
     raise UserError(f"no dataset `{dataset}`{nearest(dataset, DATASETS)}")
 
 
 DATASETS = ("ball_stn", "ball_nstn", "videos", "kth", "clevrer", "bair_64", "bair_256")
 
-PREPARE = {  # the command that makes the shards of a dataset which cannot be generated
-    "videos": "python -m prepare.videos --source FOLDER_OF_VIDEOS --out {root} --image_size {size} --clip_length 24",
-    "kth": "python -m prepare.videos --source FOLDER_OF_KTH_AVIS --out {root} --image_size 64 --clip_length 40",
-    "clevrer": "python -m prepare.videos --source FOLDER_OF_CLEVRER_MP4S --out {root} --image_size 128",
-    "bair_64": "python -m prepare.videos --source FOLDER_OF_BAIR_FRAMES --out {root} --image_size 64",
-    "bair_256": "python -m prepare.videos --source FOLDER_OF_BAIR_FRAMES --out {root} --image_size 256",
-}
-FETCH = {  # and the one that fetches its VQVAE, from the Hugging Face hub
-    "kth": "hf download cvg-unibe/river_kth_64 --local-dir weights",
-    "clevrer": "hf download cvg-unibe/river_clevrer_128 --local-dir weights",
-    "bair_64": "hf download cvg-unibe/river_bair_64 --local-dir weights",
-    "bair_256": "hf download cvg-unibe/river_bair_256 --local-dir weights",
-}
+PREPARE = {dataset: "python -m prepare.videos --source " + rest for dataset, rest in {  # makes shards that are not generated
+    "videos": "FOLDER_OF_VIDEOS --out {root} --image_size {size} --clip_length 24",
+    "kth": "FOLDER_OF_KTH_AVIS --out {root} --image_size 64 --clip_length 40",
+    "clevrer": "FOLDER_OF_CLEVRER_MP4S --out {root} --image_size 128",
+    "bair_64": "FOLDER_OF_BAIR_FRAMES --out {root} --image_size 64",
+    "bair_256": "FOLDER_OF_BAIR_FRAMES --out {root} --image_size 256"}.items()}
+FETCH = {dataset: f"hf download cvg-unibe/{name} --local-dir weights/{name}" for dataset, name in {  # its VQVAE
+    "kth": "river_kth_64", "clevrer": "river_clevrer_128", "bair_64": "river_bair_64", "bair_256": "river_bair_256"}.items()}
 
 
 # --------------------------------------------------------------------------------------------------- flags to config

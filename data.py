@@ -122,7 +122,7 @@ def cache_latents(shards: Shards, encode: Callable[[Tensor], Tensor], weights_di
     out = latent_dir(shards, weights_digest, root)
     out.mkdir(parents=True, exist_ok=True)
     todo = [(k, file, out / path.name) for k, (file, path) in enumerate(zip(shards.files, shards.paths))]
-    todo = [(k, file, path) for k, file, path in todo if not path.exists()]
+    todo = [(k, file, path) for k, file, path in todo if len(file.lengths) and not path.exists()]
     with progress(sum(int(file.lengths.sum()) for _, file, _ in todo), f"encode {shards.dir.name}", "frame") as bar:
         for k, file, path in todo:
             parts, count = [], int(file.lengths.sum())

@@ -7,7 +7,6 @@ import json
 import math
 import netrc
 import os
-import pickle
 import re
 import shutil
 import warnings
@@ -71,11 +70,14 @@ def has_fast_bf16(device: torch.device) -> bool:
     return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """For train.precision = auto, bf16 or float32."""
+    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+
+
 def autocast(precision: str, device: torch.device):
-    """The context to run networks in, for train.precision = auto, bf16 or float32."""
-    if precision == "bf16" or (precision == "auto" and has_fast_bf16(device)):
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
+    """The context to run networks in."""
+    return torch.autocast(device.type, torch.bfloat16) if uses_bf16(precision, device) else nullcontext()
 
 
 def learning_rate(step: int, peak: float, steps: int, warmup: int, schedule: str = "cosine") -> float:
@@ -128,7 +130,7 @@ class Inert:
     """Stands for a class of others whose objects lie in their checkpoints: it has attributes and does nothing."""
 
 
-INERT = ("configs.Config", "pytorch_lightning.", "lightning.", "omegaconf.")  # of the predecessor, of taming-transformers
+INERT = ("configs.Config", "pytorch_lightning.callbacks.")  # of the predecessor, of taming-transformers
 
 
 def inert_classes(path: Path) -> list[tuple[type, str]]:
@@ -148,10 +150,12 @@ def load_checkpoint(path: str | Path) -> dict:
         with torch.serialization.safe_globals(inert_classes(path)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is wrong with the file is told below, in one line
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a file that is none, or hostile, can make the unpickler fail in any way
         calls, told = re.search(r"GLOBAL (\S+)", str(error)), str(error).rpartition("WeightsUnpickler error:")[2].strip()
         reason = f"it would call {calls[1]}" if calls else (told or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: not a checkpoint that can be loaded safely ({reason[:120]})") from None
+        raise UserError(f"{path}: not a checkpoint that can be loaded safely ({ascii(reason)[1:-1][:120]})") from None
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds a {type(state).__name__}, not a checkpoint")
     return state

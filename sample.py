@@ -49,7 +49,8 @@ class Forecaster:
         return (z - self.mean) / self.std
 
     def to_pixels(self, z: Tensor) -> Tensor:
-        return self.autoencoder.decode(z * self.std + self.mean)
+        parts = (z * self.std + self.mean).split(max(1, (1 << 21) // self.config.data.image_size ** 2))  # as memory allows
+        return torch.cat([self.autoencoder.decode(part) for part in parts])
 
     def field(self, x0: Tensor, context: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[Tensor, Tensor], Tensor]:
         """field(x, s) for one frame; context() -> (context latents, gap), drawn anew at each call or not."""
@@ -125,13 +126,13 @@ def load(path: str | Path, device: torch.device, overrides: dict | None = None, 
          interpolant: str = "") -> tuple[Forecaster, int]:
     """-> the forecaster of a checkpoint, with its averaged weights, and the number of updates behind them. What a file that
     others published does not say of itself, `dataset`, `interpolant` and `overrides` say."""
-    state, overrides = runtime.load_checkpoint(path), dict(overrides or {})
+    state, overrides = runtime.load_checkpoint(path), overrides or {}
+    free = ("data.", "sample.", "output.", "vqvae.ckpt", "train.precision", "train.seed")
     if published.is_foreign(state):
-        given = overrides | ({"flow.interpolant": interpolant} if interpolant else {})
-        state, overrides = published.checkpoint(state, path, dataset, given), {}
+        state = published.checkpoint(state, path, dataset, {"flow.interpolant": interpolant, **overrides})
+        free += ("vqvae.", "flow.interpolant", "model.")
     if missing := {"ema", "config", "step"} - state.keys():
         raise UserError(f"{path}: not a checkpoint of main.py (it lacks {', '.join(sorted(missing))})")
-    free = ("data.", "sample.", "output.", "vqvae.ckpt", "train.precision", "train.seed")
     if fixed := [name for name in overrides if not name.startswith(free)]:
         raise UserError(f"{fixed[0]} belongs to the training of {path} and cannot be changed when sampling from it")
     config = configs.update(configs.from_dict(state["config"]), overrides)
@@ -145,9 +146,12 @@ def load(path: str | Path, device: torch.device, overrides: dict | None = None, 
     if "vqvae" in state:
         autoencoder = vqvae.build(config.vqvae)
         runtime.load_weights(autoencoder, state["vqvae"], path)
-    else:
+    elif config.vqvae.ckpt:
         autoencoder = vqvae.load(config.vqvae.ckpt, config.vqvae.kind)
-    return Forecaster(config, net.eval(), vqvae.freeze(autoencoder, device), device), state["step"]
+    else:
+        raise UserError(f"{path} does not hold its autoencoder; name it: --set vqvae.kind=KIND vqvae.ckpt=FILE")
+    autoencoder = vqvae.freeze(autoencoder, device, config.train.precision)
+    return Forecaster(config, net.eval(), autoencoder, device), state["step"]
 
 
 # ------------------------------------------------------------------------------------------------------------- results
@@ -255,7 +259,8 @@ def open_split(config: Config, split: str) -> Shards:
     root = Path(config.data.root)
     if not any((root / split).glob("shard_*.hdf5")):
         there = [name for name in ("train", "val", "test") if any((root / name).glob("shard_*.hdf5"))]
-        raise UserError(f"no shards in {root / split}; splits that are there: {', '.join(there) or 'none'}")
+        instead = f"; for {there[0]}: --set sample.split={there[0]}" if there else ""
+        raise UserError(f"no shards in {root / split}; splits that are there: {', '.join(there) or 'none'}{instead}")
     shards = Shards(root / split, skip_bad=config.data.skip_bad)
     if shards.shape[:2] != (config.data.image_size,) * 2:
         raise UserError(f"{shards.dir}: frames of {shards.shape[1]}x{shards.shape[0]} pixels, but data.image_size is "

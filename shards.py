@@ -24,6 +24,7 @@ from console import UserError
 
 FORMAT_VERSION = 1
 PATTERN = "shard_*.hdf5"
+DAMAGED = (OSError, KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError)  # what h5py says of it
 
 
 class PackedFile:
@@ -54,14 +55,19 @@ class RiverFile:
 
     def __init__(self, file: h5py.File, path: Path):
         self.file, self.fps = file, float(file.attrs.get("fps", 0)) or None
-        self.names = sorted(file["len"], key=int)
-        self.lengths = np.array([int(file["len"][name][()]) for name in self.names], np.int64)
+        lengths = {name: int(file["len"][name][()]) for name in sorted(file["len"], key=int)}
+        self.names = [name for name, length in lengths.items() if length]  # RIVER's converter writes empty ones too, and
+        self.lengths = np.array([lengths[name] for name in self.names], np.int64)  # shards without a video
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
-        self.shape = file[self.names[0]]["0"].shape
+        self.shape = file[self.names[0]]["0"].shape if self.names else None
 
     def read(self, flat: np.ndarray) -> np.ndarray:
         videos = np.searchsorted(self.starts, flat, side="right") - 1
         return np.stack([self.file[self.names[v]][str(i - self.starts[v])][()] for v, i in zip(videos, flat)])
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def read_rows(data: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
@@ -85,31 +91,36 @@ class Shards:
         self.paths = sorted(self.dir.glob(PATTERN))
         if not self.paths:
             raise UserError(f"no shards: {self.dir / PATTERN} matches no file")
-        after_gap: set[Path] = set()  # shards whose predecessor is left out, so that they cannot go on with its last video
         if skip_bad:
-            good = [self._can_open(path) for path in self.paths]
-            after_gap = {path for path, before in zip(self.paths[1:], good) if not before}
-            self.paths = [path for path, can_open in zip(self.paths, good) if can_open]
+            self.paths = [path for path in self.paths if self._can_open(path)]
             if not self.paths:
                 raise UserError(f"no shards: none of {self.dir / PATTERN} can be read")
         self._files: list[PackedFile | RiverFile] | None = None
         self._pid = -1
-        lengths: list[int] = []
-        for file, path in zip(self.files, self.paths):
-            if file.shape != self.files[0].shape:
-                raise UserError(f"{path}: frames of {file.shape}, but {self.paths[0].name} has {self.files[0].shape}; "
+        full = [k for k, file in enumerate(self.files) if len(file.lengths)]
+        if not full:
+            raise UserError(f"{self.dir}: not one video in its shards; prepare it again")
+        first, lengths = self.files[full[0]], []
+        for k in full:
+            file, head = self.files[k], self.files[k].lengths
+            if file.shape != first.shape:
+                raise UserError(f"{self.paths[k]}: frames of {file.shape}, but {self.paths[full[0]].name} has {first.shape}; "
                                 "a split has one resolution")
-            head = file.lengths
-            if file.continues and lengths and path not in after_gap:
+            if self.continues(k) and lengths:
                 lengths[-1] += int(head[0])
                 head = head[1:]
             lengths.extend(head.tolist())
-        if not lengths or min(lengths) < 1:
-            raise UserError(f"{self.dir}: {'an empty video' if lengths else 'not one video'} in its shards; prepare it again")
+        if min(lengths) < 1:
+            raise UserError(f"{self.dir}: an empty video in its shards; prepare it again")
         self.lengths = np.array(lengths, np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self.file_starts = np.concatenate([[0], np.cumsum([f.lengths.sum() for f in self.files])])
-        self.shape, self.fps = tuple(self.files[0].shape), self.files[0].fps
+        self.shape, self.fps = tuple(first.shape), first.fps
+
+    def continues(self, k: int) -> bool:
+        """Does file k begin with more frames of the last video of the file before it, which is there?"""
+        number = lambda path: int("".join(filter(str.isdigit, path.stem)) or 0)  # noqa: E731
+        return self.files[k].continues and k > 0 and number(self.paths[k]) == number(self.paths[k - 1]) + 1
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -133,13 +144,12 @@ class Shards:
         try:
             file = h5py.File(path, "r")
         except OSError as error:
-            raise UserError(f"{path}: not a readable HDF5 file ({str(error).splitlines()[0]}); prepare it again") from None
-        if "len" not in file:
-            return PackedFile(file, path, self.key)
+            raise UserError(f"{path}: not a readable HDF5 file ({first_line(error)}); prepare it again") from None
         try:
-            return RiverFile(file, path)
-        except (KeyError, IndexError, ValueError) as error:
-            raise UserError(f"{path}: `len` names videos that are not there ({error}); prepare it again") from None
+            return RiverFile(file, path) if "len" in file else PackedFile(file, path, self.key)
+        except DAMAGED as error:
+            what = "`len` names videos that are not there" if "len" in file else "damaged"
+            raise UserError(f"{path}: {what} ({first_line(error)}); prepare it again") from None
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_files": None, "_pid": -1}
@@ -153,30 +163,30 @@ class Shards:
 
     def read(self, video: int, frames: np.ndarray | slice) -> np.ndarray:
         """Frames of one video, in the order given: (n, H, W, 3) uint8, or (n, C, h, w) for latents."""
-        return self._gather(self._flat(video, frames), lambda file, rows: file.read(rows))
+        return self._gather(self._flat(video, frames))
 
     def read_extra(self, name: str, video: int, frames: np.ndarray | slice) -> np.ndarray:
         """A per-frame array stored beside the frames, e.g. `positions` (n, balls, 2)."""
-        return self._gather(self._flat(video, frames), lambda file, rows: file.read_extra(name, rows))
+        return self._gather(self._flat(video, frames), name)
 
-    def _gather(self, flat: np.ndarray, read) -> np.ndarray:
+    def _gather(self, flat: np.ndarray, extra: str = "") -> np.ndarray:
         owner = np.searchsorted(self.file_starts, flat, side="right") - 1
         parts = [(owner == k, k) for k in np.unique(owner)]
         if len(parts) == 1:
-            return self.read_file(parts[0][1], flat - self.file_starts[parts[0][1]], read)
-        pieces = [(mask, self.read_file(k, flat[mask] - self.file_starts[k], read)) for mask, k in parts]
+            return self.read_file(parts[0][1], flat - self.file_starts[parts[0][1]], extra)
+        pieces = [(mask, self.read_file(k, flat[mask] - self.file_starts[k], extra)) for mask, k in parts]
         out = np.empty((len(flat), *pieces[0][1].shape[1:]), pieces[0][1].dtype)
         for mask, piece in pieces:
             out[mask] = piece
         return out
 
-    def read_file(self, k: int, rows: np.ndarray, read=lambda file, rows: file.read(rows)) -> np.ndarray:
-        """Frames `rows` of file k, counted from its first."""
+    def read_file(self, k: int, rows: np.ndarray, extra: str = "") -> np.ndarray:
+        """Frames `rows` of file k, counted from its first, or what lies beside them under that name."""
         try:
-            return read(self.files[k], rows)
-        except (OSError, KeyError) as error:
-            raise UserError(f"{self.paths[k]}: damaged, frames cannot be read ({str(error).splitlines()[0]}); prepare it "
-                            "again") from None
+            return self.files[k].read_extra(extra, rows) if extra else self.files[k].read(rows)
+        except DAMAGED as error:
+            what = f"{extra or 'frames'} cannot be read ({first_line(error)})"
+            raise UserError(f"{self.paths[k]}: damaged, {what}; prepare it again") from None
 
     def fingerprint(self) -> str:
         """A name for the contents: the digests stored by ShardWriter, or name, size and date of a foreign file."""
@@ -184,7 +194,7 @@ class Shards:
         for path, file in zip(self.paths, self.files):
             stored = file.file.attrs.get("digest")
             stat = path.stat()
-            digest.update((stored or f"{path.name} {stat.st_size} {stat.st_mtime_ns}").encode())
+            digest.update(f"{path.name} {stored or (stat.st_size, stat.st_mtime_ns)}".encode())
         return digest.hexdigest()
 
 
@@ -283,8 +293,10 @@ class RiverWriter:
     """Writes shards of RIVER's layout, of `videos_per_shard` videos each, for programs that read nothing else; `add` and
     `append` as ShardWriter's."""
 
-    def __init__(self, dir: str | Path, fps: float | None = None, videos_per_shard: int = 1000):
-        self.dir, self.fps, self.videos_per_shard = Path(dir), fps, videos_per_shard
+    def __init__(self, dir: str | Path, fps: float | None = None, source: str = "", command: str = "",
+                 videos_per_shard: int = 1000):
+        self.dir, self.videos_per_shard = Path(dir), videos_per_shard
+        self.attrs = {"fps": fps or 0.0, "source": source, "command": command}
         self.dir.mkdir(parents=True, exist_ok=True)
         self.videos, self.frames, self._file = 0, 0, None
 
@@ -317,7 +329,7 @@ class RiverWriter:
         if self._file is None:
             self._file = h5py.File(self._path(".shard_{:04d}.tmp"), "w")
             self._file.create_group("len")
-            self._file.attrs["fps"] = self.fps or 0.0
+            self._file.attrs.update(self.attrs)
         self._video, self._length = str(number), 0
         self.append(video)
 

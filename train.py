@@ -30,7 +30,7 @@ from shards import Shards
 
 OVERFIT_CLIPS = 4
 # what may change between two starts of a run without making it another run
-FREE = {"data.workers", "data.held_out", "train.steps", "train.log_every", "train.sample_every",
+FREE = {"data.workers", "data.held_out", "data.skip_bad", "train.steps", "train.log_every", "train.sample_every",
         "train.save_every", "train.keep"}
 
 
@@ -170,7 +170,7 @@ def ensure_vqvae(config: Config, shards: Shards, process: Process) -> nn.Module:
         if process.first:
             path = vqvae.train(config, shards, sample.open_split(config, held_out_split(config)), process.device)
         path = process.agree(path)
-    return vqvae.freeze(vqvae.load(path, config.vqvae.kind), process.device)
+    return vqvae.freeze(vqvae.load(path, config.vqvae.kind), process.device, config.train.precision)
 
 
 def held_out_split(config: Config) -> str:
@@ -190,7 +190,7 @@ def batches_from(config: Config, shards: Shards, autoencoder: nn.Module, windows
     if config.data.augmented and windows is None:
         frames = data.FrameTriples(config, shards, process.rank, process.world)
         return lambda start, stop: frames.batches(start, stop, autoencoder.encode, process.device)
-    weights = runtime.digest(autoencoder)
+    weights = runtime.digest(autoencoder) + " bf16" * getattr(autoencoder, "bf16", False)
     if process.first:
         data.cache_latents(shards, autoencoder.encode, weights, config.output.root, process.device)
     process.barrier()

@@ -30,7 +30,10 @@ def build(vqvae: configs.Vqvae) -> nn.Module:
     return autoencoders.build(vqvae.kind, **sizes if vqvae.kind == "small" else {})
 
 
-def freeze(module: nn.Module, device: torch.device | str = "cpu") -> nn.Module:
+def freeze(module: nn.Module, device: torch.device | str = "cpu", precision: str = "float32") -> nn.Module:
+    """precision: of the published ones, as train.precision; ours is small and stays in float32."""
+    if isinstance(module, autoencoders.Published):
+        module.bf16 = runtime.uses_bf16(precision, torch.device(device))
     return module.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
@@ -39,7 +42,7 @@ def load(path: str | Path, kind: str = "small") -> nn.Module:
     published file; kinds: autoencoders.KINDS."""
     state = runtime.load_checkpoint(path)
     if kind == "small":
-        if not {"model", "config"} <= state.keys():
+        if "model" not in state or not isinstance(state.get("config"), dict):
             raise UserError(f"{path}: not a VQVAE checkpoint (it lacks `model` or `config`)")
         vqvae, weights = configs.from_dict(state["config"]).vqvae, state["model"]
         if vqvae.kind != kind:

@@ -8,11 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoencoders.quantize import nearest
-
-
-def norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, width, eps=1e-6)
+from autoencoders.layers import Published, nearest, norm, precise
 
 
 class ResBlock(nn.Module):
@@ -28,7 +24,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.leaky_relu(self.bn1(F.avg_pool2d(self.conv1(x), self.factor)), 0.2)
-        return F.leaky_relu(self.bn2(self.conv2(h)) + self.downsample(x), 0.2)
+        return F.leaky_relu(self.bn2(self.conv2(h)).float() + precise(self.downsample, x), 0.2)
 
 
 class Up(nn.Module):
@@ -65,7 +61,8 @@ class Encoder(Attended):
         self.out_norm, self.out_conv = norm(widths[-1]), nn.Conv2d(widths[-1], dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out_conv(F.silu(self.out_norm(self.attend(self.residuals(self.conv_in(x))))))
+        x = self.attend(self.residuals(precise(self.conv_in, x)))
+        return precise(self.out_conv, F.silu(self.out_norm(x)))
 
 
 class Decoder(Attended):
@@ -77,7 +74,8 @@ class Decoder(Attended):
         self.out_norm, self.out_conv = norm(widths[0]), nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out_conv(F.silu(self.out_norm(self.residuals(self.attend(self.conv_in(x)))))).tanh()
+        x = self.residuals(self.attend(precise(self.conv_in, x)))
+        return precise(self.out_conv, F.silu(self.out_norm(x))).tanh()
 
 
 class Quantizer(nn.Module):
@@ -86,7 +84,7 @@ class Quantizer(nn.Module):
         self.embedding = nn.Embedding(codes, dim)
 
 
-class River(nn.Module):
+class River(Published):
     """(B, 3, H, W) in [-1, 1] <-> (B, 4, H / 8, W / 8)."""
 
     def __init__(self, dim: int = 4, codes: int = 8192, widths: tuple[int, ...] = (32, 64, 128, 256)):
@@ -94,8 +92,8 @@ class River(nn.Module):
         self.encoder, self.decoder = Encoder(dim, widths), Decoder(dim, widths)
         self.vector_quantizer = Quantizer(codes, dim)
 
-    def encode(self, x: Tensor) -> Tensor:
+    def to_latents(self, x: Tensor) -> Tensor:
         return self.encoder(x)
 
-    def decode(self, z: Tensor) -> Tensor:
+    def to_pixels(self, z: Tensor) -> Tensor:
         return self.decoder(nearest(z, self.vector_quantizer.embedding.weight))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoencoders.quantize import lookup, nearest, nearest_index
+from autoencoders.layers import lookup, nearest, nearest_index
 
 
 class ResBlock(nn.Module):

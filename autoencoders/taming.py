@@ -8,16 +8,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoencoders.quantize import nearest
+from autoencoders.layers import Published, nearest, norm, precise
 
 # codes of how many dimensions, channels of each level, and the level with attention (of the inputs that they were built for)
 VARIANTS = {"taming_f8_small": dict(dim=4, mult=(1, 2, 2, 4), attention=2),
             "taming_f8": dict(dim=4, mult=(1, 2, 2, 4), attention=3),
             "taming_f16": dict(dim=8, mult=(1, 1, 2, 2, 4), attention=4)}
-
-
-def norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, width, eps=1e-6)
 
 
 class ResBlock(nn.Module):
@@ -31,7 +27,7 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
-        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+        return h.float() + (precise(self.nin_shortcut, x) if hasattr(self, "nin_shortcut") else x)
 
 
 class Attention(nn.Module):
@@ -46,7 +42,7 @@ class Attention(nn.Module):
         h = self.norm(x)
         q, k, v = (part(h).flatten(2).transpose(1, 2) for part in (self.q, self.k, self.v))
         mixed = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj_out(mixed.transpose(1, 2).reshape(x.shape))
+        return x + self.proj_out(mixed.transpose(1, 2).reshape(x.shape)).float()
 
 
 class Down(nn.Module):
@@ -57,7 +53,7 @@ class Down(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        return precise(self.conv, F.pad(x, (0, 1, 0, 1)))
 
 
 class Up(nn.Module):
@@ -109,10 +105,10 @@ class Encoder(nn.Module):
         self.norm_out, self.conv_out = norm(widths[-1]), nn.Conv2d(widths[-1], dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
+        x = precise(self.conv_in, x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return precise(self.conv_out, F.silu(self.norm_out(self.mid(x))))
 
 
 class Decoder(nn.Module):
@@ -126,10 +122,10 @@ class Decoder(nn.Module):
         self.norm_out, self.conv_out = norm(widths[0]), nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(x))
+        x = self.mid(precise(self.conv_in, x))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return precise(self.conv_out, F.silu(self.norm_out(x)))
 
 
 class Quantize(nn.Module):
@@ -138,7 +134,7 @@ class Quantize(nn.Module):
         self.embedding = nn.Embedding(codes, dim)
 
 
-class Taming(nn.Module):
+class Taming(Published):
     """(B, 3, H, W) in [-1, 1] <-> (B, dim, H / f, W / f), f = 2^(levels - 1): 8, or 16."""
 
     def __init__(self, dim: int, mult: tuple[int, ...], attention: int, codes: int = 16384, ch: int = 128):
@@ -147,8 +143,8 @@ class Taming(nn.Module):
         self.quantize = Quantize(codes, dim)
         self.quant_conv, self.post_quant_conv = nn.Conv2d(dim, dim, 1), nn.Conv2d(dim, dim, 1)
 
-    def encode(self, x: Tensor) -> Tensor:
-        return self.quant_conv(self.encoder(x))
+    def to_latents(self, x: Tensor) -> Tensor:
+        return precise(self.quant_conv, self.encoder(x))
 
-    def decode(self, z: Tensor) -> Tensor:
+    def to_pixels(self, z: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(nearest(z, self.quantize.embedding.weight)))

@@ -19,10 +19,14 @@ SPLITS = ("train", "val", "test")
 CHUNK = 1024  # frames held in memory
 
 
-def repack(shards: Shards, out: Path, layout: str, command: str) -> None:
-    writer = RiverWriter(out, shards.fps) if layout == "river" else ShardWriter(
-        out, fps=shards.fps, source=shards.dir.parent.name, command=command)
-    extra = sorted(shards.files[0].file.get("extra", {})) if layout == "packed" else []
+def repack(shards: Shards, out: Path, layout: str, command: str) -> str:
+    """-> what a person should know of it."""
+    source = shards.files[0].file.attrs.get("source", "") or shards.dir.parent.name
+    extra = sorted(shards.files[0].file.get("extra", {}))
+    writer = RiverWriter(out, fps=shards.fps, source=source, command=command) if layout == "river" else ShardWriter(
+        out, fps=shards.fps, source=source, command=command)
+    lost = f"; left behind, for want of a place in this layout: {', '.join(extra)}" if extra and layout == "river" else ""
+    extra = extra if layout == "packed" else []
     with writer, progress(int(shards.lengths.sum()), shards.dir.name, "frame") as bar:
         for video, length in enumerate(shards.lengths):
             for start in range(0, length, CHUNK):
@@ -31,6 +35,7 @@ def repack(shards: Shards, out: Path, layout: str, command: str) -> None:
                 beside = {name: shards.read_extra(name, video, rows) for name in extra}
                 (writer.append if start else writer.add)(frames, **beside)
                 bar.update(len(frames))
+    return f"{len(shards):,} videos, {shards.lengths.sum():,} frames, {layout}{lost}"
 
 
 def main() -> None:
@@ -55,8 +60,7 @@ def main() -> None:
         for name, dir in splits.items():
             shards = Shards(dir, skip_bad=args.skip_bad)
             layout = args.layout or ("packed" if isinstance(shards.files[0], RiverFile) else "river")
-            repack(shards, partial / name, layout, command)
-            print(f"{args.out / name}: {len(shards):,} videos, {shards.lengths.sum():,} frames, {layout}")
+            print(f"{args.out / name}: {repack(shards, partial / name, layout, command)}")
         os.replace(partial, args.out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -177,8 +177,8 @@ def test_mistakes_with_sample_are_one_line_and_code_2(tiny_run, arguments, messa
 
 
 @pytest.mark.parametrize("arguments, messages", [
-    (["--dataset", "kth"], ["data/kth/train/shard_*.hdf5", "prepare.videos", "weights/kth_vqvae.ckpt", "hf download"]),
-    (["--dataset", "clevrer"], ["data/clevrer/train/shard_*.hdf5", "prepare.videos", "weights/clevrer_vqvae.pth"]),
+    (["--dataset", "kth"], ["data/kth/train/shard_*.hdf5", "prepare.videos", "weights/river_kth_64/vqvae.ckpt", "hf download"]),
+    (["--dataset", "clevrer"], ["data/clevrer/train/shard_*.hdf5", "prepare.videos", "weights/river_clevrer_128/vqvae.pth"]),
     (["--dataset", "videos", "--set", "data.root=nowhere"], ["nowhere/train/shard_*.hdf5", "--out nowhere"]),
     (["--dataset", "mnist"], ["no dataset `mnist`"]),
     (["--interpolant", "follner"], ["no interpolant `follner`; nearest known: follmer"]),

@@ -19,6 +19,7 @@ import runtime
 import sample
 import train
 import vqvae
+from autoencoders.taming import VARIANTS, Taming
 from console import UserError
 from prepare import videos
 
@@ -59,18 +60,26 @@ def test_the_taming_autoencoder_gives_the_reference_output(taming_file):
 
 
 @pytest.mark.parametrize("kind, size, shape, attended", [
-    ("taming_f8_small", 64, (4, 8, 8), 16), ("taming_f8", 256, (4, 32, 32), 32), ("taming_f16", 256, (8, 16, 16), 16),
-    ("river", 128, (4, 16, 16), 16)])
+    ("taming_f8_small", 64, (4, 8, 8), 16), ("taming_f8", 256, (4, 32, 32), 32), ("taming_f16", 256, (8, 16, 16), 16)])
 def test_shapes_and_where_attention_is(kind, size, shape, attended):
-    with torch.device("meta"):
-        module, x = autoencoders.build(kind).eval(), torch.zeros(2, 3, size, size)
-    seen = set()
+    module, x, seen = Taming(**VARIANTS[kind], codes=8, ch=32).eval(), torch.zeros(1, 3, size, size), []
     for name, part in module.named_modules():
-        if name.endswith(("attn.0", "coder.attn_norm")):
-            part.register_forward_hook(lambda part, args, out: seen.add(args[0].shape[-1]))
+        if name.endswith(("attn.0", "attn.1", "attn.2")):
+            part.register_forward_hook(lambda part, args, out: seen.append(args[0].shape[-1]))
+    with torch.no_grad():
+        z = module.encode(x)
+        assert z.shape == (1, *shape) and module.decode(z).shape == x.shape
+    assert seen == [attended] * 5  # two blocks on the way down, three on the way up
+
+
+@pytest.mark.parametrize("kind, file", [("taming_f8_small", "taming_f8_small.json"), ("river", "river_vqvae.json")])
+def test_latents_in_bf16_are_within_one_percent(kind, file):
+    module = vqvae.freeze(autoencoders.build(kind), precision="float32")
+    module.load_state_dict(reference_weights(names(file)))
+    x = torch.from_numpy(np.load(DATA / "reference_io.npz")["t_x"])
     z = module.encode(x)
-    assert z.shape == (2, *shape) and module.decoder(z).shape == x.shape
-    assert seen == {attended}
+    error = (vqvae.freeze(module, precision="bf16").encode(x) - z).norm() / z.norm()
+    assert 1e-4 < error < 1e-2, error
 
 
 def test_the_residual_block_of_river():
@@ -149,6 +158,7 @@ def river_file(path, taming_file=None, **more):
 
 
 def predecessor_file(path, monkeypatch, **attributes):
+    path.parent.mkdir(exist_ok=True)
     theirs = dict(dataset="kth", interpolant_type="ours", num_observations=40, skip_frames=0, condition_frames=5,
                   frames_to_generate=2, overfit=False, load_model_ckpt_path=None, model_state_res=[8, 8])
     state = {"model": prefixed("module.vector_field_regressor.", network(1)), "ema": prefixed("module.", network(2)),
@@ -179,18 +189,44 @@ def test_a_predecessor_model_is_sampled_from_its_averaged_weights(tmp_path, tami
     assert all(torch.equal(value, weights[name]) for name, value in forecaster.net.state_dict().items())
 
 
+def test_what_a_predecessor_file_does_not_say_is_taken_from_flags(tmp_path, taming_file, monkeypatch):
+    odd = dict(interpolant_type=None, condition_frames=True, frames_to_generate=[3], dataset=None)
+    path = predecessor_file(tmp_path / "kth" / "m.pt", monkeypatch, **odd)
+    overrides = {"vqvae.ckpt": str(taming_file)}
+    config = sample.load(path, CPU, overrides, dataset="kth", interpolant="follmer")[0].config
+    assert (config.flow.interpolant, config.data.condition, config.data.predict, config.run_id) == ("follmer", 10, 30, "kth-m")
+
+
+@pytest.mark.parametrize("change", [{"config": None}, {"config": "kth"}, {"step": "late"}, {"step": [1], "config": 3}])
+def test_odd_contents_are_passed_over(change, tmp_path, taming_file):
+    path = river_file(tmp_path / "model.pth", taming_file)
+    torch.save({**runtime.load_checkpoint(path), "global_step": 9, **change}, path)
+    assert sample.load(path, CPU, dataset="kth")[1] == (0 if "step" in change else 9)
+
+
+def test_a_named_autoencoder_goes_before_the_one_in_the_file(tmp_path, taming_file):
+    path = river_file(tmp_path / "model.pth", taming_file)
+    with pytest.raises(UserError, match="nowhere: no such checkpoint"):
+        sample.load(path, CPU, {"vqvae.ckpt": "nowhere"}, dataset="kth")
+
+
 def test_batch_normalisation_is_seen_in_the_weights(tmp_path):
     path = river_file(tmp_path / "model.pth", out_norm="bn")
-    state = published.checkpoint(runtime.load_checkpoint(path), path, "bair_256", {})
+    state = published.checkpoint(runtime.load_checkpoint(path), path, "bair_64", {})
     assert state["config"]["model"]["out_norm"] == "bn"
     with pytest.raises(UserError, match="was trained with model.out_norm = bn, so ln"):
-        published.checkpoint(runtime.load_checkpoint(path), path, "bair_256", {"model.out_norm": "ln"})
+        published.checkpoint(runtime.load_checkpoint(path), path, "bair_64", {"model.out_norm": "ln"})
 
 
 @pytest.mark.parametrize("flags, message", [
-    ({}, r"does not say what it was trained on; add --dataset"),
+    ({}, "does not say what dataset it was trained with; add --dataset"),
     ({"dataset": "kth", "interpolant": "follmer"}, "was trained with flow.interpolant = linear, so follmer does not go"),
     ({"dataset": "kth", "overrides": {"model.depth": 4}}, "was trained with model.depth = 2, so 4"),
+    ({"dataset": "kth", "overrides": {"model.heads": 4}}, "was trained with model.heads = 8, so 4"),
+    ({"dataset": "kth", "overrides": {"flow.c": 1.0}}, "was trained with flow.c = 0.1, so 1.0"),
+    ({"dataset": "kth", "overrides": {"flow.times": "logit_normal"}}, "flow.times belongs to the training of"),
+    ({"dataset": "bair_256"}, "works on latents of 4 channels, those of --dataset bair_256 have 8"),
+    ({"dataset": "videos"}, "does not hold its autoencoder; name it: --set vqvae.kind=KIND vqvae.ckpt=FILE"),
     ({"dataset": "kth", "overrides": {"vqvae.ckpt": "nowhere.ckpt"}}, "nowhere.ckpt: no such checkpoint")])
 def test_a_clash_with_a_river_model_is_an_error(flags, message, tmp_path):
     with pytest.raises(UserError, match=message):
@@ -200,6 +236,11 @@ def test_a_clash_with_a_river_model_is_an_error(flags, message, tmp_path):
 @pytest.mark.parametrize("attributes, flags, message", [
     ({}, {"dataset": "clevrer"}, "was trained with dataset = kth, so clevrer"),
     ({}, {"interpolant": "linear"}, "was trained with flow.interpolant = follmer, so linear"),
+    ({}, {"overrides": {"data.skip": 3}}, "was trained with data.skip = 0, so 3"),
+    ({"dataset": "nowhere"}, {}, "no dataset `nowhere`"),
+    ({"interpolant_type": None}, {}, "does not say what flow.interpolant it was trained with; add --interpolant"),
+    ({"dataset": 5}, {}, "no dataset `5`"),
+    ({"dataset": ["kth"]}, {}, "does not say what dataset it was trained with; add --dataset"),
     ({"interpolant_type": "other"}, {}, "names the interpolant 'other'; known: linear, ours, follmer")])
 def test_a_clash_with_a_predecessor_model_is_an_error(attributes, flags, message, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=message):
@@ -258,6 +299,18 @@ def test_admitted_names_do_nothing(tmp_path, monkeypatch):
         torch.save({"model": network(), "config": Call()}, tmp_path / "m.pt")
     with pytest.raises(UserError, match="can be loaded safely"):
         runtime.load_checkpoint(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("content", [b"error code: 1015", b"Gone", b"this is not it", b"about:blank", b"\x80\x02.", b"",
+                                     b"\x80\x02cevil\x1b[2J\nx\n."])
+def test_files_that_are_no_checkpoints_at_all(content, tmp_path):
+    (tmp_path / "latest.pt").write_bytes(content)
+    with pytest.raises(UserError, match="latest.pt: not a checkpoint that can be loaded safely") as caught:
+        runtime.load_checkpoint(tmp_path / "latest.pt")
+    assert str(caught.value).isprintable()
+    torch.save({"step": 3}, tmp_path / "step_00000003.pt")
+    with pytest.warns(UserWarning, match="trying the one before"):
+        assert runtime.resume(tmp_path) == {"step": 3}
 
 
 # ------------------------------------------------------------------------------------------------------------ from end to end

@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
+import data
 from console import UserError
 from shards import RiverWriter, Shards, ShardWriter, write_packed
 
@@ -136,6 +137,10 @@ def test_a_stream_with_a_shard_left_out_falls_into_two(tmp_path):
     with pytest.warns(UserWarning, match="shard_0002"):
         shards = Shards(tmp_path / "s", skip_bad=True)
     assert shards.lengths.tolist() == [2, 4] and values(shards.read(1, slice(None))) == [4, 5, 6, 7]
+    encode = lambda x: x[:, :1]  # noqa: E731
+    assert Shards(data.cache_latents(shards, encode, "w", tmp_path, "cpu"), "latents").lengths.tolist() == [2, 4]
+    (tmp_path / "s/shard_0002.hdf5").unlink()
+    assert Shards(tmp_path / "s").lengths.tolist() == [2, 4]
 
 
 def test_frames_that_cannot_be_read_name_their_file(tmp_path):
@@ -171,3 +176,29 @@ def test_river_writer(per_shard, files, tmp_path):
         writer.add(frames)
         raise RuntimeError("the source broke")
     assert not list((tmp_path / "broken").iterdir())
+
+
+def test_river_shards_and_videos_without_frames_count_for_nothing(tmp_path):
+    for k, lengths in ((1, [2, 0, 3]), (2, [])):
+        with h5py.File(tmp_path / f"shard_000{k}.hdf5", "w") as file:
+            file.create_group("len")
+            for i, length in enumerate(lengths):
+                file[f"len/{i}"] = length
+                for t in range(length):
+                    file[f"{i}/{t}"] = np.full((4, 4, 3), 10 * i + t, np.uint8)
+    shards = Shards(tmp_path)
+    assert shards.lengths.tolist() == [2, 3] and values(shards.read(1, slice(None))) == [20, 21, 22]
+
+
+@pytest.mark.parametrize("fill", [
+    lambda file: file.update({"len/0": [1, 2]}), lambda file: file.update({"frames/a": 1, "lengths": [1]}),
+    lambda file: file.update({"frames": np.zeros((2, 4, 4, 3), np.uint8), "lengths": "two"})])
+def test_files_of_another_make_are_named_and_can_be_left_out(fill, tmp_path):
+    with h5py.File(tmp_path / "shard_0002.hdf5", "w") as file:
+        for name, value in (lambda found: (fill(found), found)[1])({}).items():
+            file[name] = value
+    with pytest.raises(UserError, match="shard_0002.hdf5: .*prepare it again"):
+        Shards(tmp_path)
+    write_packed(tmp_path / "shard_0001.hdf5", "frames", np.zeros((4, 8, 8, 3), np.uint8), [4], {})
+    with pytest.warns(UserWarning, match="shard_0002.hdf5: .*left out"):
+        assert Shards(tmp_path, skip_bad=True).lengths.tolist() == [4]

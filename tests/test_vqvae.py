@@ -6,7 +6,7 @@ import torch
 import configs
 import runtime
 import vqvae
-from autoencoders.quantize import nearest, nearest_index
+from autoencoders.layers import nearest, nearest_index
 from autoencoders.small import Codebook, SmallVQVAE
 from console import UserError
 from shards import Shards

@@ -40,6 +40,13 @@ def tracks(truth: np.ndarray, samples: np.ndarray) -> list[tuple[str, np.ndarray
     return [("truth", truth), *named]
 
 
+def liveliest(truth: np.ndarray, condition: int) -> np.ndarray:
+    """Indices of videos (V, T, H, W, 3), those that move most in their first `condition` frames first: what can be seen to
+    move there can be judged in a forecast."""
+    given = truth[:, :max(2, condition)]
+    return np.argsort([-np.abs(np.diff(video.astype(np.int16), axis=0)).mean() for video in given], kind="stable")
+
+
 def side_by_side(truth: np.ndarray, samples: np.ndarray, wanted: int = 128) -> np.ndarray:
     """One video: truth (T, H, W, 3) | samples (S, T - condition, H, W, 3) -> labelled frames (T, H', W', 3)."""
     condition, factor = len(truth) - samples.shape[1], scale_of(truth.shape[1], wanted)

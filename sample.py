@@ -244,8 +244,9 @@ def write_results(out: Path, truth: np.ndarray, samples: np.ndarray, result: dic
     (partial / "videos").mkdir(parents=True)
     np.save(partial / "samples.npy", samples)
     np.save(partial / "truth.npy", truth)
-    pictures.contact_sheet(truth, samples).save(partial / "contact_sheet.png")
-    pictures.write_video(partial / f"forecasts.{format}", pictures.mosaic(truth, samples), fps)
+    shown = pictures.liveliest(truth, truth.shape[1] - samples.shape[2])[:6]
+    pictures.contact_sheet(truth[shown], samples[shown]).save(partial / "contact_sheet.png")
+    pictures.write_video(partial / f"forecasts.{format}", pictures.mosaic(truth[shown], samples[shown]), fps)
     with progress(len(truth), "write videos", "video") as bar:
         for k, (t, s) in enumerate(zip(truth, samples)):
             pictures.write_video(partial / "videos" / f"{k:03d}.{format}", pictures.side_by_side(t, s), fps)

@@ -53,3 +53,12 @@ def test_videos_play_with_every_frame(tmp_path, name):
         assert float(video.streams.video[0].average_rate) == 10
     assert len(shown) == 5
     assert np.abs(shown[2][:frames.shape[1], :frames.shape[2]].astype(float) - frames[2]).mean() < 25
+
+
+def test_the_liveliest_videos_come_first_by_what_was_given():
+    truth = np.zeros((4, 6, 8, 8, 3), np.uint8)
+    truth[1, 1, :2] = 255  # some motion among the given frames
+    truth[3, 1] = 255  # more
+    truth[2, 4:] = 255  # and some that only the forecast could know of
+    assert pictures.liveliest(truth, 3).tolist() == [3, 1, 0, 2]
+    assert pictures.liveliest(truth, 1).tolist() == [3, 1, 0, 2]

@@ -31,7 +31,7 @@ PER_STEP = {"heun": 2, "rk4": 4, "stochastic_heun": 2}  # evaluations of the net
 SOLVERS = [("exact", "0"), ("exact2", "0"), ("euler", "0"), ("heun", "0"), ("rk4", "0"), ("exact", "sigma"),
            ("exact2", "sigma"), ("em", "sigma"), ("stochastic_heun", "sigma")]
 GRIDS = ("uniform", "power:1.5", "cosine")
-PROCESSES = [("0", 0.0), ("sigma", 0.0), ("follmer", 0.0), ("0", 0.2)]  # diffusion, warm_start
+PROCESSES = [("0", 0.0, 64), ("sigma", 0.0, 64), ("follmer", 0.0, 64), ("0", 0.2, 8)]  # diffusion, warm_start, evaluations
 # what is changed of the default, follmer with residual output, velocity weight and c = 1
 PUBLISHED = {"flow.output": "drift", "flow.weight": "published"}
 TRAININGS = {"follmer": {}, "weight uniform": {"flow.weight": "uniform"}, "weight published": {"flow.weight": "published"},
@@ -112,10 +112,10 @@ def processes(args: argparse.Namespace, table: Table, runs: dict[str, list[Path]
     """Every interpolant by every diffusion, and with the solver begun part of the way from the last frame."""
     counts = [n for n in EVALUATIONS if n <= args.most]
     wanted = {(name, diffusion, warm, n): sampler_of(args, n, "exact2", diffusion, **{"sample.warm_start": warm})
-              for name in runs for diffusion, warm in PROCESSES for n in counts}
+              for name in runs for diffusion, warm, most in PROCESSES for n in counts if n <= most}
     measure_all(table, [(ckpt, sampler) for (name, *_), sampler in wanted.items() for ckpt in runs[name]], "interpolants")
-    curves = {(name, *process): [table.over_seeds(runs[name], wanted[(name, *process, n)]) for n in counts]
-              for name in runs for process in PROCESSES}
+    curves = {(name, *process): [table.over_seeds(runs[name], wanted[(name, *process, n)]) for n in counts if n <= most]
+              for name in runs for *process, most in PROCESSES}
     draw(curves, counts, args.out / "interpolants.png")
     figure = "![CRPS against network evaluations](interpolants.png)"
     least = markdown(["interpolant", *counts, "enough"], [[name, *best(curves, name, counts)] for name in runs])
@@ -127,7 +127,8 @@ def processes(args: argparse.Namespace, table: Table, runs: dict[str, list[Path]
 
 def best(curves: dict, name: str, counts: list[int]) -> list[str]:
     """Cells of the best process of interpolant `name` at each count, and the count that is enough."""
-    least = [min(points) for points in zip(*(points for key, points in curves.items() if key[0] == name))]
+    own = [points for key, points in curves.items() if key[0] == name]
+    least = [min(points[k] for points in own if k < len(points)) for k in range(len(counts))]
     mean, error = least[-1]
     enough = next(n for n, point in zip(counts, least) if not point[0] > mean + np.nan_to_num(error))
     return [*(cell(*point) for point in least), str(enough)]
@@ -175,7 +176,7 @@ def draw(curves: dict, counts: list[int], path: Path) -> None:
             if own == name:
                 mean, error = np.array(points).T
                 label = f"g = {diffusion}" + f", from s = {warm}" * (warm > 0)
-                axis.errorbar(counts, mean, error, marker="o", markersize=3, capsize=2, label=label)
+                axis.errorbar(counts[:len(points)], mean, error, marker="o", markersize=3, capsize=2, label=label)
         axis.set(title=name, xscale="log", xlabel="network evaluations a frame", xticks=counts, xticklabels=counts)
         axis.minorticks_off()
         axis.grid(alpha=0.3)

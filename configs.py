@@ -149,13 +149,16 @@ class Train:
     sample_every: int = 800  # updates between forecasts logged during training; 0: only at the end
     save_every: int = 100
     keep: int = 2  # numbered checkpoints beside latest.pt
+    keep_every: int = 0  # and for good those of every so many updates; 0: none
+    max_bad_steps: int = 20  # updates in a row whose gradient is not finite, and which are left out, before the run stops
     seed: int = 0
     overfit: bool = False  # one batch of clips, over and over, sampled from the same clips
 
     def __post_init__(self):
         at_least("train", 1, steps=self.steps, batch_size=self.batch_size, log_every=self.log_every,
-                 save_every=self.save_every, keep=self.keep)
-        at_least("train", 0, warmup=self.warmup, sample_every=self.sample_every, weight_decay=self.weight_decay, seed=self.seed)
+                 save_every=self.save_every, keep=self.keep, max_bad_steps=self.max_bad_steps)
+        at_least("train", 0, warmup=self.warmup, sample_every=self.sample_every, weight_decay=self.weight_decay, seed=self.seed,
+                 keep_every=self.keep_every)
         check(0 < self.lr < 1, "train.lr", "in (0, 1)", self.lr)
         check(self.schedule in ("cosine", "constant"), "train.schedule", "cosine or constant", self.schedule)
         check(0 <= self.beta2 < 1, "train.beta2", "in [0, 1)", self.beta2)

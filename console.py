@@ -13,6 +13,22 @@ class UserError(Exception):
     """A mistake that the user can mend. The message is one line: what, where, what to do."""
 
 
+class Failure(Exception):
+    """What went wrong at run time and no other setting would mend, a full disk say; told in one line like a UserError."""
+
+
+class Stopped(Exception):
+    """A run that a signal asked to stop has saved and stops. code: what the command exits with."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def progress(total: int, desc: str, unit: str, initial: int = 0) -> tqdm:
     """A bar with rate and ETA on stderr; where that is a log file, a line every ten seconds instead of ten a second."""
     interval = 0.2 if sys.stderr.isatty() else 10.0
@@ -21,12 +37,19 @@ def progress(total: int, desc: str, unit: str, initial: int = 0) -> tqdm:
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Run a command's main() and leave the process: 2 and one line for a user's mistake, 130 for Ctrl-C."""
+    """Run a command's main() and leave the process: 2 and one line for a user's mistake, 1 for a failure, 130 for Ctrl-C,
+    75 (EX_TEMPFAIL: run it again) for a run that was told to stop by SIGTERM or SIGUSR1."""
     try:
         code = main() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except Failure as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        code = stop.code
     except OSError as error:
         if error.filename is None:
             raise

@@ -142,7 +142,8 @@ class LatentTriples:
     def __init__(self, config: Config, dir: Path, device: torch.device, rank: int = 0, world: int = 1,
                  fixed: Windows | None = None):
         shards = Shards(dir, "latents")
-        self.latents = torch.from_numpy(np.concatenate([file.data[:] for file in shards.files]))
+        parts = [finite(file.data[:], path) for file, path in zip(shards.files, shards.paths)]
+        self.latents = torch.from_numpy(np.concatenate(parts))
         if device.type == "cuda" and self.latents.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
             self.latents = self.latents.to(device)
         self.config, self.shards, self.device = config, shards, device
@@ -163,6 +164,14 @@ class LatentTriples:
         return map(self.batch, range(start, stop))
 
 
+def finite(latents: np.ndarray, path: Path) -> np.ndarray:
+    for start in range(0, len(latents), 4096):
+        if not np.isfinite(latents[start:start + 4096]).all():
+            raise UserError(f"{path}: latents that are not finite, from frame {start} on; look at the autoencoder's weights, "
+                            "and delete the file to have it made again")
+    return latents
+
+
 def draw_batch(config: Config, lengths: np.ndarray, k: int, rank: int, world: int, fixed: Windows | None) -> Triples:
     """This process's share of batch k. `fixed` windows (overfitting) are drawn from in place of all."""
     rng, n, data = runtime.rng(config.train.seed, "batch", k), config.train.batch_size, config.data
@@ -171,7 +180,20 @@ def draw_batch(config: Config, lengths: np.ndarray, k: int, rank: int, world: in
     else:
         pick = rng.integers(len(fixed.video), size=n)
         windows = fixed._replace(video=fixed.video[pick], start=fixed.start[pick])
-    return Triples(*(part[rank * n // world:(rank + 1) * n // world] for part in draw_triples(windows, data.context, rng)))
+    return Triples(*(part[share(n, rank, world)] for part in draw_triples(windows, data.context, rng)))
+
+
+def share(n: int, rank: int, world: int) -> slice:
+    """The items of a batch of n that a process takes."""
+    return slice(rank * n // world, (rank + 1) * n // world)
+
+
+def describe_batch(config: Config, shards: Shards, k: int, fixed: Windows | None) -> str:
+    """Where batch k comes from, for a person."""
+    at = draw_batch(config, shards.lengths, k, 0, 1, fixed)
+    named = [f"{shards.path_of(v, t).name}, video {v}, frames {c}, {r}, {t}"
+             for v, t, r, c in zip(at.video[:4], at.target, at.reference, at.context)]
+    return f"{shards.dir}: " + "; ".join(named) + f"; and {len(at.video) - 4} more" * (len(at.video) > 4)
 
 
 # ----------------------------------------------------------------- frames, where augmentation forbids the cache
@@ -181,15 +203,17 @@ class FrameTriples(torch.utils.data.Dataset):
     def __init__(self, config: Config, shards: Shards, rank: int = 0, world: int = 1, fixed: Windows | None = None):
         check_long_enough(shards, config.data.clip, config.data.skip, "data.clip")
         self.config, self.shards, self.rank, self.world, self.fixed = config, shards, rank, world, fixed
+        self.augment = augmentation(config)
 
     def __len__(self) -> int:
         return self.config.train.steps
 
     def __getitem__(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         at = draw_batch(self.config, self.shards.lengths, k, self.rank, self.world, self.fixed)
-        augment = augmentation(self.config, runtime.seed_of(self.config.train.seed, "augment", k, self.rank))
-        clips = [augment(images=self.shards.read(video, np.array(frames)))["images"]
-                 for video, *frames in zip(at.video, at.target, at.reference, at.context)]
+        first, clips = share(self.config.train.batch_size, self.rank, self.world).start, []
+        for i, (video, *frames) in enumerate(zip(at.video, at.target, at.reference, at.context)):
+            self.augment.set_random_seed(runtime.seed_of(self.config.train.seed, "augment", k, first + i) & 0xFFFFFFFF)
+            clips.append(self.augment(images=self.shards.read(video, np.array(frames)))["images"])
         return np.stack(clips), at.gap.astype(np.float32)
 
     def batches(self, start: int, stop: int, encode: Callable[[Tensor], Tensor],
@@ -203,7 +227,7 @@ class FrameTriples(torch.utils.data.Dataset):
             yield *z.float().unflatten(0, (-1, 3)).unbind(1), gap.to(device, non_blocking=True)
 
 
-def augmentation(config: Config, seed: int):
+def augmentation(config: Config):
     """Colour jitter of the same strength for all frames of a clip."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the network for a newer version otherwise
     import albumentations
@@ -211,4 +235,4 @@ def augmentation(config: Config, seed: int):
     around = lambda x: (1 - x, 1 + x)  # noqa: E731
     jitter = albumentations.ColorJitter(brightness=around(data.brightness), contrast=around(data.contrast),
                                         saturation=around(data.saturation), hue=(-data.hue, data.hue), p=1.0)
-    return albumentations.Compose([jitter], seed=seed & 0xFFFFFFFF)
+    return albumentations.Compose([jitter])

@@ -9,9 +9,10 @@ import netrc
 import os
 import re
 import shutil
+import signal
 import warnings
 import zipfile
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 import configs
-from console import UserError
+from console import Failure, Stopped, UserError, first_line
 
 
 # --------------------------------------------------------------------------------------------- processes and devices
@@ -103,17 +104,67 @@ def rng(*key: int | str) -> np.random.Generator:
     return np.random.default_rng(seed_of(*key))
 
 
+# ------------------------------------------------------------------------------------------------------------ signals
+class StopSignals:
+    """While it is entered, SIGTERM, SIGINT and SLURM's SIGUSR1 only ask: the loop finishes its step, saves and leaves. A
+    second SIGINT stops at once."""
+
+    NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
+
+    def __init__(self, process: Process):
+        self.process, self.asked, self.before = process, 0, {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (getattr(signal, name) for name in self.NAMES if hasattr(signal, name)):
+            self.before[number] = signal.signal(number, self.ask)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def ask(self, number: int, _frame) -> None:
+        if number == signal.SIGINT and self.asked == number:
+            raise KeyboardInterrupt
+        self.asked = number
+
+    def agreed(self, step: int) -> int:
+        """The signal that any process has been sent, or 0; the same on all of them. Several look up every tenth step."""
+        if self.process.world == 1:
+            return self.asked
+        if step % 10:
+            return 0
+        asked = torch.tensor(self.asked, device=self.process.device)
+        dist.all_reduce(asked, dist.ReduceOp.MAX)
+        return int(asked)
+
+
+def stopped(number: int, step: int, dir: Path) -> Stopped:
+    return Stopped(f"stopped by {signal.Signals(number).name} after update {step}, which is saved in {dir}; run the same "
+                   "command again to go on", 130 if number == signal.SIGINT else 75)
+
+
 # -------------------------------------------------------------------------------------------------------- checkpoints
-def save_checkpoint(dir: Path, state: dict, keep: int) -> Path:
-    """Write step_<n>.pt and point latest.pt at it. Whenever the process dies, complete files only are left in place."""
-    dir.mkdir(parents=True, exist_ok=True)
+def save_checkpoint(dir: Path, state: dict, keep: int, keep_every: int = 0) -> Path:
+    """Write step_<n>.pt and point latest.pt at it. Whenever the process dies, complete files only are left in place.
+    Of the numbered ones the last `keep` stay, and every one whose number is a multiple of keep_every. Failure where it cannot
+    be written; those from before are then left alone."""
     path = dir / f"step_{state['step']:08d}.pt"
     temporary = dir / f".{path.name}.tmp"
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        dir.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save says RuntimeError of a full disk
+        with suppress(OSError):
+            temporary.unlink()
+        last = max(dir.glob("step_*.pt"), default=None)
+        raise Failure(f"{path}: cannot be written ({first_line(error)}); "
+                      + (f"the last good checkpoint is {last}; " if last else "") + "make room, then run the same command again"
+                      ) from None
     link = dir / ".latest.tmp"
     link.unlink(missing_ok=True)
     try:
@@ -122,7 +173,8 @@ def save_checkpoint(dir: Path, state: dict, keep: int) -> Path:
         shutil.copyfile(path, link)
     os.replace(link, dir / "latest.pt")
     for old in sorted(dir.glob("step_*.pt"))[:-keep]:
-        old.unlink()
+        if not keep_every or int(old.stem.partition("_")[2]) % keep_every:
+            old.unlink()
     return path
 
 
@@ -262,6 +314,12 @@ class Log:
         if self.run:
             import wandb
             self.run.log({name: wandb.Video(frames.transpose(0, 3, 1, 2), fps=max(1, round(fps)), format="mp4")}, step=step)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
 
     def close(self) -> None:
         if self.file:

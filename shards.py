@@ -20,7 +20,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from console import UserError
+from console import UserError, first_line
 
 FORMAT_VERSION = 1
 PATTERN = "shard_*.hdf5"
@@ -33,10 +33,10 @@ class PackedFile:
     def __init__(self, file: h5py.File, path: Path, key: str):
         if key not in file or "lengths" not in file:
             raise UserError(f"{path}: holds neither `{key}` with `lengths` (packed) nor `len` (RIVER); prepare it again")
-        self.file, self.data = file, file[key]
+        self.file, self.data = file, own(file[key], file)
         self.lengths = file["lengths"][:].astype(np.int64)
         self.continues = bool(file.attrs.get("continues", False))
-        self.fps, self.shape = float(file.attrs.get("fps", 0)) or None, self.data.shape[1:]
+        self.fps, self.shape, self.dtype = float(file.attrs.get("fps", 0)) or None, self.data.shape[1:], self.data.dtype
         if self.lengths.sum() != len(self.data):
             raise UserError(f"{path}: `lengths` add up to {self.lengths.sum()} frames but `{key}` holds "
                             f"{len(self.data)}; prepare it again")
@@ -59,15 +59,25 @@ class RiverFile:
         self.names = [name for name, length in lengths.items() if length]  # RIVER's converter writes empty ones too, and
         self.lengths = np.array([lengths[name] for name in self.names], np.int64)  # shards without a video
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
-        self.shape = file[self.names[0]]["0"].shape if self.names else None
+        for name, length in zip(self.names, self.lengths):
+            file[name][str(length - 1)]  # a KeyError where a video ends too early
+        first = own(file[self.names[0]]["0"], file) if self.names else None
+        self.shape, self.dtype = (first.shape, first.dtype) if self.names else (None, None)
 
     def read(self, flat: np.ndarray) -> np.ndarray:
         videos = np.searchsorted(self.starts, flat, side="right") - 1
-        return np.stack([self.file[self.names[v]][str(i - self.starts[v])][()] for v, i in zip(videos, flat)])
+        frames = [own(self.file[self.names[v]][str(i - self.starts[v])], self.file) for v, i in zip(videos, flat)]
+        return np.stack([frame[()] for frame in frames])
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def own(data: h5py.Dataset, file: h5py.File) -> h5py.Dataset:
+    """`data`, if it lies in `file` itself, and is as large as it says: a shard from elsewhere is no way to read other files,
+    or to fill the memory. ValueError otherwise."""
+    if data.file.filename != file.filename or data.external or data.is_virtual:
+        raise ValueError(f"{data.name} links to another file")
+    if data.nbytes > 1100 * data.id.get_storage_size() + (1 << 20):  # deflate makes at most a thousandth of it
+        raise ValueError(f"{data.name} declares {data.nbytes:,} bytes, of which the file cannot hold a thousandth")
+    return data
 
 
 def read_rows(data: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
@@ -146,10 +156,13 @@ class Shards:
         except OSError as error:
             raise UserError(f"{path}: not a readable HDF5 file ({first_line(error)}); prepare it again") from None
         try:
-            return RiverFile(file, path) if "len" in file else PackedFile(file, path, self.key)
+            opened = RiverFile(file, path) if "len" in file else PackedFile(file, path, self.key)
         except DAMAGED as error:
             what = "`len` names videos that are not there" if "len" in file else "damaged"
             raise UserError(f"{path}: {what} ({first_line(error)}); prepare it again") from None
+        if self.key == "frames" and len(opened.lengths) and (opened.dtype, *opened.shape[2:]) != (np.uint8, 3):
+            raise UserError(f"{path}: frames of {opened.shape} {opened.dtype}, not (height, width, 3) uint8; prepare it again")
+        return opened
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_files": None, "_pid": -1}
@@ -187,6 +200,10 @@ class Shards:
         except DAMAGED as error:
             what = f"{extra or 'frames'} cannot be read ({first_line(error)})"
             raise UserError(f"{self.paths[k]}: damaged, {what}; prepare it again") from None
+
+    def path_of(self, video: int, frame: int) -> Path:
+        """The file that holds a frame."""
+        return self.paths[np.searchsorted(self.file_starts, self.starts[video] + frame, side="right") - 1]
 
     def fingerprint(self) -> str:
         """A name for the contents: the digests stored by ShardWriter, or name, size and date of a foreign file."""

@@ -21,17 +21,16 @@ import pictures
 import published
 import runtime
 import sample
-import solvers
 import vqvae
 from configs import Config, Latent
-from console import UserError, progress
+from console import Failure, UserError, progress
 from runtime import Process
 from shards import Shards
 
 OVERFIT_CLIPS = 4
 # what may change between two starts of a run without making it another run
 FREE = {"data.workers", "data.held_out", "data.skip_bad", "train.steps", "train.log_every", "train.sample_every",
-        "train.save_every", "train.keep"}
+        "train.save_every", "train.keep", "train.keep_every", "train.max_bad_steps"}
 
 
 def run(config: Config, ckpt: str | None = None) -> None:
@@ -74,8 +73,9 @@ def before_any_work(config: Config, dir: Path, process: Process, ckpt: str | Non
     """Mistakes that can be known now are told now; -> the checkpoint to go on from, or to start from (--ckpt)."""
     if problems := missing(config):
         raise UserError(f"--dataset {config.dataset}, looked in {Path.cwd()}: " + "; ".join(problems))
-    if config.train.batch_size < process.world:
-        raise UserError(f"train.batch_size = {config.train.batch_size} is less than the {process.world} processes")
+    if config.train.batch_size % process.world:
+        raise UserError(f"train.batch_size = {config.train.batch_size} cannot be shared alike by {process.world} processes; "
+                        "make it a multiple of them")
     state = runtime.resume(dir)
     if state is None:
         return {**check_start(config, ckpt), "step": 0} if ckpt else None
@@ -243,66 +243,97 @@ def fit(config: Config, batches: Callable[[int, int], Iterator[Batch]], autoenco
         return dir / "latest.pt"
     forecaster = sample.Forecaster(config, sample.build_net(config, device).eval(), autoencoder, device)
     ddp = nn.parallel.DistributedDataParallel(net) if process.world > 1 else net
-    log = runtime.Log(dir, config, step, enabled=process.first)
     since = Recent(train.batch_size)
-    with progress(train.steps, f"train {config.run_id}", "step", step) as bar:
+    with (runtime.Log(dir, config, step, enabled=process.first) as log, runtime.StopSignals(process) as signals,
+          progress(train.steps, f"train {config.run_id}", "step", step) as bar):
         for batch in batches(step, train.steps):
-            torch.manual_seed(runtime.seed_of(train.seed, "dropout", step, process.rank))
-            for group in optimizer.param_groups:
-                group["lr"] = runtime.learning_rate(step, train.lr, train.steps, train.warmup, train.schedule)
-            loss = flow_loss(ddp, forecaster, batch, runtime.generator(device, train.seed, "noise", step, process.rank))
-            loss.backward()
-            since.add(loss, nn.utils.clip_grad_norm_(net.parameters(), train.clip_norm))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            since.add(*update(ddp, optimizer, forecaster, batch, step, process))
             average(ema, net, step, train.ema)
             step += 1
             bar.update()
-            last, to_save = step == train.steps, step % train.save_every == 0 or step == train.steps
+            asked, last = signals.agreed(step), step == train.steps
+            to_save = step % train.save_every == 0 or last or asked
             if step % train.log_every == 0 or to_save:
-                values = since.summary(step, dir)
+                values = since.summary()
+                if since.bad_in_a_row >= train.max_bad_steps:
+                    raise not_finite(config, step - since.bad_in_a_row, windows, dir)
                 if step % train.log_every == 0 or last:
-                    log.row(step, **values, lr=group["lr"])
+                    log.row(step, **values, lr=optimizer.param_groups[0]["lr"])
                     since.clear()
-                bar.set_postfix_str(f"loss {values['loss']:.4f}")
+                bar.set_postfix_str(f"loss {values.get('loss', math.nan):.4f}")
             if process.first and to_save:
                 save(dir, config, net, ema, optimizer, autoencoder, step)
+            if asked and not last:
+                process.barrier()
+                raise runtime.stopped(asked, step, dir)
             if process.first and train.sample_every and step % train.sample_every == 0 and not last:
                 preview(forecaster, ema, config, windows, step, dir, log)
     process.barrier()
-    log.close()
     return dir / "latest.pt"
 
 
+def update(net: nn.Module, optimizer, forecaster: sample.Forecaster, batch: Batch, step: int,
+           process: Process) -> tuple[Tensor, Tensor]:
+    """One update of the weights; -> (loss, norm of the gradient), which stay on the device. Where the norm is not finite the
+    weights stay as they are: on all processes alike, since the gradient is the same on all."""
+    train = forecaster.config.train
+    torch.manual_seed(runtime.seed_of(train.seed, "dropout", step, process.rank))
+    for group in optimizer.param_groups:
+        group["lr"] = runtime.learning_rate(step, train.lr, train.steps, train.warmup, train.schedule)
+    noise = runtime.generator(process.device, train.seed, "noise", step, 0)
+    loss = flow_loss(net, forecaster, batch, noise, data.share(train.batch_size, process.rank, process.world))
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(net.parameters(), train.clip_norm)
+    optimizer.found_inf = (~norm.isfinite()).float()  # heeded by the fused step, so that nobody waits for it
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach(), norm
+
+
 class Recent:
-    """Losses and gradient norms since the last log, kept on the device so that the loop never waits for them."""
+    """Losses and gradient norms since the last log, kept on the device so that the loop never waits for them, and a count
+    of the updates that were left out because their gradient was not finite."""
 
     def __init__(self, batch_size: int):
-        self.batch_size = batch_size
+        self.batch_size, self.bad, self.bad_in_a_row = batch_size, 0, 0
         self.clear()
 
     def clear(self) -> None:
-        self.losses, self.norms, self.began = [], [], time.perf_counter()
+        self.losses, self.norms, self.counted, self.began = [], [], 0, time.perf_counter()
 
     def add(self, loss: Tensor, norm: Tensor) -> None:
-        self.losses.append(loss.detach())
+        self.losses.append(loss)
         self.norms.append(norm)
 
-    def summary(self, step: int, dir: Path) -> dict[str, float]:
-        loss, norm = torch.stack([torch.stack(self.losses).mean(), torch.stack(self.norms).mean()]).tolist()
-        if not math.isfinite(loss + norm):
-            raise UserError(f"the loss or its gradient is not finite before update {step}; {dir} keeps the last good "
-                            "checkpoint; lower train.lr, or look at the data")
-        rate = len(self.losses) * self.batch_size / (time.perf_counter() - self.began)
-        return {"loss": loss, "grad_norm": norm, "samples_per_second": rate}
+    def summary(self) -> dict[str, float]:
+        """Means over the updates that were made; without `loss` and `grad_norm` if none was."""
+        pairs = torch.stack([torch.stack(self.losses), torch.stack(self.norms)], 1).tolist()
+        for _, norm in pairs[self.counted:]:
+            self.bad_in_a_row = 0 if math.isfinite(norm) else self.bad_in_a_row + 1
+            self.bad += not math.isfinite(norm)
+        self.counted = len(pairs)
+        made = [pair for pair in pairs if math.isfinite(pair[1])]
+        means = dict(zip(("loss", "grad_norm"), (sum(column) / len(made) for column in zip(*made))))
+        rate = len(pairs) * self.batch_size / (time.perf_counter() - self.began)
+        return {**means, "samples_per_second": rate, **({"bad_steps": self.bad} if self.bad else {})}
 
 
-def flow_loss(net: nn.Module, forecaster: sample.Forecaster, batch: Batch, generator: torch.Generator) -> Tensor:
-    """Weighted squared error of the network's output against the interpolant's target (arXiv 2403.13724, eq. 11)."""
+def not_finite(config: Config, k: int, windows: data.Windows | None, dir: Path) -> Failure:
+    """What to tell of batch k, the first of too many in a row."""
+    found = max(dir.glob("step_*.pt"), default="none yet")
+    source = data.describe_batch(config, sample.open_split(config, "train"), k, windows)
+    return Failure(f"no finite gradient in {config.train.max_bad_steps} updates in a row, from update {k + 1} on, whose batch "
+                   f"is of {source}; last good checkpoint: {found}; lower train.lr, or look at the data")
+
+
+def flow_loss(net: nn.Module, forecaster: sample.Forecaster, batch: Batch, generator: torch.Generator, share: slice) -> Tensor:
+    """Weighted squared error of the network's output against the interpolant's target (arXiv 2403.13724, eq. 11). Flow times
+    and noise are drawn for the whole batch, of which this process has `share`: they do not depend on how many there are."""
     config, interpolant = forecaster.config, forecaster.interpolant
     x1, x0, context = (forecaster.normalize(z) for z in batch[:3])
-    s = flow_times(config.flow, len(x1), generator, x1.device)
-    x, target = interpolant.interpolate(s, x0, x1, solvers.normal(x1, generator))
+    s = flow_times(config.flow, config.train.batch_size, generator, x1.device)[share]
+    eps = torch.randn(config.train.batch_size, *x1.shape[1:], generator=generator, device=x1.device)[share]
+    x, target = interpolant.interpolate(s, x0, x1, eps)
     with runtime.autocast(config.train.precision, x1.device):
         output = net(interpolant.network_input(x, s, x0), s, x0, context, batch[3])
     return (interpolant.weight(s) * (output.float() - target).square().mean((1, 2, 3))).mean()
@@ -333,7 +364,7 @@ def save(dir: Path, config: Config, net: nn.Module, ema: dict, optimizer, autoen
              "config": configs.to_dict(config), "rng": {"seed": config.train.seed}, "replay": None}
     if config.vqvae.kind == "small":  # ours is small: the checkpoint is then all that sampling needs
         state["vqvae"] = autoencoder.state_dict()
-    runtime.save_checkpoint(dir, state, config.train.keep)
+    runtime.save_checkpoint(dir, state, config.train.keep, config.train.keep_every)
 
 
 def restore(state: dict, net: nn.Module, ema: dict, optimizer, dir: Path) -> int:

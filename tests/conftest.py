@@ -1,5 +1,6 @@
 """What several test files share: small shards, a tiny trained run, and a way to launch the real commands."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -54,6 +55,22 @@ def tiny_run(tmp_path_factory) -> tuple[Path, str]:
     """A folder in which `python main.py --set TINY` has run to its end, and what it printed."""
     folder = tmp_path_factory.mktemp("tiny")
     return folder, launch(folder, "main.py", "--set", *TINY).stdout
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """command(folder, script, *arguments) -> (exit code, stderr) of a real command, run in this process: for what ends before
+    any work, and sooner so."""
+    from console import run_command
+
+    def run(folder, script, *arguments) -> tuple[int, str]:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as done:
+            run_command(importlib.import_module(script.removesuffix(".py").replace("/", ".")).main)
+        return done.value.code, capsys.readouterr().err
+    return run
 
 
 @pytest.fixture

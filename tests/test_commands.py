@@ -10,7 +10,6 @@ import time
 
 import av
 import numpy as np
-import pytest
 import torch
 from conftest import REPO, TINY, launch
 
@@ -158,63 +157,6 @@ def test_sample_needs_nothing_but_the_checkpoint(tiny_run):
     assert "2 val videos, 3 futures each, 4 -> 5 frames, exact solver, diffusion 0, 1 network evaluations a frame" in printed
     assert np.load(folder / "mine/samples.npy").shape == (2, 3, 5, 32, 32, 3)
     assert (folder / "mine/forecasts.gif").exists() and (folder / "mine/contact_sheet.png").exists()
-
-
-@pytest.mark.parametrize("arguments, message", [
-    (["--ckpt", "nowhere.pt"], "nowhere.pt: no such checkpoint"),
-    (["--ckpt", RUN + "/latest.pt", "--split", "dev"], "sample.split must be train, val or test"),
-    (["--ckpt", RUN + "/latest.pt", "--solver", "euler", "--diffusion", "sigma"], "euler"),
-    (["--ckpt", RUN + "/latest.pt", "--num_frames", "5000"], "the longest video has 200 frames"),
-    (["--ckpt", RUN + "/latest.pt", "--set", "data.root=elsewhere"], "no shards in elsewhere"),
-    (["--ckpt", RUN + "/latest.pt", "--set", "flow.interpolant=linear"], "cannot be changed when sampling"),
-    (["--ckpt", RUN + "/latest.pt", "--out", "data"], "exists and holds other things than results"),
-])
-def test_mistakes_with_sample_are_one_line_and_code_2(tiny_run, arguments, message):
-    folder, _ = tiny_run
-    done = launch(folder, "sample.py", *arguments, check=False)
-    assert done.returncode == 2 and message in done.stderr
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
-
-
-@pytest.mark.parametrize("arguments, messages", [
-    (["--dataset", "kth"], ["data/kth/train/shard_*.hdf5", "prepare.videos", "weights/river_kth_64/vqvae.ckpt", "hf download"]),
-    (["--dataset", "clevrer"], ["data/clevrer/train/shard_*.hdf5", "prepare.videos", "weights/river_clevrer_128/vqvae.pth"]),
-    (["--dataset", "videos", "--set", "data.root=nowhere"], ["nowhere/train/shard_*.hdf5", "--out nowhere"]),
-    (["--dataset", "mnist"], ["no dataset `mnist`"]),
-    (["--interpolant", "follner"], ["no interpolant `follner`; nearest known: follmer"]),
-    (["--ckpt", "nowhere.pt"], ["nowhere.pt: no such checkpoint"]),
-    (["--set", "sample.solver=em", "sample.diffusion=0"], ["sample.solver em solves an SDE", "euler"]),
-    (["--set", "sample.solver=dopri5"], ["sample.redraw=frame"]),
-    (["--set", "train.step=5"], ["no field `train.step`; nearest known: train.steps"]),
-])
-def test_mistakes_with_main_are_one_line_and_code_2_and_nothing_is_written(tmp_path, arguments, messages):
-    done = launch(tmp_path, "main.py", *arguments, check=False)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    for message in messages:
-        assert message in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("changed, message", [
-    ("data.stream=700", "holds 600 frames (bouncing balls), but"), ("data.color_shift=1", "turning blue); set them"),
-    ("data.clip=700", "the longest video has 600 frames, data.clip needs 700")])
-def test_data_that_does_not_fit_is_told_before_any_training(tiny_run, changed, message):
-    folder, _ = tiny_run
-    before = sorted((folder / "outputs/checkpoints").iterdir())
-    done = launch(folder, "main.py", "--set", *TINY, changed, "output.run_id=new", check=False)
-    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
-    assert sorted((folder / "outputs/checkpoints").iterdir()) == before
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    import train
-    from console import UserError
-    recent = train.Recent(batch_size=4)
-    recent.add(torch.tensor(1.0), torch.tensor(2.0))
-    assert recent.summary(3, tmp_path)["loss"] == 1.0
-    recent.add(torch.tensor(float("nan")), torch.tensor(1.0))
-    with pytest.raises(UserError, match="not finite before update 4"):
-        recent.summary(4, tmp_path)
 
 
 def test_dry_run_prints_the_config_and_does_nothing(tmp_path):

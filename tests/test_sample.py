@@ -143,6 +143,25 @@ def test_exact_is_of_first_order_and_exact2_of_second(name, output, diffusion):
     assert all(order > 1.6 for order in orders(it, "exact2", diffusion, (64, 128, 256)))
 
 
+@pytest.mark.parametrize("diffusion", ["0", "sigma", "follmer"])
+@pytest.mark.parametrize("name", NAMES)
+def test_exact2_makes_in_one_step_of_a_straight_line_what_exact_makes_in_very_many(name, diffusion, monkeypatch):
+    monkeypatch.setattr(solvers, "normal", lambda like, generator: torch.zeros_like(like))
+    it, line = interpolants.get(name, c=0.7), lambda s: torch.tensor([[1.0, -2.0]], dtype=torch.float64) * (0.4 + s)
+
+    def field(x, s):
+        eps = (x - it.alpha(s) * x0 - it.beta(s) * line(s)) / it.gamma(s)
+        return output_of(it, line(s), eps, s, x0)
+    x0, x = torch.tensor([[0.3, 0.7]], dtype=torch.float64), torch.tensor([[0.9, -1.1]], dtype=torch.float64)
+    dynamics, s, t, steps = solvers.Dynamics(field, it, x0, diffusion, None), 0.3, 0.7, 2000
+    second, fine = solvers.Exact2(), x
+    second.before = line(s - 0.1), s - 0.1
+    for k in range(steps):
+        fine = solvers.exact_step(dynamics, fine, s + k * (t - s) / steps, s + (k + 1) * (t - s) / steps)
+    held = solvers.exact_step(dynamics, x, s, t)
+    assert torch.allclose(second(dynamics, x, s, t) - held, fine - held, rtol=2e-3)
+
+
 def test_a_drift_that_starts_blind_costs_the_first_step_only():
     """As published, follmer's output at s = 0 holds no x_1: x_0 stands for it, an error that vanishes faster than the step."""
     it = interpolants.get("follmer", c=1.0)

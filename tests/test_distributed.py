@@ -1,0 +1,120 @@
+"""Several processes, on one node and on two: the same data, the same gradient, one voice; and workers that are killed."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPO, TINY, launch
+
+import runtime
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+SETTINGS = ["--set", *TINY, "train.schedule=constant", "train.precision=float32"]
+ENV = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_run, tmp_path_factory) -> Path:
+    """A folder with data, VQVAE and latents."""
+    folder = tmp_path_factory.mktemp("several") / "run"
+    shutil.copytree(tiny_run[0], folder, ignore=shutil.ignore_patterns("results", "ball_stn-follmer-0"))
+    return folder
+
+
+def state(folder: Path, name: str) -> dict:
+    return runtime.load_checkpoint(folder / "outputs/checkpoints" / name / "latest.pt")
+
+
+def same(a: dict, b: dict, part: str = "model", atol: float = 0.0) -> bool:
+    return all(torch.allclose(a[part][name], b[part][name], rtol=0, atol=atol) for name in b[part])
+
+
+def torchrun(folder: Path, *command: str, processes: int = 2) -> None:
+    done = subprocess.run([*TORCHRUN, "--standalone", f"--nproc_per_node={processes}", *command], cwd=folder, env=ENV,
+                          capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_gradient_of_two_is_that_of_one_with_the_whole_batch(folder):
+    one = [*SETTINGS, "train.steps=1", "sample.num_videos=1"]
+    launch(folder, "main.py", *one, "output.run_id=one")
+    torchrun(folder, str(REPO / "main.py"), *one, "output.run_id=two")
+    moments = [{k: slot["exp_avg"] for k, slot in state(folder, name)["opt"]["state"].items()} for name in ("one", "two")]
+    size = max(m.abs().max() for m in moments[0].values())  # a tenth of the clipped gradient, which is to agree to 1e-6
+    assert size > 1e-4 and all(torch.allclose(moments[1][k], m, rtol=0, atol=1e-7) for k, m in moments[0].items())
+
+
+POISON = """
+import os, sys
+sys.path.insert(0, {repo!r})
+import main, train
+loss, calls = train.flow_loss, iter(range(1000))
+train.flow_loss = lambda *a: loss(*a) * (float("nan") if next(calls) == 4 and os.environ["RANK"] == "1" else 1.0)
+main.main()
+"""
+
+
+def test_a_bad_update_of_one_is_left_out_by_all(folder, tmp_path):
+    script = tmp_path / "poison.py"
+    script.write_text(POISON.format(repo=str(REPO)))
+    torchrun(folder, str(script), *SETTINGS, "output.run_id=poisoned", "sample.num_videos=1")
+    found = state(folder, "poisoned")
+    assert {float(slot["step"]) for slot in found["opt"]["state"].values()} == {11}
+    assert all(value.isfinite().all() for value in found["model"].values())
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 100) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.02)
+
+
+def test_a_killed_worker_is_brought_back_to_the_same_weights(folder):
+    more = [*SETTINGS, "train.steps=400", "train.save_every=20", "sample.num_videos=1"]
+    torchrun(folder, str(REPO / "main.py"), *more, "output.run_id=whole")
+    command = [*TORCHRUN, "--standalone", "--nproc_per_node=2", "--max-restarts=2", str(REPO / "main.py"), *more,
+               "output.run_id=killed"]
+    process = subprocess.Popen(command, cwd=folder, env=ENV, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    wait_for(folder / "outputs/checkpoints/killed/step_00000040.pt", process)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    victim = next(pid for pid in workers if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+    os.kill(int(victim), signal.SIGKILL)
+    err = process.communicate(timeout=200)[1]
+    assert process.returncode == 0, err[-3000:]
+    assert state(folder, "killed")["step"] == 400 and same(state(folder, "killed"), state(folder, "whole"))
+    assert same(state(folder, "killed"), state(folder, "whole"), "ema")
+
+
+def test_two_nodes_are_as_good_as_two_processes(folder):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for name, launcher in (("processes", ["--standalone", "--nproc_per_node=2"]), ("nodes", [
+            "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{port}", "--rdzv_id=7"])):
+        command = [*TORCHRUN, *launcher, str(REPO / "main.py"), *SETTINGS, f"output.run_id={name}", "sample.num_videos=1"]
+        agents = [subprocess.Popen(command, cwd=folder, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                  for _ in range(2 if name == "nodes" else 1)]
+        printed = [agent.communicate(timeout=200) for agent in agents]
+        assert all(agent.returncode == 0 for agent in agents), printed
+        assert "".join(out for out, _ in printed).count("crps / repeat last") == 1  # rank 0 alone
+    assert same(state(folder, "nodes"), state(folder, "processes"))
+
+
+def test_a_signal_to_two_is_heeded_by_both(folder):
+    command = [*TORCHRUN, "--standalone", "--nproc_per_node=2", str(REPO / "main.py"), *SETTINGS, "train.steps=100000",
+               "output.run_id=long"]
+    process = subprocess.Popen(command, cwd=folder, env=ENV, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    wait_for(folder / "outputs/checkpoints/long/step_00000015.pt", process)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(workers[1]), signal.SIGUSR1)  # to one of them only
+    err = process.communicate(timeout=100)[1]
+    step = state(folder, "long")["step"]
+    assert process.returncode != 0 and err.count(f"stopped by SIGUSR1 after update {step}, which is saved") == 2, err[-3000:]

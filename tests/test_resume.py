@@ -1,0 +1,92 @@
+"""A run that was stopped and goes on is the same run, to the last bit; and the data does not depend on how many train it."""
+
+import json
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+
+import configs
+import data
+import interpolants
+import runtime
+import train
+from console import Stopped
+from shards import Shards
+
+CPU = torch.device("cpu")
+
+
+def trained(folder, name, monkeypatch, *settings):
+    """The state after `python main.py --set TINY …`, less the sampling."""
+    monkeypatch.chdir(folder)
+    overrides = configs.parse_overrides([*TINY, "train.schedule=constant", f"output.run_id={name}", *settings])
+    path = train.trained(configs.build(overrides=overrides), runtime.start(), None, train.Clock())[1]
+    return runtime.load_checkpoint(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume") / "run"
+    shutil.copytree(tiny_run[0], folder, ignore=shutil.ignore_patterns("results", "ball_stn-follmer-0"))
+    return folder
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert a["step"] == b["step"] and a["opt"]["param_groups"] == b["opt"]["param_groups"]
+    for part in ("model", "ema"):
+        assert all(torch.equal(a[part][name], b[part][name]) for name in b[part])
+    for k, slot in b["opt"]["state"].items():
+        assert all(torch.equal(a["opt"]["state"][k][name], value) for name, value in slot.items())
+
+
+def rows(folder, name) -> list[dict]:
+    lines = (folder / "outputs/checkpoints" / name / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "samples_per_second"} for line in lines]
+
+
+@pytest.mark.parametrize("settings", [
+    *[[f"flow.interpolant={name}"] for name in interpolants.TABLE], ["train.precision=bf16"], ["model.dropout=0.3"],
+    ["model.name=uvit"], ["data.hue=0.1", "data.brightness=0.2", "data.workers=0"]], ids=lambda settings: settings[0])
+def test_stopped_and_gone_on_is_bit_for_bit_the_same(folder, monkeypatch, settings):
+    name = settings[0].replace("=", "-")
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="after update 6"):  # between two logs and two checkpoints
+        patch.setattr(runtime.StopSignals, "agreed", lambda self, step: signal.SIGTERM if step == 6 else 0)
+        trained(folder, f"{name}-parts", monkeypatch, *settings)
+    parts = trained(folder, f"{name}-parts", monkeypatch, *settings)
+    whole = trained(folder, f"{name}-whole", monkeypatch, *settings)
+    assert_same(parts, whole)
+    assert rows(folder, f"{name}-parts") == rows(folder, f"{name}-whole") and len(rows(folder, f"{name}-whole")) == 3
+
+
+def test_the_number_of_loader_workers_may_change(folder, monkeypatch):
+    jitter = ["data.hue=0.1", "data.contrast=0.2"]
+    trained(folder, "workers-parts", monkeypatch, *jitter, "train.steps=6", "data.workers=2")
+    parts = trained(folder, "workers-parts", monkeypatch, *jitter, "data.workers=0")
+    assert_same(parts, trained(folder, "workers-whole", monkeypatch, *jitter, "data.workers=1"))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_data_of_a_step_does_not_depend_on_the_number_of_processes(folder, world, monkeypatch):
+    monkeypatch.chdir(folder)
+    config = configs.build(overrides=configs.parse_overrides([*TINY, "data.hue=0.3", "data.saturation=0.5"]))
+    shards = Shards("data/ball_stn/train")
+    whole = data.FrameTriples(config, shards)[3]
+    parts = [data.FrameTriples(config, shards, rank, world)[3] for rank in range(world)]
+    assert np.array_equal(np.concatenate([clips for clips, _ in parts]), whole[0])
+    assert np.array_equal(np.concatenate([gap for _, gap in parts]), whole[1])
+    latents = next(folder.glob("outputs/latents/*/train"))
+    whole = data.LatentTriples(config, latents, CPU).batch(3)
+    parts = [data.LatentTriples(config, latents, CPU, rank, world) for rank in range(world)]
+    for k, part in enumerate(zip(*(source.batch(3) for source in parts))):
+        assert torch.equal(torch.cat(part), whole[k])
+    assert all(torch.equal(a, b) for a, b in zip(parts[1].batch(3, whole=True), whole))
+
+
+def test_checkpoints_are_kept_by_number_and_by_interval(folder, monkeypatch):
+    trained(folder, "kept", monkeypatch, "train.save_every=2", "train.keep=2", "train.keep_every=4", "train.steps=11")
+    kept = sorted(path.name for path in (folder / "outputs/checkpoints/kept").glob("step_*"))
+    assert kept == [f"step_{step:08d}.pt" for step in (4, 8, 10, 11)]

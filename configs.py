@@ -48,7 +48,7 @@ class Data:
     workers: int = 4  # loader processes where augmentation forbids the latent cache
     generate: str = ""  # "balls": the shards are made where they are absent
     stream: int = 100_000  # frames of the generated training stream
-    held_out: int = 10_000  # frames of the generated val and test streams
+    held_out: int = 10_000  # and of its val and test streams
     color_shift: bool = False  # the generated stream turns blue along its way
 
     def __post_init__(self):
@@ -107,8 +107,7 @@ class Model:
               "a multiple of 8 (uvit: 4)", self.width)
         check(self.width % self.heads == 0, "model.width", f"a multiple of model.heads = {self.heads}", self.width)
         check(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
-        check(self.out_norm == "ln" or (self.out_norm, self.name) == ("bn", "uvit"), "model.out_norm", "ln (uvit: or bn)",
-              self.out_norm)
+        check(self.out_norm in ("ln", "bn")[:1 + (self.name == "uvit")], "model.out_norm", "ln (uvit: or bn)", self.out_norm)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 
 import configs
 import runtime
-from console import UserError
+from console import Failure, UserError
 
 
 def state(step):
@@ -45,7 +45,7 @@ def test_a_save_that_dies_half_way_leaves_the_last_one(tmp_path, monkeypatch):
     def die(*_):
         raise OSError("no space left on device")
     monkeypatch.setattr(os, "fsync", die)
-    with pytest.raises(OSError):
+    with pytest.raises(Failure, match=r"step_00000010.pt: cannot be written \(no space .* last good checkpoint is .*00005.pt"):
         runtime.save_checkpoint(tmp_path, state(10), keep=2)
     assert runtime.resume(tmp_path)["step"] == 5
 

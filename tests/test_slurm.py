@@ -1,0 +1,145 @@
+"""The scripts of scripts/slurm on a real SLURM of one node, set up for the occasion."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPO, TINY
+
+import runtime
+
+NEEDED = ("sbatch", "slurmctld", "slurmd", "munged")
+pytestmark = pytest.mark.skipif(not all(map(shutil.which, NEEDED)) or os.geteuid() != 0,
+                                reason="needs root and Debian's slurm-wlm and munge: apt-get install slurm-wlm munge")
+
+CONFIG = """
+ClusterName=trial
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmdPort={other}
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=cred_expire=5
+StateSaveLocation={dir}/state
+SlurmdSpoolDir={dir}/spool
+SlurmctldPidFile={dir}/slurmctld.pid
+SlurmdPidFile={dir}/slurmd.pid
+SlurmctldLogFile={dir}/slurmctld.log
+SlurmdLogFile={dir}/slurmd.log
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+ReturnToService=2
+JobRequeue=1
+KillWait=20
+SelectType=select/cons_tres
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=1000 State=UNKNOWN
+PartitionName=all Nodes={host} Default=YES State=UP
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """The environment in which sbatch finds the trial cluster."""
+    dir = tmp_path_factory.mktemp("slurm")
+    for name in ("state", "spool"):
+        (dir / name).mkdir()
+    (dir / "slurm.conf").write_text(CONFIG.format(host=socket.gethostname().partition(".")[0], port=free_port(),
+                                                  other=free_port(), dir=dir, cpus=os.cpu_count()))
+    env = {**os.environ, "SLURM_CONF": str(dir / "slurm.conf")}
+    run = Path("/run/munge")
+    run.mkdir(exist_ok=True)
+    shutil.chown(run, "munge", "munge")
+    if subprocess.run(["munge", "-n"], capture_output=True).returncode:
+        subprocess.run(["su", "-s", "/bin/sh", "munge", "-c", "munged --force"], check=True)
+    subprocess.run(["slurmctld"], env=env, check=True)
+    subprocess.run(["slurmd"], env=env, check=True)
+    deadline = time.monotonic() + 60
+    while "idle" not in subprocess.run(["sinfo", "-h"], env=env, capture_output=True, text=True).stdout:
+        assert time.monotonic() < deadline, (dir / "slurmctld.log").read_text()[-2000:]
+        time.sleep(0.3)
+    yield env
+    for name in ("slurmd", "slurmctld"):
+        os.kill(int((dir / f"{name}.pid").read_text()), 15)
+
+
+@pytest.fixture
+def folder(tiny_run, tmp_path) -> Path:
+    """What a user's clone looks like: main.py, a virtual environment, and data from before."""
+    folder = tmp_path / "clone"
+    shutil.copytree(tiny_run[0], folder, ignore=shutil.ignore_patterns("results", "ball_stn-follmer-0"))
+    for script in ("main.py", "sample.py"):
+        (folder / script).symlink_to(REPO / script)
+    (folder / ".venv/bin").mkdir(parents=True)
+    (folder / ".venv/bin/activate").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
+    return folder
+
+
+def submit(folder: Path, slurm: dict, script: str, *flags: str, **settings: str) -> str:
+    """sbatch; -> the job's number. Without GPUs, of which the trial cluster has none."""
+    text = (REPO / "scripts/slurm" / script).read_text().replace("#SBATCH --gpus-per-task=1\n", "")
+    (folder / script).write_text(text)
+    done = subprocess.run(["sbatch", "--parsable", "--cpus-per-task=1", *flags, script], cwd=folder, env={**slurm, **settings},
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def wait_for(done, what: str, seconds: float = 150):
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)
+
+
+def ended(slurm: dict, job: str) -> bool:
+    shown = subprocess.run(["scontrol", "show", "job", job, "-o"], env=slurm, capture_output=True, text=True).stdout
+    return all(word in line for line in shown.splitlines() for word in ["JobState=COMPLETED"]) and bool(shown)
+
+
+def test_preempted_it_comes_back_and_finishes(folder, slurm):
+    settings = " ".join([*TINY, "train.schedule=constant", "train.steps=2500", "train.save_every=100", "output.run_id=run"])
+    job = submit(folder, slurm, "train.sbatch", DATASET="ball_stn", SETTINGS=settings)
+    dir, log = folder / "outputs/checkpoints/run", folder / f"slurm-driftcast-{job}.out"
+    wait_for((dir / "step_00000200.pt").exists, "the first checkpoints")
+    subprocess.run(["scancel", "--signal=USR1", job], env=slurm, check=True)  # as SLURM does two minutes before the end
+    wait_for(lambda: "stopped by SIGUSR1" in log.read_text(errors="replace"), "the run to save")
+    stopped = runtime.load_checkpoint(dir / "latest.pt")["step"]
+    wait_for(lambda: runtime.load_checkpoint(dir / "latest.pt")["step"] > stopped, "the job to come back")
+    subprocess.run(["scontrol", "requeue", job], env=slurm, check=True)  # as a preempting job does
+    wait_for(lambda: ended(slurm, job), "the end: " + log.read_text(errors="replace")[-1000:])
+    assert runtime.load_checkpoint(dir / "latest.pt")["step"] == 2500
+    assert log.read_text(errors="replace").count("crps / repeat last") == 1
+
+
+def test_two_tasks_train_together(folder, slurm):
+    settings = " ".join([*TINY, "output.run_id=two"])
+    job = submit(folder, slurm, "train.sbatch", "--ntasks-per-node=2", DATASET="ball_stn", SETTINGS=settings)
+    wait_for(lambda: ended(slurm, job), "the end")
+    assert (folder / f"slurm-driftcast-{job}.out").read_text(errors="replace").count("crps / repeat last") == 1
+    assert runtime.load_checkpoint(folder / "outputs/checkpoints/two/latest.pt")["step"] == 12
+
+
+def test_an_array_over_interpolants_and_seeds_and_samples_from_it(folder, slurm):
+    job = submit(folder, slurm, "array.sbatch", "--array=0-3", DATASET="ball_stn", INTERPOLANTS="linear follmer", SEEDS="0 1",
+                 SETTINGS=" ".join(TINY))
+    wait_for(lambda: ended(slurm, job), "the end")
+    runs = [folder / f"outputs/checkpoints/ball_stn-{name}-{seed}/latest.pt" for name in ("linear", "follmer") for seed in "01"]
+    weights = [runtime.load_checkpoint(path)["model"]["conv_in.weight"] for path in runs]
+    assert not any(torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
+    job = submit(folder, slurm, "sample.sbatch", CKPT=str(runs[0]), FLAGS="--num_videos 1 --out mine")
+    wait_for(lambda: ended(slurm, job), "the samples")
+    assert (folder / "mine/forecasts.mp4").exists()

@@ -10,6 +10,7 @@ import time
 
 import av
 import numpy as np
+import pytest
 import torch
 from conftest import REPO, TINY, launch
 
@@ -116,6 +117,7 @@ def test_sampling_settings_of_a_finished_run_are_taken_from_the_command(tiny_run
                                                      "sample.num_samples=1").stdout
 
 
+@pytest.mark.xdist_group("torchrun")
 def test_two_processes_train_together_and_one_goes_on(tiny_run):
     folder, _ = tiny_run
     command = ["--set", *TINY, "output.run_id=two", "train.schedule=constant"]

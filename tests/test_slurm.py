@@ -15,8 +15,9 @@ from conftest import REPO, TINY
 import runtime
 
 NEEDED = ("sbatch", "slurmctld", "slurmd", "munged")
-pytestmark = pytest.mark.skipif(not all(map(shutil.which, NEEDED)) or os.geteuid() != 0,
-                                reason="needs root and Debian's slurm-wlm and munge: apt-get install slurm-wlm munge")
+pytestmark = [pytest.mark.skipif(not all(map(shutil.which, NEEDED)) or os.geteuid() != 0,
+                                 reason="needs root and Debian's slurm-wlm and munge: apt-get install slurm-wlm munge"),
+              pytest.mark.xdist_group("slurm")]
 
 CONFIG = """
 ClusterName=trial

@@ -222,12 +222,26 @@ class FrameTriples(torch.utils.data.Dataset):
                 whole: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Batches start..stop-1, this process's share of them or the whole, read by workers and encoded on the device."""
         dataset = FrameTriples(self.config, self.shards, fixed=self.fixed) if whole else self
-        loader = torch.utils.data.DataLoader(dataset, batch_size=None, sampler=range(start, stop),
+        loader = torch.utils.data.DataLoader(dataset, batch_size=None, sampler=range(start, stop), worker_init_fn=own_group,
                                              num_workers=self.config.data.workers, pin_memory=device.type == "cuda")
-        for frames, gap in loader:
+        for frames, gap in one_line(loader):
             with torch.no_grad():
                 z = encode(to_pixels(frames.to(device, non_blocking=True).flatten(0, 1)))
             yield *z.float().unflatten(0, (-1, 3)).unbind(1), gap.to(device, non_blocking=True)
+
+
+def own_group(_worker: int) -> None:
+    """Out of reach of a SIGTERM to the training's group of processes: that is the training's to heed, and it needs its
+    workers for one more batch."""
+    os.setpgid(0, 0)
+
+
+def one_line(loader: torch.utils.data.DataLoader) -> Iterator:
+    """A worker's UserError without the traceback that torch puts around it."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).strip().splitlines()[-1].removeprefix("console.UserError: ")) from None
 
 
 def augmentation(config: Config):

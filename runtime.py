@@ -57,6 +57,9 @@ def start() -> Process:
     local, rank, world = (int(os.environ.get(k, d)) for k, d in (("LOCAL_RANK", 0), ("RANK", 0), ("WORLD_SIZE", 1)))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise UserError(f"process {local} of this machine has no GPU of its own, there are {torch.cuda.device_count()}; "
+                            "start fewer processes")
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     if world > 1 and not dist.is_initialized():
@@ -130,11 +133,11 @@ class StopSignals:
             raise KeyboardInterrupt
         self.asked = number
 
-    def agreed(self, step: int) -> int:
+    def agreed(self, step: int, last: bool = False) -> int:
         """The signal that any process has been sent, or 0; the same on all of them. Several look up every tenth step."""
         if self.process.world == 1:
             return self.asked
-        if step % 10:
+        if step % 10 and not last:
             return 0
         asked = torch.tensor(self.asked, device=self.process.device)
         dist.all_reduce(asked, dist.ReduceOp.MAX)
@@ -152,7 +155,7 @@ def save_checkpoint(dir: Path, state: dict, keep: int, keep_every: int = 0) -> P
     Of the numbered ones the last `keep` stay, and every one whose number is a multiple of keep_every. Failure where it cannot
     be written; those from before are then left alone."""
     path = dir / f"step_{state['step']:08d}.pt"
-    temporary = dir / f".{path.name}.tmp"
+    temporary, link = dir / f".{path.name}.tmp", dir / ".latest.tmp"
     try:
         dir.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -160,20 +163,22 @@ def save_checkpoint(dir: Path, state: dict, keep: int, keep_every: int = 0) -> P
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save says RuntimeError of a full disk
-        with suppress(OSError):
-            temporary.unlink()
+        link.unlink(missing_ok=True)
+        try:
+            os.link(path, link)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, link)
+        os.replace(link, dir / "latest.pt")
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "write" not in str(error) and "unexpected pos" not in str(error):
+            raise  # which is not torch.save's word for a full disk
+        for partial in (temporary, link):
+            with suppress(OSError):
+                partial.unlink()
         last = max(dir.glob("step_*.pt"), default=None)
-        raise Failure(f"{path}: cannot be written ({first_line(error)}); "
-                      + (f"the last good checkpoint is {last}; " if last else "") + "make room, then run the same command again"
-                      ) from None
-    link = dir / ".latest.tmp"
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(path, link)
-    os.replace(link, dir / "latest.pt")
+        found = f"the last good checkpoint is {last}; " if last else ""
+        what = f"{path}: cannot be written ({first_line(error)})"
+        raise Failure(f"{what}; {found}make room, then run the same command again") from None
     for old in sorted(dir.glob("step_*.pt"))[:-keep]:
         if not keep_every or int(old.stem.partition("_")[2]) % keep_every:
             old.unlink()
@@ -320,14 +325,15 @@ class Log:
     def __enter__(self) -> Log:
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, kind, *_) -> None:
+        self.close(int(kind is not None))
 
-    def close(self) -> None:
+    def close(self, code: int = 0) -> None:
         if self.file:
-            self.file.close()
+            with suppress(OSError):  # a full disk has been told of by then
+                self.file.close()
         if self.run:
-            self.run.finish()
+            self.run.finish(exit_code=code)
 
 
 class Recent:
@@ -339,7 +345,7 @@ class Recent:
         self.clear()
 
     def clear(self) -> None:
-        self.pairs, self.counted, self.began = [], 0, time.perf_counter()  # of tensors (2,): loss and norm
+        self.pairs, self.counted, self.restored, self.began = [], 0, 0, time.perf_counter()  # pairs (2,): loss and norm
 
     def add(self, loss: Tensor, norm: Tensor) -> None:
         self.pairs.append(torch.stack([loss, norm]))
@@ -349,19 +355,21 @@ class Recent:
                 "bad_in_a_row": self.bad_in_a_row}
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
-        self.pairs = [pair.to(device) for pair in state["pairs"]]
+        self.pairs, self.restored = [pair.to(device) for pair in state["pairs"]], len(state["pairs"])
         self.counted, self.bad, self.bad_in_a_row = state["counted"], state["bad"], state["bad_in_a_row"]
 
     def summary(self) -> dict[str, float]:
-        """Means over the updates that were made; without `loss` and `grad_norm` if none was."""
-        pairs = torch.stack(self.pairs).tolist()
-        for _, norm in pairs[self.counted:]:
+        """Means over the updates that were made; without `loss` and `grad_norm` if none was. Notes in `longest` how many in a
+        row, of those not looked at before, were left out, and how many updates ago they began."""
+        pairs, self.longest = torch.stack(self.pairs).tolist(), (0, 0)
+        for k, (_, norm) in enumerate(pairs[self.counted:], self.counted):
             self.bad_in_a_row = 0 if math.isfinite(norm) else self.bad_in_a_row + 1
             self.bad += not math.isfinite(norm)
+            self.longest = max(self.longest, (self.bad_in_a_row, len(pairs) - k - 1 + self.bad_in_a_row))
         self.counted = len(pairs)
         made = [pair for pair in pairs if math.isfinite(pair[1])]
         means = dict(zip(("loss", "grad_norm"), (sum(column) / len(made) for column in zip(*made))))
-        rate = len(pairs) * self.batch_size / (time.perf_counter() - self.began)
+        rate = (len(pairs) - self.restored) * self.batch_size / (time.perf_counter() - self.began)
         return {**means, "samples_per_second": rate, **({"bad_steps": self.bad} if self.bad else {})}
 
 

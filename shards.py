@@ -24,7 +24,7 @@ from console import UserError, first_line
 
 FORMAT_VERSION = 1
 PATTERN = "shard_*.hdf5"
-DAMAGED = (OSError, KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError)  # what h5py says of it
+DAMAGED = (OSError, KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError, OverflowError)
 
 
 class PackedFile:
@@ -34,7 +34,7 @@ class PackedFile:
         if key not in file or "lengths" not in file:
             raise UserError(f"{path}: holds neither `{key}` with `lengths` (packed) nor `len` (RIVER); prepare it again")
         self.file, self.data = file, own(file[key], file)
-        self.lengths = file["lengths"][:].astype(np.int64)
+        self.lengths = own(file["lengths"], file)[:].astype(np.int64)
         self.continues = bool(file.attrs.get("continues", False))
         self.fps, self.shape, self.dtype = float(file.attrs.get("fps", 0)) or None, self.data.shape[1:], self.data.dtype
         if self.lengths.sum() != len(self.data):
@@ -45,7 +45,7 @@ class PackedFile:
         return read_rows(self.data, flat)
 
     def read_extra(self, name: str, flat: np.ndarray) -> np.ndarray:
-        return read_rows(self.file["extra"][name], flat)
+        return read_rows(own(self.file["extra"][name], self.file), flat)
 
 
 class RiverFile:
@@ -55,7 +55,7 @@ class RiverFile:
 
     def __init__(self, file: h5py.File, path: Path):
         self.file, self.fps = file, float(file.attrs.get("fps", 0)) or None
-        lengths = {name: int(file["len"][name][()]) for name in sorted(file["len"], key=int)}
+        lengths = {name: int(own(file["len"][name], file)[()]) for name in sorted(file["len"], key=int)}
         self.names = [name for name, length in lengths.items() if length]  # RIVER's converter writes empty ones too, and
         self.lengths = np.array([lengths[name] for name in self.names], np.int64)  # shards without a video
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])

@@ -240,38 +240,44 @@ def fit(config: Config, batches: Source, autoencoder: nn.Module,
     optimizer = torch.optim.AdamW(net.parameters(), train.lr, betas=(0.9, train.beta2), weight_decay=train.weight_decay,
                                   fused=True)
     step = restore(start, net, ema, optimizer, dir) if start else 0
+    if process.agree(step) != step:
+        raise Failure(f"process {process.rank} read update {step} from {dir}, the first another: is it the same folder on all "
+                      "machines?")
     if step >= train.steps:
         return dir / "latest.pt"
     forecaster = sample.Forecaster(config, sample.build_net(config, device).eval(), autoencoder, device)
     ddp = nn.parallel.DistributedDataParallel(net) if process.world > 1 else net
-    since = runtime.Recent(train.batch_size)
-    if start and "recent" in start:
-        since.load_state_dict(start["recent"], device)
+    asked = 0
     with (runtime.Log(dir, config, step, enabled=process.first) as log, runtime.StopSignals(process) as signals,
           progress(train.steps, f"train {config.run_id}", "step", step) as bar):
+        since = runtime.Recent(train.batch_size)
+        if start and "recent" in start:
+            since.load_state_dict(start["recent"], device)
         for batch in batches(step, train.steps):
             since.add(*update(ddp, optimizer, forecaster, batch, step, process))
             average(ema, net, step, train.ema)
             step += 1
             bar.update()
-            asked, last = signals.agreed(step), step == train.steps
+            last = step == train.steps
+            asked = signals.agreed(step, last)
             to_save = step % train.save_every == 0 or last or asked
             if step % train.log_every == 0 or to_save:
                 values = since.summary()
-                if since.bad_in_a_row >= train.max_bad_steps:
-                    raise not_finite(config, step - since.bad_in_a_row, windows, dir)
+                if since.longest[0] >= train.max_bad_steps:
+                    raise not_finite(config, since.longest[0], step - since.longest[1], windows, dir)
                 if step % train.log_every == 0 or last:
                     log.row(step, **values, lr=optimizer.param_groups[0]["lr"])
                     since.clear()
                 bar.set_postfix_str(f"loss {values.get('loss', math.nan):.4f}")
             if process.first and to_save:
                 save(dir, config, net, ema, optimizer, autoencoder, step, since)
-            if asked and not last:
-                process.barrier()
-                raise runtime.stopped(asked, step, dir)
+            if asked:
+                break
             if process.first and train.sample_every and step % train.sample_every == 0 and not last:
                 preview(forecaster, ema, config, windows, step, dir, log)
-    process.barrier()
+    process.barrier()  # until the first has saved and closed its log: a launcher ends all where one has ended
+    if asked:
+        raise runtime.stopped(asked, step, dir)
     return dir / "latest.pt"
 
 
@@ -283,6 +289,8 @@ def update(net: nn.Module, optimizer, forecaster: sample.Forecaster, batch: Batc
     torch.manual_seed(runtime.seed_of(train.seed, "dropout", step, process.rank))
     for group in optimizer.param_groups:
         group["lr"] = runtime.learning_rate(step, train.lr, train.steps, train.warmup, train.schedule)
+    buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]  # of batch normalisation
+    before = [buffer.clone() for buffer in buffers]
     noise = runtime.generator(process.device, train.seed, "noise", step, 0)
     loss = flow_loss(net, forecaster, batch, noise, data.share(train.batch_size, process.rank, process.world))
     loss.backward()
@@ -290,14 +298,16 @@ def update(net: nn.Module, optimizer, forecaster: sample.Forecaster, batch: Batc
     optimizer.found_inf = (~norm.isfinite()).float()  # heeded by the fused step, so that nobody waits for it
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    for buffer, old in zip(buffers, before):
+        buffer.copy_(torch.where(norm.isfinite(), buffer, old))
     return loss.detach(), norm
 
 
-def not_finite(config: Config, k: int, windows: data.Windows | None, dir: Path) -> Failure:
-    """What to tell of batch k, the first of too many in a row."""
+def not_finite(config: Config, count: int, k: int, windows: data.Windows | None, dir: Path) -> Failure:
+    """What to tell of batch k, the first of `count` in a row."""
     found = max(dir.glob("step_*.pt"), default="none yet")
     source = data.describe_batch(config, sample.open_split(config, "train"), k, windows)
-    return Failure(f"no finite gradient in {config.train.max_bad_steps} updates in a row, from update {k + 1} on, whose batch "
+    return Failure(f"no finite gradient in {count} updates in a row, from update {k + 1} on, whose batch "
                    f"is of {source}; last good checkpoint: {found}; lower train.lr, or look at the data")
 
 

@@ -122,7 +122,7 @@ def test_two_processes_train_together_and_one_goes_on(tiny_run):
     folder, _ = tiny_run
     command = ["--set", *TINY, "output.run_id=two", "train.schedule=constant"]
     done = launch(folder, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(REPO / "main.py"), *command,
-                  OMP_NUM_THREADS="1")
+                  CUDA_VISIBLE_DEVICES="")
     assert done.stdout.count("crps / repeat last") == 1 and weights(folder, "outputs/checkpoints/two")["step"] == 12
     launch(folder, "main.py", *command, "train.steps=15")
     assert weights(folder, "outputs/checkpoints/two")["step"] == 15

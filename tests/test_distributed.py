@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,8 @@ import runtime
 pytestmark = pytest.mark.xdist_group("torchrun")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 SETTINGS = ["--set", *TINY, "train.schedule=constant", "train.precision=float32"]
-ENV = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+ENV = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +75,25 @@ def test_a_bad_update_of_one_is_left_out_by_all(folder, tmp_path):
     assert all(value.isfinite().all() for value in found["model"].values())
 
 
+@contextmanager
+def started(folder: Path, *command: str) -> Iterator[subprocess.Popen]:
+    """torchrun of two processes, killed at the end whatever happens."""
+    command = [*TORCHRUN, "--standalone", "--nproc_per_node=2", "--max-restarts=2", str(REPO / "main.py"), *SETTINGS,
+               "train.keep=1000", *command]
+    process = subprocess.Popen(command, cwd=folder, env=ENV, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    try:
+        yield process
+    finally:
+        for pid in (*workers(process), process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def workers(process: subprocess.Popen) -> list[int]:
+    file = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in file.read_text().split()] if file.exists() else []
+
+
 def wait_for(path: Path, process: subprocess.Popen, seconds: float = 100) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists():
@@ -79,17 +101,15 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float = 100) -> Non
         time.sleep(0.02)
 
 
+@needs_proc
 def test_a_killed_worker_is_brought_back_to_the_same_weights(folder):
-    more = [*SETTINGS, "train.steps=400", "train.save_every=20", "sample.num_videos=1"]
-    torchrun(folder, str(REPO / "main.py"), *more, "output.run_id=whole")
-    command = [*TORCHRUN, "--standalone", "--nproc_per_node=2", "--max-restarts=2", str(REPO / "main.py"), *more,
-               "output.run_id=killed"]
-    process = subprocess.Popen(command, cwd=folder, env=ENV, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    wait_for(folder / "outputs/checkpoints/killed/step_00000040.pt", process)
-    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    victim = next(pid for pid in workers if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
-    os.kill(int(victim), signal.SIGKILL)
-    err = process.communicate(timeout=200)[1]
+    more = ["train.steps=400", "train.save_every=20", "sample.num_videos=1"]
+    torchrun(folder, str(REPO / "main.py"), *SETTINGS, *more, "output.run_id=whole")
+    with started(folder, *more, "output.run_id=killed") as process:
+        wait_for(folder / "outputs/checkpoints/killed/step_00000040.pt", process)
+        os.kill(next(pid for pid in workers(process) if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")),
+                signal.SIGKILL)
+        err = process.communicate(timeout=200)[1]
     assert process.returncode == 0, err[-3000:]
     assert state(folder, "killed")["step"] == 400 and same(state(folder, "killed"), state(folder, "whole"))
     assert same(state(folder, "killed"), state(folder, "whole"), "ema")
@@ -100,7 +120,8 @@ def test_two_nodes_are_as_good_as_two_processes(folder):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     for name, launcher in (("processes", ["--standalone", "--nproc_per_node=2"]), ("nodes", [
-            "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{port}", "--rdzv_id=7"])):
+            "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{port}", "--rdzv_id=7",
+            "--local-addr=localhost"])):
         command = [*TORCHRUN, *launcher, str(REPO / "main.py"), *SETTINGS, f"output.run_id={name}", "sample.num_videos=1"]
         agents = [subprocess.Popen(command, cwd=folder, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
                   for _ in range(2 if name == "nodes" else 1)]
@@ -110,13 +131,11 @@ def test_two_nodes_are_as_good_as_two_processes(folder):
     assert same(state(folder, "nodes"), state(folder, "processes"))
 
 
+@needs_proc
 def test_a_signal_to_two_is_heeded_by_both(folder):
-    command = [*TORCHRUN, "--standalone", "--nproc_per_node=2", str(REPO / "main.py"), *SETTINGS, "train.steps=100000",
-               "output.run_id=long"]
-    process = subprocess.Popen(command, cwd=folder, env=ENV, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    wait_for(folder / "outputs/checkpoints/long/step_00000015.pt", process)
-    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(workers[1]), signal.SIGUSR1)  # to one of them only
-    err = process.communicate(timeout=100)[1]
+    with started(folder, "train.steps=100000", "output.run_id=long", "data.hue=0.1", "data.workers=1") as process:
+        wait_for(folder / "outputs/checkpoints/long/step_00000015.pt", process)
+        os.kill(workers(process)[1], signal.SIGUSR1)  # to one of them only
+        err = process.communicate(timeout=100)[1]
     step = state(folder, "long")["step"]
-    assert process.returncode != 0 and err.count(f"stopped by SIGUSR1 after update {step}, which is saved") == 2, err[-3000:]
+    assert process.returncode != 0 and err.count(f"stopped by SIGUSR1 after update {step}, which is saved") >= 2, err[-3000:]

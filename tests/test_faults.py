@@ -15,10 +15,11 @@ import torch
 from conftest import REPO, TINY, launch
 
 import configs
+import data
 import runtime
 import train
 from console import Failure, UserError
-from shards import ShardWriter, write_packed
+from shards import Shards, ShardWriter, write_packed
 
 RUN = "outputs/checkpoints/ball_stn-follmer-0"
 CKPT = ["--ckpt", f"{RUN}/latest.pt"]
@@ -138,6 +139,18 @@ def absurd_river(path):
         file["0/0"] = frames(1)[0]
 
 
+def absurd_lengths(path):
+    with h5py.File(path, "w") as file:
+        file["frames"] = frames(2)
+        file.create_dataset("lengths", (10**13,), "i8", chunks=(1,))
+
+
+def absurd_number(path):
+    with h5py.File(path, "w") as file:
+        file["len/0"] = np.uint64(2**63)
+        file["0/0"] = frames(1)[0]
+
+
 def truncated(path):
     write_packed(path, "frames", frames(40), [40], {})
     path.write_bytes(path.read_bytes()[:5000])
@@ -150,6 +163,7 @@ def no_length(path):
 
 @pytest.mark.parametrize("make, message", [
     (external, "links to another file"), (external_river, "links to another file"), (raw_storage, "links to another file"),
+    (absurd_lengths, "declares"), (absurd_number, "names videos that are not there"),
     (absurd, "declares 3,072,000,000,000,000 bytes"), (absurd_river, "names videos that are not there"),
     (truncated, "not a readable HDF5 file"), (no_length, "holds neither `frames` with `lengths`"),
     (lambda path: path.write_text("frames"), "not a readable HDF5 file"),
@@ -171,6 +185,27 @@ def test_bad_shards_are_one_line_and_code_2(tmp_path, command, make, message):
     assert code == 2 and message in err and err.splitlines()[-1].startswith("error: "), err
     if message != "stand still":  # which shows in the latents only
         assert len(err.splitlines()) == 1 and sorted(p.name for p in (tmp_path / "outputs").rglob("*")) == [".lock"]
+
+
+def test_a_damaged_frame_read_by_a_worker_is_one_line_too(tmp_path, command):
+    for split in ("train", "test"):
+        (tmp_path / "d" / split).mkdir(parents=True)
+        with h5py.File(tmp_path / "d" / split / "shard_0001.hdf5", "w") as file:
+            file["len/0"] = 40
+            for t, frame in enumerate(frames(40)):
+                file.create_dataset(f"0/{t}", data=frame // 64, compression="gzip")
+    with h5py.File(tmp_path / "d/train/shard_0001.hdf5") as file:
+        places = [file[f"0/{t}"].id.get_chunk_info(0) for t in range(1, 40)]
+    with open(tmp_path / "d/train/shard_0001.hdf5", "r+b") as raw:
+        for place in places:
+            raw.seek(place.byte_offset)
+            raw.write(bytes(place.size))
+    config = configs.build("videos", configs.parse_overrides(
+        [*TINY, "data.image_size=32", f"data.root={tmp_path / 'd'}", "data.hue=0.1", "data.workers=1"]))
+    source = data.FrameTriples(config, Shards(tmp_path / "d/train")).batches(0, 2, lambda x: x, torch.device("cpu"))
+    with pytest.raises(UserError, match="shard_0001.hdf5: damaged, frames cannot be read") as caught:
+        next(source)
+    assert "\n" not in str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------- what a run finds on resuming
@@ -224,6 +259,7 @@ def test_a_batch_that_processes_cannot_share_is_told(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------- a full disk
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
 def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(copy):
     more = ["--set", *TINY, "train.steps=25", "train.schedule=constant", "output.run_id=full"]
     dir = copy / "outputs/checkpoints/full"
@@ -238,30 +274,37 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(copy):
 
 
 # --------------------------------------------------------------------------------------------------------------- signals
-@pytest.mark.parametrize("name, code", [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
-def test_a_signal_ends_the_run_after_its_step(copy, name, code):
-    long = ["--set", *TINY, "train.steps=100000", "train.schedule=constant", "output.run_id=long", "train.save_every=7"]
+@pytest.mark.parametrize("name, code, more", [
+    ("SIGTERM", 75, []), ("SIGUSR1", 75, []), ("SIGINT", 130, []), ("SIGTERM", 75, ["data.hue=0.1", "data.workers=2"])])
+def test_a_signal_ends_the_run_after_its_step(copy, name, code, more):
+    """To the whole group of processes, as torchrun, timeout and terminals send it."""
+    long = ["--set", *TINY, "train.steps=100000", "train.schedule=constant", "output.run_id=long", "train.save_every=7",
+            "train.keep=1000", *more]
     env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, str(REPO / "main.py"), *long], cwd=copy, env=env, stderr=subprocess.PIPE,
-                               stdout=subprocess.DEVNULL, text=True)
+                               stdout=subprocess.DEVNULL, text=True, start_new_session=True)
     dir, deadline = copy / "outputs/checkpoints/long", time.monotonic() + 60
-    while not (dir / "step_00000007.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(getattr(signal, name))
-    err = process.communicate(timeout=60)[1]
+    try:
+        while not (dir / "step_00000007.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, getattr(signal, name))
+        err = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
     step = runtime.load_checkpoint(dir / "latest.pt")["step"]
     assert process.returncode == code, err
     assert f"stopped by {name} after update {step}, which is saved in" in err.splitlines()[-1]
 
 
 def test_a_second_ctrl_c_stops_at_once():
+    before = signal.getsignal(signal.SIGINT)
     with runtime.StopSignals(runtime.Process(0, 1, torch.device("cpu"))) as signals:
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.agreed(1) == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 # --------------------------------------------------------------------------------------------------- gradients not finite
@@ -290,8 +333,27 @@ def test_an_update_without_a_finite_gradient_is_left_out_and_counted(copy, monke
     assert all(torch.equal(clean["model"][name], short["model"][name]) for name in short["model"])
 
 
+def test_a_forward_pass_of_nan_leaves_batch_normalisation_alone(copy, monkeypatch):
+    import interpolants
+    real, count = interpolants.Interpolant.network_input, iter(range(1, 1000))
+    monkeypatch.setattr(interpolants.Interpolant, "network_input",
+                        lambda self, x, s, x0: real(self, x, s, x0) * (float("nan") if next(count) == 6 else 1.0))
+    state, rows = trained(copy, monkeypatch, **{"model.name": "uvit", "model.out_norm": "bn"})
+    assert rows[-1]["bad_steps"] == 1
+    assert all(value.isfinite().all() for part in ("model", "ema") for value in state[part].values())
+
+
+def test_too_many_in_a_row_are_seen_though_a_good_one_followed():
+    recent = runtime.Recent(batch_size=4)
+    for norm in (1.0, float("nan"), float("inf"), float("nan"), 1.0):
+        recent.add(torch.tensor(2.0), torch.tensor(norm))
+    values = recent.summary()
+    assert (values["loss"], values["grad_norm"], values["bad_steps"]) == (2.0, 1.0, 3)
+    assert recent.longest == (3, 4) and recent.bad_in_a_row == 0  # of five updates the last four began with it
+
+
 def test_too_many_in_a_row_end_the_run_and_name_their_batch(copy, monkeypatch):
-    with pytest.raises(Failure, match=r"no finite gradient in 3 updates in a row, from update 7 on, whose batch is of "
+    with pytest.raises(Failure, match=r"no finite gradient in 4 updates in a row, from update 7 on, whose batch is of "
                                       r"data/ball_stn/train: shard_0001.hdf5, video 0, frames \d+, \d+, \d+; .*and 4 more; "
                                       r"last good checkpoint: outputs/checkpoints/poisoned/step_00000005.pt"):
         trained(copy, monkeypatch, poisoned=range(7, 100), **{"train.max_bad_steps": 3})
@@ -300,7 +362,6 @@ def test_too_many_in_a_row_end_the_run_and_name_their_batch(copy, monkeypatch):
 
 
 def test_the_place_of_a_frame(tmp_path):
-    from shards import Shards
     with ShardWriter(tmp_path / "s", shard_bytes=1) as writer:
         writer.add(frames(3))
         writer.append(frames(2))

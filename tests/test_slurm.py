@@ -66,15 +66,17 @@ def slurm(tmp_path_factory):
     shutil.chown(run, "munge", "munge")
     if subprocess.run(["munge", "-n"], capture_output=True).returncode:
         subprocess.run(["su", "-s", "/bin/sh", "munge", "-c", "munged --force"], check=True)
-    subprocess.run(["slurmctld"], env=env, check=True)
-    subprocess.run(["slurmd"], env=env, check=True)
-    deadline = time.monotonic() + 60
-    while "idle" not in subprocess.run(["sinfo", "-h"], env=env, capture_output=True, text=True).stdout:
-        assert time.monotonic() < deadline, (dir / "slurmctld.log").read_text()[-2000:]
-        time.sleep(0.3)
-    yield env
-    for name in ("slurmd", "slurmctld"):
-        os.kill(int((dir / f"{name}.pid").read_text()), 15)
+    try:
+        subprocess.run(["slurmctld"], env=env, check=True)
+        subprocess.run(["slurmd"], env=env, check=True)
+        wait_for(lambda: "idle" in subprocess.run(["sinfo", "-h"], env=env, capture_output=True, text=True).stdout,
+                 lambda: (dir / "slurmctld.log").read_text()[-2000:])
+        yield env
+    finally:
+        subprocess.run(["scancel", "--user=root"], env=env, timeout=20)
+        for name in ("slurmd", "slurmctld"):
+            if (dir / f"{name}.pid").exists():
+                os.kill(int((dir / f"{name}.pid").read_text()), 15)
 
 
 @pytest.fixture
@@ -99,48 +101,58 @@ def submit(folder: Path, slurm: dict, script: str, *flags: str, **settings: str)
     return done.stdout.strip()
 
 
-def wait_for(done, what: str, seconds: float = 150):
+def wait_for(done, what=lambda: "", seconds: float = 150):
     deadline = time.monotonic() + seconds
     while not done():
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, what()
         time.sleep(0.2)
 
 
-def ended(slurm: dict, job: str) -> bool:
-    shown = subprocess.run(["scontrol", "show", "job", job, "-o"], env=slurm, capture_output=True, text=True).stdout
-    return all(word in line for line in shown.splitlines() for word in ["JobState=COMPLETED"]) and bool(shown)
+def wait_for_end(slurm: dict, job: str, log: Path) -> None:
+    """Of all of a job's tasks, with success."""
+    def states() -> list[str]:
+        shown = subprocess.run(["scontrol", "show", "job", job, "-o"], env=slurm, capture_output=True, text=True).stdout
+        return [word.partition("=")[2] for word in shown.split() if word.startswith("JobState=")]
+    over = {"COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
+    wait_for(lambda: states() and set(states()) <= over, lambda: f"{states()} {text_of(log)[-1000:]}")
+    assert set(states()) == {"COMPLETED"}, text_of(log)[-2000:]
+
+
+def text_of(log: Path) -> str:
+    return log.read_text(errors="replace") if log.exists() else ""
 
 
 def test_preempted_it_comes_back_and_finishes(folder, slurm):
-    settings = " ".join([*TINY, "train.schedule=constant", "train.steps=2500", "train.save_every=100", "output.run_id=run"])
+    settings = " ".join([*TINY, "train.schedule=constant", "train.steps=2500", "train.save_every=100", "train.keep=1000",
+                         "output.run_id=run"])
     job = submit(folder, slurm, "train.sbatch", DATASET="ball_stn", SETTINGS=settings)
     dir, log = folder / "outputs/checkpoints/run", folder / f"slurm-driftcast-{job}.out"
-    wait_for((dir / "step_00000200.pt").exists, "the first checkpoints")
+    wait_for((dir / "step_00000200.pt").exists, lambda: text_of(log))
     subprocess.run(["scancel", "--signal=USR1", job], env=slurm, check=True)  # as SLURM does two minutes before the end
-    wait_for(lambda: "stopped by SIGUSR1" in log.read_text(errors="replace"), "the run to save")
+    wait_for(lambda: "stopped by SIGUSR1" in text_of(log), lambda: text_of(log))
     stopped = runtime.load_checkpoint(dir / "latest.pt")["step"]
-    wait_for(lambda: runtime.load_checkpoint(dir / "latest.pt")["step"] > stopped, "the job to come back")
+    wait_for(lambda: runtime.load_checkpoint(dir / "latest.pt")["step"] > stopped, lambda: text_of(log))  # it came back
     subprocess.run(["scontrol", "requeue", job], env=slurm, check=True)  # as a preempting job does
-    wait_for(lambda: ended(slurm, job), "the end: " + log.read_text(errors="replace")[-1000:])
-    assert runtime.load_checkpoint(dir / "latest.pt")["step"] == 2500
-    assert log.read_text(errors="replace").count("crps / repeat last") == 1
+    wait_for_end(slurm, job, log)
+    assert runtime.load_checkpoint(dir / "latest.pt")["step"] == 2500 and text_of(log).count("crps / repeat last") == 1
 
 
 def test_two_tasks_train_together(folder, slurm):
-    settings = " ".join([*TINY, "output.run_id=two"])
-    job = submit(folder, slurm, "train.sbatch", "--ntasks-per-node=2", DATASET="ball_stn", SETTINGS=settings)
-    wait_for(lambda: ended(slurm, job), "the end")
-    assert (folder / f"slurm-driftcast-{job}.out").read_text(errors="replace").count("crps / repeat last") == 1
+    job = submit(folder, slurm, "train.sbatch", "--ntasks-per-node=2", DATASET="ball_stn",
+                 SETTINGS=" ".join([*TINY, "output.run_id=two"]))
+    log = folder / f"slurm-driftcast-{job}.out"
+    wait_for_end(slurm, job, log)
+    assert text_of(log).count("crps / repeat last") == 1
     assert runtime.load_checkpoint(folder / "outputs/checkpoints/two/latest.pt")["step"] == 12
 
 
 def test_an_array_over_interpolants_and_seeds_and_samples_from_it(folder, slurm):
     job = submit(folder, slurm, "array.sbatch", "--array=0-3", DATASET="ball_stn", INTERPOLANTS="linear follmer", SEEDS="0 1",
                  SETTINGS=" ".join(TINY))
-    wait_for(lambda: ended(slurm, job), "the end")
+    wait_for_end(slurm, job, folder / f"slurm-driftcast-array-{job}_0.out")
     runs = [folder / f"outputs/checkpoints/ball_stn-{name}-{seed}/latest.pt" for name in ("linear", "follmer") for seed in "01"]
     weights = [runtime.load_checkpoint(path)["model"]["conv_in.weight"] for path in runs]
     assert not any(torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
     job = submit(folder, slurm, "sample.sbatch", CKPT=str(runs[0]), FLAGS="--num_videos 1 --out mine")
-    wait_for(lambda: ended(slurm, job), "the samples")
+    wait_for_end(slurm, job, folder / f"slurm-driftcast-sample-{job}.out")
     assert (folder / "mine/forecasts.mp4").exists()

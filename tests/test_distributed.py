@@ -76,9 +76,9 @@ def test_a_bad_update_of_one_is_left_out_by_all(folder, tmp_path):
 
 
 @contextmanager
-def started(folder: Path, *command: str) -> Iterator[subprocess.Popen]:
+def started(folder: Path, *command: str, restarts: int = 0) -> Iterator[subprocess.Popen]:
     """torchrun of two processes, killed at the end whatever happens."""
-    command = [*TORCHRUN, "--standalone", "--nproc_per_node=2", "--max-restarts=2", str(REPO / "main.py"), *SETTINGS,
+    command = [*TORCHRUN, "--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}", str(REPO / "main.py"), *SETTINGS,
                "train.keep=1000", *command]
     process = subprocess.Popen(command, cwd=folder, env=ENV, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
@@ -105,7 +105,7 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float = 100) -> Non
 def test_a_killed_worker_is_brought_back_to_the_same_weights(folder):
     more = ["train.steps=400", "train.save_every=20", "sample.num_videos=1"]
     torchrun(folder, str(REPO / "main.py"), *SETTINGS, *more, "output.run_id=whole")
-    with started(folder, *more, "output.run_id=killed") as process:
+    with started(folder, *more, "output.run_id=killed", restarts=2) as process:
         wait_for(folder / "outputs/checkpoints/killed/step_00000040.pt", process)
         os.kill(next(pid for pid in workers(process) if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")),
                 signal.SIGKILL)

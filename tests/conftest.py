@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 import zlib
@@ -55,6 +56,14 @@ def tiny_run(tmp_path_factory) -> tuple[Path, str]:
     """A folder in which `python main.py --set TINY` has run to its end, and what it printed."""
     folder = tmp_path_factory.mktemp("tiny")
     return folder, launch(folder, "main.py", "--set", *TINY).stdout
+
+
+def copy_of(run: Path, to: Path, *runs: str) -> Path:
+    """A folder with the data, VQVAE and latents of a finished run, and of its checkpoints those named."""
+    vqvae = next((run / "outputs/checkpoints").glob("vqvae-*")).name
+    for part in ("data", "outputs/latents", *(f"outputs/checkpoints/{name}" for name in (vqvae, *runs))):
+        shutil.copytree(run / part, to / part)
+    return to
 
 
 @pytest.fixture

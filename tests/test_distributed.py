@@ -1,7 +1,6 @@
 """Several processes, on one node and on two: the same data, the same gradient, one voice; and workers that are killed."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, TINY, launch
+from conftest import REPO, TINY, copy_of, launch
 
 import runtime
 
@@ -28,9 +27,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="ne
 @pytest.fixture(scope="module")
 def folder(tiny_run, tmp_path_factory) -> Path:
     """A folder with data, VQVAE and latents."""
-    folder = tmp_path_factory.mktemp("several") / "run"
-    shutil.copytree(tiny_run[0], folder, ignore=shutil.ignore_patterns("results", "ball_stn-follmer-0"))
-    return folder
+    return copy_of(tiny_run[0], tmp_path_factory.mktemp("several") / "run")
 
 
 def state(folder: Path, name: str) -> dict:

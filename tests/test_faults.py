@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, TINY, launch
+from conftest import REPO, TINY, copy_of, launch
 
 import configs
 import data
@@ -212,9 +212,7 @@ def test_a_damaged_frame_read_by_a_worker_is_one_line_too(tmp_path, command):
 @pytest.fixture
 def copy(tiny_run, tmp_path):
     """A finished tiny run that may be spoiled."""
-    folder = tmp_path / "copy"
-    shutil.copytree(tiny_run[0], folder, ignore=shutil.ignore_patterns("results"))
-    return folder
+    return copy_of(tiny_run[0], tmp_path / "copy", "ball_stn-follmer-0")
 
 
 def change(path, **values):

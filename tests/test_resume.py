@@ -1,13 +1,12 @@
 """A run that was stopped and goes on is the same run, to the last bit; and the data does not depend on how many train it."""
 
 import json
-import shutil
 import signal
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, copy_of
 
 import configs
 import data
@@ -30,9 +29,7 @@ def trained(folder, name, monkeypatch, *settings):
 
 @pytest.fixture(scope="module")
 def folder(tiny_run, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("resume") / "run"
-    shutil.copytree(tiny_run[0], folder, ignore=shutil.ignore_patterns("results", "ball_stn-follmer-0"))
-    return folder
+    return copy_of(tiny_run[0], tmp_path_factory.mktemp("resume") / "run")
 
 
 def assert_same(a: dict, b: dict) -> None:
@@ -54,7 +51,7 @@ def rows(folder, name) -> list[dict]:
 def test_stopped_and_gone_on_is_bit_for_bit_the_same(folder, monkeypatch, settings):
     name = settings[0].replace("=", "-")
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="after update 6"):  # between two logs and two checkpoints
-        patch.setattr(runtime.StopSignals, "agreed", lambda self, step: signal.SIGTERM if step == 6 else 0)
+        patch.setattr(runtime.StopSignals, "agreed", lambda self, step, last: signal.SIGTERM if step == 6 else 0)
         trained(folder, f"{name}-parts", monkeypatch, *settings)
     parts = trained(folder, f"{name}-parts", monkeypatch, *settings)
     whole = trained(folder, f"{name}-whole", monkeypatch, *settings)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, TINY
+from conftest import REPO, TINY, copy_of
 
 import runtime
 
@@ -82,8 +82,7 @@ def slurm(tmp_path_factory):
 @pytest.fixture
 def folder(tiny_run, tmp_path) -> Path:
     """What a user's clone looks like: main.py, a virtual environment, and data from before."""
-    folder = tmp_path / "clone"
-    shutil.copytree(tiny_run[0], folder, ignore=shutil.ignore_patterns("results", "ball_stn-follmer-0"))
+    folder = copy_of(tiny_run[0], tmp_path / "clone")
     for script in ("main.py", "sample.py"):
         (folder / script).symlink_to(REPO / script)
     (folder / ".venv/bin").mkdir(parents=True)

@@ -117,7 +117,7 @@ def test_sampling_settings_of_a_finished_run_are_taken_from_the_command(tiny_run
                                                      "sample.num_samples=1").stdout
 
 
-@pytest.mark.xdist_group("torchrun")
+@pytest.mark.xdist_group("processes")
 def test_two_processes_train_together_and_one_goes_on(tiny_run):
     folder, _ = tiny_run
     command = ["--set", *TINY, "output.run_id=two", "train.schedule=constant"]

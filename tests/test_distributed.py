@@ -17,7 +17,7 @@ from conftest import REPO, TINY, copy_of, launch
 import runtime
 
 # one after the other: two torchruns that start at once may choose the same port
-pytestmark = pytest.mark.xdist_group("torchrun")
+pytestmark = pytest.mark.xdist_group("processes")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 SETTINGS = ["--set", *TINY, "train.schedule=constant", "train.precision=float32"]
 ENV = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -33,7 +33,7 @@ class PackedFile:
     def __init__(self, file: h5py.File, path: Path, key: str):
         if key not in file or "lengths" not in file:
             raise UserError(f"{path}: holds neither `{key}` with `lengths` (packed) nor `len` (RIVER); prepare it again")
-        self.file, self.data = file, own(file[key], file)
+        self.file, self.data, self.path, self.rows = file, own(file[key], file), path, {}
         self.lengths = own(file["lengths"], file)[:].astype(np.int64)
         self.continues = bool(file.attrs.get("continues", False))
         self.fps, self.shape, self.dtype = float(file.attrs.get("fps", 0)) or None, self.data.shape[1:], self.data.dtype
@@ -42,10 +42,15 @@ class PackedFile:
                             f"{len(self.data)}; prepare it again")
 
     def read(self, flat: np.ndarray) -> np.ndarray:
-        return read_rows(self.data, flat)
+        return self._rows(self.data).read(flat)
 
     def read_extra(self, name: str, flat: np.ndarray) -> np.ndarray:
-        return read_rows(own(self.file["extra"][name], self.file), flat)
+        return self._rows(own(self.file["extra"][name], self.file)).read(flat)
+
+    def _rows(self, data: h5py.Dataset) -> Rows:
+        if data.name not in self.rows:
+            self.rows[data.name] = Rows(data, self.path)
+        return self.rows[data.name]
 
 
 class RiverFile:
@@ -80,12 +85,42 @@ def own(data: h5py.Dataset, file: h5py.File) -> h5py.Dataset:
     return data
 
 
-def read_rows(data: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
-    """Rows of a dataset in any order, repeats allowed; a run of neighbours is one read."""
-    if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
-        return data[rows[0]:rows[-1] + 1]
-    unique, inverse = np.unique(rows, return_inverse=True)
-    return data[unique][inverse]
+class Rows:
+    """Rows of a dataset in any order, repeats allowed. Single ones are read past HDF5, whose selections cost milliseconds,
+    from where it says they lie; a run of neighbours, and rows that do not lie there plainly, by HDF5."""
+
+    def __init__(self, data: h5py.Dataset, path: Path):
+        self.data, self.offsets = data, offsets(data)
+        self.raw = open(path, "rb", buffering=0) if self.offsets is not None else None
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        if len(rows) and (np.diff(rows) == 1).all():
+            return self.data[rows[0]:rows[-1] + 1]
+        if self.raw is None or not len(rows):
+            unique, inverse = np.unique(rows, return_inverse=True)
+            return self.data[unique][inverse]
+        out = np.empty((len(rows), *self.data.shape[1:]), self.data.dtype)
+        for row, offset in zip(out.reshape(len(rows), out[0].size).view(np.uint8), self.offsets[rows]):
+            self.raw.seek(offset)
+            if self.raw.readinto(row) != row.nbytes:
+                raise OSError(f"the file ends before byte {offset + row.nbytes}")
+        return out
+
+
+def offsets(data: h5py.Dataset) -> np.ndarray | None:
+    """Where in its file each row of a dataset lies, in bytes; None where they lie there in another form."""
+    if data.id.get_create_plist().get_nfilters() or not data.dtype.isnative or data.file.userblock_size:
+        return None
+    size = data.dtype.itemsize * int(np.prod(data.shape[1:]))
+    if data.chunks is None:
+        start = data.id.get_offset()
+        return None if start is None else start + size * np.arange(len(data))
+    starts = np.full(-(-len(data) // data.chunks[0]), -1)
+    data.id.chunk_iter(lambda chunk: starts.__setitem__(chunk.chunk_offset[0] // data.chunks[0], chunk.byte_offset))
+    if data.chunks[1:] != data.shape[1:] or (starts < 0).any():
+        return None
+    rows = np.arange(len(data))
+    return starts[rows // data.chunks[0]] + size * (rows % data.chunks[0])
 
 
 class Shards:
@@ -158,8 +193,7 @@ class Shards:
         try:
             opened = RiverFile(file, path) if "len" in file else PackedFile(file, path, self.key)
         except DAMAGED as error:
-            what = "`len` names videos that are not there" if "len" in file else "damaged"
-            raise UserError(f"{path}: {what} ({first_line(error)}); prepare it again") from None
+            raise UserError(f"{path}: not a whole shard ({first_line(error)}); prepare it again") from None
         if self.key == "frames" and len(opened.lengths) and (opened.dtype, *opened.shape[2:]) != (np.uint8, 3):
             raise UserError(f"{path}: frames of {opened.shape} {opened.dtype}, not (height, width, 3) uint8; prepare it again")
         return opened
@@ -206,7 +240,7 @@ class Shards:
         return self.paths[np.searchsorted(self.file_starts, self.starts[video] + frame, side="right") - 1]
 
     def fingerprint(self) -> str:
-        """A name for the contents: the digests stored by ShardWriter, or name, size and date of a foreign file."""
+        """A name for the contents: the files' names with the digests stored by ShardWriter, or size and date where foreign."""
         digest = hashlib.blake2b(digest_size=16)
         for path, file in zip(self.paths, self.files):
             stored = file.file.attrs.get("digest")
@@ -304,58 +338,6 @@ class ShardWriter:
     def close(self) -> None:
         if self._file is not None:
             self._finish()
-
-
-class RiverWriter:
-    """Writes shards of RIVER's layout, of `videos_per_shard` videos each, for programs that read nothing else; `add` and
-    `append` as ShardWriter's."""
-
-    def __init__(self, dir: str | Path, fps: float | None = None, source: str = "", command: str = "",
-                 videos_per_shard: int = 1000):
-        self.dir, self.videos_per_shard = Path(dir), videos_per_shard
-        self.attrs = {"fps": fps or 0.0, "source": source, "command": command}
-        self.dir.mkdir(parents=True, exist_ok=True)
-        self.videos, self.frames, self._file = 0, 0, None
-
-    def __enter__(self) -> RiverWriter:
-        return self
-
-    def __exit__(self, kind, *_) -> None:
-        if self._file is not None:
-            self._finish(keep=kind is None)
-
-    def _path(self, name: str) -> Path:
-        return self.dir / name.format(-(-self.videos // self.videos_per_shard))
-
-    def _finish(self, keep: bool = True) -> None:
-        self._file["len"][self._video] = self._length
-        self._file.close()
-        self._file = None
-        if keep:
-            os.replace(self._path(".shard_{:04d}.tmp"), self._path("shard_{:04d}.hdf5"))
-        else:
-            self._path(".shard_{:04d}.tmp").unlink()
-
-    def add(self, video: np.ndarray) -> None:
-        number = self.videos % self.videos_per_shard
-        if self._file is not None and number:
-            self._file["len"][self._video] = self._length
-        elif self._file is not None:
-            self._finish()
-        self.videos += 1
-        if self._file is None:
-            self._file = h5py.File(self._path(".shard_{:04d}.tmp"), "w")
-            self._file.create_group("len")
-            self._file.attrs.update(self.attrs)
-        self._video, self._length = str(number), 0
-        self.append(video)
-
-    def append(self, frames: np.ndarray) -> None:
-        group = self._file.require_group(self._video)
-        for frame in frames:
-            group.create_dataset(str(self._length), data=frame, compression="lzf")
-            self._length += 1
-        self.frames += len(frames)
 
 
 def write_packed(path: str | Path, key: str, rows: np.ndarray, lengths: np.ndarray, attrs: dict) -> None:

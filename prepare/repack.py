@@ -1,4 +1,5 @@
-"""Shards from one layout to the other: RIVER's, a dataset per frame, to packed, many times as fast to read, or back.
+"""Shards from one layout to the other: RIVER's, a dataset per frame, to packed, or back. Packed ones are read some twenty
+times as fast (triples of 64-pixel frames; RIVER's as its lzf leaves them).
 
     python -m prepare.repack --source data/kth --out data/kth_packed
 """
@@ -12,11 +13,66 @@ import shutil
 import sys
 from pathlib import Path
 
+import h5py
+import numpy as np
+
 from console import UserError, progress, run_command
-from shards import PATTERN, RiverFile, RiverWriter, Shards, ShardWriter
+from shards import PATTERN, RiverFile, Shards, ShardWriter
 
 SPLITS = ("train", "val", "test")
 CHUNK = 1024  # frames held in memory
+
+
+class RiverWriter:
+    """Writes shards of RIVER's layout, of `videos_per_shard` videos each, for programs that read nothing else; `add` and
+    `append` as ShardWriter's."""
+
+    def __init__(self, dir: str | Path, fps: float | None = None, source: str = "", command: str = "",
+                 videos_per_shard: int = 1000):
+        self.dir, self.videos_per_shard = Path(dir), videos_per_shard
+        self.attrs = {"fps": fps or 0.0, "source": source, "command": command}
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self.videos, self.frames, self._file = 0, 0, None
+
+    def __enter__(self) -> RiverWriter:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if self._file is not None:
+            self._finish(keep=kind is None)
+
+    def _path(self, name: str) -> Path:
+        return self.dir / name.format(-(-self.videos // self.videos_per_shard))
+
+    def _finish(self, keep: bool = True) -> None:
+        self._file["len"][self._video] = self._length
+        self._file.close()
+        self._file = None
+        if keep:
+            os.replace(self._path(".shard_{:04d}.tmp"), self._path("shard_{:04d}.hdf5"))
+        else:
+            self._path(".shard_{:04d}.tmp").unlink()
+
+    def add(self, video: np.ndarray) -> None:
+        number = self.videos % self.videos_per_shard
+        if self._file is not None and number:
+            self._file["len"][self._video] = self._length
+        elif self._file is not None:
+            self._finish()
+        self.videos += 1
+        if self._file is None:
+            self._file = h5py.File(self._path(".shard_{:04d}.tmp"), "w")
+            self._file.create_group("len")
+            self._file.attrs.update(self.attrs)
+        self._video, self._length = str(number), 0
+        self.append(video)
+
+    def append(self, frames: np.ndarray) -> None:
+        group = self._file.require_group(self._video)
+        for frame in frames:
+            group.create_dataset(str(self._length), data=frame, compression="lzf")
+            self._length += 1
+        self.frames += len(frames)
 
 
 def repack(shards: Shards, out: Path, layout: str, command: str) -> str:

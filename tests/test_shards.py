@@ -8,7 +8,8 @@ import pytest
 
 import data
 from console import UserError
-from shards import RiverWriter, Shards, ShardWriter, write_packed
+from prepare.repack import RiverWriter
+from shards import Rows, Shards, ShardWriter, write_packed
 
 
 def values(frames: np.ndarray) -> list[int]:
@@ -23,6 +24,28 @@ def test_videos_come_back_in_any_order(make_shards):
     assert values(shards.read(2, np.array([8, 0, 0, 3]))) == [16, 8, 8, 11]
     with pytest.raises(IndexError):
         shards.read(1, np.array([3]))
+
+
+@pytest.mark.parametrize("layout, plain", [({}, True), ({"chunks": (3, 2, 2)}, True), ({"chunks": (3, 1, 2)}, False),
+                                           ({"chunks": (3, 2, 2), "compression": "gzip"}, False), ({"dtype": ">i4"}, False)])
+def test_scattered_rows_are_the_same_past_hdf5_and_by_it(tmp_path, layout, plain):
+    rows = np.arange(40).reshape(10, 2, 2).astype(layout.get("dtype", "<i4"))
+    with h5py.File(tmp_path / "file.hdf5", "w") as file:
+        file["before"] = np.ones(7)
+        file.create_dataset("rows", data=rows, **layout)
+    with h5py.File(tmp_path / "file.hdf5", "r") as file:
+        got = Rows(file["rows"], tmp_path / "file.hdf5")
+        assert (got.raw is not None) == plain
+        for wanted in ([9, 0, 4, 4, 3], [7], [2, 3, 4], []):
+            assert (got.read(np.array(wanted, int)) == rows[np.array(wanted, int)]).all()
+
+
+def test_a_file_cut_short_while_it_is_open_is_told(make_shards):
+    shards = Shards(make_shards([40]))
+    assert values(shards.read(0, np.array([39, 0]))) == [39, 0]
+    os.truncate(shards.paths[0], shards.files[0]._rows(shards.files[0].data).offsets[30])
+    with pytest.raises(UserError, match="shard_0001.hdf5: damaged, frames cannot be read .the file ends before byte"):
+        shards.read(0, np.array([39, 0]))
 
 
 def test_a_stream_runs_over_many_files_as_one_video(tmp_path):
@@ -92,7 +115,7 @@ def test_shards_without_videos_are_named(tmp_path):
         Shards(tmp_path)
     with h5py.File(tmp_path / "shard_0001.hdf5", "w") as file:
         file["len/0"] = 3
-    with pytest.raises(UserError, match="names videos that are not there"):
+    with pytest.raises(UserError, match="not a whole shard .*doesn't exist"):
         Shards(tmp_path)
 
 

@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -26,7 +28,7 @@ SlurmctldPort={port}
 SlurmdPort={other}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=cred_expire=5
+AuthInfo=socket={dir}/munge.socket,cred_expire=5
 StateSaveLocation={dir}/state
 SlurmdSpoolDir={dir}/spool
 SlurmctldPidFile={dir}/slurmctld.pid
@@ -53,30 +55,32 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    """The environment in which sbatch finds the trial cluster."""
-    dir = tmp_path_factory.mktemp("slurm")
+def slurm():
+    """The environment in which sbatch finds a trial cluster, whose daemons share nothing with any other's."""
+    dir = Path(tempfile.mkdtemp(prefix="slurm-"))  # not pytest's: a socket's path is short, and its folders root's alone
+    dir.chmod(0o755)
     for name in ("state", "spool"):
         (dir / name).mkdir()
+    (dir / "munge.key").write_bytes(os.urandom(128))
+    (dir / "munge.key").chmod(0o600)
     (dir / "slurm.conf").write_text(CONFIG.format(host=socket.gethostname().partition(".")[0], port=free_port(),
                                                   other=free_port(), dir=dir, cpus=os.cpu_count()))
     env = {**os.environ, "SLURM_CONF": str(dir / "slurm.conf")}
-    run = Path("/run/munge")
-    run.mkdir(exist_ok=True)
-    shutil.chown(run, "munge", "munge")
-    if subprocess.run(["munge", "-n"], capture_output=True).returncode:
-        subprocess.run(["su", "-s", "/bin/sh", "munge", "-c", "munged --force"], check=True)
+    files = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munged.pid", "log-file": "munged.log",
+             "seed-file": "munged.seed"}
+    munged = ["munged", "--force", *(f"--{option}={dir / name}" for option, name in files.items())]
     try:
-        subprocess.run(["slurmctld"], env=env, check=True)
-        subprocess.run(["slurmd"], env=env, check=True)
+        for daemon in (munged, ["slurmctld"], ["slurmd"]):
+            subprocess.run(daemon, env=env, check=True)
         wait_for(lambda: "idle" in subprocess.run(["sinfo", "-h"], env=env, capture_output=True, text=True).stdout,
-                 lambda: (dir / "slurmctld.log").read_text()[-2000:])
+                 lambda: "".join(text_of(dir / f"{name}.log")[-2000:] for name in ("munged", "slurmctld", "slurmd")))
         yield env
     finally:
         subprocess.run(["scancel", "--user=root"], env=env, timeout=20)
-        for name in ("slurmd", "slurmctld"):
+        for name in ("slurmd", "slurmctld", "munged"):
             if (dir / f"{name}.pid").exists():
-                os.kill(int((dir / f"{name}.pid").read_text()), 15)
+                os.kill(int((dir / f"{name}.pid").read_text()), signal.SIGTERM)
+        shutil.rmtree(dir, ignore_errors=True)
 
 
 @pytest.fixture

@@ -307,14 +307,14 @@ def branch(dataset: str) -> dict[str, Any]:
 
 DATASETS = ("ball_stn", "ball_nstn", "videos", "kth", "clevrer", "bair_64", "bair_256")
 
-PREPARE = {dataset: "python -m prepare.videos --source " + rest for dataset, rest in {  # makes shards that are not generated
-    "videos": "FOLDER_OF_VIDEOS --out {root} --image_size {size} --clip_length 24",
-    "kth": "FOLDER_OF_KTH_AVIS --out {root} --image_size 64 --clip_length 40",
-    "clevrer": "FOLDER_OF_CLEVRER_MP4S --out {root} --image_size 128",
-    "bair_64": "FOLDER_OF_BAIR_FRAMES --out {root} --image_size 64",
-    "bair_256": "FOLDER_OF_BAIR_FRAMES --out {root} --image_size 256"}.items()}
-FETCH = {dataset: f"hf download cvg-unibe/{name} --local-dir weights/{name}" for dataset, name in {  # its VQVAE
-    "kth": "river_kth_64", "clevrer": "river_clevrer_128", "bair_64": "river_bair_64", "bair_256": "river_bair_256"}.items()}
+PREPARE = {  # the command that makes the shards of a dataset which is not generated
+    "videos": "python -m prepare.videos --source FOLDER_OF_VIDEOS --out {root} --image_size {size} --clip_length 24",
+    "kth": "python -m prepare.videos --source FOLDER_OF_KTH_AVIS --out {root} --image_size 64 --clip_length 40",
+    "clevrer": "python -m prepare.videos --source FOLDER_OF_CLEVRER_MP4S --out {root} --image_size 128",
+    "bair_64": "python -m prepare.videos --source FOLDER_OF_BAIR_FRAMES --out {root} --image_size 64",
+    "bair_256": "python -m prepare.videos --source FOLDER_OF_BAIR_FRAMES --out {root} --image_size 256"}
+FETCH = {dataset: f"hf download cvg-unibe/{name} --local-dir weights/{name}" for dataset, name in (  # its published VQVAE
+    ("kth", "river_kth_64"), ("clevrer", "river_clevrer_128"), ("bair_64", "river_bair_64"), ("bair_256", "river_bair_256"))}
 
 
 # --------------------------------------------------------------------------------------------------- flags to config

@@ -19,6 +19,7 @@ import configs
 import data
 import published
 import runtime
+from autoencoders.layers import Published
 from configs import Config
 from console import UserError, progress
 from shards import Shards
@@ -32,7 +33,7 @@ def build(vqvae: configs.Vqvae) -> nn.Module:
 
 def freeze(module: nn.Module, device: torch.device | str = "cpu", precision: str = "float32") -> nn.Module:
     """precision: of the published ones, as train.precision; ours is small and stays in float32."""
-    if isinstance(module, autoencoders.Published):
+    if isinstance(module, Published):
         module.bf16 = runtime.uses_bf16(precision, torch.device(device))
     return module.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 

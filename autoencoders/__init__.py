@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-from autoencoders.layers import Published as Published
 from autoencoders.river import River
 from autoencoders.small import SmallVQVAE
 from autoencoders.taming import VARIANTS, Taming

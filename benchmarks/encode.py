@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="frames at once (default 32)")
     parser.add_argument("--repeats", type=int, default=5, help="timed passes of each (default 5)")
     parser.add_argument("--compile", action="store_true", help="with torch.compile too (minutes of compiling)")
+    parser.add_argument("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
     args = parser.parse_args()
     if args.kind not in SIZES:
         raise UserError(f"--kind must be one of {', '.join(SIZES)}, got {args.kind!r}")
@@ -88,7 +90,7 @@ def main() -> None:
     fast = "bf16" if runtime.uses_bf16("auto", device) else "float32"
     text = (f"{args.kind}, batches of {args.batch} frames of {size} px, weights as initialised. {results.machine()}. The "
             f"default here is {fast}, channels last; `--set train.precision=float32` forces float32.\n\n" + "\n".join(table))
-    print(text, f"\ntable          {results.write('Encoding frames', text)}")
+    print(text, f"\ntable          {results.write('Encoding frames', text, args.out)}")
     print(json.dumps({"benchmark": "encode", "kind": args.kind, "machine": results.machine(), "ways": line}))
 
 

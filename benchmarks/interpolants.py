@@ -121,8 +121,9 @@ def processes(args: argparse.Namespace, table: Table, runs: dict[str, list[Path]
     least = markdown(["interpolant", *counts, "enough"], [[name, *best(curves, name, counts)] for name in runs])
     every = markdown(["interpolant", "diffusion", "begun at s", *counts],
                      [[*key, *(cell(*point) for point in points)] for key, points in curves.items()])
-    return (f"{least}\n\n{figure}\n\nThat is the best row of each in this table of every diffusion and start; `enough` is the "
-            f"fewest evaluations within one standard error of the CRPS with {counts[-1]}:\n\n{every}")
+    return (f"{least}\n\n{figure}\n\nThat is the best row of each, chosen on these same clips, in this table of every "
+            "diffusion and start; `enough` is the fewest evaluations within one standard error of the CRPS with "
+            f"{counts[-1]}:\n\n{every}")
 
 
 def best(curves: dict, name: str, counts: list[int]) -> list[str]:

@@ -99,6 +99,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1, help="of the moments and the signals")
     parser.add_argument("--steps", type=int, default=6000, help="updates of the run; more than the kills leave time for")
+    parser.add_argument("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
     args = parser.parse_args()
     settings, began = [f"train.steps={args.steps}"], time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch:
@@ -114,7 +115,7 @@ def main() -> int:
             f"{counts['SIGTERM']} SIGTERM; {early} of them before the first checkpoint), seed {args.seed}, "
             f"{time.monotonic() - began:.0f} s in all. {results.machine()}. Its last "
             f"checkpoint, against that of an undisturbed run: **{verdict}**.")
-    results.write("Soak: training under a killer", text)
+    results.write("Soak: training under a killer", text, args.out)
     print(text.replace("**", ""), verdict, sep="\n")
     return int(bool(found))
 

@@ -25,7 +25,7 @@ TINY = ["data.stream=600", "data.held_out=200", "data.clip=8", "data.condition=4
 def launch(folder: Path, *command: str, check: bool = True, **env: str | None) -> subprocess.CompletedProcess:
     """Run `python COMMAND` of this repo in `folder`, as a user would. An environment variable given as None is unset."""
     script, *rest = command
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", **env}
+    environment = {**os.environ, "PYTHONPATH": str(REPO), **env}
     environment = {name: value for name, value in environment.items() if value is not None}
     args = [sys.executable, script if script == "-m" else str(REPO / script), *rest]
     done = subprocess.run(args, cwd=folder, capture_output=True, text=True, env=environment, timeout=280)

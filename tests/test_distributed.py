@@ -20,7 +20,7 @@ import runtime
 pytestmark = pytest.mark.xdist_group("processes")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 SETTINGS = ["--set", *TINY, "train.schedule=constant", "train.precision=float32"]
-ENV = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+ENV = {**os.environ, "PYTHONPATH": str(REPO), "CUDA_VISIBLE_DEVICES": ""}
 needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 
 

@@ -163,8 +163,8 @@ def no_length(path):
 
 @pytest.mark.parametrize("make, message", [
     (external, "links to another file"), (external_river, "links to another file"), (raw_storage, "links to another file"),
-    (absurd_lengths, "declares"), (absurd_number, "names videos that are not there"),
-    (absurd, "declares 3,072,000,000,000,000 bytes"), (absurd_river, "names videos that are not there"),
+    (absurd_lengths, "declares"), (absurd_number, "not a whole shard"),
+    (absurd, "declares 3,072,000,000,000,000 bytes"), (absurd_river, "not a whole shard"),
     (truncated, "not a readable HDF5 file"), (no_length, "holds neither `frames` with `lengths`"),
     (lambda path: path.write_text("frames"), "not a readable HDF5 file"),
     (lambda path: path.touch(), "not a readable HDF5 file"),
@@ -278,7 +278,7 @@ def test_a_signal_ends_the_run_after_its_step(copy, name, code, more):
     """To the whole group of processes, as torchrun, timeout and terminals send it."""
     long = ["--set", *TINY, "train.steps=100000", "train.schedule=constant", "output.run_id=long", "train.save_every=7",
             "train.keep=1000", *more]
-    env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
     process = subprocess.Popen([sys.executable, str(REPO / "main.py"), *long], cwd=copy, env=env, stderr=subprocess.PIPE,
                                stdout=subprocess.DEVNULL, text=True, start_new_session=True)
     dir, deadline = copy / "outputs/checkpoints/long", time.monotonic() + 60

@@ -1,30 +1,26 @@
-"""What a run stands on: processes and devices, seeds, precision, checkpoints on disk, the log (JSON lines and wandb)."""
+"""What a run stands on: processes and devices, seeds, precision, checkpoints on disk."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import netrc
 import os
 import re
 import shutil
 import signal
 import time
+import uuid
 import warnings
 import zipfile
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from urllib.parse import urlparse
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-import configs
 from console import Failure, Stopped, UserError, first_line
 
 
@@ -63,9 +59,33 @@ def start() -> Process:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     if world > 1 and not dist.is_initialized():
+        store = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))[0]
         # the others wait while the first prepares data, trains the VQVAE and samples, which may take hours
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1), rank=rank,
+                                world_size=world, store=fresh(store, rank, world))
     return Process(rank, world, device)
+
+
+def fresh(store: dist.Store, rank: int, world: int) -> dist.Store:
+    """A part of the store that only these processes use. The workers that torchrun --max-restarts starts again find in theirs
+    what the dead ones left, addresses among it (pytorch issue 135712), and nothing that tells them how often they have been
+    started, on all nodes alike. So rank 0 names the part and repeats it with the names it has heard, until each of the
+    others has heard its own."""
+    name = uuid.uuid4().hex
+    if rank:
+        store.set(f"hello/{rank}", name)
+        while True:
+            part, *heard = store.get("welcome").decode().split()
+            if heard[rank - 1:rank] == [name]:
+                break
+            time.sleep(0.02)
+        store.set(f"{part}/{rank}", "")
+    else:
+        part, others = name, range(1, world)
+        while not store.check([f"{part}/{other}" for other in others]):
+            store.set("welcome", " ".join([part, *(store.get(f"hello/{other}").decode() for other in others)]))
+            time.sleep(0.02)
+    return dist.PrefixStore(part, store)
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -271,123 +291,3 @@ def digest(module: torch.nn.Module) -> str:
     for name, value in module.state_dict().items():
         total.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return total.hexdigest()
-
-
-# ---------------------------------------------------------------------------------------------------------------- log
-def wandb_mode(mode: str) -> str:
-    """`auto` -> WANDB_MODE if set, online where a key is configured, else offline."""
-    if mode != "auto":
-        return mode
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"]
-    if os.environ.get("WANDB_API_KEY"):
-        return "online"
-    import wandb
-    try:
-        host = urlparse(wandb.Settings().base_url).hostname
-        return "online" if netrc.netrc(os.environ.get("NETRC")).authenticators(host) else "offline"
-    except (OSError, netrc.NetrcParseError):
-        return "offline"
-
-
-class Log:
-    """Rows of a run: appended to metrics.jsonl and sent to wandb. On resuming at `step`, later rows of the file go,
-    since the steps that wrote them will be done again."""
-
-    def __init__(self, dir: Path, config: configs.Config, step: int, enabled: bool = True):
-        self.run, self.file = None, None
-        if not enabled:
-            return
-        dir.mkdir(parents=True, exist_ok=True)
-        path = dir / "metrics.jsonl"
-        if path.exists():
-            rows = [line for line in path.read_text().splitlines() if is_row(line) and json.loads(line)["step"] <= step]
-            temporary = path.with_name(".metrics.tmp")
-            temporary.write_text("".join(row + "\n" for row in rows))
-            os.replace(temporary, path)
-        self.file = open(path, "a", buffering=1)
-        mode = wandb_mode(config.wandb.mode)
-        if mode != "disabled":
-            self.run = start_wandb(dir, config, mode)
-
-    def row(self, step: int, **values: float) -> None:
-        if self.file:
-            self.file.write(json.dumps({"step": step, **values}) + "\n")
-        if self.run:
-            self.run.log(values, step=step)
-
-    def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-        """frames: (T, H, W, 3) uint8."""
-        if self.run:
-            import wandb
-            self.run.log({name: wandb.Video(frames.transpose(0, 3, 1, 2), fps=max(1, round(fps)), format="mp4")}, step=step)
-
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(self, kind, *_) -> None:
-        self.close(int(kind is not None))
-
-    def close(self, code: int = 0) -> None:
-        if self.file:
-            with suppress(OSError):  # a full disk has been told of by then
-                self.file.close()
-        if self.run:
-            self.run.finish(exit_code=code)
-
-
-class Recent:
-    """Losses and gradient norms since the last log, kept on the device so that the loop never waits for them, and a count
-    of the updates that were left out because their gradient was not finite."""
-
-    def __init__(self, batch_size: int):
-        self.batch_size, self.bad, self.bad_in_a_row = batch_size, 0, 0
-        self.clear()
-
-    def clear(self) -> None:
-        self.pairs, self.counted, self.restored, self.began = [], 0, 0, time.perf_counter()  # pairs (2,): loss and norm
-
-    def add(self, loss: Tensor, norm: Tensor) -> None:
-        self.pairs.append(torch.stack([loss, norm]))
-
-    def state_dict(self) -> dict:
-        return {"pairs": [pair.cpu() for pair in self.pairs], "counted": self.counted, "bad": self.bad,
-                "bad_in_a_row": self.bad_in_a_row}
-
-    def load_state_dict(self, state: dict, device: torch.device) -> None:
-        self.pairs, self.restored = [pair.to(device) for pair in state["pairs"]], len(state["pairs"])
-        self.counted, self.bad, self.bad_in_a_row = state["counted"], state["bad"], state["bad_in_a_row"]
-
-    def summary(self) -> dict[str, float]:
-        """Means over the updates that were made; without `loss` and `grad_norm` if none was. Notes in `longest` how many in a
-        row, of those not looked at before, were left out, and how many updates ago they began."""
-        pairs, self.longest = torch.stack(self.pairs).tolist(), (0, 0)
-        for k, (_, norm) in enumerate(pairs[self.counted:], self.counted):
-            self.bad_in_a_row = 0 if math.isfinite(norm) else self.bad_in_a_row + 1
-            self.bad += not math.isfinite(norm)
-            self.longest = max(self.longest, (self.bad_in_a_row, len(pairs) - k - 1 + self.bad_in_a_row))
-        self.counted = len(pairs)
-        made = [pair for pair in pairs if math.isfinite(pair[1])]
-        means = dict(zip(("loss", "grad_norm"), (sum(column) / len(made) for column in zip(*made))))
-        rate = (len(pairs) - self.restored) * self.batch_size / (time.perf_counter() - self.began)
-        return {**means, "samples_per_second": rate, **({"bad_steps": self.bad} if self.bad else {})}
-
-
-def is_row(line: str) -> bool:
-    """False for a line that was cut short when the process was killed."""
-    try:
-        return "step" in json.loads(line)
-    except ValueError:
-        return False
-
-
-def start_wandb(dir: Path, config: configs.Config, mode: str):
-    import wandb
-    id_file = dir / "wandb_id.txt"  # its own id, since ids of deleted runs cannot be used again
-    if not id_file.exists():
-        id_file.write_text(f"{dir.name}-{os.urandom(4).hex()}")
-    folder = Path(config.output.root)
-    folder.mkdir(parents=True, exist_ok=True)
-    return wandb.init(project=config.wandb.project, entity=config.wandb.entity or None, id=id_file.read_text(),
-                      name=dir.name, dir=str(folder), mode=mode, resume="allow" if mode == "online" else None,
-                      config=configs.to_dict(config), settings=wandb.Settings(silent=True, console="off"))

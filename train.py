@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import configs
 import data
+import logs
 import pictures
 import published
 import runtime
@@ -248,9 +249,9 @@ def fit(config: Config, batches: Source, autoencoder: nn.Module,
     forecaster = sample.Forecaster(config, sample.build_net(config, device).eval(), autoencoder, device)
     ddp = nn.parallel.DistributedDataParallel(net) if process.world > 1 else net
     asked = 0
-    with (runtime.Log(dir, config, step, enabled=process.first) as log, runtime.StopSignals(process) as signals,
+    with (logs.Log(dir, config, step, enabled=process.first) as log, runtime.StopSignals(process) as signals,
           progress(train.steps, f"train {config.run_id}", "step", step) as bar):
-        since = runtime.Recent(train.batch_size)
+        since = logs.Recent(train.batch_size)
         if start and "recent" in start:
             since.load_state_dict(start["recent"], device)
         for batch in batches(step, train.steps):
@@ -345,7 +346,7 @@ def average(ema: dict[str, Tensor], net: nn.Module, step: int, decay: float) -> 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
 def save(dir: Path, config: Config, net: nn.Module, ema: dict, optimizer, autoencoder: nn.Module, step: int,
-         since: runtime.Recent) -> None:
+         since: logs.Recent) -> None:
     state = {"model": net.state_dict(), "ema": ema, "opt": optimizer.state_dict(), "step": step, "recent": since.state_dict(),
              "config": configs.to_dict(config), "rng": {"seed": config.train.seed}, "replay": None}
     if config.vqvae.kind == "small":  # ours is small: the checkpoint is then all that sampling needs
@@ -364,7 +365,7 @@ def restore(state: dict, net: nn.Module, ema: dict, optimizer, dir: Path) -> int
 
 
 def preview(forecaster: sample.Forecaster, ema: dict, config: Config, windows: data.Windows | None, step: int, dir: Path,
-            log: runtime.Log) -> None:
+            log: logs.Log) -> None:
     """A few forecasts by the averaged weights, as a picture beside the checkpoints and a video in wandb."""
     forecaster.net.load_state_dict(ema)
     shards = sample.open_split(config, config.sample.split)

@@ -17,6 +17,7 @@ from torch import nn
 import autoencoders
 import configs
 import data
+import logs
 import published
 import runtime
 from autoencoders.layers import Published
@@ -104,7 +105,7 @@ def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> 
         optimizer.load_state_dict(state["opt"])
     pool = frame_pool(shards, runtime.rng(config.train.seed, "vqvae-pool"))
     held_out = random_frames(val, 512, runtime.rng(0, "vqvae-val"))
-    log = runtime.Log(dir, config, step)
+    log = logs.Log(dir, config, step)
     with progress(vqvae.steps, "train VQVAE", "step", step) as bar:
         while step < vqvae.steps:
             for group in optimizer.param_groups:

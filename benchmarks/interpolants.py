@@ -19,6 +19,7 @@ import numpy as np
 
 import configs
 import interpolants
+import logs
 import runtime
 import sample
 import train
@@ -64,7 +65,7 @@ class Table:
         text = path.read_text() if path.exists() else ""
         self.cut_short = bool(text) and not text.endswith("\n")  # by a kill
         for line in text.splitlines():
-            if runtime.is_row(line):
+            if logs.is_row(line):
                 row = json.loads(line)
                 self.rows[self.key(row["run"], row["sampler"])] = row
 

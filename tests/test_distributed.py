@@ -1,4 +1,4 @@
-"""Several processes, on one node and on two: the same data, the same gradient, one voice."""
+"""Several processes, on one node and on two: the same data, the same gradient, one voice; and workers that are killed."""
 
 import os
 import signal
@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import REPO, TINY, copy_of, launch
 
 import runtime
@@ -73,9 +75,9 @@ def test_a_bad_update_of_one_is_left_out_by_all(folder, tmp_path):
 
 
 @contextmanager
-def started(folder: Path, *command: str) -> Iterator[subprocess.Popen]:
+def started(folder: Path, *command: str, restarts: int = 0) -> Iterator[subprocess.Popen]:
     """torchrun of two processes, killed at the end whatever happens."""
-    command = [*TORCHRUN, "--standalone", "--nproc_per_node=2", str(REPO / "main.py"), *SETTINGS,
+    command = [*TORCHRUN, "--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}", str(REPO / "main.py"), *SETTINGS,
                "train.keep=1000", *command]
     process = subprocess.Popen(command, cwd=folder, env=ENV, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
@@ -96,6 +98,35 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float = 100) -> Non
     while not path.exists():
         assert process.poll() is None and time.monotonic() < deadline, f"no {path}"
         time.sleep(0.02)
+
+
+def test_processes_started_again_do_not_meet_what_dead_ones_left():
+    agent = dist.TCPStore("localhost", 0, is_master=True)
+    connect = lambda: dist.TCPStore("localhost", agent.port, is_master=False)  # noqa: E731
+    with ThreadPoolExecutor(3) as pool:
+        for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):  # three attempts; rank 1 of the second may see the first's welcome
+            parts = []
+            for rank in order:
+                parts.append(pool.submit(runtime.fresh, connect(), rank, 3))
+                time.sleep(0.1)
+            parts = [part.result(timeout=20) for part in parts]
+            assert not any(part.check(["address"]) for part in parts)
+            parts[order.index(0)].set("address", "here")
+            assert all(part.get("address") == b"here" for part in parts)
+
+
+@needs_proc
+def test_a_killed_worker_is_brought_back_to_the_same_weights(folder):
+    more = ["train.steps=400", "train.save_every=20", "sample.num_videos=1"]
+    torchrun(folder, str(REPO / "main.py"), *SETTINGS, *more, "output.run_id=whole")
+    with started(folder, *more, "output.run_id=killed", restarts=2) as process:
+        wait_for(folder / "outputs/checkpoints/killed/step_00000040.pt", process)
+        os.kill(next(pid for pid in workers(process) if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")),
+                signal.SIGKILL)
+        err = process.communicate(timeout=200)[1]
+    assert process.returncode == 0, err[-3000:]
+    assert state(folder, "killed")["step"] == 400 and same(state(folder, "killed"), state(folder, "whole"))
+    assert same(state(folder, "killed"), state(folder, "whole"), "ema")
 
 
 def test_two_nodes_are_as_good_as_two_processes(folder):

@@ -16,6 +16,7 @@ from conftest import REPO, TINY, copy_of, launch
 
 import configs
 import data
+import logs
 import runtime
 import train
 from console import Failure, UserError
@@ -342,7 +343,7 @@ def test_a_forward_pass_of_nan_leaves_batch_normalisation_alone(copy, monkeypatc
 
 
 def test_too_many_in_a_row_are_seen_though_a_good_one_followed():
-    recent = runtime.Recent(batch_size=4)
+    recent = logs.Recent(batch_size=4)
     for norm in (1.0, float("nan"), float("inf"), float("nan"), 1.0):
         recent.add(torch.tensor(2.0), torch.tensor(norm))
     values = recent.summary()

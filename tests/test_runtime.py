@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import configs
+import logs
 import runtime
 from console import Failure, UserError
 
@@ -69,13 +70,13 @@ def test_seeds_depend_on_every_part_of_the_key():
 
 def test_log_drops_rows_that_will_be_done_again_and_a_line_cut_short(tmp_path):
     config = configs.build(overrides={"wandb.mode": "disabled"})
-    log = runtime.Log(tmp_path, config, 0)
+    log = logs.Log(tmp_path, config, 0)
     for step in (10, 20, 30):
         log.row(step, loss=step / 10)
     log.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 35, "lo')
-    log = runtime.Log(tmp_path, config, 20)
+    log = logs.Log(tmp_path, config, 20)
     log.row(30, loss=9.0)
     log.close()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -93,9 +94,9 @@ def test_wandb_is_offline_without_a_key(monkeypatch, tmp_path):
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    assert runtime.wandb_mode("auto") == "offline" and runtime.wandb_mode("disabled") == "disabled"
+    assert logs.wandb_mode("auto") == "offline" and logs.wandb_mode("disabled") == "disabled"
     monkeypatch.setenv("WANDB_API_KEY", "k")
-    assert runtime.wandb_mode("auto") == "online"
+    assert logs.wandb_mode("auto") == "online"
 
 
 def test_bf16_only_where_asked_or_fast():

@@ -167,6 +167,9 @@ def mean_frame(shards: Shards) -> np.ndarray:
     return frames.mean(0).round().astype(np.uint8)
 
 
+SCORES = {"mse": lambda x, y: metrics.mse(x, y).mean(1), "psnr": lambda x, y: metrics.psnr(x, y).mean(1), "crps": metrics.crps}
+
+
 def score(truth: np.ndarray, samples: np.ndarray, mean: np.ndarray | None = None) -> dict:
     """Metrics per horizon of samples (V, S, T, H, W, 3) against the last T frames of truth, and of the baselines: repeat
     the last given frame, and `mean` (H, W, 3) if there is one."""
@@ -179,7 +182,7 @@ def score(truth: np.ndarray, samples: np.ndarray, mean: np.ndarray | None = None
             forecasts["_mean_frame"] = mean[None, None, None].repeat(T, 2)
         for suffix, frames in forecasts.items():
             x = frames.astype(np.float32) / 255
-            for name, metric in metrics.ALL.items():
+            for name, metric in SCORES.items():
                 rows.setdefault(name + suffix, []).append(metric(x, y)[0])
     table = {name: np.stack(values) for name, values in rows.items()}
     ratio = {name: {"all": float(table[name].mean() / max(table[f"{name}_repeat_last"].mean(), 1e-12)),
@@ -214,6 +217,18 @@ def forecast_split(forecaster: Forecaster, windows: data.Windows | None = None,
     return truth, samples, shards
 
 
+def about(forecaster: Forecaster, step: int, ckpt: str | Path) -> dict:
+    """How a checkpoint is sampled from, for metrics.json."""
+    sample = forecaster.config.sample
+    return {"solver": sample.solver, "diffusion": forecaster.config.diffusion, "steps": sample.steps, "grid": sample.grid,
+            "warm_start": sample.warm_start, "context": sample.context, "redraw": sample.redraw, "reencode": sample.reencode,
+            "checkpoint": str(ckpt), "updates": step}
+
+
+def frame_rate(shards: Shards, config: Config) -> float:
+    return (shards.fps or 10) / (config.data.skip + 1)
+
+
 def evaluate(forecaster: Forecaster, step: int, out: Path | None = None, windows: data.Windows | None = None,
              ckpt: str | Path = "") -> tuple[dict, Path]:
     """Forecast held-out clips and write everything there is to look at; -> (metrics, folder). The folder appears when
@@ -223,19 +238,21 @@ def evaluate(forecaster: Forecaster, step: int, out: Path | None = None, windows
     truth, samples, shards = forecast_split(forecaster, windows)
     protocol = {"split": sample.split, "videos": len(truth), "samples_per_video": sample.num_samples,
                 "condition": config.data.condition, "predict": config.data.predict, "skip": config.data.skip,
-                "solver": sample.solver, "diffusion": config.diffusion, "steps": sample.steps,
-                "grid": sample.grid, "warm_start": sample.warm_start,
                 "network_evaluations_per_frame": forecaster.evaluations / samples[..., 0, 0, 0].size,
-                "context": sample.context, "redraw": sample.redraw,
-                "reencode": sample.reencode,
-                "checkpoint": str(ckpt), "updates": step, "rule": "mse, psnr: mean over single samples; crps: unbiased"}
+                "fps": frame_rate(shards, config), **about(forecaster, step, ckpt),
+                "rule": "mse, psnr: mean over single samples; crps: unbiased"}
     result = {"protocol": protocol, "config": configs.to_dict(config), **score(truth, samples, mean_frame(train))}
     out = out or results_dir(forecaster, step)
-    write_results(out, truth, samples, result, (shards.fps or 10) / (config.data.skip + 1), sample.format)
+    write_results(out, truth, samples, result, protocol["fps"], sample.format)
     return result, out
 
 
 RESULTS = {"videos", "samples.npy", "truth.npy", "contact_sheet.png", "forecasts.mp4", "forecasts.gif", "metrics.json"}
+
+
+def check_out(out: Path) -> None:
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= RESULTS):
+        raise UserError(f"{out} exists and holds other things than results; choose another folder by --out")
 
 
 def write_results(out: Path, truth: np.ndarray, samples: np.ndarray, result: dict, fps: float, format: str) -> None:
@@ -316,8 +333,8 @@ def main() -> None:
     forecaster, step = load(args.ckpt, process.device, configs.parse_overrides([*given, *args.set]),
                             args.dataset, args.interpolant)
     out = Path(args.out) if args.out else None
-    if out is not None and out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= RESULTS):
-        raise UserError(f"--out {out} exists and holds other things than results; choose another folder")
+    if out is not None:
+        check_out(out)
     if process.world > 1:
         raise UserError("sample.py runs as one process; start it without torchrun")
     result, out = evaluate(forecaster, step, out, ckpt=args.ckpt)

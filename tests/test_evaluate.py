@@ -1,0 +1,131 @@
+"""evaluate.py: the whole command, work shared by several processes, work that was cut off."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import REPO, copy_of, launch
+
+import evaluate
+import sample
+
+CKPT = "outputs/checkpoints/ball_stn-follmer-0/latest.pt"
+PLAIN = ["--ckpt", CKPT, "--metrics", "mse", "psnr", "ssim", "crps", "energy", "spread_skill", "minade", "colorkl", "two_balls"]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_run, tmp_path_factory):
+    return copy_of(tiny_run[0], tmp_path_factory.mktemp("evaluate") / "run", "ball_stn-follmer-0")
+
+
+def results(folder, name="") -> list:
+    return sorted((folder / "outputs/results").rglob(f"*-own{name}/metrics.json"))
+
+
+def test_the_command_and_the_same_again(folder):
+    printed = launch(folder, "evaluate.py", *PLAIN, "--videos", "9").stdout
+    path, = results(folder, "-videos_9")
+    made = json.loads(path.read_text())
+    assert made["protocol"]["name"] == "own-videos_9" and made["protocol"]["rule"] == "mean"
+    assert "protocol own-videos_9: 9 test clips (spaced, seed 0), 2 samples each, 4 -> 4 frames" in printed
+    for metric in PLAIN[3:]:
+        assert metric in printed and "mean" in made["summary"][metric]
+    assert made["protocol"]["network_evaluations_per_frame"] == 2
+    assert np.load(path.parent / "samples.npy").shape == (9, 2, 4, 32, 32, 3)
+    for name in ("index.html", "curves.png", "rank_histogram.png", "contact_sheet.png", "forecasts.mp4", "videos/008.mp4"):
+        assert (path.parent / name).stat().st_size > 500
+    assert not list(path.parent.parent.glob(".*"))  # of the parts
+    before = path.stat().st_mtime_ns
+    assert launch(folder, "evaluate.py", *PLAIN, "--videos", "9").stdout == printed and path.stat().st_mtime_ns == before
+
+
+def test_samples_made_before_give_the_same_numbers(folder):
+    launch(folder, "sample.py", "--ckpt", CKPT, "--out", "made")
+    before = json.loads((folder / "made/metrics.json").read_text())
+    samples = np.load(folder / "made/samples.npy")
+    launch(folder, "evaluate.py", "--results", "made", "--metrics", "mse", "crps", "--keep", "1")
+    after = json.loads((folder / "made/metrics.json").read_text())
+    for name in ("mse", "crps", "mse_mean_frame", "crps_repeat_last"):
+        assert np.allclose(after["horizon"][name], before["horizon"][name], rtol=1e-5)
+    assert (np.load(folder / "made/samples.npy") == samples).all()
+    assert after["protocol"]["checkpoint"] == CKPT and after["protocol"]["videos"] == 3
+
+
+def test_a_run_that_was_cut_off_goes_on(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    command = ["evaluate.py", *PLAIN, "--videos", "20", "--out", "cut"]
+    monkeypatch.setattr(sys, "argv", command)
+    with monkeypatch.context() as patch:
+        write = evaluate.write_part
+        patch.setattr(evaluate, "write_part", lambda path, arrays: write(path, arrays) if "0001" not in path.name else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            evaluate.main()
+    kept, = folder.glob(".cut.*/part_0000.npz")
+    asked = []
+    with monkeypatch.context() as patch:
+        forecast = sample.Forecaster.forecast
+        patch.setattr(sample.Forecaster, "forecast", lambda *a, **k: asked.append(a[4]) or forecast(*a, **k))
+        evaluate.main()
+    assert [key[-1] for key in asked] == [1, 2] and not kept.exists()
+    launch(folder, "evaluate.py", *command[1:-1], "whole")
+    assert (np.load(folder / "cut/samples.npy") == np.load(folder / "whole/samples.npy")).all()
+    cut, whole = (json.loads((folder / name / "metrics.json").read_text())["summary"] for name in ("cut", "whole"))
+    assert cut == whole
+
+
+def test_several_share_the_parts_without_doing_one_twice(tmp_path):
+    done, waits = [], []
+
+    def work(first: int) -> None:
+        for k in evaluate.shared(tmp_path / "parts", 12, lambda: False, first):
+            if k is None:
+                waits.append(first)
+                time.sleep(0.01)
+            else:
+                time.sleep(0.01 * (1 + k % 3))
+                done.append(k)
+                evaluate.write_part(evaluate.part_file(tmp_path / "parts", k), {"k": np.array(k)})
+    threads = [threading.Thread(target=work, args=(first,)) for first in (0, 4, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert sorted(done) == list(range(12))
+
+
+def test_two_processes_at_once_end_in_one_result(folder):
+    command = [sys.executable, str(REPO / "evaluate.py"), *PLAIN, "--videos", "20", "--out", "together"]
+    both = [subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [process.communicate(timeout=250) for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    assert printed[0][0] == printed[1][0] and not list(folder.glob(".together.*"))
+    assert np.load(folder / "together/samples.npy").shape[0] == 20
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ([], "nothing to evaluate: give --ckpt FILE or --results DIR"),
+    (["--ckpt", CKPT, "--protocol", "lifelong"], "no protocol `lifelong`; nearest known: lifelong_ball"),
+    (["--ckpt", CKPT, "--protocol", "srvp_kth"], "protocol srvp_kth is for kth, the checkpoint is of ball_stn"),
+    (["--ckpt", CKPT], "fvd and kvd want 10 frames, protocol own counts 4"),
+    (["--ckpt", CKPT, "--metrics", "fdv"], "no metric `fdv`; nearest known: fvd"),
+    (["--ckpt", CKPT, "--predict", "12", "--weights", "nowhere"], "nowhere/i3d.safetensors"),
+    (["--ckpt", CKPT, "--predict", "300"], "the longest video has 200 frames"),
+    (["--ckpt", CKPT, "--videos", "0"], "videos must be >= 1"), (["--ckpt", CKPT, "--keep", "0"], "--keep must be >= 1"),
+    (["--ckpt", CKPT, "--metrics", "mse", "--out", "data"], "data exists and holds other things than results"),
+    (["--results", "nowhere"], "nowhere/truth.npy: not an array of frames"),
+    (["--results", "damaged"], "damaged/truth.npy: not an array of frames"),
+    (["--results", "unequal", "--metrics", "mse"], "unequal: truth.npy .* and samples.npy .* do not go together")])
+def test_mistakes_are_told(folder, command, arguments, message):
+    for name, samples in (("damaged", b"none"), ("unequal", None)):
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "truth.npy").write_bytes(b"not an array")
+        if samples is None:
+            np.save(folder / name / "truth.npy", np.zeros((2, 8, 32, 32, 3), np.uint8))
+            np.save(folder / name / "samples.npy", np.zeros((3, 1, 4, 32, 32, 3), np.uint8))
+    code, err = command(folder, "evaluate.py", *arguments)
+    import re
+    assert code == 2 and re.search(message, err) and len(err.strip().splitlines()) == 1, err

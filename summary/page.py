@@ -14,14 +14,14 @@ STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --faint: #888; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 0 auto; padding: 1rem; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; font-size: 1.2rem; }
-.wide { overflow-x: auto; margin: 1rem 0; }
+.wide { display: block; overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
 tbody tr:hover { background: var(--soft); }
 .baseline td, .note, small { color: var(--faint); }
-td.best { font-weight: 700; }
-img, video { display: block; max-width: 100%; height: auto; margin: 1rem auto; background: #fff; border-radius: 4px; }
+img, video { display: block; margin: 0 auto; background: #fff; border-radius: 4px; }
+video { max-width: 100%; max-height: 90vh; } img { width: 100%; } img.many { min-width: 48rem; } img.few { max-width: 48rem; }
 summary { cursor: pointer; margin: 1rem 0 .5rem; font-weight: 600; }
 """
 FILES = ("index.html", "forecasts.mp4", "forecasts.gif", "contact_sheet.png", "metrics.json")
@@ -62,7 +62,8 @@ def section(table: Table, metrics: list[str], pictures: dict[str, str], out: Pat
     for kind, text in (("summary", "every metric, a point per method"), ("horizon", "metrics over the predicted frames")):
         if kind in pictures:
             file = quote(pictures[kind])
-            parts.append(f'<a href="{file}"><img src="{file}" alt="{text}" loading="lazy"></a>')
+            size = "many" if len(metrics) > 2 else "few"
+            parts.append(f'<a class="wide" href="{file}"><img class="{size}" src="{file}" alt="{text}" loading="lazy"></a>')
     if settings := differences(table):
         body = [line([escape(key), *map(escape, values)]) for key, values in settings.items()]
         parts.append("<details open><summary>What sets the methods apart</summary>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ def panels(count: int, height: float):
     lines = -(-count // columns)
     size = (max(4.8, 4.2 * columns), height * lines)
     figure, axes = pyplot().subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.06)
     for axis in axes.flat[count:]:
         axis.remove()
     return figure, list(axes.flat[:count])
@@ -48,6 +50,8 @@ def panels(count: int, height: float):
 def legend(figure, axes: list) -> None:
     """One for all panels, below them."""
     own = {text: handle for axis in axes for handle, text in zip(*axis.get_legend_handles_labels())}
+    if not own:
+        return
     widest = max(map(len, own), default=1)
     columns = max(1, min(len(own), int(figure.get_figwidth() * 12 // (widest + 6))))
     figure.legend(own.values(), own.keys(), loc="outside lower center", ncols=columns, frameon=False)
@@ -67,11 +71,6 @@ def horizon_plot(table: Table, metrics: list[str], path: Path) -> bool:
         return False
     figure, axes = panels(len(curves), 3.3)
     for axis, (metric, own) in zip(axes, curves.items()):
-        for grey, (suffix, text) in zip(GREYS, BASELINES.items()):
-            rows = [run.horizon.get(metric + suffix) for method in table.methods for run in method.runs]
-            row = next((row for row in rows if row is not None), None)
-            if row is not None:
-                axis.plot(np.arange(1, len(row) + 1), row, "--", color=grey, linewidth=1.3, label=text)
         for k, (method, curve) in enumerate(zip(table.methods, own)):
             if curve is None:
                 continue
@@ -79,6 +78,11 @@ def horizon_plot(table: Table, metrics: list[str], path: Path) -> bool:
             axis.plot(frames, mean, color=COLOURS[k % len(COLOURS)], linewidth=1.8, label=plain(method.name),
                       marker=MARKERS[k // len(COLOURS) % 5], markersize=3.5 if k >= len(COLOURS) or len(mean) == 1 else 0)
             axis.fill_between(frames, mean - se, mean + se, color=COLOURS[k % len(COLOURS)], alpha=0.18, linewidth=0)
+        for grey, (suffix, text) in zip(GREYS, BASELINES.items()):
+            rows = [run.horizon.get(metric + suffix) for method in table.methods for run in method.runs]
+            row = next((row for row in rows if row is not None), None)
+            if row is not None:
+                axis.plot(np.arange(1, len(row) + 1), row, "--", color=grey, linewidth=1.3, label=text, zorder=1)
         axis.set(title=titled(metric), xlabel="predicted frame")
         axis.xaxis.get_major_locator().set_params(integer=True)
     legend(figure, axes)
@@ -91,9 +95,6 @@ def summary_plot(table: Table, metrics: list[str], path: Path) -> None:
     count = len(table.methods)
     figure, axes = panels(len(metrics), 1.5 + 0.32 * count)
     for at, (axis, metric) in enumerate(zip(axes, metrics)):
-        for grey, (suffix, text) in zip(GREYS, BASELINES.items()):
-            if (score := baseline(table, metric + suffix)).n:
-                axis.axvline(score.mean, linestyle="--", color=grey, linewidth=1.3, label=text)
         for k, method in enumerate(table.methods):
             score, colour = method.score(metric), COLOURS[k % len(COLOURS)]
             if not score.n:
@@ -103,12 +104,25 @@ def summary_plot(table: Table, metrics: list[str], path: Path) -> None:
                 axis.plot(seeds, [k] * len(seeds), "o", color=colour, markersize=4, alpha=0.35, markeredgewidth=0)
             axis.errorbar(score.mean, k, xerr=np.nan_to_num(score.se), fmt=MARKERS[k // len(COLOURS) % 5], color=colour,
                           markersize=6, capsize=3)
+        mark_baselines(axis, table, metric)
         axis.set(title=titled(metric), ylim=(count - 0.5, -0.5), yticks=range(count))
         axis.set_yticklabels([plain(method.name) for method in table.methods] if at % 3 == 0 else [])
         axis.grid(axis="y", visible=False)
         axis.xaxis.get_major_locator().set_params(nbins=5)
     legend(figure, axes)
     save(figure, path)
+
+
+def mark_baselines(axis, table: Table, metric: str) -> None:
+    """A dashed line each; of those far away, which would crowd the methods into a corner, the number below the panel."""
+    low, high = axis.get_xlim()
+    for grey, (suffix, text) in zip(GREYS, BASELINES.items()):
+        score = baseline(table, metric + suffix)
+        if score.n and low - (high - low) <= score.mean <= high + (high - low):
+            axis.axvline(score.mean, linestyle="--", color=grey, linewidth=1.3, label=text, zorder=1)
+        elif score.n:
+            said = f"← {text} {score.mean:.3g}" if score.mean < low else f"{text} {score.mean:.3g} →"
+            axis.set_xlabel(" ".join([axis.get_xlabel(), said]).strip(), fontsize=8, color=GREYS[0])
 
 
 # ----------------------------------------------------------------------------------------------------------------- mosaic
@@ -138,14 +152,21 @@ def comparison(table: Table, clips: int) -> tuple[np.ndarray, list[tuple[str, np
     return truth[shown], [(method.name, own[1][shown]) for method, own in found[:MOST]]
 
 
+@functools.cache
+def font():
+    """matplotlib's: Pillow's own lacks letters such as ö."""
+    from matplotlib import font_manager
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 10)
+
+
 def broken(text: str, width: int) -> list[str]:
     """The text in lines of at most `width` pixels, words that are longer cut."""
-    font, lines = ImageFont.load_default(), [""]
+    length, lines = font().getlength, [""]
     for word in text.split():
-        pieces = list(word) if font.getlength(word) > width else [word]
+        pieces = list(word) if length(word) > width else [word]
         for k, piece in enumerate(pieces):
             glue = " " if k == 0 and lines[-1] else ""
-            if lines[-1] and font.getlength(lines[-1] + glue + piece) > width:
+            if lines[-1] and length(lines[-1] + glue + piece) > width:
                 lines.append(piece)
             else:
                 lines[-1] += glue + piece
@@ -154,9 +175,9 @@ def broken(text: str, width: int) -> list[str]:
 
 def header(lines: list[str], height: int, width: int) -> np.ndarray:
     """(height, width, 3), the lines at its foot."""
-    image = Image.new("RGB", (width, height), pictures.PAPER)
+    image, face = Image.new("RGB", (width, height), pictures.PAPER), font()
     for k, line in enumerate(reversed(lines)):
-        ImageDraw.Draw(image).text((pictures.GAP, height - 12 * (k + 1) - 3), line, pictures.INK)
+        ImageDraw.Draw(image).text((pictures.GAP, height - 12 * (k + 1) - 3), line, pictures.INK, font=face)
     return np.asarray(image)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import re
@@ -105,6 +106,7 @@ def canonical(value: Any) -> str:
     return json.dumps(float(value) if type(value) is int else value, sort_keys=True)
 
 
+@functools.cache
 def usual_settings() -> dict[str, Any]:
     """{group.field: default}: what a result from before a setting existed was made with."""
     groups = {name: kind for name, kind in get_type_hints(configs.Config).items() if dataclasses.is_dataclass(kind)}

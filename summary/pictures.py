@@ -122,7 +122,7 @@ def mark_baselines(axis, table: Table, metric: str) -> None:
             axis.axvline(score.mean, linestyle="--", color=grey, linewidth=1.3, label=text, zorder=1)
         elif score.n:
             said = f"← {text} {score.mean:.3g}" if score.mean < low else f"{text} {score.mean:.3g} →"
-            axis.set_xlabel(" ".join([axis.get_xlabel(), said]).strip(), fontsize=8, color=GREYS[0])
+            axis.set_xlabel("    ".join([axis.get_xlabel(), said]).strip(), fontsize=8, color=GREYS[0])
 
 
 # ----------------------------------------------------------------------------------------------------------------- mosaic

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,12 @@ def read_metrics(dir: Path) -> dict:
     if not isinstance(result, dict) or not all(isinstance(result.get(part), dict) for part in parts):
         raise UserError(f"{file}: lacks one of {', '.join(parts)}; sample again")
     return result
+
+
+def frame_rate(protocol: dict) -> float:
+    """Frames a second of the clips, 10 where it is not said."""
+    fps = protocol.get("fps")
+    return fps if isinstance(fps, (int, float)) and 0 < fps < math.inf else 10
 
 
 def run_id(config: dict) -> str:

@@ -53,12 +53,6 @@ def check_size(clips: int, tracks: int, frame: tuple[int, int], wanted: int) -> 
         raise UserError(f"a video of {width}x{height} pixels, and {LARGEST} is the most; lower --size or take fewer clips")
 
 
-def frame_rate(dir: Path) -> float:
-    """What the results say, 10 if they do not."""
-    fps = results.read_metrics(dir)["protocol"].get("fps") if (dir / "metrics.json").is_file() else None
-    return fps if isinstance(fps, (int, float)) and fps > 0 else 10
-
-
 def make(args: argparse.Namespace) -> str:
     """Write the video; -> what it shows, in words."""
     check(args)
@@ -68,7 +62,8 @@ def make(args: argparse.Namespace) -> str:
     count = min(4, samples.shape[1]) if args.samples is None else args.samples
     clips = chosen(args, truth, truth.shape[1] - samples.shape[2])
     check_size(len(clips), args.truth + count, truth.shape[2:4], args.size)
-    fps, rows = args.fps or frame_rate(args.results), []
+    protocol = results.read_metrics(args.results)["protocol"] if (args.results / "metrics.json").is_file() else {}
+    fps, rows = args.fps or results.frame_rate(protocol), []
     with progress(len(clips), "draw", "clip") as bar:
         for v in clips:
             rows.append(pictures.side_by_side(truth[v], samples[v, :count], args.size, bool(args.truth)))

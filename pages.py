@@ -99,7 +99,7 @@ def picture(content: bytes, alt: str, wide: bool = False) -> str:
 def decimals(entry: dict) -> int | None:
     """As many as the standard error gives a meaning to."""
     se = entry.get("se")
-    return min(max(1 - math.floor(math.log10(se)), 0), 8) if se else None
+    return min(max(1 - math.floor(math.log10(se)), 0), 8) if se and math.isfinite(se) else None
 
 
 def number(entry: dict | None, digits: int | None = None) -> str:
@@ -116,7 +116,7 @@ def against(own: dict, baseline: dict | None, unit: str, higher: bool | None) ->
     value, base = own.get("mean"), (baseline or {}).get("mean")
     if None in (value, base) or not math.isfinite(value - base) or (not higher and base == 0):
         return "<td>–</td>"
-    text = f"{value - base:+.3g} {unit}" if higher else f"× {value / base:.2f}"
+    text = f"{value - base:+.3g} {unit}".replace("-", "−") if higher else f"× {value / base:.2f}"
     if higher is None or value == base:
         return f"<td>{text}</td>"
     word = "better" if (value > base) == higher else "worse"

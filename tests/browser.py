@@ -68,7 +68,7 @@ class Browser:
         """The value of a script's `return`."""
         return self.call("/execute/sync", script=script, args=args)
 
-    def until(self, condition, what: str, deadline: float = 60):
+    def until(self, condition, what: str, deadline: float = 120):
         """Wait until condition(), or the script that it is, gives something true; -> that."""
         end = time.monotonic() + deadline
         while not (value := self.run(f"return {condition}") if isinstance(condition, str) else condition()):

@@ -106,7 +106,7 @@ def test_metrics_stand_beside_the_baselines(folder):
     page = re.sub(r"<[^>]*>", " ", (folder / "c/model/data/index.html").read_text())
     page = re.sub(r"\s+", " ", page)
     assert "CRPS lower is better 0.0123 ± 0.0011 0.0246 ± 0.0020 – × 0.50 better" in page
-    assert "PSNR (dB) higher is better 20.00 ± 0.50 21.50 ± 0.50 – -1.5 dB worse" in page
+    assert "PSNR (dB) higher is better 20.00 ± 0.50 21.50 ± 0.50 – −1.5 dB worse" in page
     assert "FVD lower is better 123.5 – – –" in page
 
 

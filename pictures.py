@@ -1,4 +1,4 @@
-"""Forecasts as a person looks at them: truth beside samples, moving (MP4 or GIF) and as a contact sheet.
+"""Forecasts as a person looks at them: truth beside samples, moving (MP4, AVI or GIF) and as a contact sheet.
 
 Frames are uint8 (H, W, 3). Conditioning frames have a green edge, forecast ones an orange edge.
 """
@@ -13,6 +13,10 @@ from PIL import Image, ImageDraw
 
 GIVEN, FORECAST, PAPER, INK = (40, 180, 70), (245, 140, 20), (255, 255, 255), (40, 40, 40)
 GAP, HEADER = 4, 16  # pixels
+# H.264 plays everywhere; in AVI, Motion JPEG does
+CODECS = {".mp4": {"codec": "libx264", "quality": 8, "output_params": ["-preset", "veryfast"]},
+          ".avi": {"codec": "mjpeg", "quality": 9, "pixelformat": "yuvj444p"}}
+ENDINGS = (*CODECS, ".gif")
 
 
 def enlarge(frames: np.ndarray, factor: int) -> np.ndarray:
@@ -47,11 +51,11 @@ def liveliest(truth: np.ndarray, condition: int) -> np.ndarray:
     return np.argsort([-np.abs(np.diff(video.astype(np.int16), axis=0)).mean() for video in given], kind="stable")
 
 
-def side_by_side(truth: np.ndarray, samples: np.ndarray, wanted: int = 128) -> np.ndarray:
+def side_by_side(truth: np.ndarray, samples: np.ndarray, wanted: int = 128, with_truth: bool = True) -> np.ndarray:
     """One video: truth (T, H, W, 3) | samples (S, T - condition, H, W, 3) -> labelled frames (T, H', W', 3)."""
     condition, factor = len(truth) - samples.shape[1], scale_of(truth.shape[1], wanted)
     columns = []
-    for label, frames in tracks(truth, samples):
+    for label, frames in tracks(truth, samples)[0 if with_truth else 1:]:
         column = framed(frames, condition, factor)
         head = Image.new("RGB", (column.shape[2], HEADER), PAPER)
         ImageDraw.Draw(head).text((GAP, 2), label, INK)
@@ -90,12 +94,11 @@ def contact_sheet(truth: np.ndarray, samples: np.ndarray, rows: int = 4, columns
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
-    """(T, H, W, 3) to an .mp4 (H.264, plays everywhere) or a .gif, by the name's ending."""
+    """(T, H, W, 3) to an .mp4, an .avi or a .gif, by the name's ending."""
     if path.suffix == ".gif":
         imageio.mimwrite(path, list(frames), duration=1000 / fps, loop=0)
         return
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), "edge")
-    with imageio.get_writer(path, fps=fps, codec="libx264", quality=8, macro_block_size=2, ffmpeg_log_level="error",
-                            output_params=["-preset", "veryfast"]) as writer:
+    with imageio.get_writer(path, fps=fps, macro_block_size=2, ffmpeg_log_level="error", **CODECS[path.suffix]) as writer:
         for frame in frames:
             writer.append_data(frame)

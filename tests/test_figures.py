@@ -1,0 +1,48 @@
+"""Figures: readable files whatever the metrics are, and names that go with them."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import figures
+
+
+def picture(draw, *args) -> np.ndarray:
+    file = io.BytesIO()
+    draw(args[0], file, *args[1:])
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def has(picture: np.ndarray, color: str) -> bool:
+    return bool((picture == [int(color[k:k + 2], 16) for k in (1, 3, 5)]).all(-1).any())
+
+
+def test_curves_show_the_forecast_its_band_and_the_baselines():
+    horizon = {"psnr": [30, 25, 20], "psnr_repeat_last": [22, 20, 18], "psnr_mean_frame": [15, 15, 15]}
+    drawn = picture(figures.curves, horizon)
+    assert has(drawn, figures.MODEL) and all(has(drawn, color) for color, _ in figures.STYLES.values())
+    assert not has(picture(figures.curves, {"psnr": [30, 25, 20]}), figures.STYLES["_repeat_last"][0])
+    assert (picture(figures.curves, horizon, {"psnr": [3, 3, 3]}) != drawn).any()
+
+
+@pytest.mark.parametrize("horizon", [
+    {"crps": [0.1]}, {"mse": [1e-6, 1e-3, 1.0]}, {"mse": [0.0, 0.0]}, {"fvd": [None, 3.0]}, {"unheard_of": list(range(999))},
+    {name: [0.5, 0.6] for name in figures.METRICS}])
+def test_curves_of_one_frame_of_many_and_with_gaps(horizon):
+    height, width, _ = picture(figures.curves, horizon).shape
+    assert 400 < width < 2000 and height < 2000
+
+
+def test_rank_histogram_draws_shares_and_what_is_expected():
+    drawn = picture(figures.rank_histogram, np.array([30, 10, 10, 30]))
+    assert has(drawn, figures.MODEL) and has(drawn, "#D55E00")
+    assert (drawn == picture(figures.rank_histogram, np.array([3, 1, 1, 3]))).all()
+
+
+def test_metrics_say_their_unit_and_direction():
+    assert figures.describe("psnr") == ("PSNR", "dB", True)
+    assert figures.describe("psnr_best") == ("PSNR best", "dB", True)
+    assert figures.describe("odd_one") == ("odd one", "", None)
+    assert figures.own({"mse": 1, "mse_repeat_last": 2, "mse_mean_frame": 3, "psnr_best": 4}) == ["mse", "psnr_best"]

@@ -27,10 +27,11 @@ import configs
 import data
 import measures
 import protocols
+import results
 import runtime
 import sample
 from configs import Config
-from console import UserError, first_line, progress, run_command
+from console import UserError, progress, run_command
 from protocols import Protocol
 
 PART = 8  # videos measured at a time, and the grain in which processes share the work: a part of the noise's key
@@ -90,15 +91,8 @@ def from_checkpoint(args: argparse.Namespace, process: runtime.Process) -> tuple
 def from_results(args: argparse.Namespace, process: runtime.Process) -> tuple[Source, Path]:
     """Samples made before, in a folder of sample.py's or of this program's; -> (source, that folder)."""
     dir = Path(args.results)
-    truth, samples = (read_array(dir / f"{name}.npy") for name in ("truth", "samples"))
-    if truth.ndim != 5 or samples.ndim != 6 or len(truth) != len(samples) or truth.shape[1] <= samples.shape[2] \
-            or truth.shape[2:] != samples.shape[3:]:
-        raise UserError(f"{dir}: truth.npy {truth.shape} and samples.npy {samples.shape} do not go together")
-    made = read_json(dir / "metrics.json")
-    try:
-        config, about = configs.from_dict(made["config"]), made["protocol"]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{dir / 'metrics.json'}: not what sample.py or evaluate.py writes ({first_line(error)})") from None
+    (truth, samples), made = results.read_arrays(dir), results.read_metrics(dir)
+    config, about = configs.from_dict(made["config"]), made["protocol"]
     T = samples.shape[2]
     own = {"videos": len(truth), "samples": samples.shape[1], "condition": truth.shape[1] - T, "predict": T,
            "split": about.get("split", "test")}
@@ -119,26 +113,7 @@ def from_results(args: argparse.Namespace, process: runtime.Process) -> tuple[So
     part = lambda k: (truth[k * PART:(k + 1) * PART], samples[k * PART:(k + 1) * PART], 0)  # noqa: E731
     key = " ".join(hashlib.blake2b(array, digest_size=16).hexdigest() for array in (truth, samples))
     args.keep = samples.shape[1]  # nothing of them is thrown away
-    return Source(config, protocol, part, autoencode, about, key, about.get("fps", 10.0)), dir
-
-
-def read_array(path: Path) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not an array of frames ({first_line(error)}); make it with sample.py") from None
-    if array.dtype != np.uint8 or array.shape[-1] != 3:
-        raise UserError(f"{path}: {array.shape} {array.dtype}, not frames of uint8 RGB")
-    return array
-
-
-def read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: not there; sample.py writes it beside its samples") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({first_line(error)})") from None
+    return Source(config, protocol, part, autoencode, about, key, results.frame_rate(about)), dir
 
 
 def autoencoder_of(forecaster: sample.Forecaster) -> Callable[[np.ndarray], np.ndarray]:
@@ -340,7 +315,7 @@ def main() -> None:
     check_frames(source.protocol, which)
     plan = repr((source.key, source.protocol, source.config.sample, PART, which, args.keep))
     plan = hashlib.blake2b(plan.encode(), digest_size=8).hexdigest()
-    done = lambda: (out / "metrics.json").exists() and read_json(out / "metrics.json").get("plan") == plan  # noqa: E731
+    done = lambda: (out / "metrics.json").exists() and results.read_metrics(out).get("plan") == plan  # noqa: E731
     if not done():
         nets, parts = networks(which, source.protocol, args, process.device), out.with_name(f".{out.name}.{plan}")
         measured(source, which, nets, args.keep, mean_of_training(source.config), parts, done, process)
@@ -352,7 +327,7 @@ def main() -> None:
                     shutil.rmtree(parts, ignore_errors=True)
             time.sleep(0.2)
     if process.first:
-        print(table(read_json(out / "metrics.json")))
+        print(table(results.read_metrics(out)))
         print(sample.paths(out, source.config.sample.format, args.ckpt or args.results))
 
 

@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 import configs
 import data
+import figures
 import interpolants
 import metrics
 import models
+import pages
 import pictures
 import published
 import runtime
@@ -247,7 +249,8 @@ def evaluate(forecaster: Forecaster, step: int, out: Path | None = None, windows
     return result, out
 
 
-RESULTS = {"videos", "samples.npy", "truth.npy", "contact_sheet.png", "forecasts.mp4", "forecasts.gif", "metrics.json"}
+RESULTS = {"videos", "samples.npy", "truth.npy", "contact_sheet.png", "forecasts.mp4", "forecasts.gif", "metrics.json",
+           "curves.png", "rank_histogram.png", "index.html"}
 
 
 def check_out(out: Path) -> None:
@@ -269,6 +272,10 @@ def write_results(out: Path, truth: np.ndarray, samples: np.ndarray, result: dic
             pictures.write_video(partial / "videos" / f"{k:03d}.{format}", pictures.side_by_side(t, s), fps)
             bar.update()
     (partial / "metrics.json").write_text(json.dumps(result, indent=1, allow_nan=False))
+    figures.curves(result["horizon"], partial / "curves.png", result.get("horizon_se"))
+    if "rank_histogram" in result:
+        figures.rank_histogram(np.array(result["rank_histogram"]), partial / "rank_histogram.png")
+    pages.result_page(partial)
     shutil.rmtree(out, ignore_errors=True)
     os.replace(partial, out)
 
@@ -308,7 +315,7 @@ def table(result: dict) -> str:
 
 
 def paths(out: Path, format: str, ckpt: str | Path) -> str:
-    return "\n".join([f"video          {out / f'forecasts.{format}'}", f"contact sheet  {out / 'contact_sheet.png'}",
+    return "\n".join([f"page           {out / 'index.html'}", f"video          {out / f'forecasts.{format}'}", f"contact sheet  {out / 'contact_sheet.png'}",
                       f"metrics        {out / 'metrics.json'}", f"checkpoint     {ckpt}"])
 
 

@@ -273,8 +273,9 @@ def stage_lock(root: str | Path):
         yield
 
 
-def load_weights(module: torch.nn.Module, weights: dict, where: str | Path) -> None:
-    """Load a state dict in full; names that are missing, unknown or of another shape are an error naming the first few."""
+def load_weights(module: torch.nn.Module, weights: dict, where: str | Path, assign: bool = False) -> None:
+    """Load a state dict in full; names that are missing, unknown or of another shape are an error naming the first few.
+    assign: make these tensors the module's, for one built on the device `meta`."""
     own = module.state_dict()
     wrong = [f"{name} is missing" for name in own if name not in weights]
     wrong += [f"{name} is unknown" for name in weights if name not in own]
@@ -282,7 +283,7 @@ def load_weights(module: torch.nn.Module, weights: dict, where: str | Path) -> N
               if name in weights and weights[name].shape != own[name].shape]
     if wrong:
         raise UserError(f"{where}: not weights of this architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
-    module.load_state_dict(weights)
+    module.load_state_dict(weights, assign=assign)
 
 
 def digest(module: torch.nn.Module) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -19,13 +18,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import features
 import numpy as np
 import torch
 
 import configs
 import data
+import features
 import measures
+import metrics
 import protocols
 import results
 import runtime
@@ -208,8 +208,7 @@ def summed_up(source: Source, which: list[str], dir: Path) -> tuple[np.ndarray, 
     if evaluations.sum():
         frames = protocol.videos * protocol.samples * protocol.predict
         about["network_evaluations_per_frame"] = float(evaluations.sum() / frames)
-    told = {**about, **dataclasses.asdict(protocol), "datasets": list(protocol.datasets), "samples_per_video": protocol.samples,
-            "fps": source.fps, "skip": source.config.data.skip, "in_words": protocol.in_words(), "metrics": which}
+    told = {**about, **protocol.told(which), "fps": source.fps, "skip": source.config.data.skip}
     return truth, samples, {"protocol": told, "config": configs.to_dict(source.config), **measures.summarize(tables, protocol)}
 
 
@@ -218,10 +217,10 @@ def table(result: dict) -> str:
     summary = result["summary"]
     others = {"repeat last": "_repeat_last", "mean frame": "_mean_frame", "autoencoder": "_autoencoder"}
     head = f"{'metric':<26}{'forecast':>20}" + "".join(f"{name:>14}" for name in others)
-    lines = [*result["protocol"]["in_words"], "", head, "-" * len(head)]
+    lines = [*protocols.in_words(result["protocol"]), "", head, "-" * len(head)]
     for name, value in summary.items():
         if not name.endswith(tuple(others.values())):
-            unit = f" ({measures.UNITS[name]})" if name in measures.UNITS else ""
+            unit = f" ({metrics.ABOUT[name][1]})" if metrics.ABOUT[name][1] else ""
             cells = [number(summary.get(name + suffix, {}).get("mean")) for suffix in others.values()]
             lines.append(f"{name + unit:<26}{number(value['mean']) + ' ± ' + number(value['se']):>20}"
                          + "".join(f"{cell:>14}" for cell in cells))

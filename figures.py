@@ -7,10 +7,8 @@ from typing import IO
 
 import numpy as np
 
-# metric -> name, unit, whether higher is better (None: neither)
-METRICS = {"crps": ("CRPS", "", False), "energy": ("Energy score", "", False), "mse": ("MSE", "", False),
-           "psnr": ("PSNR", "dB", True), "ssim": ("SSIM", "", True), "lpips": ("LPIPS", "", False),
-           "fvd": ("FVD", "", False), "kvd": ("KVD", "", False), "minade": ("minADE", "", False)}
+import metrics
+
 BASELINES = {"_repeat_last": "repeat the last frame", "_mean_frame": "mean of the training frames"}
 # Okabe and Ito's colours, which the colour-blind can tell apart; the dashes tell them apart in grey
 MODEL, STYLES = "#0072B2", {"_repeat_last": ("#D55E00", (0, (5, 2))), "_mean_frame": ("#555555", (0, (1.5, 1.5)))}
@@ -20,11 +18,9 @@ TEXT = {"font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "axes.s
 
 def describe(metric: str) -> tuple[str, str, bool | None]:
     """-> name, unit, whether higher is better; of the best of several samples (psnr_best) what the metric itself has."""
-    if metric in METRICS:
-        return METRICS[metric]
-    base, _, rest = metric.partition("_")
-    name, unit, higher = METRICS.get(base, (base, "", None))
-    return f"{name} {rest.replace('_', ' ')}".strip(), unit, higher
+    base, _, rest = (metric, "", "") if metric in metrics.ABOUT else metric.partition("_")
+    name, unit, better = metrics.ABOUT.get(base, (base, "", ""))
+    return f"{name} {rest.replace('_', ' ')}".strip(), unit, {"higher": True, "lower": False}.get(better)
 
 
 def own(table: dict) -> list[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-import features
 import numpy as np
 import torch
 
 import balls
+import features
 import metrics
 from protocols import Protocol
 
@@ -18,7 +18,6 @@ ENSEMBLES = ("crps", "energy")
 SETS = ("fvd", "kvd")  # of all videos together
 BALL = ("minade", "colorkl", "two_balls")
 ALL = (*SAMPLES, *ENSEMBLES, "spread_skill", *SETS, *BALL)
-UNITS = {"psnr": "dB", "minade": "pixels", "colorkl": "nats"}
 
 
 @dataclasses.dataclass

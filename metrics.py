@@ -11,6 +11,12 @@ from collections.abc import Callable
 import numpy as np
 
 PIXELS = (-3, -2, -1)
+ABOUT = {  # name: label, unit, which is better
+    "crps": ("CRPS", "", "lower"), "energy": ("energy score", "", "lower"), "mse": ("MSE", "", "lower"),
+    "psnr": ("PSNR", "dB", "higher"), "ssim": ("SSIM", "", "higher"), "lpips": ("LPIPS", "", "lower"),
+    "fvd": ("FVD", "", "lower"), "kvd": ("KVD", "", "lower"), "spread_skill": ("spread/skill", "", "one"),
+    "minade": ("minADE", "pixels", "lower"), "colorkl": ("ColorKL", "nats", "lower"),
+    "two_balls": ("share of frames with two balls", "", "higher")}
 
 
 # ------------------------------------------------------------------------------------------------- single samples

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import math
 import os
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Formatter
@@ -17,7 +17,9 @@ import numpy as np
 from PIL import Image
 
 import figures
+import metrics
 import pictures
+import protocols
 import results
 from console import progress
 
@@ -145,21 +147,21 @@ def metrics_table(summary: dict) -> str:
 
 
 # sentences of the protocol, and what each is left out for where it is 0 or False
-PROTOCOL = [("{videos} clips of the {split} split, {samples_per_video} sampled futures of each: {condition} frames are given, "
-             "{predict} forecast.", "videos"),
-            ("{skip} frames of the source are skipped between one and the next.", "skip"),
+PROTOCOL = [("{skip} frames of the source are skipped between one and the next.", "skip"),
             ("Sampled by the solver {solver} with diffusion {diffusion}, {steps} steps on a {grid} grid: "
              "{network_evaluations_per_frame:.4g} evaluations of the network a frame.", "steps"),
             ("Begun at flow time {warm_start}.", "warm_start"),
             ("Context frame: {context}, drawn anew every {redraw}.", "context"),
             ("A forecast frame passes through the autoencoder’s pixels before it is forecast from.", "reencode"),
-            ("Weights after {updates:,} updates.", "updates"), ("Checkpoint: {checkpoint}.", "checkpoint"),
-            ("Scores: {rule}.", "rule")]
+            ("Weights after {updates:,} updates.", "updates"), ("Checkpoint: {checkpoint}.", "checkpoint")]
 
 
 def in_words(protocol: dict) -> list[str]:
     """Sentences; what they do not know follows by its name."""
     said, told = [], set()
+    if {"name", "source", "clips", "rule"} <= protocol.keys():
+        said = [f"{line[0].upper()}{line[1:]}." for line in [*protocols.in_words(protocol), protocol["source"]]]
+        told = {field.name for field in dataclasses.fields(protocols.Protocol)} | {"samples_per_video", "fps", "metrics"}
     for sentence, unless in PROTOCOL:
         names = {field for _, field, _, _ in Formatter().parse(sentence) if field} | {unless}
         if names <= protocol.keys():
@@ -272,7 +274,7 @@ def result_page(dir: Path, fps: float | None = None, futures: int = 8, limit: in
 
 
 # -------------------------------------------------------------------------------------------------------- page of many
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Run:
     """What the page of many runs shows of one."""
     name: str
@@ -296,9 +298,9 @@ def run_of(dir: Path) -> Run:
 
 def card(run: Run, out: Path) -> str:
     link = quote(Path(os.path.relpath(run.page, out.parent)).as_posix())
-    metrics = sorted(figures.own(run.summary), key=lambda name: name not in figures.METRICS)[:4]
+    known_first = sorted(figures.own(run.summary), key=lambda name: name not in metrics.ABOUT)
     shown = "".join(f"<div><dt>{label(name)}</dt>"
-                    f"<dd>{number(run.summary[name], decimals(run.summary[name]))}</dd></div>" for name in metrics)
+                    f"<dd>{number(run.summary[name], decimals(run.summary[name]))}</dd></div>" for name in known_first[:4])
     image = picture(run.thumbnail, f"{run.name}: truth above a sample") if run.thumbnail else ""
     return (f'<li class="run"><h3><a href="{escape(link)}">{escape(run.name)}</a></h3><small>{escape(run.note)}</small>'
             f"{image}<dl>{shown}</dl></li>")

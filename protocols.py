@@ -49,14 +49,32 @@ class Protocol:
         """Futures of each video that FVD looks at."""
         return min(self.fvd_samples or self.samples, self.samples)
 
-    def in_words(self) -> list[str]:
-        """Lines for a person, to be printed with the numbers."""
-        frames = f"{self.fvd_chunk}-frame pieces of the" if self.fvd_chunk else "the"
-        counted = f"{frames} given and forecast frames" if self.fvd_given else f"{frames} forecast frames"
-        return [f"protocol {self.name}: {self.videos} {self.split} clips ({self.clips}, seed {self.seed}), "
-                f"{self.samples} samples each, {self.condition} -> {self.predict} frames",
-                f"mse, psnr, ssim, lpips ({self.lpips_net}): {self.rule} of the samples; crps, energy: unbiased",
-                f"fvd, kvd: {counted}, {self.compared} of {self.samples} samples a clip, against {self.reference} videos"]
+    def told(self, which: list[str]) -> dict:
+        """For metrics.json, with the names of the metrics: what they do not look at is left out."""
+        fields = {"samples_per_video" if name == "samples" else name: value for name, value in dataclasses.asdict(self).items()}
+        for name, metrics in (("lpips_net", {"lpips"}), ("fvd_given", SETS), ("fvd_chunk", SETS), ("fvd_samples", SETS),
+                              ("reference", SETS), ("datasets", set())):
+            if not metrics & set(which):
+                del fields[name]
+        return {**fields, "metrics": which}
+
+
+SETS = {"fvd", "kvd"}
+
+
+def in_words(told: dict) -> list[str]:
+    """What `told` gave, as lines for a person."""
+    S = told["samples_per_video"]
+    lpips = f" and lpips ({told['lpips_net']})" if "lpips_net" in told else ""
+    lines = [f"protocol {told['name']}: {told['videos']} {told['split']} clips ({told['clips']}, seed {told['seed']}), "
+             f"{S} samples each, {told['condition']} -> {told['predict']} frames",
+             f"of mse, psnr, ssim{lpips} the {told['rule']} of the samples counts; crps and energy are unbiased"]
+    if "fvd_given" in told:
+        frames = f"{told['fvd_chunk']}-frame pieces of the" if told["fvd_chunk"] else "the"
+        counted = f"{frames} given and forecast frames" if told["fvd_given"] else f"{frames} forecast frames"
+        lines.append(f"fvd and kvd look at {counted}, {min(told['fvd_samples'] or S, S)} of {S} samples a clip, against "
+                     f"{told['reference']} videos")
+    return lines
 
 
 BALLS, KTH, BAIR = ("ball_stn", "ball_nstn"), ("kth",), ("bair_64", "bair_256")

@@ -27,6 +27,7 @@ import metrics
 import models
 import pages
 import pictures
+import protocols
 import published
 import runtime
 import vqvae
@@ -238,11 +239,11 @@ def evaluate(forecaster: Forecaster, step: int, out: Path | None = None, windows
     config, sample = forecaster.config, forecaster.config.sample
     train = open_split(config, "train")
     truth, samples, shards = forecast_split(forecaster, windows)
-    protocol = {"split": sample.split, "videos": len(truth), "samples_per_video": sample.num_samples,
-                "condition": config.data.condition, "predict": config.data.predict, "skip": config.data.skip,
-                "network_evaluations_per_frame": forecaster.evaluations / samples[..., 0, 0, 0].size,
-                "fps": frame_rate(shards, config), **about(forecaster, step, ckpt),
-                "rule": "mse, psnr: mean over single samples; crps: unbiased"}
+    asked = protocols.Protocol("own", "the clips that sample.py takes", (), config.data.condition, config.data.predict,
+                               sample.split, len(truth), sample.num_samples)
+    protocol = {**about(forecaster, step, ckpt), **asked.told(list(SCORES)), "skip": config.data.skip,
+                "fps": frame_rate(shards, config),
+                "network_evaluations_per_frame": forecaster.evaluations / samples[..., 0, 0, 0].size}
     result = {"protocol": protocol, "config": configs.to_dict(config), **score(truth, samples, mean_frame(train))}
     out = out or results_dir(forecaster, step)
     write_results(out, truth, samples, result, protocol["fps"], sample.format)
@@ -315,7 +316,8 @@ def table(result: dict) -> str:
 
 
 def paths(out: Path, format: str, ckpt: str | Path) -> str:
-    return "\n".join([f"page           {out / 'index.html'}", f"video          {out / f'forecasts.{format}'}", f"contact sheet  {out / 'contact_sheet.png'}",
+    return "\n".join([f"page           {out / 'index.html'}", f"video          {out / f'forecasts.{format}'}",
+                      f"contact sheet  {out / 'contact_sheet.png'}",
                       f"metrics        {out / 'metrics.json'}", f"checkpoint     {ckpt}"])
 
 

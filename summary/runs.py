@@ -20,7 +20,7 @@ from console import UserError
 
 # the protocol's fields that are a choice of the method and not a condition of the comparison, and those that are neither
 SAMPLER = ("solver", "diffusion", "steps", "grid", "warm_start", "first", "context", "redraw", "reencode", "updates")
-MEASURED = ("checkpoint", "network_evaluations_per_frame", "fps", "device", "machine", "seconds", "command", "version", "date")
+MEASURED = ("checkpoint", "network_evaluations_per_frame", "fps", "source")
 # settings that leave the outcome as it is, are told by the protocol, or name a place
 APART = re.compile(r"(output|wandb|latent)\.|dataset$|vqvae\.ckpt$|"
                    r"data\.(root|workers|skip_bad|condition|predict|skip|image_size)$|"

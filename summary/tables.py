@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from console import UserError
+from metrics import ABOUT
 from summary.runs import Method, Score, Table, differences, shown, untold
 
-LABELS = {"mse": "MSE", "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "fvd": "FVD", "kvd": "KVD", "crps": "CRPS",
-          "energy": "energy score", "spread_skill": "spread/skill", "minade": "minADE", "colorkl": "ColorKL"}
-HIGHER, NEAREST_ONE = {"psnr", "ssim"}, {"spread_skill"}  # of all others, lower is better
 BASELINES = {"_repeat_last": "repeat last frame", "_mean_frame": "mean frame"}
 
 
@@ -33,11 +31,12 @@ class Row(NamedTuple):
 
 
 def label(metric: str) -> str:
-    return LABELS.get(metric, metric)
+    return ABOUT[metric][0] if metric in ABOUT else metric
 
 
 def direction(metric: str) -> str:
-    return "up" if metric in HIGHER else "one" if metric in NEAREST_ONE else "down"
+    """Towards which it is better; of one that is not known, down."""
+    return {"higher": "up", "one": "one"}.get(ABOUT.get(metric, ("", "", ""))[2], "down")
 
 
 def metrics_of(tables: list[Table], wanted: list[str]) -> list[str]:
@@ -46,7 +45,7 @@ def metrics_of(tables: list[Table], wanted: list[str]) -> list[str]:
              if not name.endswith(tuple(BASELINES))}
     if missing := [name for name in wanted if name not in there]:
         raise UserError(f"--metrics {missing[0]}: in none of the results; those that are: {', '.join(sorted(there)) or 'none'}")
-    return list(dict.fromkeys(wanted)) or [name for name in LABELS if name in there] + sorted(there - LABELS.keys())
+    return list(dict.fromkeys(wanted)) or [name for name in ABOUT if name in there] + sorted(there - ABOUT.keys())
 
 
 def measured(table: Table, metrics: list[str]) -> list[str]:
@@ -112,7 +111,6 @@ def heading(protocol: dict[str, Any]) -> str:
     parts = [f"{own.pop(key)}{unit}" for key, unit in units.items() if own.get(key) is not None]
     if own.get("condition") is not None and own.get("predict") is not None:
         parts.append(f"{own.pop('condition')} → {own.pop('predict')} frames")
-    own.pop("rule", None)
     return ", ".join(parts + [f"{key} {shown(value)}" for key, value in own.items() if value not in (None, 0, "")])
 
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 import figures
+import metrics
 
 
 def picture(draw, *args) -> np.ndarray:
@@ -29,7 +30,7 @@ def test_curves_show_the_forecast_its_band_and_the_baselines():
 
 @pytest.mark.parametrize("horizon", [
     {"crps": [0.1]}, {"mse": [1e-6, 1e-3, 1.0]}, {"mse": [0.0, 0.0]}, {"fvd": [None, 3.0]}, {"unheard_of": list(range(999))},
-    {name: [0.5, 0.6] for name in figures.METRICS}])
+    {name: [0.5, 0.6] for name in metrics.ABOUT}])
 def test_curves_of_one_frame_of_many_and_with_gaps(horizon):
     height, width, _ = picture(figures.curves, horizon).shape
     assert 400 < width < 2000 and height < 2000

@@ -33,16 +33,17 @@ def nets(monkeypatch) -> measures.Networks:
 
 
 def found(truth, samples, protocol, nets, which=measures.ALL, autoencode=lambda frames: frames):
-    parts = [measures.measure(truth[k:k + 2], samples[k:k + 2], truth.mean((0, 1)).astype(np.uint8), protocol, list(which), nets,
-                              autoencode, k) for k in range(0, len(truth), 2)]
+    mean = truth.mean((0, 1)).astype(np.uint8)
+    parts = [measures.measure(truth[k:k + 2], samples[k:k + 2], mean, protocol, list(which), nets, autoencode, k)
+             for k in range(0, len(truth), 2)]
     return measures.summarize({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, protocol)
 
 
 def test_a_perfect_forecast(nets):
     truth = balls_of(6, 15)
     summary = found(truth, truth[:, None, 3:].repeat(2, 1), protocol(), nets)["summary"]
-    perfect = {"mse": 0, "psnr": 100, "ssim": 1, "lpips": 0, "crps": 0, "energy": 0, "fvd": 0, "fvd_autoencoder": 0, "minade": 0,
-               "two_balls": 1}
+    perfect = {"mse": 0, "psnr": 100, "ssim": 1, "lpips": 0, "crps": 0, "energy": 0, "fvd": 0, "fvd_autoencoder": 0,
+               "minade": 0, "two_balls": 1}
     for name, value in perfect.items():
         assert abs(summary[name]["mean"] - value) < 1e-3, name
     assert summary["colorkl"]["mean"] < 0.1 and summary["kvd"]["mean"] < 1e-9
@@ -56,10 +57,12 @@ def test_numbers_are_those_of_the_metrics(nets):
     assert np.allclose(result["horizon"]["psnr"], metrics.chosen(metrics.psnr(x, y), "best", True).mean(0), rtol=1e-4)
     assert np.allclose(result["horizon"]["crps"], metrics.crps(x, y).mean(0), rtol=1e-4)
     assert np.isclose(result["summary"]["energy"]["mean"], metrics.energy(x, y).mean(), rtol=1e-4)
-    assert np.isclose(result["summary"]["spread_skill"]["mean"], metrics.spread_skill(metrics.spread(x), metrics.skill(x, y)), 1e-3)
+    ratio = metrics.spread_skill(metrics.spread(x), metrics.skill(x, y))
+    assert np.isclose(result["summary"]["spread_skill"]["mean"], ratio, 1e-3)
     repeated = (truth[:, 2:3] / 255).repeat(12, 1)
     assert np.allclose(result["horizon"]["mse_repeat_last"], ((repeated - y) ** 2).mean((0, 2, 3, 4)), rtol=1e-4)
-    assert np.isclose(result["ratio_to_repeat_last"]["crps"]["all"], metrics.crps(x, y).mean() / np.abs(repeated - y).mean(), 1e-4)
+    against = metrics.crps(x, y).mean() / np.abs(repeated - y).mean()
+    assert np.isclose(result["ratio_to_repeat_last"]["crps"]["all"], against, 1e-4)
     seen = [features.i3d_features(None, videos, CPU) for videos in (other[:, 0], truth[:, 3:])]
     assert np.isclose(result["summary"]["fvd"]["mean"], metrics.fvd(*seen))
     assert sum(result["rank_histogram"]) == truth[:, 3:].size and result["summary"]["fvd"]["se"] > 0

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import configs
 import figures
 import pages
 import pictures
+import protocols
 from console import UserError
 
 V, S, T, P, H, W = 3, 2, 6, 4, 16, 20
@@ -111,10 +113,12 @@ def test_metrics_stand_beside_the_baselines(folder):
 
 
 def test_the_protocol_is_told_in_words_and_the_config_as_settings():
-    said = pages.in_words({"videos": 3, "split": "test", "samples_per_video": 2, "condition": 2, "predict": 4, "skip": 0,
-                           "reencode": True, "checkpoint": "", "odd": 7})
-    assert said == ["3 clips of the test split, 2 sampled futures of each: 2 frames are given, 4 forecast.",
-                    "A forecast frame passes through the autoencoder’s pixels before it is forecast from.", "odd: 7."]
+    told = protocols.get("own", configs.build("videos"), {"videos": 3}).told(["psnr", "fvd"])
+    said = pages.in_words({**told, "skip": 0, "reencode": True, "checkpoint": "", "odd": 7})
+    assert said[0].startswith("Protocol own-videos_3: 3 test clips") and "Fvd and kvd look at the forecast frames" in said[2]
+    assert said[3:] == ["The checkpoint's own task, whatever it was trained on.",
+                        "A forecast frame passes through the autoencoder’s pixels before it is forecast from.",
+                        "odd: 7."]
     assert pages.settings({"dataset": "kth", "flow": {"c": 0.1, "name": "x"}, "latent": {"shape": [4, 8, 8]}}) == \
         "dataset=kth\nflow.c=0.1\nflow.name=x\nlatent.shape=[4, 8, 8]"
 

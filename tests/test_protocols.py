@@ -9,10 +9,18 @@ from console import UserError
 
 def test_names_are_those_of_the_table_and_all_are_said_in_words():
     for name, protocol in protocols.PROTOCOLS.items():
-        assert protocol.name == name and protocol.source and str(protocol.videos) in protocol.in_words()[0]
+        said = protocols.in_words(protocol.told(["fvd", "lpips"]))
+        assert protocol.name == name and protocol.source and str(protocol.videos) in said[0]
     kth = configs.build("kth")
     assert protocols.get("srvp_kth", kth, {}).fvd_given and not protocols.get("river_kth", kth, {}).fvd_given
     assert protocols.get("bair", configs.build("bair_64"), {}).compared == 100
+
+
+def test_only_what_its_metrics_look_at_is_told():
+    protocol = protocols.PROTOCOLS["srvp_kth"]
+    told = protocol.told(["psnr", "fvd"])
+    assert told["fvd_given"] is True and "lpips_net" not in told and told["samples_per_video"] == 100
+    assert "fvd" in "".join(protocols.in_words(told)) and "fvd" not in "".join(protocols.in_words(protocol.told(["psnr"])))
 
 
 def test_own_takes_the_checkpoints_task():

@@ -191,7 +191,8 @@ def load_torchscript(path: Path, device: torch.device) -> nn.Module:
 def to_i3d(videos: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """(B, T, H, W, 3) uint8 -> (B, 3, T, 224, 224) in [-1, 1]. Each frame is resized bilinearly with half-pixel centres and
     no antialiasing: F.interpolate's align_corners=False, as FVD is computed in PyTorch. TensorFlow 1 had no half-pixel
-    centres: its frames lie (224 / H - 1) / 2 pixels off, and its FVD differs a little."""
+    centres: its frames lie (224 / H - 1) / 2 pixels off, which moved the logits of a 64-pixel clip by a fifth of their norm.
+    Compare figures of one convention only."""
     B, T, H, W, _ = videos.shape
     frames = torch.tensor(videos).to(device).view(B * T, H, W, 3).permute(0, 3, 1, 2)
     frames = F.interpolate(frames.float(), (SIDE, SIDE), mode="bilinear", align_corners=False)

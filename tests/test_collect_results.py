@@ -145,7 +145,7 @@ def test_what_was_not_measured_is_left_out():
     more = [{"fvd": {"mean": None, "se": None}, "lpips": {"mean": float("nan"), "se": 1}, "kvd": None, "ssim": 0.5},
             {"fvd": {"mean": 100.0, "se": None}, "lpips": {"mean": float("inf")}, "ssim": {"mean": 0.7, "se": float("nan")}}]
     table = table_of(*(result(seed=k, more=own) for k, own in enumerate(more)), result("linear", more=more[0]))
-    assert metrics_of([table], []) == ["psnr", "ssim", "fvd", "crps"]
+    assert metrics_of([table], []) == ["crps", "psnr", "ssim", "fvd"]
     assert metrics_of([table], ["fvd", "crps"]) == ["fvd", "crps"]
     follmer, linear, *_ = tables.rows(table, ["fvd", "ssim"])
     assert follmer.cells[0].mean == "100.0" and follmer.cells[0].n == 1 and not follmer.cells[0].se

@@ -32,11 +32,11 @@ def test_the_command_and_the_same_again(folder):
     path, = results(folder, "-videos_9")
     made = json.loads(path.read_text())
     assert made["protocol"]["name"] == "own-videos_9" and made["protocol"]["rule"] == "mean"
-    assert "protocol own-videos_9: 9 test clips (spaced, seed 0), 2 samples each, 4 -> 4 frames" in printed
+    assert "protocol own-videos_9: 9 test clips (spaced, seed 0), 4 samples each, 4 -> 4 frames" in printed
     for metric in PLAIN[3:]:
         assert metric in printed and "mean" in made["summary"][metric]
     assert made["protocol"]["network_evaluations_per_frame"] == 2
-    assert np.load(path.parent / "samples.npy").shape == (9, 2, 4, 32, 32, 3)
+    assert np.load(path.parent / "samples.npy").shape == (9, 4, 4, 32, 32, 3)
     for name in ("index.html", "curves.png", "rank_histogram.png", "contact_sheet.png", "forecasts.mp4", "videos/008.mp4"):
         assert (path.parent / name).stat().st_size > 500
     assert not list(path.parent.parent.glob(".*"))  # of the parts

@@ -16,7 +16,7 @@ ABOUT = {  # name: label, unit, which is better
     "psnr": ("PSNR", "dB", "higher"), "ssim": ("SSIM", "", "higher"), "lpips": ("LPIPS", "", "lower"),
     "fvd": ("FVD", "", "lower"), "kvd": ("KVD", "", "lower"), "spread_skill": ("spread/skill", "", "one"),
     "minade": ("minADE", "pixels", "lower"), "colorkl": ("ColorKL", "nats", "lower"),
-    "two_balls": ("share of frames with two balls", "", "higher")}
+    "two_balls": ("two balls seen", "", "higher")}
 
 
 # ------------------------------------------------------------------------------------------------- single samples

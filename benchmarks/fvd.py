@@ -82,11 +82,12 @@ def main() -> None:
     if runtime.has_fast_bf16(device):
         ways["ours, bf16"] = lambda: features.load_i3d(weights, device, "bf16")
     rows = [measure(make(), real, other, device, name) for name, make in ways.items()]
-    lines = ["| way | seconds | per video | share in the network | times plain's speed | FVD / plain's |", "| --- |" + " ---: |" * 5]
+    lines = ["| way | seconds | per video | share in the network | times plain's speed | FVD / plain's |",
+             "| --- |" + " ---: |" * 5]
     lines += [f"| {r['way']} | {r['seconds']:.1f} | {r['seconds_per_video']:.2f} | {r['in_network']:.0%} | "
               f"{rows[0]['seconds'] / r['seconds']:.2f} | {r['fvd'] / rows[0]['fvd']:.4f} |" for r in rows]
-    text = (f"FVD of {args.videos} against {args.videos} videos of {args.frames} frames at {args.size} pixels. {results.machine()}.\n\n"
-            + "\n".join(lines))
+    text = (f"FVD of {args.videos} against {args.videos} videos of {args.frames} frames at {args.size} pixels. "
+            f"{results.machine()}.\n\n" + "\n".join(lines))
     results.write("FVD", text, args.out)
     print(text)
     print(json.dumps(rows))

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import features
 from console import UserError
 from features import I3D, MIXED, SIDE, Unit, i3d_features, lpips_distance, same_max_pool, same_padding, to_i3d
+from metrics import fvd
 
 WEIGHTS = Path(os.environ.get("DRIFTCAST_METRIC_WEIGHTS", REPO / "weights/metrics"))
 CHANNELS_LAST = torch.channels_last_3d
@@ -228,15 +229,19 @@ def test_i3d_sees_sports_on_a_lawn(i3d, walk):
     np.testing.assert_allclose(logits[list(expected)], list(expected.values()), atol=0.2)  # decoders' colours differ a little
 
 
-def test_noise_and_blur_move_the_features_the_more_the_stronger(i3d, walk):
-    rng, frames = np.random.default_rng(0), torch.from_numpy(walk[0, :10]).permute(0, 3, 1, 2).float()
-    small = [F.interpolate(frames, scale_factor=1 / factor, mode="area") for factor in (4, 20)]
-    blurred = [F.interpolate(part, (180, 320), mode="bilinear") for part in small]
-    noisy = [frames + torch.from_numpy(rng.standard_normal(frames.shape)).float() * s for s in (10, 60)]
-    videos = torch.stack([frames, *blurred, *noisy]).clamp(0, 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
-    found = i3d_features(i3d, videos)
-    little_blur, blur, little_noise, noise = np.linalg.norm(found[1:] - found[0], axis=1)
-    assert 0 < little_blur < blur and 0 < little_noise < noise
+def test_fvd_of_real_clips_is_0_and_grows_with_noise_and_with_blur(i3d, walk):
+    rng = np.random.default_rng(0)
+    crops = [walk[0, k:k + 10, :, x:x + 180] for k, x in ((0, 0), (5, 140), (2, 70), (4, 20))]
+    real = torch.from_numpy(np.stack([*crops[:2], *(crop[:, :, ::-1] for crop in crops[2:])])).movedim(-1, 2).float()
+    frames = real.flatten(0, 1)
+    small = [F.interpolate(frames, scale_factor=1 / factor, mode="area") for factor in (3, 9, 30)]
+    blurred = [F.interpolate(part, (180, 180), mode="bilinear") for part in small]
+    noisy = [frames + torch.from_numpy(rng.standard_normal(frames.shape)).float() * sigma for sigma in (8, 30, 110)]
+    sets = [x.clamp(0, 255).round().to(torch.uint8).view(real.shape).movedim(2, -1).numpy() for x in (frames, *blurred, *noisy)]
+    first, *others = [i3d_features(i3d, videos) for videos in sets]
+    assert abs(fvd(first, first)) < 1e-3
+    distances = [fvd(first, other) for other in others]
+    assert 0.1 < distances[0] < distances[1] < distances[2] and 0.1 < distances[3] < distances[4] < distances[5], distances
 
 
 @pytest.mark.parametrize("net", ["alex", "vgg"])

@@ -87,7 +87,7 @@ def slurm():
 def folder(tiny_run, tmp_path) -> Path:
     """What a user's clone looks like: main.py, a virtual environment, and data from before."""
     folder = copy_of(tiny_run[0], tmp_path / "clone")
-    for script in ("main.py", "sample.py"):
+    for script in ("main.py", "sample.py", "evaluate.py"):
         (folder / script).symlink_to(REPO / script)
     (folder / ".venv/bin").mkdir(parents=True)
     (folder / ".venv/bin/activate").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
@@ -159,3 +159,13 @@ def test_an_array_over_interpolants_and_seeds_and_samples_from_it(folder, slurm)
     job = submit(folder, slurm, "sample.sbatch", CKPT=str(runs[0]), FLAGS="--num_videos 1 --out mine")
     wait_for_end(slurm, job, folder / f"slurm-driftcast-sample-{job}.out")
     assert (folder / "mine/forecasts.mp4").exists()
+
+
+def test_several_tasks_evaluate_together(folder, slurm):
+    job = submit(folder, slurm, "train.sbatch", DATASET="ball_stn", SETTINGS=" ".join([*TINY, "output.run_id=run"]))
+    wait_for_end(slurm, job, folder / f"slurm-driftcast-{job}.out")
+    job = submit(folder, slurm, "evaluate.sbatch", "--ntasks=2", CKPT="outputs/checkpoints/run/latest.pt",
+                 FLAGS="--metrics mse crps --videos 20 --out judged")
+    log = folder / f"slurm-driftcast-evaluate-{job}.out"
+    wait_for_end(slurm, job, log)
+    assert text_of(log).count("protocol own-videos_20") == 2 and (folder / "judged/index.html").exists()

@@ -96,14 +96,12 @@ def from_results(args: argparse.Namespace, process: runtime.Process) -> tuple[So
     T = samples.shape[2]
     own = {"videos": len(truth), "samples": samples.shape[1], "condition": truth.shape[1] - T, "predict": T,
            "split": about.get("split", "test")}
-    if args.protocol and args.protocol != "own":
-        protocol = protocols.get(args.protocol, config, changes(args))
-        wanted = {name: getattr(protocol, name) for name in own}
-        wrong = [f"{name} {value}, not {wanted[name]}" for name, value in own.items() if value != wanted[name]]
-        if wrong:
-            raise UserError(f"{dir} does not go with protocol {args.protocol}: {wrong[0]}")
-    else:
-        protocol = dataclasses.replace(protocols.get("own", config, changes(args)), name="own", **own)
+    protocol = protocols.get(args.protocol or "own", config, changes(args))
+    if (args.protocol or "own") == "own":
+        protocol = dataclasses.replace(protocol, **{name: own[name] for name in own if getattr(args, name) is None})
+    wanted = {name: getattr(protocol, name) for name in own}
+    if wrong := [f"{name} {value}, not {wanted[name]}" for name, value in own.items() if value != wanted[name]]:
+        raise UserError(f"{dir} does not go with protocol {protocol.name}: it has {wrong[0]}")
     ckpt = Path(args.ckpt or about.get("checkpoint") or "")
     autoencode = None
     if ckpt.is_file():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,16 +21,25 @@ PLAIN = ["--ckpt", CKPT, "--metrics", "mse", "psnr", "ssim", "crps", "energy", "
 
 @pytest.fixture(scope="module")
 def folder(tiny_run, tmp_path_factory):
-    return copy_of(tiny_run[0], tmp_path_factory.mktemp("evaluate") / "run", "ball_stn-follmer-0")
+    folder = copy_of(tiny_run[0], tmp_path_factory.mktemp("evaluate") / "run", "ball_stn-follmer-0")
+    shutil.copytree(next((tiny_run[0] / "outputs/results").glob("*/*/ball_stn-test")), folder / "fine")
+    return folder
 
 
-def results(folder, name="") -> list:
-    return sorted((folder / "outputs/results").rglob(f"*-own{name}/metrics.json"))
+@pytest.fixture
+def here(folder, monkeypatch, capsys):
+    """here(*arguments) -> what evaluate.py prints, run in this process."""
+    def run(*arguments: str) -> str:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+        evaluate.main()
+        return capsys.readouterr().out
+    return run
 
 
-def test_the_command_and_the_same_again(folder):
+def test_the_command_and_the_same_again(folder, here):
     printed = launch(folder, "evaluate.py", *PLAIN, "--videos", "9").stdout
-    path, = results(folder, "-videos_9")
+    path, = (folder / "outputs/results").rglob("*-own-videos_9/metrics.json")
     made = json.loads(path.read_text())
     assert made["protocol"]["name"] == "own-videos_9" and made["protocol"]["rule"] == "mean"
     assert "protocol own-videos_9: 9 test clips (spaced, seed 0), 4 samples each, 4 -> 4 frames" in printed
@@ -41,14 +51,14 @@ def test_the_command_and_the_same_again(folder):
         assert (path.parent / name).stat().st_size > 500
     assert not list(path.parent.parent.glob(".*"))  # of the parts
     before = path.stat().st_mtime_ns
-    assert launch(folder, "evaluate.py", *PLAIN, "--videos", "9").stdout == printed and path.stat().st_mtime_ns == before
+    assert here(*PLAIN, "--videos", "9") == printed and path.stat().st_mtime_ns == before
 
 
-def test_samples_made_before_give_the_same_numbers(folder):
-    launch(folder, "sample.py", "--ckpt", CKPT, "--out", "made")
+def test_samples_made_before_give_the_same_numbers(folder, here):
+    shutil.copytree(folder / "fine", folder / "made")
     before = json.loads((folder / "made/metrics.json").read_text())
     samples = np.load(folder / "made/samples.npy")
-    launch(folder, "evaluate.py", "--results", "made", "--metrics", "mse", "crps", "--keep", "1")
+    here("--results", "made", "--metrics", "mse", "crps", "--keep", "1")
     after = json.loads((folder / "made/metrics.json").read_text())
     for name in ("mse", "crps", "mse_mean_frame", "crps_repeat_last"):
         assert np.allclose(after["horizon"][name], before["horizon"][name], rtol=1e-5)
@@ -56,23 +66,21 @@ def test_samples_made_before_give_the_same_numbers(folder):
     assert after["protocol"]["checkpoint"] == CKPT and after["protocol"]["videos"] == 3
 
 
-def test_a_run_that_was_cut_off_goes_on(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    command = ["evaluate.py", *PLAIN, "--videos", "20", "--out", "cut"]
-    monkeypatch.setattr(sys, "argv", command)
+def test_a_run_that_was_cut_off_goes_on(folder, here, monkeypatch):
+    command = [*PLAIN, "--videos", "20", "--out"]
     with monkeypatch.context() as patch:
         write = evaluate.write_part
         patch.setattr(evaluate, "write_part", lambda path, arrays: write(path, arrays) if "0001" not in path.name else 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            evaluate.main()
+            here(*command, "cut")
     kept, = folder.glob(".cut.*/part_0000.npz")
     asked = []
     with monkeypatch.context() as patch:
         forecast = sample.Forecaster.forecast
         patch.setattr(sample.Forecaster, "forecast", lambda *a, **k: asked.append(a[4]) or forecast(*a, **k))
-        evaluate.main()
+        here(*command, "cut")
     assert [key[-1] for key in asked] == [1, 2] and not kept.exists()
-    launch(folder, "evaluate.py", *command[1:-1], "whole")
+    here(*command, "whole")
     assert (np.load(folder / "cut/samples.npy") == np.load(folder / "whole/samples.npy")).all()
     cut, whole = (json.loads((folder / name / "metrics.json").read_text())["summary"] for name in ("cut", "whole"))
     assert cut == whole
@@ -117,6 +125,8 @@ def test_two_processes_at_once_end_in_one_result(folder):
     (["--ckpt", CKPT, "--predict", "300"], "the longest video has 200 frames"),
     (["--ckpt", CKPT, "--videos", "0"], "videos must be >= 1"), (["--ckpt", CKPT, "--keep", "0"], "--keep must be >= 1"),
     (["--ckpt", CKPT, "--metrics", "mse", "--out", "data"], "data exists and holds other things than results"),
+    (["--results", "fine", "--protocol", "lifelong_ball"], "fine does not go with protocol lifelong_ball: it has videos 3"),
+    (["--results", "fine", "--videos", "2"], "fine does not go with protocol own-videos_2: it has videos 3, not 2"),
     (["--results", "nowhere"], "nowhere/samples.npy: no such file"),
     (["--results", "damaged"], "damaged/samples.npy: not an array that sample.py wrote"),
     (["--results", "unequal", "--metrics", "mse"], "unequal: samples .* and truth .* do not go together")])

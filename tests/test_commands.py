@@ -10,9 +10,10 @@ import time
 
 import av
 import numpy as np
-import pytest
 import torch
 from conftest import REPO, TINY, launch
+
+from benchmarks import interpolants
 
 RUN = "outputs/checkpoints/ball_stn-follmer-0"
 
@@ -104,17 +105,6 @@ def test_sampling_settings_of_a_finished_run_are_taken_from_the_command(tiny_run
                                                      "sample.num_samples=1").stdout
 
 
-@pytest.mark.xdist_group("processes")
-def test_two_processes_train_together_and_one_goes_on(tiny_run):
-    folder, _ = tiny_run
-    command = ["--set", *TINY, "output.run_id=two", "train.schedule=constant"]
-    done = launch(folder, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(REPO / "main.py"), *command,
-                  CUDA_VISIBLE_DEVICES="")
-    assert done.stdout.count("crps / repeat last") == 1 and weights(folder, "outputs/checkpoints/two")["step"] == 12
-    launch(folder, "main.py", *command, "train.steps=15")
-    assert weights(folder, "outputs/checkpoints/two")["step"] == 15
-
-
 def test_linear_and_a_start_from_other_weights(tiny_run):
     folder, _ = tiny_run
     launch(folder, "main.py", "--interpolant", "linear", "--ckpt", f"{RUN}/latest.pt", "--set", *TINY, "train.lr=1e-9")
@@ -187,8 +177,9 @@ def test_wandb_runs_offline_without_a_key(tiny_run, tmp_path):
     assert (tmp_path / RUN / "forecasts_00000006.png").exists()
 
 
-def test_the_benchmark_of_interpolants_writes_its_table_and_goes_on_where_it_stopped(tiny_run, tmp_path):
+def test_the_benchmark_of_interpolants_writes_its_table_and_goes_on_where_it_stopped(tiny_run, tmp_path, monkeypatch):
     folder, _ = tiny_run
+    monkeypatch.chdir(folder)
     tiny = [value for value in TINY if not value.startswith(("train.steps", "model.width", "sample.num"))]
     small = ["--seeds", "1", "--steps", "3", "--width", "16", "--videos", "2", "--samples", "2", "--most", "2",
              "--out", str(tmp_path), "--set", *tiny]
@@ -199,5 +190,6 @@ def test_the_benchmark_of_interpolants_writes_its_table_and_goes_on_where_it_sto
     assert (tmp_path / "interpolants.png").stat().st_size > 10_000
     rows = folder / "outputs/benchmark/interpolants.jsonl"
     before = rows.read_text()
-    launch(folder, "-m", "benchmarks.interpolants", *small)
+    monkeypatch.setattr(sys, "argv", [sys.argv[0], *small])
+    interpolants.main()
     assert rows.read_text() == before and (tmp_path / "RESULTS.md").read_text() == table

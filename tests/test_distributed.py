@@ -117,7 +117,7 @@ def test_processes_started_again_do_not_meet_what_dead_ones_left():
 
 @needs_proc
 def test_a_killed_worker_is_brought_back_to_the_same_weights(folder):
-    more = ["train.steps=400", "train.save_every=20", "sample.num_videos=1"]
+    more = ["train.steps=150", "train.save_every=20", "sample.num_videos=1"]
     torchrun(folder, str(REPO / "main.py"), *SETTINGS, *more, "output.run_id=whole")
     with started(folder, *more, "output.run_id=killed", restarts=2) as process:
         wait_for(folder / "outputs/checkpoints/killed/step_00000040.pt", process)
@@ -125,7 +125,7 @@ def test_a_killed_worker_is_brought_back_to_the_same_weights(folder):
                 signal.SIGKILL)
         err = process.communicate(timeout=200)[1]
     assert process.returncode == 0, err[-3000:]
-    assert state(folder, "killed")["step"] == 400 and same(state(folder, "killed"), state(folder, "whole"))
+    assert state(folder, "killed")["step"] == 150 and same(state(folder, "killed"), state(folder, "whole"))
     assert same(state(folder, "killed"), state(folder, "whole"), "ema")
 
 
@@ -143,6 +143,8 @@ def test_two_nodes_are_as_good_as_two_processes(folder):
         assert all(agent.returncode == 0 for agent in agents), printed
         assert "".join(out for out, _ in printed).count("crps / repeat last") == 1  # rank 0 alone
     assert same(state(folder, "nodes"), state(folder, "processes"))
+    launch(folder, "main.py", *SETTINGS, "train.steps=15", "output.run_id=nodes", "sample.num_videos=1")  # one goes on alone
+    assert state(folder, "nodes")["step"] == 15
 
 
 @needs_proc

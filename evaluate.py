@@ -11,11 +11,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +31,7 @@ import sample
 from configs import Config
 from console import UserError, progress, run_command
 from protocols import Protocol
+from sharing import Parts
 
 PART = 8  # videos measured at a time, and the grain in which processes share the work: a part of the noise's key
 CHANGEABLE = ("videos", "samples", "condition", "predict", "split", "clips", "seed", "rule", "lpips_net", "fvd_chunk",
@@ -48,12 +47,9 @@ class Source:
     part: Callable[[int], tuple[np.ndarray, np.ndarray, int]]
     autoencode: Callable[[np.ndarray], np.ndarray] | None
     about: dict  # of the sampler and the checkpoint, for metrics.json
-    key: str  # a name for all that the samples depend on
+    key: tuple  # names of all that is measured: network, autoencoder, data
     fps: float
-
-    @property
-    def parts(self) -> int:
-        return -(-self.protocol.videos // PART)
+    arrays: tuple[np.ndarray, np.ndarray] | None = None  # truth and samples, where they are on disk already
 
 
 def from_checkpoint(args: argparse.Namespace, process: runtime.Process) -> tuple[Source, Path]:
@@ -81,7 +77,7 @@ def from_checkpoint(args: argparse.Namespace, process: runtime.Process) -> tuple
                                       (protocol.seed, "evaluate", k), quiet=True)
         return truth, samples, forecaster.evaluations
 
-    key = f"{runtime.digest(forecaster.net)} {shards.fingerprint()}"
+    key = (runtime.digest(forecaster.net), runtime.digest(forecaster.autoencoder), shards.fingerprint())
     out = sample.results_dir(forecaster, step)
     source = Source(config, protocol, part, autoencoder_of(forecaster), sample.about(forecaster, step, args.ckpt), key,
                     sample.frame_rate(shards, config))
@@ -90,28 +86,38 @@ def from_checkpoint(args: argparse.Namespace, process: runtime.Process) -> tuple
 
 def from_results(args: argparse.Namespace, process: runtime.Process) -> tuple[Source, Path]:
     """Samples made before, in a folder of sample.py's or of this program's; -> (source, that folder)."""
-    dir = Path(args.results)
+    dir = sample.folder(args.results)
+    sample.check_out(dir)
     (truth, samples), made = results.read_arrays(dir), results.read_metrics(dir)
-    config, about = configs.from_dict(made["config"]), made["protocol"]
-    T = samples.shape[2]
-    own = {"videos": len(truth), "samples": samples.shape[1], "condition": truth.shape[1] - T, "predict": T,
-           "split": about.get("split", "test")}
+    config, about = results.config_of(made, dir), made["protocol"]
+    S, T = samples.shape[1:3]
+    if (counted := about.get("samples_per_video") or S) > S:
+        raise UserError(f"{dir} keeps {S} of the {counted} samples that its numbers are of; evaluate the checkpoint again")
+    own = {"videos": len(truth), "samples": S, "condition": truth.shape[1] - T, "predict": T,
+           **{name: about.get(name, usual) for name, usual in (("split", "test"), ("clips", "spaced"), ("seed", 0))}}
     protocol = protocols.get(args.protocol or "own", config, changes(args))
     if (args.protocol or "own") == "own":
         protocol = dataclasses.replace(protocol, **{name: own[name] for name in own if getattr(args, name) is None})
     wanted = {name: getattr(protocol, name) for name in own}
     if wrong := [f"{name} {value}, not {wanted[name]}" for name, value in own.items() if value != wanted[name]]:
         raise UserError(f"{dir} does not go with protocol {protocol.name}: it has {wrong[0]}")
-    ckpt = Path(args.ckpt or about.get("checkpoint") or "")
-    autoencode = None
-    if ckpt.is_file():
-        autoencode = autoencoder_of(sample.load(ckpt, process.device, overrides(args), args.dataset, args.interpolant)[0])
-    elif set(metrics_of(args, config)) & set(measures.SETS):
-        print(f"the FVD of the autoencoder is left out: {ckpt} is not there; name the checkpoint by --ckpt")
-    part = lambda k: (truth[k * PART:(k + 1) * PART], samples[k * PART:(k + 1) * PART], 0)  # noqa: E731
-    key = " ".join(hashlib.blake2b(array, digest_size=16).hexdigest() for array in (truth, samples))
-    args.keep = samples.shape[1]  # nothing of them is thrown away
-    return Source(config, protocol, part, autoencode, about, key, results.frame_rate(about)), dir
+    autoencode, weights, ckpt = None, "", args.ckpt or str(about.get("checkpoint") or "")
+    if set(metrics_of(args, config, protocol)) & set(measures.SETS):
+        if args.ckpt or Path(ckpt).is_file():
+            forecaster, _ = sample.load(ckpt, process.device, overrides(args), args.dataset, args.interpolant)
+            autoencode, weights = autoencoder_of(forecaster), runtime.digest(forecaster.autoencoder)
+        else:
+            print(f"the FVD of the autoencoder is left out: the checkpoint {ckpt or 'of these samples'} is not there; name one "
+                  "by --ckpt")
+    part = lambda k: (*(np.array(x[k * PART:(k + 1) * PART]) for x in (truth, samples)), 0)  # noqa: E731
+    about = {name: value for name, value in about.items() if name not in protocols.FIELDS}
+    key = (digest(truth), digest(samples), weights)
+    return Source(config, protocol, part, autoencode, about, key, results.frame_rate(about), (truth, samples)), dir
+
+
+def digest(content) -> str:
+    """A name for bytes or an array."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def autoencoder_of(forecaster: sample.Forecaster) -> Callable[[np.ndarray], np.ndarray]:
@@ -124,90 +130,32 @@ def autoencoder_of(forecaster: sample.Forecaster) -> Callable[[np.ndarray], np.n
     return autoencode
 
 
-# ---------------------------------------------------------------------------------------------------------- sharing the work
-@contextmanager
-def lock(path: Path) -> Iterator[bool]:
-    """Is it ours, and not another process's? It is given back also by a process that dies."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: one process only
-        yield True
-        return
-    try:
-        file = open(path, "w")
-    except FileNotFoundError:  # another process has summed up and tidied away
-        yield False
-        return
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-def shared(dir: Path, parts: int, done: Callable[[], bool], first: int) -> Iterator[int | None]:
-    """The parts that are this process's to do, from `first` on; None while it waits for other processes. It ends when all are
-    there, or when another has summed them up."""
-    dir.mkdir(parents=True, exist_ok=True)
-    order = [(first + k) % parts for k in range(parts)]
-    while todo := [k for k in order if not part_file(dir, k).exists()]:
-        if done():
-            return
-        waiting = True
-        for k in todo:
-            with lock(dir / f"part_{k:04d}.lock") as ours:
-                if ours and not part_file(dir, k).exists() and not done():
-                    waiting = False
-                    yield k
-        if waiting:
-            yield None
-
-
-def part_file(dir: Path, k: int) -> Path:
-    return dir / f"part_{k:04d}.npz"
-
-
-def write_part(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, **arrays)
-    os.replace(temporary, path)
-
-
-def measured(source: Source, which: list[str], nets: measures.Networks, keep: int, mean: np.ndarray | None, dir: Path,
-             done: Callable[[], bool], process: runtime.Process) -> None:
-    """Every part in a file of `dir`, by this process and others."""
+# ------------------------------------------------------------------------------------------------- measuring and summing up
+def measured(source: Source, which: list[str], nets: measures.Networks, keep: int, mean: np.ndarray | None, parts: Parts,
+             process: runtime.Process) -> None:
+    """Every part in a file, by this process and others."""
     V = source.protocol.videos
     with progress(V, "evaluate", "video") as bar:
-        for k in shared(dir, source.parts, done, process.rank * source.parts // process.world):
+        for k in parts.ours(process.rank * parts.count // process.world):
             if k is None:
                 time.sleep(0.5)
             else:
                 truth, samples, evaluations = source.part(k)
                 tables = measures.measure(truth, samples, mean, source.protocol, which, nets, source.autoencode, seed=k)
-                write_part(part_file(dir, k), {**tables, "truth": truth, "samples": samples[:, :keep],
-                                               "evaluations": np.array([evaluations])})
-            there = sum(min(PART, V - k * PART) for k in range(source.parts) if part_file(dir, k).exists())
-            bar.update(there - bar.n)
+                stored = {} if source.arrays else {"truth": truth, "samples": samples[:, :keep]}
+                parts.write(k, {**tables, **stored, "evaluations": np.array([evaluations])})
+            bar.update(sum(min(PART, V - k * PART) for k in parts.there()) - bar.n)
 
 
-# ----------------------------------------------------------------------------------------------------------------- summing up
-def summed_up(source: Source, which: list[str], dir: Path) -> tuple[np.ndarray, np.ndarray, dict]:
+def summed_up(source: Source, which: list[str], networks: dict, parts: Parts) -> tuple[np.ndarray, np.ndarray, dict]:
     """-> (truth, the samples that are kept, metrics.json)"""
-    parts = []
-    for k in range(source.parts):
-        with np.load(part_file(dir, k), allow_pickle=False) as file:
-            parts.append(dict(file))
-    tables = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    truth, samples, evaluations = (tables.pop(name) for name in ("truth", "samples", "evaluations"))
-    protocol, about = source.protocol, dict(source.about)
-    if evaluations.sum():
-        frames = protocol.videos * protocol.samples * protocol.predict
-        about["network_evaluations_per_frame"] = float(evaluations.sum() / frames)
-    told = {**about, **protocol.told(which), "fps": source.fps, "skip": source.config.data.skip}
-    return truth, samples, {"protocol": told, "config": configs.to_dict(source.config), **measures.summarize(tables, protocol)}
+    tables, protocol, about = parts.read(), source.protocol, dict(source.about)
+    truth, samples = source.arrays or (tables.pop("truth"), tables.pop("samples"))
+    if evaluations := tables.pop("evaluations").sum():
+        about["network_evaluations_per_frame"] = float(evaluations / (protocol.videos * protocol.samples * protocol.predict))
+    told = {**about, **protocol.told(which), **networks, "fps": source.fps, "skip": source.config.data.skip}
+    result = {"protocol": told, "config": configs.to_dict(source.config), **measures.summarize(tables, protocol, which)}
+    return truth, samples, result
 
 
 def table(result: dict) -> str:
@@ -230,11 +178,13 @@ def number(value: float | None) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------------- command
-def metrics_of(args: argparse.Namespace, config: Config) -> list[str]:
-    """Those asked for, or all that the dataset has."""
-    ball = config.dataset.startswith("ball")
+def metrics_of(args: argparse.Namespace, config: Config, protocol: Protocol) -> list[str]:
+    """Those asked for, or all that the dataset and the protocol have."""
+    ball, several = config.dataset.startswith("ball"), protocol.samples > 1
     if not args.metrics:
-        return [name for name in measures.ALL if ball or name not in measures.BALL]
+        return [name for name in measures.ALL if (ball or name not in measures.BALL) and (several or name != "spread_skill")]
+    if "spread_skill" in args.metrics and not several:
+        raise UserError("spread_skill wants two samples or more of each video, the protocol has one")
     for name in args.metrics:
         if name not in measures.ALL:
             raise UserError(f"no metric `{name}`{configs.nearest(name, measures.ALL)}")
@@ -243,14 +193,31 @@ def metrics_of(args: argparse.Namespace, config: Config) -> list[str]:
     return [name for name in measures.ALL if name in args.metrics]
 
 
-def networks(which: list[str], protocol: Protocol, args: argparse.Namespace, device: torch.device) -> measures.Networks:
-    i3d = features.load_i3d(args.i3d or args.weights / "i3d.safetensors", device) if set(which) & set(measures.SETS) else None
-    lpips = features.load_lpips(args.weights, protocol.lpips_net, device) if "lpips" in which else None
+def weights_of(which: list[str], protocol: Protocol, args: argparse.Namespace) -> dict[str, Path]:
+    """The files of the metric networks that are asked for."""
+    found = {"i3d": args.i3d or args.weights / "i3d.safetensors"} if set(which) & set(measures.SETS) else {}
+    if "lpips" in which:
+        found["lpips"] = args.weights / f"lpips_{protocol.lpips_net}.safetensors"
+    for path in found.values():
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; fetch it by `{features.COMMAND}`, or choose --metrics without it")
+    return found
+
+
+def networks(files: dict[str, Path], protocol: Protocol, device: torch.device) -> measures.Networks:
+    i3d = features.load_i3d(files["i3d"], device) if "i3d" in files else None
+    lpips = features.load_lpips(files["lpips"].parent, protocol.lpips_net, device) if "lpips" in files else None
     return measures.Networks(i3d, lpips, device)
 
 
-def check_frames(protocol: Protocol, which: list[str]) -> None:
-    """I3D's least, before hours of work."""
+def check(source: Source, which: list[str]) -> None:
+    """What the networks want at the least, before hours of work."""
+    protocol, size = source.protocol, source.config.data.image_size
+    if set(which) & set(measures.SETS) and protocol.reference == "autoencoded" and source.autoencode is None:
+        raise UserError("--reference autoencoded wants the autoencoder; name the checkpoint by --ckpt")
+    if "lpips" in which and size < features.NETS[protocol.lpips_net]:
+        raise UserError(f"LPIPS ({protocol.lpips_net}) needs frames of {features.NETS[protocol.lpips_net]} pixels, these have "
+                        f"{size}; choose --metrics without lpips")
     counted, least = protocol.predict + protocol.condition * protocol.fvd_given, max(features.MIN_FRAMES, protocol.fvd_chunk)
     if set(which) & set(measures.SETS) and counted < least:
         raise UserError(f"fvd and kvd want {least} frames, protocol {protocol.name} counts {counted}; choose others: "
@@ -292,7 +259,7 @@ def parse() -> argparse.Namespace:
     add("--weights", type=Path, default=Path("weights/metrics"), help="folder of the metric networks, which "
         f"`{features.COMMAND}` fetches (default weights/metrics)")
     add("--i3d", type=Path, help="another file of I3D's weights, the usual i3d_torchscript.pt say")
-    add("--out", type=Path, help="folder for the results; default: that of sample.py, its name followed by the protocol's")
+    add("--out", help="folder for the results; default: that of sample.py, its name followed by the protocol's")
     add("--dataset", default="", help="of a published checkpoint, which does not say it")
     add("--interpolant", default="", help="likewise")
     add("--set", nargs="+", action="extend", default=[], metavar="GROUP.FIELD=VALUE", help="any other field")
@@ -307,22 +274,25 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args, process = parse(), runtime.start()
     source, out = (from_results if args.results else from_checkpoint)(args, process)
-    out, which = args.out or out, metrics_of(args, source.config)
+    out, which = sample.folder(args.out) if args.out else out, metrics_of(args, source.config, source.protocol)
     sample.check_out(out)
-    check_frames(source.protocol, which)
-    plan = repr((source.key, source.protocol, source.config.sample, PART, which, args.keep))
-    plan = hashlib.blake2b(plan.encode(), digest_size=8).hexdigest()
+    check(source, which)
+    files, mean = weights_of(which, source.protocol, args), mean_of_training(source.config)
+    told = {name: f"{path.name} {digest(path.read_bytes())[:8]}" for name, path in files.items()}
+    settings = {name: group for name, group in configs.to_dict(source.config).items() if name not in ("output", "wandb")}
+    plan = (source.key, source.protocol, settings, told, None if mean is None else digest(mean), which, args.keep, PART)
+    plan = digest(repr(plan).encode())[:16]
     done = lambda: (out / "metrics.json").exists() and results.read_metrics(out).get("plan") == plan  # noqa: E731
+    parts = Parts(out.with_name(f".{out.name}.{plan}"), -(-source.protocol.videos // PART), done)
+
+    def write() -> None:
+        truth, samples, result = summed_up(source, which, told, parts)
+        sample.write_results(out, truth, samples, {"plan": plan, **result}, source.fps, source.config.sample.format)
+        shutil.rmtree(parts.dir, ignore_errors=True)
+
     if not done():
-        nets, parts = networks(which, source.protocol, args, process.device), out.with_name(f".{out.name}.{plan}")
-        measured(source, which, nets, args.keep, mean_of_training(source.config), parts, done, process)
-        while not done():
-            with lock(parts / "sum.lock") as ours:
-                if ours and not done():
-                    truth, samples, result = summed_up(source, which, parts)
-                    sample.write_results(out, truth, samples, {"plan": plan, **result}, source.fps, source.config.sample.format)
-                    shutil.rmtree(parts, ignore_errors=True)
-            time.sleep(0.2)
+        measured(source, which, networks(files, source.protocol, process.device), args.keep, mean, parts, process)
+        parts.sum_up(out.parent, write)
     if process.first:
         print(table(results.read_metrics(out)))
         print(sample.paths(out, source.config.sample.format, args.ckpt or args.results))

@@ -112,16 +112,16 @@ def of_balls(truth: np.ndarray, samples: np.ndarray) -> Tables:
 
 
 # ---------------------------------------------------------------------------------------------------------- summing up
-def summarize(tables: Tables, protocol: Protocol) -> dict:
-    """{"summary": {metric: {"mean", "se"}}, "horizon": {metric: (T,)}, "horizon_se": the same, …}; each se by bootstrap over
-    videos."""
+def summarize(tables: Tables, protocol: Protocol, which: list[str]) -> dict:
+    """{"summary": {metric: {"mean", "se"}}, "horizon": {metric: (T,)}, "horizon_se": {metric: (T,)}, …}. A summary's se is
+    by bootstrap over videos (of fvd and kvd by jackknife), that of a frame of the horizon is the mean's."""
     rng = np.random.default_rng(0)
     summary, horizon, errors = {}, {}, {}
     for name, values in tables.items():
         base = name.removesuffix("_repeat_last").removesuffix("_mean_frame")
         if base in SAMPLES:
             values = metrics.chosen(values, protocol.rule, SAMPLES[base])
-        elif base not in (*ENSEMBLES, "two_balls"):
+        elif base not in (*ENSEMBLES, "two_balls") or base not in which:
             continue
         summary[name] = over_videos(lambda i, values=values: values[i].mean(), len(values), rng)
         horizon[name] = values.mean(0).tolist()
@@ -133,17 +133,18 @@ def summarize(tables: Tables, protocol: Protocol) -> dict:
         summary["spread_skill"] = over_videos(lambda i: metrics.spread_skill(a[i], b[i]), n, rng)
         horizon["spread_skill"] = [metrics.spread_skill(a[:, t], b[:, t]) for t in range(a.shape[1])]
         result["rank_histogram"] = tables["ranks"].sum(0).tolist()
-    if "minade" in tables:
+    if "minade" in which:
         summary["minade"] = over_videos(lambda i: tables["minade"][i].mean(), n, rng)
+    if "colorkl" in which:
         summary["colorkl"] = over_videos(lambda i: metrics.transition_kl(
             tables["colors_true"][i].sum(0), tables["colors_modelled"][i].sum(0)), n, rng)
         result["color_transitions"] = {name: tables[f"colors_{name}"].sum(0).tolist() for name in ("true", "modelled")}
-    summary |= between_sets(tables, protocol, n, rng)
+    summary |= between_sets(tables, protocol, which, n)
     result["ratio_to_repeat_last"] = {name: ratio(tables, name, protocol) for name in ("mse", "crps") if name in tables}
     return result
 
 
-def between_sets(tables: Tables, protocol: Protocol, n: int, rng: np.random.Generator) -> dict:
+def between_sets(tables: Tables, protocol: Protocol, which: list[str], n: int) -> dict:
     """FVD and KVD of the samples, and of autoencoded videos: the best that a forecast through this autoencoder can have."""
     real, found = tables.get("i3d_real"), {}
     if real is None or n * real.shape[1] < 2:
@@ -152,17 +153,25 @@ def between_sets(tables: Tables, protocol: Protocol, n: int, rng: np.random.Gene
     pairs = {"": (tables["i3d_samples"], against)}
     if "i3d_autoencoded" in tables:
         pairs["_autoencoder"] = (tables["i3d_autoencoded"], real)
-    flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
     for suffix, (a, b) in pairs.items():
-        for name in SETS:
-            distance = getattr(metrics, name)
-            found[name + suffix] = over_videos(lambda i, a=a, b=b, distance=distance: distance(flat(a[i]), flat(b[i])), n, rng)
+        sums = metrics.KernelSums(a, b)
+        statistics = {"fvd": lambda i, a=a, b=b: metrics.fvd(flat(a[i]), flat(b[i])),
+                      "kvd": lambda i, sums=sums: metrics.kvd_of(sums, i, i)}
+        for name in [name for name in SETS if name in which]:
+            found[name + suffix] = value_of(statistics[name](np.arange(n)), metrics.jackknife(statistics[name], n))
     return found
 
 
+def flat(x: np.ndarray) -> np.ndarray:
+    return x.reshape(-1, x.shape[-1])
+
+
 def over_videos(statistic: Callable[[np.ndarray], float], n: int, rng: np.random.Generator) -> dict[str, float | None]:
-    mean, se = float(statistic(np.arange(n))), metrics.bootstrap(statistic, n, rng, 100)
-    return {"mean": mean if np.isfinite(mean) else None, "se": se if np.isfinite(se) else None}
+    return value_of(statistic(np.arange(n)), metrics.bootstrap(statistic, n, rng))
+
+
+def value_of(mean: float, se: float) -> dict[str, float | None]:
+    return {"mean": float(mean) if np.isfinite(mean) else None, "se": se if np.isfinite(se) else None}
 
 
 def ratio(tables: Tables, name: str, protocol: Protocol) -> dict:

@@ -11,13 +11,11 @@ import os
 from html import escape
 from pathlib import Path
 from string import Formatter
-from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
 import figures
-import metrics
 import pictures
 import protocols
 import results
@@ -271,43 +269,3 @@ def result_page(dir: Path, fps: float | None = None, futures: int = 8, limit: in
             parts.append(f"<h2>{title}</h2>\n" + picture((dir / f"{name}.png").read_bytes(), alt, wide=name == "contact_sheet"))
     parts.append(f"<details><summary>Config</summary><pre>{escape(settings(config))}</pre></details>")
     return write(dir / "index.html", document(f"{dataset} {interpolant} {run}", "\n".join(parts)))
-
-
-# -------------------------------------------------------------------------------------------------------- page of many
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What the page of many runs shows of one."""
-    name: str
-    page: Path  # its index.html
-    summary: dict  # metric -> {"mean", "se"}
-    note: str = ""  # a line below the name
-    thumbnail: bytes = b""  # PNG
-
-
-def run_of(dir: Path) -> Run:
-    """From a results folder."""
-    result, (truth, samples) = results.read_metrics(dir), results.read_arrays(dir)
-    first = pictures.liveliest(truth, truth.shape[1] - samples.shape[2])[:1]
-    file, protocol = io.BytesIO(), result["protocol"]
-    pictures.contact_sheet(truth[first], samples[first, :1], columns=6).save(file, "png")
-    words = {"split": "{} split", "videos": "{} clips", "samples_per_video": "{} samples each", "solver": "{} solver",
-             "diffusion": "diffusion {}", "steps": "{} steps"}
-    note = ", ".join(text.format(protocol[name]) for name, text in words.items() if name in protocol)
-    return Run(results.run_id(result["config"]), dir / "index.html", result["summary"], note, file.getvalue())
-
-
-def card(run: Run, out: Path) -> str:
-    link = quote(Path(os.path.relpath(run.page, out.parent)).as_posix())
-    known_first = sorted(figures.own(run.summary), key=lambda name: name not in metrics.ABOUT)
-    shown = "".join(f"<div><dt>{label(name)}</dt>"
-                    f"<dd>{number(run.summary[name], decimals(run.summary[name]))}</dd></div>" for name in known_first[:4])
-    image = picture(run.thumbnail, f"{run.name}: truth above a sample") if run.thumbnail else ""
-    return (f'<li class="run"><h3><a href="{escape(link)}">{escape(run.name)}</a></h3><small>{escape(run.note)}</small>'
-            f"{image}<dl>{shown}</dl></li>")
-
-
-def runs_page(entries: list[Run], out: Path, title: str = "Runs") -> Path:
-    """Write `out`, a page with a card for each run that links to the run's own page by its relative path."""
-    cards = "\n".join(card(run, out) for run in entries)
-    words = f"{len(entries)} run{'s' * (len(entries) != 1)}; metrics are means ± standard errors over clips."
-    return write(out, document(title, f"<h1>{escape(title)}</h1>\n<p>{words}</p>\n<ul class='runs'>\n{cards}\n</ul>"))

@@ -50,26 +50,23 @@ class Protocol:
         return min(self.fvd_samples or self.samples, self.samples)
 
     def told(self, which: list[str]) -> dict:
-        """For metrics.json, with the names of the metrics: what they do not look at is left out."""
-        fields = {"samples_per_video" if name == "samples" else name: value for name, value in dataclasses.asdict(self).items()}
-        for name, metrics in (("lpips_net", {"lpips"}), ("fvd_given", SETS), ("fvd_chunk", SETS), ("fvd_samples", SETS),
-                              ("reference", SETS), ("datasets", set())):
-            if not metrics & set(which):
-                del fields[name]
+        """For metrics.json, with the names of the metrics that were measured."""
+        fields = {TOLD.get(name, name): value for name, value in dataclasses.asdict(self).items() if name != "datasets"}
         return {**fields, "metrics": which}
 
 
-SETS = {"fvd", "kvd"}
+TOLD = {"samples": "samples_per_video"}  # fields that metrics.json names otherwise
+FIELDS = {TOLD.get(field.name, field.name) for field in dataclasses.fields(Protocol)} | {"metrics"}
 
 
 def in_words(told: dict) -> list[str]:
     """What `told` gave, as lines for a person."""
     S = told["samples_per_video"]
-    lpips = f" and lpips ({told['lpips_net']})" if "lpips_net" in told else ""
+    lpips = f" and lpips ({told['lpips_net']})" if "lpips" in told["metrics"] else ""
     lines = [f"protocol {told['name']}: {told['videos']} {told['split']} clips ({told['clips']}, seed {told['seed']}), "
              f"{S} samples each, {told['condition']} -> {told['predict']} frames",
              f"of mse, psnr, ssim{lpips} the {told['rule']} of the samples counts; crps and energy are unbiased"]
-    if "fvd_given" in told:
+    if {"fvd", "kvd"} & set(told["metrics"]):
         frames = f"{told['fvd_chunk']}-frame pieces of the" if told["fvd_chunk"] else "the"
         counted = f"{frames} given and forecast frames" if told["fvd_given"] else f"{frames} forecast frames"
         lines.append(f"fvd and kvd look at {counted}, {min(told['fvd_samples'] or S, S)} of {S} samples a clip, against "

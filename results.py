@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+import configs
 from console import UserError, first_line
 
 
@@ -48,6 +49,13 @@ def read_metrics(dir: Path) -> dict:
     if not isinstance(result, dict) or not all(isinstance(result.get(part), dict) for part in parts):
         raise UserError(f"{file}: lacks one of {', '.join(parts)}; sample again")
     return result
+
+
+def config_of(result: dict, dir: Path) -> configs.Config:
+    try:
+        return configs.from_dict(result["config"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{dir / 'metrics.json'}: its config is none of this program's ({first_line(error)})") from None
 
 
 def frame_rate(protocol: dict) -> float:

@@ -254,13 +254,26 @@ RESULTS = {"videos", "samples.npy", "truth.npy", "contact_sheet.png", "forecasts
            "curves.png", "rank_histogram.png", "index.html"}
 
 
+def folder(name: str) -> Path:
+    """That of a flag: one that can be renamed, no link and no dot."""
+    path = Path(name)
+    return path.resolve() if path.is_symlink() or not path.name or path.name == ".." else path
+
+
 def check_out(out: Path) -> None:
+    """That nothing else is overwritten; and what an interrupted swap set aside comes back."""
+    if not out.exists() and beside(out, "old").exists():
+        os.replace(beside(out, "old"), out)
     if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= RESULTS):
         raise UserError(f"{out} exists and holds other things than results; choose another folder by --out")
 
 
+def beside(out: Path, ending: str) -> Path:
+    return out.with_name(f"{out.name}.{ending}")
+
+
 def write_results(out: Path, truth: np.ndarray, samples: np.ndarray, result: dict, fps: float, format: str) -> None:
-    partial = out.with_name(out.name + ".partial")
+    partial, old = beside(out, "partial"), beside(out, "old")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "videos").mkdir(parents=True)
     np.save(partial / "samples.npy", samples)
@@ -273,12 +286,16 @@ def write_results(out: Path, truth: np.ndarray, samples: np.ndarray, result: dic
             pictures.write_video(partial / "videos" / f"{k:03d}.{format}", pictures.side_by_side(t, s), fps)
             bar.update()
     (partial / "metrics.json").write_text(json.dumps(result, indent=1, allow_nan=False))
-    figures.curves(result["horizon"], partial / "curves.png", result.get("horizon_se"))
+    if figures.own(result["horizon"]):
+        figures.curves(result["horizon"], partial / "curves.png", result.get("horizon_se"))
     if "rank_histogram" in result:
         figures.rank_histogram(np.array(result["rank_histogram"]), partial / "rank_histogram.png")
     pages.result_page(partial)
-    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.replace(out, old)  # killed here, check_out puts it back
     os.replace(partial, out)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def open_split(config: Config, split: str) -> Shards:
@@ -341,7 +358,7 @@ def main() -> None:
     process = runtime.start()
     forecaster, step = load(args.ckpt, process.device, configs.parse_overrides([*given, *args.set]),
                             args.dataset, args.interpolant)
-    out = Path(args.out) if args.out else None
+    out = folder(args.out) if args.out else None
     if out is not None:
         check_out(out)
     if process.world > 1:

@@ -20,7 +20,7 @@ from console import UserError
 
 # the protocol's fields that are a choice of the method and not a condition of the comparison, and those that are neither
 SAMPLER = ("solver", "diffusion", "steps", "grid", "warm_start", "first", "context", "redraw", "reencode", "updates")
-MEASURED = ("checkpoint", "network_evaluations_per_frame", "fps", "source")
+MEASURED = ("checkpoint", "network_evaluations_per_frame", "fps", "source", "metrics")
 # settings that leave the outcome as it is, are told by the protocol, or name a place
 APART = re.compile(r"(output|wandb|latent)\.|dataset$|vqvae\.ckpt$|"
                    r"data\.(root|workers|skip_bad|condition|predict|skip|image_size)$|"
@@ -150,7 +150,7 @@ def tabulate(runs: list[Run]) -> tuple[list[Table], list[str]]:
     tables, warnings = [], []
     for k, group in enumerate(groups):
         twins = [j for j, other in enumerate(groups) if canonical(other[0].protocol) == canonical(group[0].protocol)]
-        protocol = {**group[0].protocol, **({"clips": f"set {twins.index(k) + 1}"} if len(twins) > 1 else {})}
+        protocol = {**group[0].protocol, **({"clip_set": twins.index(k) + 1} if len(twins) > 1 else {})}
         methods, told = methods_of(group)
         tables.append(Table(protocol, methods))
         warnings += told

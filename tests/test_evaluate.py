@@ -1,19 +1,21 @@
 """evaluate.py: the whole command, work shared by several processes, work that was cut off."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
-import time
 
 import numpy as np
 import pytest
+import torch
 from conftest import REPO, copy_of, launch
 
 import evaluate
+import features
 import sample
+import sharing
 
 CKPT = "outputs/checkpoints/ball_stn-follmer-0/latest.pt"
 PLAIN = ["--ckpt", CKPT, "--metrics", "mse", "psnr", "ssim", "crps", "energy", "spread_skill", "minade", "colorkl", "two_balls"]
@@ -69,8 +71,8 @@ def test_samples_made_before_give_the_same_numbers(folder, here):
 def test_a_run_that_was_cut_off_goes_on(folder, here, monkeypatch):
     command = [*PLAIN, "--videos", "20", "--out"]
     with monkeypatch.context() as patch:
-        write = evaluate.write_part
-        patch.setattr(evaluate, "write_part", lambda path, arrays: write(path, arrays) if "0001" not in path.name else 1 / 0)
+        write = sharing.Parts.write
+        patch.setattr(sharing.Parts, "write", lambda parts, k, arrays: write(parts, k, arrays) if k != 1 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
             here(*command, "cut")
     kept, = folder.glob(".cut.*/part_0000.npz")
@@ -86,26 +88,6 @@ def test_a_run_that_was_cut_off_goes_on(folder, here, monkeypatch):
     assert cut == whole
 
 
-def test_several_share_the_parts_without_doing_one_twice(tmp_path):
-    done, waits = [], []
-
-    def work(first: int) -> None:
-        for k in evaluate.shared(tmp_path / "parts", 12, lambda: False, first):
-            if k is None:
-                waits.append(first)
-                time.sleep(0.01)
-            else:
-                time.sleep(0.01 * (1 + k % 3))
-                done.append(k)
-                evaluate.write_part(evaluate.part_file(tmp_path / "parts", k), {"k": np.array(k)})
-    threads = [threading.Thread(target=work, args=(first,)) for first in (0, 4, 4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
-    assert sorted(done) == list(range(12))
-
-
 def test_two_processes_at_once_end_in_one_result(folder):
     command = [sys.executable, str(REPO / "evaluate.py"), *PLAIN, "--videos", "20", "--out", "together"]
     both = [subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
@@ -115,13 +97,70 @@ def test_two_processes_at_once_end_in_one_result(folder):
     assert np.load(folder / "together/samples.npy").shape[0] == 20
 
 
+def test_fvd_alone_and_with_an_autoencoder_that_was_not_there_before(folder, here, monkeypatch, tmp_path):
+    """I3D is a stand-in: the mean colour of three frames."""
+    monkeypatch.setattr(features, "load_i3d", lambda path, device: torch.nn.Identity())
+    monkeypatch.setattr(features, "i3d_features", lambda net, videos, device: videos[:, :3].mean((2, 3)).reshape(len(videos), -1))
+    (tmp_path / "i3d.safetensors").write_bytes(b"")
+    common = ["--metrics", "fvd", "--weights", str(tmp_path)]
+    printed = here("--ckpt", CKPT, "--predict", "12", "--videos", "6", "--out", "far", *common)
+    first = json.loads((folder / "far/metrics.json").read_text())
+    assert set(first["summary"]) == {"fvd", "fvd_autoencoder"} and first["summary"]["fvd"]["se"] > 0
+    assert first["protocol"]["i3d"].startswith("i3d.safetensors") and "fvd and kvd look at the forecast frames" in printed
+    without = json.loads((folder / "far/metrics.json").read_text())
+    without["protocol"]["checkpoint"] = "gone.pt"
+    (folder / "far/metrics.json").write_text(json.dumps(without))
+    printed = here("--results", "far", *common)
+    assert "the checkpoint gone.pt is not there" in printed
+    again = json.loads((folder / "far/metrics.json").read_text())["summary"]
+    assert set(again) == {"fvd"} and again["fvd"] == first["summary"]["fvd"]
+    here("--results", "far", *common, "--ckpt", CKPT)  # it is not the old table that comes back
+    assert json.loads((folder / "far/metrics.json").read_text())["summary"] == first["summary"]
+
+
+def test_other_settings_are_another_evaluation(folder, here):
+    common = ["--ckpt", CKPT, "--metrics", "mse", "--videos", "4", "--out", "skips"]
+    here(*common)
+    before = json.loads((folder / "skips/metrics.json").read_text())
+    here(*common, "--set", "data.skip=1")
+    after = json.loads((folder / "skips/metrics.json").read_text())
+    assert after["protocol"]["skip"] == 1 and after["summary"] != before["summary"]
+
+
+def test_samples_keep_the_clips_they_are_of(folder, here, command):
+    here("--ckpt", CKPT, "--metrics", "mse", "--videos", "4", "--clips", "random", "--seed", "7", "--out", "random")
+    here("--results", "random", "--metrics", "psnr")
+    protocol = json.loads((folder / "random/metrics.json").read_text())["protocol"]
+    assert (protocol["clips"], protocol["seed"]) == ("random", 7)
+    code, err = command(folder, "evaluate.py", "--results", "random", "--clips", "spaced", "--metrics", "psnr")
+    assert code == 2 and "it has clips random, not spaced" in err
+    here("--ckpt", CKPT, "--metrics", "mse", "--videos", "3", "--keep", "1", "--out", "kept")
+    code, err = command(folder, "evaluate.py", "--results", "kept", "--metrics", "mse")
+    assert code == 2 and "kept keeps 1 of the 4 samples that its numbers are of" in err
+
+
+def test_killed_while_results_are_swapped_nothing_is_lost(folder, here, monkeypatch):
+    shutil.copytree(folder / "fine", folder / "swapped")
+    replace = os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda a, b: 1 / 0 if str(a).endswith("swapped.partial") else replace(a, b))
+        with pytest.raises(ZeroDivisionError):
+            here("--results", "swapped", "--metrics", "mse")
+    assert not (folder / "swapped").exists()
+    here("--results", "swapped", "--metrics", "mse")
+    assert (np.load(folder / "swapped/samples.npy") == np.load(folder / "fine/samples.npy")).all()
+    assert not list(folder.glob("swapped.*"))
+
+
 @pytest.mark.parametrize("arguments, message", [
     ([], "nothing to evaluate: give --ckpt FILE or --results DIR"),
     (["--ckpt", CKPT, "--protocol", "lifelong"], "no protocol `lifelong`; nearest known: lifelong_ball"),
     (["--ckpt", CKPT, "--protocol", "srvp_kth"], "protocol srvp_kth is for kth, the checkpoint is of ball_stn"),
     (["--ckpt", CKPT], "fvd and kvd want 10 frames, protocol own counts 4"),
     (["--ckpt", CKPT, "--metrics", "fdv"], "no metric `fdv`; nearest known: fvd"),
-    (["--ckpt", CKPT, "--predict", "12", "--weights", "nowhere"], "nowhere/i3d.safetensors"),
+    (["--ckpt", CKPT, "--predict", "12", "--weights", "nowhere"], "nowhere/i3d.safetensors: no such file; fetch it by"),
+    (["--ckpt", CKPT, "--samples", "1", "--metrics", "spread_skill"], "spread_skill wants two samples or more"),
+    (["--results", "fine", "--ckpt", "gone.pt", "--metrics", "fvd"], "gone.pt: no such checkpoint"),
     (["--ckpt", CKPT, "--predict", "300"], "the longest video has 200 frames"),
     (["--ckpt", CKPT, "--videos", "0"], "videos must be >= 1"), (["--ckpt", CKPT, "--keep", "0"], "--keep must be >= 1"),
     (["--ckpt", CKPT, "--metrics", "mse", "--out", "data"], "data exists and holds other things than results"),

@@ -36,7 +36,8 @@ def found(truth, samples, protocol, nets, which=measures.ALL, autoencode=lambda 
     mean = truth.mean((0, 1)).astype(np.uint8)
     parts = [measures.measure(truth[k:k + 2], samples[k:k + 2], mean, protocol, list(which), nets, autoencode, k)
              for k in range(0, len(truth), 2)]
-    return measures.summarize({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, protocol)
+    tables = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return measures.summarize(tables, protocol, list(which))
 
 
 def test_a_perfect_forecast(nets):

@@ -179,3 +179,20 @@ def test_bootstrap_gives_the_standard_error_of_a_mean():
     se = metrics.bootstrap(lambda i: values[i].mean(), 400, rng, 2000)
     assert abs(se / (values.std(ddof=1) / 20) - 1) < 0.1
     assert metrics.bootstrap(lambda i: values[i].mean(), 1, rng) == 0.0
+
+
+def test_kernel_sums_give_kvd_of_any_of_the_videos():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((6, 3, 5)), rng.standard_normal((6, 2, 5))
+    sums, i = metrics.KernelSums(a, b), np.array([0, 2, 5])
+    assert np.isclose(metrics.kvd_of(sums, i, i), metrics.kvd(a[i].reshape(-1, 5), b[i].reshape(-1, 5)))
+
+
+def test_jackknife_of_a_mean_is_its_standard_error_and_of_fvd_about_its_spread():
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(50)
+    assert np.isclose(metrics.jackknife(lambda i: values[i].mean(), 50), values.std(ddof=1) / math.sqrt(50))
+    draws = [(rng.standard_normal((40, 20)), rng.standard_normal((40, 20)) + 0.3) for _ in range(60)]
+    spread = np.std([metrics.fvd(a, b) for a, b in draws])
+    found = np.mean([metrics.jackknife(lambda i, a=a, b=b: metrics.fvd(a[i], b[i]), 40) for a, b in draws[:8]])
+    assert 0.7 < found / spread < 1.8

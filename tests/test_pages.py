@@ -51,13 +51,9 @@ def fill(dir, **changes):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """runs/index.html over two result folders, each with its page."""
-    top = tmp_path_factory.mktemp("runs")
-    dirs = [fill(top / "a b#" / "model" / "data"), fill(top / "c" / "model" / "data")]
-    for dir in dirs:
-        pages.result_page(dir)
-    (top / "pages").mkdir()
-    pages.runs_page([pages.run_of(dir) for dir in dirs], top / "pages" / "index.html", title=f"Runs {HOSTILE}")
+    """With a results folder and its page."""
+    top = tmp_path_factory.mktemp("pages")
+    pages.result_page(fill(top / "c" / "model" / "data"))
     return top
 
 
@@ -140,16 +136,6 @@ def test_a_page_without_pictures_horizon_or_metrics(tmp_path):
         (tmp_path / name).unlink()
     page = pages.result_page(tmp_path).read_text()
     assert "<h1>? · ?</h1>" in page and "<img" not in page and page.count("<canvas") == V * (1 + S)
-    assert pages.run_of(tmp_path).name == "?-?-?"
-
-
-def test_runs_are_linked_by_relative_paths(folder):
-    page = (folder / "pages/index.html").read_text()
-    assert [link for link in Links(page).links if not link.startswith("data:")] == \
-        ["../a%20b%23/model/data/index.html", "../c/model/data/index.html"]
-    assert page.count('<li class="run">') == 2 and page.count("0.0123") == 2 and "3 clips" in page
-    empty = pages.runs_page([], folder / "pages/none.html").read_text()
-    assert "0 runs" in empty
 
 
 # --------------------------------------------------------------------------------------------------------- in a browser
@@ -223,10 +209,9 @@ class TestInABrowser:
             step()
             assert browser.run(f"return {FRAMES}") == [frame] * V
 
-    @pytest.mark.parametrize("name", [PAGE, "pages/index.html"])
     @pytest.mark.parametrize("width, dark", [(390, False), (1200, True)])
-    def test_no_page_is_wider_than_its_window(self, browser, folder, name, width, dark):
-        browser.open(folder / name, width=width, height=800, dark=dark)
+    def test_no_page_is_wider_than_its_window(self, browser, folder, width, dark):
+        browser.open(folder / PAGE, width=width, height=800, dark=dark)
         browser.run("document.querySelectorAll('details').forEach(part => { part.open = true })")
         assert browser.run("return [innerWidth, document.documentElement.scrollWidth]") == [width, width]
         light = browser.run("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

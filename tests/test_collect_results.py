@@ -98,7 +98,7 @@ def test_other_clips_are_another_table_though_the_protocol_is_the_same():
     other = result("linear")
     other["horizon"]["crps_repeat_last"] = [0.04, 0.05, 0.061]
     found, _ = tabulate([run_of(own, "a") for own in (result(), other)])
-    assert len(found) == 2 and "clips (set 1, set 2)" in differing(found)[0]
+    assert len(found) == 2 and "clip_set (1, 2)" in differing(found)[0]
 
 
 def test_results_that_are_no_new_seeds_are_warned_of():

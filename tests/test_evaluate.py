@@ -100,7 +100,8 @@ def test_two_processes_at_once_end_in_one_result(folder):
 def test_fvd_alone_and_with_an_autoencoder_that_was_not_there_before(folder, here, monkeypatch, tmp_path):
     """I3D is a stand-in: the mean colour of three frames."""
     monkeypatch.setattr(features, "load_i3d", lambda path, device: torch.nn.Identity())
-    monkeypatch.setattr(features, "i3d_features", lambda net, videos, device: videos[:, :3].mean((2, 3)).reshape(len(videos), -1))
+    seen = lambda net, videos, device: videos[:, :3].mean((2, 3)).reshape(len(videos), -1)  # noqa: E731
+    monkeypatch.setattr(features, "i3d_features", seen)
     (tmp_path / "i3d.safetensors").write_bytes(b"")
     common = ["--metrics", "fvd", "--weights", str(tmp_path)]
     printed = here("--ckpt", CKPT, "--predict", "12", "--videos", "6", "--out", "far", *common)

@@ -174,8 +174,8 @@ def kvd_of(sums: KernelSums, i: np.ndarray, j: np.ndarray) -> float:
 def transition_kl(true: np.ndarray, modelled: np.ndarray) -> float:
     """ColorKL: the mean over old colours of KL(true || modelled) in nats between the chances of the next colour, of counts
     (colours, colours) [old, new] of changes. Half a count is added to each of the modelled, so that what never came has a
-    chance; old colours that the truth never left do not count, and NaN comes of a truth without a change. Of few changes it is not 0
-    for a perfect model: two draws of 100 differ by some hundredths."""
+    chance; old colours that the truth never left do not count, and NaN comes of a truth without a change. Of few changes it
+    is not 0 for a perfect model: two draws of 100 differ by some hundredths."""
     off = ~np.eye(len(true), dtype=bool)
     found = []
     for p, q, others in zip(true.astype(np.float64), modelled.astype(np.float64), off):

@@ -12,7 +12,7 @@ from console import UserError
 from metrics import ABOUT
 from summary.runs import Method, Score, Table, differences, shown, untold
 
-BASELINES = {"_repeat_last": "repeat last frame", "_mean_frame": "mean frame"}
+BASELINES = {"_repeat_last": "repeat last frame", "_mean_frame": "mean frame", "_autoencoder": "autoencoder alone"}
 
 
 class Cell(NamedTuple):

@@ -24,7 +24,7 @@ PLAIN = ["--ckpt", CKPT, "--metrics", "mse", "psnr", "ssim", "crps", "energy", "
 @pytest.fixture(scope="module")
 def folder(tiny_run, tmp_path_factory):
     folder = copy_of(tiny_run[0], tmp_path_factory.mktemp("evaluate") / "run", "ball_stn-follmer-0")
-    shutil.copytree(next((tiny_run[0] / "outputs/results").glob("*/*/ball_stn-test")), folder / "fine")
+    launch(folder, "sample.py", "--ckpt", CKPT, "--out", "fine")
     return folder
 
 

@@ -97,11 +97,13 @@ def probe_video(film: Film, container: av.container.InputContainer) -> None:
     stream = container.streams.video[0]
     film.size, film.rate = (stream.width, stream.height), float(stream.average_rate or 0) or None
     first, last, end = math.inf, -math.inf, 0.0  # seconds: of the video's frames; where the last of any stream ends
+    cut_off = False
     try:
         for packet in container.demux():
             stamp = packet.dts if packet.pts is None else packet.pts
             video = bool(packet.size) and packet.stream.index == stream.index
             film.frames += video
+            cut_off = packet.is_corrupt if video else cut_off
             if packet.size and stamp is not None:
                 seconds = float(stamp * packet.time_base)
                 end = max(end, seconds + float((packet.duration or 0) * packet.time_base))
@@ -111,6 +113,10 @@ def probe_video(film: Film, container: av.container.InputContainer) -> None:
     if last > first and not 0.99 < (film.rate or 0) * (last - first) / (film.frames - 1) < 1.01:
         film.rate = (film.frames - 1) / (last - first)  # the header is wrong, as it is for GIFs
     announced = (container.duration or 0) / av.time_base
+    if container.format.name == "avi" and film.rate:  # whose duration FFmpeg shortens to what the file has room for
+        announced = max(announced, stream.frames / film.rate)
+    if cut_off and not film.short:
+        film.short = "cut short: its last frame is not whole"
     if last >= first and end < 0.98 * announced - 0.2:  # a cut-off file is read to its end without an error
         film.short = f"cut short: {end:.1f} of {announced:.1f} s are there"
 

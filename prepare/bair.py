@@ -81,6 +81,8 @@ def hold_out(found: Found, count: int) -> Found:
 def find_sources(args: argparse.Namespace) -> Found:
     root = Path(args.source)
     found = find_records(root)
+    if found.sources and args.image_size > SIDE:
+        raise UserError(f"--image_size {args.image_size}: frames of TFRecords are {SIDE}x{SIDE}; give folders of larger ones")
     if not found.sources and not found.broken:
         try:
             found = find_tree(root, args.extension)

@@ -293,5 +293,6 @@ def report(manifest: dict, args: argparse.Namespace) -> int:
     if len(skipped) > 20:
         print(f"  … and {len(skipped) - 20:,} more, named in {args.out}/manifest.json")
     for names in manifest["shared"][:5]:
-        print(f"  warning: the same video in different splits: {', '.join(names)}")
+        more = f" and {len(names) - 4:,} more" * (len(names) > 4)
+        print(f"  warning: the same video in different splits: {', '.join(names[:4])}{more}")
     return int(bool(skipped or manifest["shared"]) and not args.allow_skips)

@@ -141,9 +141,10 @@ def write_videos(dir: Path, job: Job, recipe: Recipe, args: argparse.Namespace) 
                                videos=[len(clip) for clip in video.clips])
         if writer and writer.videos:
             writer.close()
-    except OSError as error:  # of HDF5, with neither a file's name nor a plain message
-        with contextlib.suppress(OSError, RuntimeError, ValueError):
-            writer.__exit__(type(error))
+    except OSError as error:  # HDF5's name no file
+        if writer:
+            with contextlib.suppress(OSError, RuntimeError, ValueError):
+                writer.__exit__(type(error))
         number = getattr(error, "errno", None)
         raise OSError(number, os.strerror(number), str(dir.parents[1])) if number in FULL else error from None
     return entries

@@ -309,10 +309,10 @@ DATASETS = ("ball_stn", "ball_nstn", "videos", "kth", "clevrer", "bair_64", "bai
 
 PREPARE = {  # the command that makes the shards of a dataset which is not generated
     "videos": "python -m prepare.videos --source FOLDER_OF_VIDEOS --out {root} --image_size {size} --clip_length 24",
-    "kth": "python -m prepare.videos --source FOLDER_OF_KTH_AVIS --out {root} --image_size 64 --clip_length 40",
-    "clevrer": "python -m prepare.videos --source FOLDER_OF_CLEVRER_MP4S --out {root} --image_size 128",
-    "bair_64": "python -m prepare.videos --source FOLDER_OF_BAIR_FRAMES --out {root} --image_size 64",
-    "bair_256": "python -m prepare.videos --source FOLDER_OF_BAIR_FRAMES --out {root} --image_size 256"}
+    "kth": "python -m prepare.kth --source FOLDER_OF_KTH --out {root} --image_size {size}",
+    "clevrer": "python -m prepare.clevrer --source FOLDER_OF_CLEVRER --out {root} --image_size {size}",
+    "bair_64": "python -m prepare.bair --source softmotion30_44k --out {root} --image_size {size}",
+    "bair_256": "python -m prepare.bair --source FOLDER_OF_BAIR_FRAMES --out {root} --image_size {size}"}
 FETCH = {dataset: f"hf download cvg-unibe/{name} --local-dir weights/{name}" for dataset, name in (  # its published VQVAE
     ("kth", "river_kth_64"), ("clevrer", "river_clevrer_128"), ("bair_64", "river_bair_64"), ("bair_256", "river_bair_256"))}
 

@@ -12,6 +12,7 @@ A split is a directory of `shard_0001.hdf5`, `shard_0002.hdf5`, … in one of tw
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import warnings
@@ -305,6 +306,7 @@ class ShardWriter:
             self._start(arrays, continues=not new)
         elif new:
             self._lengths.append(0)
+        self._reserve(sum(array.nbytes for array in arrays.values()))
         for name, array in arrays.items():
             data, array = self._file[name], np.ascontiguousarray(array)
             data.resize(len(data) + len(array), axis=0)
@@ -326,12 +328,32 @@ class ShardWriter:
                                       chunks=(max(1, (1 << 16) // row), *array.shape[1:]))
         self._file.attrs.update(self.attrs, continues=continues)
         self._lengths, self._bytes, self._digest = [0], 0, hashlib.blake2b(digest_size=16)
+        self._claimed, self._reserved = 0, 0
+
+    def _reserve(self, size: int) -> None:
+        """Room on the disk for `size` bytes more, and for what HDF5 adds, before HDF5 is asked for it: a disk that is full
+        then would end or halt the process."""
+        self._claimed += size
+        short = self._claimed + self._claimed // 16 + (1 << 20) - self._reserved
+        if short > 0 and hasattr(os, "posix_fallocate"):
+            step = max(short, 1 << 22)
+            with open(self._temporary(), "r+b") as file:
+                try:
+                    os.posix_fallocate(file.fileno(), self._reserved, step)
+                except OSError as error:
+                    if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # of file systems that cannot
+                        raise OSError(error.errno, error.strerror, str(self.dir)) from None
+            self._reserved += step
 
     def _finish(self) -> None:
         self._digest.update(np.array(self._lengths, np.int64))
         self._file["lengths"] = np.array(self._lengths, np.int64)
         self._file.attrs["digest"] = self._digest.hexdigest()
+        self._file.flush()
+        size = self._file.id.get_filesize()
         self._file.close()
+        if self._temporary().stat().st_size > size:  # of what was reserved
+            os.truncate(self._temporary(), size)
         os.replace(self._temporary(), self.dir / f"shard_{self.index:04d}.hdf5")
         self._file = None
 

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import re
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -28,6 +25,7 @@ import PIL
 from PIL import Image
 
 from console import UserError, progress, run_command
+from prepare.decode import Broken, Film, crop_boxes, natural, probe, read
 from prepare.splits import split_at, split_sources, time_cuts
 from shards import ShardWriter
 
@@ -38,61 +36,18 @@ SPLIT_BY_SOURCE_FROM = 10  # sources; with fewer, `auto` splits by time
 TILE_MOTION = 1.5  # percent; of OpenCV's vtest.avi, tiles without a person stay below 0.8, most with one exceed this
 GRID, GREY_LEVELS = 16, 20  # what counts as motion: see motion()
 CHUNK = 256  # frames written at a time where a clip is a whole video
-READ_ERRORS = (av.error.FFmpegError, OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-
-
-class Broken(Exception):
-    """A source that cannot be used, or not from here on; the message is the reason."""
 
 
 @dataclass
-class Source:
+class Source(Film):
     """One video file or frame folder, and what became of it."""
-    path: Path
-    name: str  # relative to --source
-    images: list[Path] | None = None  # of a frame folder, in order
-    frames: int = 0  # counted without decoding
-    decoded: int = 0
-    rate: float | None = None  # frames per second; None for a frame folder
-    size: tuple[int, int] = (0, 0)  # width, height
-    short: str | None = None  # why the file is known to end too early
     clips: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     still: int = 0  # clips dropped
     remainder: int = 0  # frames dropped because they made no whole clip
-    corrupt: int = 0  # frames that the decoder flagged
     skipped: str | None = None  # why it was left out, or broken off
 
     def entry(self) -> dict:
-        return {key: value for key, value in asdict(self).items() if key not in ("path", "images", "short")}
-
-
-def crop_boxes(width: int, height: int, tile: int | None) -> list[tuple[int, int, int, int]]:
-    """(left, top, right, bottom) of the centre square, or of all whole tiles, row by row, with even margins."""
-    side = tile or min(width, height)
-    columns, rows = (width // side, height // side) if tile else (1, 1)
-    left, top = (width - columns * side) // 2, (height - rows * side) // 2
-    corners = [(left + x * side, top + y * side) for y in range(rows) for x in range(columns)]
-    return [(x, y, x + side, y + side) for x, y in corners]
-
-
-def at_ticks(frames: Iterable[tuple[float, object]], fps: float) -> Iterator:
-    """From (seconds, item) in order, the items nearest to the ticks 0, 1/fps, ... after the first, each at most once.
-
-    A frame is nearest to the ticks from halfway to its predecessor up to halfway to its successor.
-    """
-    start, held, half, tick = 0.0, None, 0.5 / fps, 0
-    for seconds, item in frames:
-        if held is None:
-            start = seconds
-        else:
-            half = (seconds - held[0]) / 2
-            after = math.ceil((held[0] + half - start) * fps - 1e-6)
-            if after > tick:
-                yield held[1]
-            tick = max(tick, after)
-        held = seconds, item
-    if held is not None and math.ceil((held[0] + half - start) * fps - 1e-6) > tick:
-        yield held[1]
+        return {key: value for key, value in asdict(self).items() if key not in ("path", "images", "data", "short")}
 
 
 def motion(clip: np.ndarray) -> float:
@@ -103,11 +58,6 @@ def motion(clip: np.ndarray) -> float:
     n = S // cell
     grey = clip[:, :n * cell, :n * cell].reshape(T, n, cell, n, cell, 3).mean((2, 4, 5), dtype=np.float32)
     return 100 * float((np.abs(grey - np.median(grey, 0)) > GREY_LEVELS).any(0).mean())
-
-
-def natural(path: Path) -> tuple:
-    """Sorts 2.png before 10.png."""
-    return [int(part) if k % 2 else part for k, part in enumerate(re.split(r"(\d+)", path.name))], path.name
 
 
 def find_sources(root: Path) -> list[Source]:
@@ -125,87 +75,6 @@ def find_sources(root: Path) -> list[Source]:
         lacks = f"no video ({' '.join(VIDEOS)}) and no folder of images ({' '.join(IMAGES)}) in it"
         raise UserError(f"{root}: {lacks if root.exists() else 'no such file or folder'}")
     return sorted(found, key=lambda source: source.name)
-
-
-def why(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
-
-
-def probe(source: Source) -> None:
-    """Fills in frames, rate, size and whether the file is cut short, without decoding; raises Broken."""
-    try:
-        if source.images:
-            source.frames = len(source.images)
-            with Image.open(source.images[0]) as image:
-                source.size = image.size
-        else:
-            with av.open(str(source.path), metadata_errors="ignore") as container:
-                probe_video(source, container)
-    except READ_ERRORS as error:
-        raise Broken(why(error)) from None
-
-
-def probe_video(source: Source, container: av.container.InputContainer) -> None:
-    if not container.streams.video:
-        raise Broken("no video stream")
-    stream = container.streams.video[0]
-    source.size, source.rate = (stream.width, stream.height), float(stream.average_rate or 0) or None
-    first, last, end = math.inf, -math.inf, 0.0  # seconds: of the video's frames; where the last of any stream ends
-    try:
-        for packet in container.demux():
-            stamp = packet.dts if packet.pts is None else packet.pts
-            video = bool(packet.size) and packet.stream.index == stream.index
-            source.frames += video
-            if packet.size and stamp is not None:
-                seconds = float(stamp * packet.time_base)
-                end = max(end, seconds + float((packet.duration or 0) * packet.time_base))
-                first, last = (min(first, seconds), max(last, seconds)) if video else (first, last)
-    except READ_ERRORS as error:  # the frames before it can be used
-        source.short = why(error)
-    if last > first and not 0.99 < (source.rate or 0) * (last - first) / (source.frames - 1) < 1.01:
-        source.rate = (source.frames - 1) / (last - first)  # the header is wrong, as it is for GIFs
-    announced = (container.duration or 0) / av.time_base
-    if last >= first and end < 0.98 * announced - 0.2:  # a cut-off file is read to its end without an error
-        source.short = f"cut short: {end:.1f} of {announced:.1f} s are there"
-
-
-def timed_frames(source: Source, bar) -> Iterator[tuple[float, tuple[int, Path | av.VideoFrame]]]:
-    """(seconds, (index, image path or video frame)) of all frames."""
-    with nullcontext() if source.images else av.open(str(source.path), metadata_errors="ignore") as container:
-        if container:
-            container.streams.video[0].thread_type = "AUTO"
-        for item in source.images or container.decode(video=0):
-            index, seconds = source.decoded, getattr(item, "time", None)
-            source.decoded += 1
-            source.corrupt += bool(getattr(item, "is_corrupt", False))
-            bar.update()
-            yield index / (source.rate or 1) if seconds is None else seconds, (index, item)
-
-
-def rgb(item: Path | av.VideoFrame) -> Image.Image:
-    if not isinstance(item, Path):
-        return Image.fromarray(item.to_ndarray(format="rgb24"))
-    with Image.open(item) as image:
-        if image.mode.startswith(("I", "F")):
-            raise Broken(f"{item.name}: pixels of mode {image.mode}, need 8 bits per channel")
-        return image.convert("RGB")
-
-
-def read(source: Source, fps: float | None, bar) -> Iterator[tuple[int, Image.Image]]:
-    """(index in the source, RGB image) of the frames to keep, all of one size; raises Broken where it cannot go on."""
-    frames = timed_frames(source, bar)
-    try:
-        for index, item in at_ticks(frames, fps) if fps and not source.images else (item for _, item in frames):
-            image = rgb(item)
-            if image.size != source.size:
-                raise Broken("frame {} is {}x{}, the first {}x{}".format(index, *image.size, *source.size))
-            yield index, image
-    except READ_ERRORS as error:
-        raise Broken(why(error)) from None
-    if not source.decoded:
-        raise Broken("not one frame could be decoded")
-    if source.short:
-        raise Broken(source.short)
 
 
 class Cutter:
@@ -252,7 +121,7 @@ def cut(source: Source, cuts: dict[str, tuple[int, int]], writers: dict[str, Sha
         bar.write(f"{source.path}: --fps {args.fps:g} is above its {source.rate:g}; every frame is kept", sys.stderr)
     cutter = None
     try:
-        for index, image in read(source, args.fps, bar):
+        for index, image in read(source, args.fps, bar.update):
             cutter = cutter or Cutter(source, crop_boxes(*image.size, args.tile), writers, args)
             cutter.add(image, split_at(index, cuts))
     except Broken as error:

@@ -32,8 +32,8 @@ def frames(n: int, size: int = 32) -> np.ndarray:
 
 # ---------------------------------------------------------------------------------------------------- settings and files
 @pytest.mark.parametrize("arguments, messages", [
-    (["--dataset", "kth"], ["data/kth/train/shard_*.hdf5", "prepare.videos", "weights/river_kth_64/vqvae.ckpt", "hf download"]),
-    (["--dataset", "clevrer"], ["data/clevrer/train/shard_*.hdf5", "prepare.videos", "weights/river_clevrer_128/vqvae.pth"]),
+    (["--dataset", "kth"], ["data/kth/train/shard_*.hdf5", "prepare.kth", "weights/river_kth_64/vqvae.ckpt", "hf download"]),
+    (["--dataset", "clevrer"], ["data/clevrer/train/shard_*.hdf5", "prepare.clevrer", "weights/river_clevrer_128/vqvae.pth"]),
     (["--dataset", "videos", "--set", "data.root=nowhere"], ["nowhere/train/shard_*.hdf5", "--out nowhere"]),
     (["--dataset", "mnist"], ["no dataset `mnist`"]),
     (["--interpolant", "follner"], ["no interpolant `follner`; nearest known: follmer"]),

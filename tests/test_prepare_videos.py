@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from console import UserError
-from prepare import splits, videos
+from prepare import decode, splits, videos
 from shards import Shards
 
 REPO = Path(__file__).resolve().parents[1]
@@ -90,7 +90,7 @@ def test_time_cuts_cover_without_overlap():
     (320, 180, None, [(70, 0, 250, 180)]), (101, 200, None, [(0, 49, 101, 150)]), (64, 64, 64, [(0, 0, 64, 64)]),
     (150, 70, 64, [(11, 3, 75, 67), (75, 3, 139, 67)]), (63, 200, 64, [])])
 def test_crop_boxes(width, height, tile, boxes):
-    assert videos.crop_boxes(width, height, tile) == boxes
+    assert decode.crop_boxes(width, height, tile) == boxes
 
 
 @pytest.mark.parametrize("times, fps, kept", [
@@ -99,7 +99,7 @@ def test_crop_boxes(width, height, tile, boxes):
     ([0.0, 0.1, 0.11, 0.12, 0.52, 0.6], 10, [0, 1, 3, 4, 5]), ([0.0, 0.9, 1.05, 1.9, 2.2], 1, [0, 2, 3]),
     ([0.7], 10, [0]), ([], 10, [])])
 def test_at_ticks(times, fps, kept):
-    assert list(videos.at_ticks(((seconds, k) for k, seconds in enumerate(times)), fps)) == kept
+    assert list(decode.at_ticks(((seconds, k) for k, seconds in enumerate(times)), fps)) == kept
 
 
 def test_motion_sees_a_small_body_but_neither_noise_nor_flicker():

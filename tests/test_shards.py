@@ -1,5 +1,6 @@
 """The shard format: both layouts, videos across files, incomplete and broken files."""
 
+import errno
 import os
 
 import h5py
@@ -224,3 +225,29 @@ def test_files_of_another_make_are_named_and_can_be_left_out(fill, tmp_path):
     write_packed(tmp_path / "shard_0001.hdf5", "frames", np.zeros((4, 8, 8, 3), np.uint8), [4], {})
     with pytest.warns(UserWarning, match="shard_0002.hdf5: .*left out"):
         assert Shards(tmp_path, skip_bad=True).lengths.tolist() == [4]
+
+
+def test_room_that_was_reserved_leaves_the_file_as_it_were_without(tmp_path, monkeypatch):
+    video = np.random.default_rng(0).integers(256, size=(300, 32, 32, 3), dtype=np.uint8)
+
+    def written(name):
+        with ShardWriter(tmp_path / name, shard_bytes=1 << 19) as writer:
+            for start in range(0, 300, 50):
+                writer.add(video[start:start + 50], where=np.arange(50))
+        return [path.read_bytes() for path in sorted((tmp_path / name).iterdir())]
+
+    reserved = written("a")
+    monkeypatch.delattr(os, "posix_fallocate")
+    assert reserved == written("b") and len(reserved) == 2
+
+
+def test_a_full_disk_is_told_before_hdf5_meets_it(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    frames = np.zeros((4, 8, 8, 3), np.uint8)
+    with pytest.raises(OSError, match="No space left on device: .*half"), ShardWriter(tmp_path / "half") as writer:
+        writer.add(frames)
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        writer.add(np.zeros((1 << 15, 8, 8, 3), np.uint8))
+    assert not list((tmp_path / "half").iterdir())

@@ -1,0 +1,119 @@
+"""BAIR robot pushing (Ebert et al., 2017) to shards, from the TFRecords of softmotion30_44k or from folders of frames.
+
+    python -m prepare.bair --source softmotion30_44k --out data/bair_64
+    python -m prepare.bair --source bair_png --out data/bair_256 --image_size 256
+
+43,264 videos to train and 256 to test, 30 frames of 64x64. The frames are those of `image_aux1`, as in other work. There is no
+val: `--val N` takes the last N of train.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from console import UserError, run_command
+from prepare import build, tfrecord
+from prepare.decode import Broken, natural
+from prepare.frames import find_tree, read_tree, split_of
+from prepare.sources import Found, Source, Video, content, digest, files_below
+
+SIDE = 64  # pixels of the frames in the TFRecords
+CAMERAS = ("image_aux1", "image_main")
+
+
+def read_record(source: Source, size: int, camera: str) -> Video:
+    """One record: raw frames (64, 64, 3) in the order of their numbers; raises Broken."""
+    record = content(source)
+    features = tfrecord.bytes_features(tfrecord.payload(record))
+    pattern = re.compile(rf"(\d+)/{camera}/encoded", re.ASCII)
+    frames = {int(match[1]): value for name, value in features.items() if (match := pattern.fullmatch(name))}
+    if sorted(frames) != list(range(len(frames))) or not frames:
+        raise Broken(f"no frames 0, 1, … of {camera} in it" if 0 not in frames else f"frames of {camera} are missing")
+    odd = [k for k in sorted(frames) if len(frames[k]) != SIDE * SIDE * 3]
+    if odd:
+        raise Broken(f"frame {odd[0]} has {len(frames[odd[0]]):,} bytes, not {SIDE}x{SIDE}x3")
+    clip = np.stack([np.frombuffer(frames[k], np.uint8).reshape(SIDE, SIDE, 3) for k in range(len(frames))])
+    if size != SIDE:
+        clip = np.stack([np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)) for frame in clip])
+    return Video(digest([record]), [clip], len(clip))
+
+
+def read(source: Source, args: argparse.Namespace) -> Video:
+    if source.path.endswith(".tfrecords"):
+        return read_record(source, args.image_size, args.camera)
+    return read_tree(source, args.image_size, args.crop, args.extension)
+
+
+def find_records(root: Path) -> Found:
+    """Each record of train/*.tfrecords and test/*.tfrecords."""
+    found = Found()
+    paths = [path for path in files_below(root) if path.suffix == ".tfrecords"]
+    for path in sorted(paths, key=lambda path: (path.parent, natural(path))):
+        name = path.relative_to(root).as_posix() if path != root else path.name
+        place = split_of(name)
+        if place is None:
+            raise UserError(f"{path}: lies in no folder train, val or test of {root}; give the folder that holds those")
+        stamp = path.stat().st_mtime_ns
+        try:
+            for k, (offset, size) in enumerate(tfrecord.places(path)):
+                found.sources.append(Source(f"{place[1]}#{k}", place[0], str(path), "", offset, size, stamp))
+        except Broken as error:
+            found.broken.append((name, f"{error}; the records before it are used"))
+    return found
+
+
+def hold_out(found: Found, count: int) -> Found:
+    """The last `count` sources of train become val."""
+    train = [k for k, source in enumerate(found.sources) if source.split == "train"]
+    if count and count >= len(train):
+        raise UserError(f"--val {count} leaves nothing to train: there are {len(train)} videos")
+    chosen = set(train[len(train) - count:])
+    return Found([dataclasses.replace(source, split="val") if k in chosen else source
+                  for k, source in enumerate(found.sources)], found.broken)
+
+
+def find_sources(args: argparse.Namespace) -> Found:
+    root = Path(args.source)
+    found = find_records(root)
+    if found.sources and args.image_size > SIDE:
+        raise UserError(f"--image_size {args.image_size}: frames of TFRecords are {SIDE}x{SIDE}; give folders of larger ones")
+    if not found.sources and not found.broken:
+        try:
+            found = find_tree(root, args.extension)
+        except UserError as error:
+            raise UserError(f"no train/*.tfrecords, and of frames: {error}") from None
+    return hold_out(found, args.val)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m prepare.bair", description=__doc__.splitlines()[0])
+    build.add_flags(parser, "softmotion30_44k, the folder that holds train/ and test/ with their .tfrecords; or a folder of "
+                            "train/<video>/<frame>.png and test/ likewise", 64)
+    parser.add_argument("--camera", choices=CAMERAS, default=CAMERAS[0], help="of TFRecords (default: image_aux1)")
+    parser.add_argument("--val", type=int, default=0, help="videos at the end of train that become val (default: 0)")
+    parser.add_argument("--extension", default="png", help="of the frames' names, where they are files (default: png)")
+    args = build.check_flags(parser.parse_args(argv))
+    if args.val < 0:
+        raise UserError(f"--val must be at least 0, got {args.val}")
+    args.extension = args.extension.lower().removeprefix(".")
+    return args
+
+
+def make(args: argparse.Namespace) -> dict:
+    rule = "as the folders are" + f", the last {args.val} of train to val" * bool(args.val)
+    return build.make(build.Recipe("BAIR", "prepare.bair", read, rule, 256), find_sources(args), args)
+
+
+def main() -> int:
+    args = parse()
+    return build.report(make(args), args)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,162 @@
+"""Frames out of video files and folders of images, by PyAV and Pillow; a file may lie on disk or in memory (of a zip, say)."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import av
+from PIL import Image
+
+READ_ERRORS = (av.error.FFmpegError, OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+class Broken(Exception):
+    """A source that cannot be used, or not from here on; the message is the reason."""
+
+
+@dataclass
+class Film:
+    """One video file or frame folder, and what is known of it."""
+    path: Path
+    name: str  # relative to --source
+    images: list[Path | io.BytesIO] | None = None  # of a frame folder, in order
+    data: bytes | None = None  # a video file's content, where it is at hand
+    frames: int = 0  # counted without decoding
+    decoded: int = 0
+    rate: float | None = None  # frames per second; None for a frame folder
+    size: tuple[int, int] = (0, 0)  # width, height
+    short: str | None = None  # why the file is known to end too early
+    corrupt: int = 0  # frames that the decoder flagged
+
+
+def crop_boxes(width: int, height: int, tile: int | None) -> list[tuple[int, int, int, int]]:
+    """(left, top, right, bottom) of the centre square, or of all whole tiles, row by row, with even margins."""
+    side = tile or min(width, height)
+    columns, rows = (width // side, height // side) if tile else (1, 1)
+    left, top = (width - columns * side) // 2, (height - rows * side) // 2
+    corners = [(left + x * side, top + y * side) for y in range(rows) for x in range(columns)]
+    return [(x, y, x + side, y + side) for x, y in corners]
+
+
+def at_ticks(frames: Iterable[tuple[float, object]], fps: float) -> Iterator:
+    """From (seconds, item) in order, the items nearest to the ticks 0, 1/fps, ... after the first, each at most once.
+
+    A frame is nearest to the ticks from halfway to its predecessor up to halfway to its successor.
+    """
+    start, held, half, tick = 0.0, None, 0.5 / fps, 0
+    for seconds, item in frames:
+        if held is None:
+            start = seconds
+        else:
+            half = (seconds - held[0]) / 2
+            after = math.ceil((held[0] + half - start) * fps - 1e-6)
+            if after > tick:
+                yield held[1]
+            tick = max(tick, after)
+        held = seconds, item
+    if held is not None and math.ceil((held[0] + half - start) * fps - 1e-6) > tick:
+        yield held[1]
+
+
+def natural(path: PurePath) -> tuple:
+    """Sorts 2.png before 10.png."""
+    return [int(part) if k % 2 else part for k, part in enumerate(re.split(r"(\d+)", path.name))], path.name
+
+
+def why(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+
+
+def opened(film: Film) -> av.container.InputContainer:
+    return av.open(str(film.path) if film.data is None else io.BytesIO(film.data), metadata_errors="ignore")
+
+
+def probe(film: Film) -> None:
+    """Fills in frames, rate, size and whether the file is cut short, without decoding; raises Broken."""
+    try:
+        if film.images:
+            film.frames = len(film.images)
+            with Image.open(film.images[0]) as image:
+                film.size = image.size
+        else:
+            with opened(film) as container:
+                probe_video(film, container)
+    except READ_ERRORS as error:
+        raise Broken(why(error)) from None
+
+
+def probe_video(film: Film, container: av.container.InputContainer) -> None:
+    if not container.streams.video:
+        raise Broken("no video stream")
+    stream = container.streams.video[0]
+    film.size, film.rate = (stream.width, stream.height), float(stream.average_rate or 0) or None
+    first, last, end = math.inf, -math.inf, 0.0  # seconds: of the video's frames; where the last of any stream ends
+    cut_off = False
+    try:
+        for packet in container.demux():
+            stamp = packet.dts if packet.pts is None else packet.pts
+            video = bool(packet.size) and packet.stream.index == stream.index
+            film.frames += video
+            cut_off = packet.is_corrupt if video else cut_off
+            if packet.size and stamp is not None:
+                seconds = float(stamp * packet.time_base)
+                end = max(end, seconds + float((packet.duration or 0) * packet.time_base))
+                first, last = (min(first, seconds), max(last, seconds)) if video else (first, last)
+    except READ_ERRORS as error:  # the frames before it can be used
+        film.short = why(error)
+    if last > first and not 0.99 < (film.rate or 0) * (last - first) / (film.frames - 1) < 1.01:
+        film.rate = (film.frames - 1) / (last - first)  # the header is wrong, as it is for GIFs
+    announced = (container.duration or 0) / av.time_base
+    if container.format.name == "avi" and film.rate:  # whose duration FFmpeg shortens to what the file has room for
+        announced = max(announced, stream.frames / film.rate)
+    if cut_off and not film.short:
+        film.short = "cut short: its last frame is not whole"
+    if last >= first and end < 0.98 * announced - 0.2:  # a cut-off file is read to its end without an error
+        film.short = f"cut short: {end:.1f} of {announced:.1f} s are there"
+
+
+def timed_frames(film: Film, tick: Callable) -> Iterator[tuple[float, tuple[int, Path | io.BytesIO | av.VideoFrame]]]:
+    """(seconds, (index, image file or video frame)) of all frames; calls tick() at each."""
+    with nullcontext() if film.images else opened(film) as container:
+        if container and film.data is None:
+            container.streams.video[0].thread_type = "AUTO"
+        elif container:  # one of several files at once (prepare/build.py): a thread each
+            container.streams.video[0].codec_context.thread_count = 1
+        for item in film.images or container.decode(video=0):
+            index, seconds = film.decoded, getattr(item, "time", None)
+            film.decoded += 1
+            film.corrupt += bool(getattr(item, "is_corrupt", False))
+            tick()
+            yield index / (film.rate or 1) if seconds is None else seconds, (index, item)
+
+
+def rgb(item: Path | io.BytesIO | av.VideoFrame) -> Image.Image:
+    if isinstance(item, av.VideoFrame):
+        return Image.fromarray(item.to_ndarray(format="rgb24"))
+    with Image.open(item) as image:
+        if image.mode.startswith(("I", "F")):
+            raise Broken(f"{item.name}: pixels of mode {image.mode}, need 8 bits per channel")
+        return image.convert("RGB")
+
+
+def read(film: Film, fps: float | None = None, tick: Callable = lambda: None) -> Iterator[tuple[int, Image.Image]]:
+    """(index in the film, RGB image) of the frames to keep, all of one size; raises Broken where it cannot go on."""
+    frames = timed_frames(film, tick)
+    try:
+        for index, item in at_ticks(frames, fps) if fps and not film.images else (item for _, item in frames):
+            image = rgb(item)
+            if image.size != film.size:
+                raise Broken("frame {} is {}x{}, the first {}x{}".format(index, *image.size, *film.size))
+            yield index, image
+    except READ_ERRORS as error:
+        raise Broken(why(error)) from None
+    if not film.decoded:
+        raise Broken("not one frame could be decoded")
+    if film.short:
+        raise Broken(film.short)

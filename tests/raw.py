@@ -1,0 +1,72 @@
+"""Miniature raw datasets, made from the committed clip: what the tests of prepare's scripts read."""
+
+import functools
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+from console import run_command
+
+WALK = Path(__file__).parent / "data/walk.mp4"  # 60 frames of 320x180
+
+
+@functools.cache
+def walk(width=160, height=120):
+    """(60, height, width, 3) uint8."""
+    with av.open(str(WALK)) as container:
+        return np.stack([np.asarray(frame.to_image().resize((width, height))) for frame in container.decode(video=0)])
+
+
+def write_video(path, frames, codec="mpeg4", rate=25):
+    """frames (T, H, W, 3) uint8, at a quality that tests can tell frames apart by."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream.bit_rate = 4_000_000
+        for array in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def decoded(path, size, box=None):
+    """A video file by a route of its own: PyAV, then Pillow, (T, size, size, 3)."""
+    with av.open(str(path)) as container:
+        return np.stack([np.asarray(frame.to_image().resize((size, size), Image.Resampling.BICUBIC, box))
+                         for frame in container.decode(video=0)])
+
+
+def psnr(a, b):
+    assert a.shape == b.shape and a.dtype == b.dtype == np.uint8
+    return 10 * np.log10(255**2 / max(np.mean((a.astype(float) - b) ** 2), 1e-9))
+
+
+def zipped(folder, path, names):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.write(folder / name, f"inner/{name}")
+        archive.writestr("__MACOSX/inner/._" + os.path.basename(names[0]), b"not a video")
+
+
+def png(array):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "png")
+    return file.getvalue()
+
+
+def tree_bytes(folder):
+    """{path: content} of a folder's shards."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.hdf5"))}
+
+
+def exit_code(main):
+    try:
+        run_command(main)
+    except SystemExit as stop:
+        return stop.code

@@ -27,7 +27,6 @@ SPEED = 0.07  # cells per frame
 SPIN = 24  # frames of a turn on the spot, in dead ends
 FADE = 8  # frames in which the lights go on, or out
 BLOCK = 64  # frames drawn at a time: small enough for a processor's cache
-SOURCE = "maze"
 LEFT, RIGHT = 1, -1  # hands, as turns of the heading
 
 
@@ -156,6 +155,11 @@ def write_stream(writer: ShardWriter, frames: int, seed: tuple[int, int], cells:
     return maze + 1
 
 
+def source_name() -> str:
+    """What the shards' attribute `source` says."""
+    return "walk through mazes"
+
+
 def make(out: str | Path, frames: dict[str, int], size: int = SIZE, seed: int = 0, cells: int = CELLS,
          command: str = "") -> dict[str, dict[str, int]]:
     """One stream per split, `frames[split]` long, in out/{split}/; the folder appears when all are complete. -> what the
@@ -163,10 +167,10 @@ def make(out: str | Path, frames: dict[str, int], size: int = SIZE, seed: int = 
     began, splits = time.monotonic(), {}
     with complete(out) as partial:
         for index, (split, count) in enumerate(frames.items()):
-            with ShardWriter(partial / split, fps=FPS, source=SOURCE, command=command) as writer:
+            with ShardWriter(partial / split, fps=FPS, source=source_name(), command=command) as writer:
                 mazes = write_stream(writer, count, (seed, index), cells, size, split)
             splits[split] = {"frames": count, "mazes": mazes, "seed": [seed, index]}
-        write_manifest(partial, command, source=SOURCE, image_size=size, fps=FPS, cells=cells, splits=splits,
+        write_manifest(partial, command, source=source_name(), image_size=size, fps=FPS, cells=cells, splits=splits,
                        seconds=round(time.monotonic() - began, 2))
     return splits
 

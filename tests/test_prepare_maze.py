@@ -228,3 +228,21 @@ def test_tables_hold_every_texture_at_every_distance():
     assert len(surfaces) == 8 * page and len(sprites) == 3 * page and surfaces.max() < 1 << 28
     levels = raycast.level_of(np.array([0, raycast.NEAR, raycast.FAR, 99]))
     assert levels.tolist() == [0, 0, raycast.LEVELS - 1, raycast.LEVELS - 1]
+
+
+def test_the_branch_wmaze_makes_its_stream_and_knows_it_again(tmp_path):
+    import torch
+
+    import configs
+    import runtime
+    import train
+    from console import UserError
+    wanted = {"data.root": str(tmp_path / "d"), "data.stream": 60, "data.held_out": 30}
+    alone = runtime.Process(0, 1, torch.device("cpu"))
+    train.ensure_data(configs.build("wmaze", wanted), alone)
+    made = Shards(tmp_path / "d/train")
+    assert made.lengths.tolist() == [60] and made.shape == (64, 64, 3)
+    train.ensure_data(configs.build("wmaze", wanted), alone)
+    for changed in ({"data.stream": 61}, {"data.generate": "balls"}):
+        with pytest.raises(UserError, match="holds 60 frames .walk through mazes., not 6"):
+            train.ensure_data(configs.build("wmaze", {**wanted, **changed}), alone)

@@ -46,10 +46,10 @@ class Data:
     hue: float = 0.0  # random shift +- this, in turns of the colour wheel
     skip_bad: bool = False  # shards that cannot be opened are warned of and left out; otherwise the run stops
     workers: int = 4  # loader processes where augmentation forbids the latent cache
-    generate: str = ""  # "balls": the shards are made where they are absent
+    generate: str = ""  # "balls" or "maze": the shards are made where they are absent
     stream: int = 100_000  # frames of the generated training stream
     held_out: int = 10_000  # and of its val and test streams
-    color_shift: bool = False  # the generated stream turns blue along its way
+    color_shift: bool = False  # the balls turn blue along their stream
 
     def __post_init__(self):
         at_least("data", 3, clip=self.clip)
@@ -60,7 +60,7 @@ class Data:
         for name in ("brightness", "contrast", "saturation", "hue"):
             top = 0.5 if name == "hue" else 1.0
             check(0 <= getattr(self, name) <= top, f"data.{name}", f"in [0, {top}]", getattr(self, name))
-        check(self.generate in ("", "balls"), "data.generate", "empty or balls", self.generate)
+        check(self.generate in ("", "balls", "maze"), "data.generate", "empty, balls or maze", self.generate)
 
     @property
     def augmented(self) -> bool:
@@ -142,8 +142,7 @@ class Train:
     clip_norm: float = 1.0  # of the gradient
     weight_decay: float = 0.0
     ema: float = 0.995  # decay of the averaged weights, reached step by step
-    precision: str = "auto"  # of networks and published autoencoders: bf16 where the hardware multiplies in it (AMX, GPU),
-    #                          else float32; or either by name
+    precision: str = "auto"  # of networks and published autoencoders; auto: bf16 where hardware has it (AMX, GPU), else float32
     log_every: int = 20
     sample_every: int = 800  # updates between forecasts logged during training; 0: only at the end
     save_every: int = 100
@@ -274,18 +273,17 @@ def branch(dataset: str) -> dict[str, Any]:
         "data.context": "uniform", "sample.context": "uniform",
         "train.steps": 400_000, "train.batch_size": 256, "train.lr": 2e-4, "train.warmup": 10_000,
         "train.schedule": "constant", "train.beta2": 0.999, "train.ema": 0.9999, "train.log_every": 100,
-        "train.sample_every": 10_000, "train.save_every": 5_000, "sample.steps": 100, "sample.reencode": False,
-    }
-    if dataset == "ball_stn":
-        return {"data.generate": "balls"}
-    if dataset == "ball_nstn":
-        return {"data.root": "data/ball_nstn", "data.generate": "balls", "data.color_shift": True}
-    if dataset == "videos":  # any footage that prepare.videos has cut into clips
-        return {"data.root": "data/videos", "data.image_size": 64, "data.clip": 16, "data.condition": 8,
-                "data.predict": 16, "sample.num_videos": 32, "sample.solver": "exact2", "sample.grid": "cosine",
-                "sample.steps": 10, "sample.redraw": "frame", "sample.reencode": False,
-                "vqvae.batch_size": 32, "model.width": 96, "train.steps": 6_000, "train.batch_size": 16, "train.ema": 0.998,
-                "train.sample_every": 2_000}
+        "train.sample_every": 10_000, "train.save_every": 5_000, "sample.steps": 100, "sample.reencode": False}
+    if dataset in ("ball_stn", "ball_nstn"):
+        return {"data.root": f"data/{dataset}", "data.generate": "balls", "data.color_shift": dataset == "ball_nstn"}
+    ours = {"data.root": f"data/{dataset}", "data.image_size": 64, "data.clip": 16, "data.condition": 8, "data.predict": 16,
+            "sample.num_videos": 32, "sample.solver": "exact2", "sample.grid": "cosine", "sample.steps": 10,
+            "sample.redraw": "frame", "sample.reencode": False, "vqvae.batch_size": 32, "model.width": 96,
+            "train.steps": 6_000, "train.batch_size": 16, "train.ema": 0.998, "train.sample_every": 2_000}
+    if dataset in ("videos", "moving_mnist"):
+        return ours | ({} if dataset == "videos" else {"data.condition": 10, "data.predict": 10})
+    if dataset == "wmaze":
+        return ours | {"data.generate": "maze", "data.stream": 20_000, "data.held_out": 2_000}
     if dataset == "kth":
         return published | {"data.root": "data/kth", "data.image_size": 64, "data.clip": 40, "data.condition": 10,
                             "data.predict": 30, "vqvae.kind": "taming_f8_small", "vqvae.downsample": 8,
@@ -305,96 +303,12 @@ def branch(dataset: str) -> dict[str, Any]:
     raise UserError(f"no dataset `{dataset}`{nearest(dataset, DATASETS)}")
 
 
-DATASETS = ("ball_stn", "ball_nstn", "videos", "kth", "clevrer", "bair_64", "bair_256")
+DATASETS = ("ball_stn", "ball_nstn", "wmaze", "moving_mnist", "videos", "kth", "clevrer", "bair_64", "bair_256")
 
 PREPARE = {  # the command that makes the shards of a dataset which is not generated
     "videos": "python -m prepare.videos --source FOLDER_OF_VIDEOS --out {root} --image_size {size} --clip_length 24",
+    "moving_mnist": "python -m prepare.moving_mnist --out {root}",
     "kth": "python -m prepare.kth --source FOLDER_OF_KTH --out {root} --image_size {size}",
     "clevrer": "python -m prepare.clevrer --source FOLDER_OF_CLEVRER --out {root} --image_size {size}",
     "bair_64": "python -m prepare.bair --source softmotion30_44k --out {root} --image_size {size}",
     "bair_256": "python -m prepare.bair --source FOLDER_OF_BAIR_FRAMES --out {root} --image_size {size}"}
-FETCH = {dataset: f"hf download cvg-unibe/{name} --local-dir weights/{name}" for dataset, name in (  # its published VQVAE
-    ("kth", "river_kth_64"), ("clevrer", "river_clevrer_128"), ("bair_64", "river_bair_64"), ("bair_256", "river_bair_256"))}
-
-
-# --------------------------------------------------------------------------------------------------- flags to config
-def nearest(name: str, known) -> str:
-    close = difflib.get_close_matches(name, list(known), 1, cutoff=0.0)
-    return f"; nearest known: {close[0]} (all: {', '.join(known)})" if close else ""
-
-
-def parse_value(name: str, text: str, kind: type) -> Any:
-    try:
-        if kind is bool:
-            return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
-        return kind(text.replace("_", "")) if kind in (int, float) else text
-    except (KeyError, ValueError):
-        raise UserError(f"{name} takes {kind.__name__}, got {text!r}") from None
-
-
-def settable() -> dict[str, type]:
-    """{"group.field": type} of everything that --set reaches."""
-    groups = {f.name: get_type_hints(Config)[f.name] for f in dataclasses.fields(Config)}
-    return {f"{group}.{name}": kind for group, cls in groups.items() if dataclasses.is_dataclass(cls) and group != "latent"
-            for name, kind in get_type_hints(cls).items()}
-
-
-def parse_overrides(items: list[str]) -> dict[str, Any]:
-    """["train.lr=1e-3", …] -> {"train.lr": 0.001, …}, typed; an unknown field is an error naming the nearest known."""
-    known, values = settable(), {}
-    for item in items:
-        name, equals, text = item.partition("=")
-        if not equals:
-            raise UserError(f"--set takes group.field=value, got {item!r}")
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1, cutoff=0.0)[0]
-            raise UserError(f"no field `{name}`; nearest known: {close}")
-        values[name] = parse_value(name, text, known[name])
-    return values
-
-
-def update(config: Config, values: dict[str, Any]) -> Config:
-    """A copy with {"group.field": value} set, checked again."""
-    groups: dict[str, dict] = {}
-    for name, value in values.items():
-        group, attribute = name.split(".")
-        groups.setdefault(group, {})[attribute] = value
-    return replace(config, **{group: replace(getattr(config, group), **items) for group, items in groups.items()})
-
-
-def build(dataset: str = "ball_stn", overrides: dict[str, Any] | None = None) -> Config:
-    """The shared section, the dataset's branch, then the overrides."""
-    values = branch(dataset) | (overrides or {})
-    if values.get("train.overfit"):
-        values["sample.split"] = "train"  # sampled from the clips that it learns
-    return update(Config(dataset=dataset), values)
-
-
-def to_dict(config: Config) -> dict:
-    return dataclasses.asdict(config)
-
-
-def from_dict(values: dict) -> Config:
-    """The inverse of to_dict, for a config read from a checkpoint. A field that this version lacks is an error; one that
-    the checkpoint lacks has its default, and flow.weight the only one there was."""
-    built = {}
-    for f in dataclasses.fields(Config):
-        kind, value = get_type_hints(Config)[f.name], values.get(f.name)
-        if value is None:
-            continue
-        if dataclasses.is_dataclass(kind):
-            known = {g.name for g in dataclasses.fields(kind)}
-            if unknown := sorted(set(value) - known):
-                raise UserError(f"the checkpoint's config has {f.name}.{unknown[0]}, which this version does not know")
-            if kind is Flow and value.get("output") == "drift":
-                value = {"weight": "published", **value}
-            value = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
-        built[f.name] = value
-    return Config(**built)
-
-
-def differences(old: Config, new: Config, groups: tuple[str, ...]) -> list[str]:
-    """Fields of these groups in which two configs differ, as `group.field: old -> new`."""
-    return [f"{group}.{f.name}: {getattr(a, f.name)!r} -> {getattr(b, f.name)!r}" for group in groups
-            for a, b in [(getattr(old, group), getattr(new, group))]
-            for f in dataclasses.fields(a) if getattr(a, f.name) != getattr(b, f.name)]

@@ -6,6 +6,7 @@ Every stage keeps what it has finished, so the same command run again goes on wh
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -148,20 +149,21 @@ def missing(config: Config) -> list[str]:
 
 def ensure_data(config: Config, process: Process) -> None:
     """Make the stream where it is to be generated and absent; where it is there, is it the one that is asked for?"""
-    if config.data.generate == "balls":
-        from prepare import balls
-        wanted = {"train": config.data.stream, "val": config.data.held_out, "test": config.data.held_out}
-        if not Path(config.data.root).exists() and process.first:
-            balls.make(config.data.root, wanted, config.data.color_shift, config.data.image_size,
-                       command=f"main.py --dataset {config.dataset}")
-        process.barrier()
-        for split, count in wanted.items():
-            shards = sample.open_split(config, split)
-            there = shards.lengths.sum(), shards.files[0].file.attrs.get("source", "")
-            if there != (count, balls.source_name(config.data.color_shift)):
-                raise UserError(f"{shards.dir} holds {there[0]} frames ({there[1] or 'of unknown source'}), but the settings "
-                                f"data.stream, data.held_out and data.color_shift ask for {count} "
-                                f"({balls.source_name(config.data.color_shift)}); set them, or data.root to another folder")
+    if not config.data.generate:
+        return
+    generator = importlib.import_module(f"prepare.{config.data.generate}")
+    options = {"color_shift": config.data.color_shift} if config.data.generate == "balls" else {}
+    wanted = {"train": config.data.stream, "val": config.data.held_out, "test": config.data.held_out}
+    if not Path(config.data.root).exists() and process.first:
+        command = f"main.py --dataset {config.dataset}"
+        generator.make(config.data.root, wanted, size=config.data.image_size, command=command, **options)
+    process.barrier()
+    for split, count in wanted.items():
+        shards = sample.open_split(config, split)
+        there, source = shards.files[0].file.attrs.get("source", ""), generator.source_name(**options)
+        if (shards.lengths.sum(), there) != (count, source):
+            raise UserError(f"{shards.dir} holds {shards.lengths.sum()} frames ({there or 'of unknown source'}), not {count} "
+                            f"({source}); set data.stream, data.held_out, data.color_shift, or data.root to another folder")
 
 
 def ensure_vqvae(config: Config, shards: Shards, process: Process) -> nn.Module:

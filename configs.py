@@ -312,3 +312,88 @@ PREPARE = {  # the command that makes the shards of a dataset which is not gener
     "clevrer": "python -m prepare.clevrer --source FOLDER_OF_CLEVRER --out {root} --image_size {size}",
     "bair_64": "python -m prepare.bair --source softmotion30_44k --out {root} --image_size {size}",
     "bair_256": "python -m prepare.bair --source FOLDER_OF_BAIR_FRAMES --out {root} --image_size {size}"}
+FETCH = {dataset: f"hf download cvg-unibe/{name} --local-dir weights/{name}" for dataset, name in (  # its published VQVAE
+    ("kth", "river_kth_64"), ("clevrer", "river_clevrer_128"), ("bair_64", "river_bair_64"), ("bair_256", "river_bair_256"))}
+
+
+# --------------------------------------------------------------------------------------------------- flags to config
+def nearest(name: str, known) -> str:
+    close = difflib.get_close_matches(name, list(known), 1, cutoff=0.0)
+    return f"; nearest known: {close[0]} (all: {', '.join(known)})" if close else ""
+
+
+def parse_value(name: str, text: str, kind: type) -> Any:
+    try:
+        if kind is bool:
+            return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
+        return kind(text.replace("_", "")) if kind in (int, float) else text
+    except (KeyError, ValueError):
+        raise UserError(f"{name} takes {kind.__name__}, got {text!r}") from None
+
+
+def settable() -> dict[str, type]:
+    """{"group.field": type} of everything that --set reaches."""
+    groups = {f.name: get_type_hints(Config)[f.name] for f in dataclasses.fields(Config)}
+    return {f"{group}.{name}": kind for group, cls in groups.items() if dataclasses.is_dataclass(cls) and group != "latent"
+            for name, kind in get_type_hints(cls).items()}
+
+
+def parse_overrides(items: list[str]) -> dict[str, Any]:
+    """["train.lr=1e-3", …] -> {"train.lr": 0.001, …}, typed; an unknown field is an error naming the nearest known."""
+    known, values = settable(), {}
+    for item in items:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise UserError(f"--set takes group.field=value, got {item!r}")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1, cutoff=0.0)[0]
+            raise UserError(f"no field `{name}`; nearest known: {close}")
+        values[name] = parse_value(name, text, known[name])
+    return values
+
+
+def update(config: Config, values: dict[str, Any]) -> Config:
+    """A copy with {"group.field": value} set, checked again."""
+    groups: dict[str, dict] = {}
+    for name, value in values.items():
+        group, attribute = name.split(".")
+        groups.setdefault(group, {})[attribute] = value
+    return replace(config, **{group: replace(getattr(config, group), **items) for group, items in groups.items()})
+
+
+def build(dataset: str = "ball_stn", overrides: dict[str, Any] | None = None) -> Config:
+    """The shared section, the dataset's branch, then the overrides."""
+    values = branch(dataset) | (overrides or {})
+    if values.get("train.overfit"):
+        values["sample.split"] = "train"  # sampled from the clips that it learns
+    return update(Config(dataset=dataset), values)
+
+
+def to_dict(config: Config) -> dict:
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict) -> Config:
+    """The inverse of to_dict, for a config read from a checkpoint. A field that this version lacks is an error; one that
+    the checkpoint lacks has its default, and flow.weight the only one there was."""
+    built = {}
+    for f in dataclasses.fields(Config):
+        kind, value = get_type_hints(Config)[f.name], values.get(f.name)
+        if value is None:
+            continue
+        if dataclasses.is_dataclass(kind):
+            known = {g.name for g in dataclasses.fields(kind)}
+            if unknown := sorted(set(value) - known):
+                raise UserError(f"the checkpoint's config has {f.name}.{unknown[0]}, which this version does not know")
+            if kind is Flow and value.get("output") == "drift":
+                value = {"weight": "published", **value}
+            value = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+        built[f.name] = value
+    return Config(**built)
+
+
+def differences(old: Config, new: Config, groups: tuple[str, ...]) -> list[str]:
+    """Fields of these groups in which two configs differ, as `group.field: old -> new`."""
+    return [f"{group}.{f.name}: {getattr(a, f.name)!r} -> {getattr(b, f.name)!r}" for group in groups
+            for a, b in [(getattr(old, group), getattr(new, group))]
+            for f in dataclasses.fields(a) if getattr(a, f.name) != getattr(b, f.name)]

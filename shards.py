@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import numpy as np
 from console import UserError, first_line
 
 FORMAT_VERSION = 1
+RESERVE = 4 << 20  # bytes that stay free on the disk, so that HDF5 can close a file
 PATTERN = "shard_*.hdf5"
 DAMAGED = (OSError, KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError, OverflowError)
 
@@ -250,6 +252,13 @@ class Shards:
         return digest.hexdigest()
 
 
+def need_space(path: Path, size: int) -> None:
+    """OSError (ENOSPC) where the disk has no room for `size` more bytes. Asked before HDF5 writes: where it finds the disk full
+    itself, it crashes."""
+    if shutil.disk_usage(path.parent).free < size + RESERVE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
 class ShardWriter:
     """Writes packed shards. `add` stores a video; `append` goes on with the last one, over as many shards as it takes.
 
@@ -302,6 +311,7 @@ class ShardWriter:
                 raise ValueError(f"{name}: {len(array)} rows beside {len(frames)} frames")
             if self._file is not None and (name not in self._file or array.shape[1:] != self._file[name].shape[1:]):
                 raise ValueError(f"{name}: rows of {array.shape[1:]} are not what this shard holds")
+        need_space(self._temporary(), sum(array.nbytes for array in arrays.values()))
         if self._file is None:
             self._start(arrays, continues=not new)
         elif new:
@@ -366,6 +376,7 @@ def write_packed(path: str | Path, key: str, rows: np.ndarray, lengths: np.ndarr
     """One packed shard from an array at hand, stored contiguously so that it can be memory-mapped."""
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
+    need_space(temporary, rows.nbytes)
     with h5py.File(temporary, "w") as file:
         file[key], file["lengths"] = rows, np.asarray(lengths, np.int64)
         file.attrs.update(attrs, format_version=FORMAT_VERSION,

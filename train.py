@@ -162,8 +162,8 @@ def ensure_data(config: Config, process: Process) -> None:
         shards = sample.open_split(config, split)
         there, source = shards.files[0].file.attrs.get("source", ""), generator.source_name(**options)
         if (shards.lengths.sum(), there) != (count, source):
-            raise UserError(f"{shards.dir} holds {shards.lengths.sum()} frames ({there or 'of unknown source'}), but data.stream, "
-                            f"held_out and color_shift ask for {count} ({source}); set them, or data.root to another folder")
+            raise UserError(f"{shards.dir} holds {shards.lengths.sum()} frames ({there or 'of unknown source'}), but data."
+                            f"stream, held_out and color_shift ask for {count} ({source}); set them, or another data.root")
 
 
 def ensure_vqvae(config: Config, shards: Shards, process: Process) -> nn.Module:

@@ -311,7 +311,6 @@ class ShardWriter:
                 raise ValueError(f"{name}: {len(array)} rows beside {len(frames)} frames")
             if self._file is not None and (name not in self._file or array.shape[1:] != self._file[name].shape[1:]):
                 raise ValueError(f"{name}: rows of {array.shape[1:]} are not what this shard holds")
-        need_space(self._temporary(), sum(array.nbytes for array in arrays.values()))
         if self._file is None:
             self._start(arrays, continues=not new)
         elif new:
@@ -345,15 +344,18 @@ class ShardWriter:
         then would end or halt the process."""
         self._claimed += size
         short = self._claimed + self._claimed // 16 + (1 << 20) - self._reserved
-        if short > 0 and hasattr(os, "posix_fallocate"):
-            step = max(short, 1 << 22)
+        if short <= 0:
+            return
+        step = max(short, 1 << 22)
+        need_space(self._temporary(), step)
+        if hasattr(os, "posix_fallocate"):
             with open(self._temporary(), "r+b") as file:
                 try:
                     os.posix_fallocate(file.fileno(), self._reserved, step)
                 except OSError as error:
                     if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # of file systems that cannot
                         raise OSError(error.errno, error.strerror, str(self.dir)) from None
-            self._reserved += step
+        self._reserved += step
 
     def _finish(self) -> None:
         self._digest.update(np.array(self._lengths, np.int64))

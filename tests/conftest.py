@@ -22,11 +22,6 @@ TINY = ["data.stream=600", "data.held_out=200", "data.clip=8", "data.condition=4
         "train.sample_every=0", "sample.num_videos=3", "sample.num_samples=2", "sample.steps=2"]
 
 
-def pytest_xdist_auto_num_workers(config) -> int:
-    """One more than there are cores: tests of commands often wait."""
-    return (os.cpu_count() or 1) + 1
-
-
 def launch(folder: Path, *command: str, check: bool = True, **env: str | None) -> subprocess.CompletedProcess:
     """Run `python COMMAND` of this repo in `folder`, as a user would. An environment variable given as None is unset."""
     script, *rest = command

@@ -110,7 +110,7 @@ def from_results(args: argparse.Namespace, process: runtime.Process) -> tuple[So
             print(f"the FVD of the autoencoder is left out: the checkpoint {ckpt or 'of these samples'} is not there; name one "
                   "by --ckpt")
     part = lambda k: (*(np.array(x[k * PART:(k + 1) * PART]) for x in (truth, samples)), 0)  # noqa: E731
-    about = {name: value for name, value in about.items() if name not in protocols.FIELDS}
+    about = {name: value for name, value in about.items() if name not in (*protocols.FIELDS, "i3d", "lpips")}
     key = (digest(truth), digest(samples), weights)
     return Source(config, protocol, part, autoencode, about, key, results.frame_rate(about), (truth, samples)), dir
 
@@ -168,8 +168,8 @@ def table(result: dict) -> str:
         if not name.endswith(tuple(others.values())):
             unit = f" ({metrics.ABOUT[name][1]})" if metrics.ABOUT[name][1] else ""
             cells = [number(summary.get(name + suffix, {}).get("mean")) for suffix in others.values()]
-            lines.append(f"{name + unit:<26}{number(value['mean']) + ' ± ' + number(value['se']):>20}"
-                         + "".join(f"{cell:>14}" for cell in cells))
+            own = number(value["mean"]) + (f" ± {number(value['se'])}" if value["se"] is not None else "")
+            lines.append(f"{name + unit:<26}{own:>20}" + "".join(f"{cell:>14}" for cell in cells))
     return "\n".join(lines)
 
 

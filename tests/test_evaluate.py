@@ -117,6 +117,8 @@ def test_fvd_alone_and_with_an_autoencoder_that_was_not_there_before(folder, her
     assert set(again) == {"fvd"} and again["fvd"] == first["summary"]["fvd"]
     here("--results", "far", *common, "--ckpt", CKPT)  # it is not the old table that comes back
     assert json.loads((folder / "far/metrics.json").read_text())["summary"] == first["summary"]
+    assert "fvd" not in here("--results", "far", "--metrics", "mse")
+    assert "i3d" not in json.loads((folder / "far/metrics.json").read_text())["protocol"]
 
 
 def test_other_settings_are_another_evaluation(folder, here):

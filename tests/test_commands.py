@@ -69,7 +69,7 @@ def test_the_same_command_again_has_nothing_left_to_do(tiny_run):
 def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path):
     """SIGKILL in every stage: the streams, the VQVAE, the latents, the training."""
     command = [sys.executable, str(REPO / "main.py"), "--set", *TINY, "train.steps=2000", "train.save_every=10",
-               "vqvae.steps=400", "data.stream=60000"]
+               "vqvae.steps=150", "data.stream=20000"]
     env = {**os.environ, "PYTHONPATH": str(REPO)}
     signs = [tmp_path / "data", tmp_path / "data/ball_stn", tmp_path / "outputs/latents"]
     for sign in [*signs, "training"]:

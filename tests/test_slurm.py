@@ -19,7 +19,7 @@ import runtime
 NEEDED = ("sbatch", "slurmctld", "slurmd", "munged")
 pytestmark = [pytest.mark.skipif(not all(map(shutil.which, NEEDED)) or os.geteuid() != 0,
                                  reason="needs root and Debian's slurm-wlm and munge: apt-get install slurm-wlm munge"),
-              pytest.mark.xdist_group("processes")]
+              pytest.mark.cluster, pytest.mark.xdist_group("processes")]
 
 CONFIG = """
 ClusterName=trial

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import sys
@@ -28,6 +29,11 @@ class Stopped(Exception):
 
 def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def nearest(name: str, known) -> str:
+    close = difflib.get_close_matches(name, list(known), 1, cutoff=0.0)
+    return f"; nearest known: {close[0]} (all: {', '.join(known)})" if close else ""
 
 
 def progress(total: int, desc: str, unit: str, initial: int = 0) -> tqdm:

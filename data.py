@@ -22,6 +22,8 @@ from configs import Config
 from console import UserError, progress
 from shards import Shards, write_packed
 
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # target, reference, context (B, C, h, w), gap (B,)
+
 
 class Triples(NamedTuple):
     """Where the three frames of each item lie; all (B,) int64. gap = (reference - context) / stride, >= 1."""
@@ -154,14 +156,14 @@ class LatentTriples:
         rank, world = (0, 1) if whole else (self.rank, self.world)
         return draw_batch(self.config, self.shards.lengths, k, rank, world, self.fixed)
 
-    def batch(self, k: int, whole: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def batch(self, k: int, whole: bool = False) -> Batch:
         at = self.triples(k, whole)
         base = self.shards.starts[at.video]
         rows = torch.from_numpy(np.concatenate([base + at.target, base + at.reference, base + at.context]))
         x = self.latents[rows.to(self.latents.device)].to(self.device, torch.float32)
         return *x.chunk(3), torch.from_numpy(at.gap).to(self.device, torch.float32)
 
-    def batches(self, start: int, stop: int, whole: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    def batches(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:
         """This process's share of them, or the whole."""
         return (self.batch(k, whole) for k in range(start, stop))
 
@@ -219,7 +221,7 @@ class FrameTriples(torch.utils.data.Dataset):
         return np.stack(clips), at.gap.astype(np.float32)
 
     def batches(self, start: int, stop: int, encode: Callable[[Tensor], Tensor], device: torch.device,
-                whole: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+                whole: bool = False) -> Iterator[Batch]:
         """Batches start..stop-1, this process's share of them or the whole, read by workers and encoded on the device."""
         dataset = FrameTriples(self.config, self.shards, fixed=self.fixed) if whole else self
         loader = torch.utils.data.DataLoader(dataset, batch_size=None, sampler=range(start, stop), worker_init_fn=own_group,

@@ -7,14 +7,16 @@ import json
 
 import configs
 import interpolants
+import stages
 import train
+from branches import DATASETS
 from console import run_command
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python main.py", description="Train a video forecaster and sample from it. "
                                      "The same command run again goes on where the last one stopped.")
-    parser.add_argument("--dataset", default="ball_stn", help=", ".join(configs.DATASETS))
+    parser.add_argument("--dataset", default="ball_stn", help=", ".join(DATASETS))
     parser.add_argument("--interpolant", default="follmer", help=", ".join(interpolants.TABLE))
     parser.add_argument("--overfit", type=int, choices=(0, 1), default=0, help="1: learn one batch of clips by heart")
     parser.add_argument("--ckpt", help="a checkpoint whose weights to start from")
@@ -29,7 +31,7 @@ def main() -> None:
     config = configs.build(args.dataset, flags | configs.parse_overrides(args.set))
     if args.dry_run:
         print(json.dumps(configs.to_dict(config), indent=1))
-        print("\n".join(train.plan(config)))
+        print("\n".join(stages.plan(config)))
         return
     train.run(config, args.ckpt)
 

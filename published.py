@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+import branches
 import configs
 import runtime
 from console import UserError
@@ -72,7 +73,7 @@ def checkpoint(state: dict, path: str | Path, dataset: str, given: dict[str, Any
         if given.get(name, value) != value:
             raise UserError(f"{path} was trained with {name} = {value}, so {given[name]} does not go with it")
     values = {"output.run_id": f"{Path(path).absolute().parent.name}-{Path(path).stem}", **frames, **fixed, **given}
-    for name, flag, known in (("dataset", "--dataset", configs.DATASETS), ("flow.interpolant", "--interpolant", INTERPOLANTS)):
+    for name, flag, known in (("dataset", "--dataset", branches.DATASETS), ("flow.interpolant", "--interpolant", INTERPOLANTS)):
         if not values.get(name):
             raise UserError(f"{path} does not say what {name} it was trained with; add {flag} ({', '.join(known)})")
     config = configs.build(values.pop("dataset"), values)

@@ -22,6 +22,7 @@ import interpolants
 import logs
 import runtime
 import sample
+import stages
 import train
 import vqvae
 from benchmarks import results
@@ -203,7 +204,7 @@ def main() -> None:
         raise UserError("the benchmark runs as one process; start it without torchrun")
     base = configs.build(overrides=setting(args))
     with runtime.stage_lock(base.output.root):
-        train.ensure_data(base, process)
+        stages.ensure_data(base, process)
         vqvae_path = str(vqvae.train(base, *(sample.open_split(base, split) for split in ("train", "val")), process.device))
     runs = {name: [run_of(name, name, {}, seed, args, vqvae_path) for seed in range(args.seeds)] for name in interpolants.TABLE}
     table = Table(Path(base.output.root) / "benchmark" / "interpolants.jsonl")

@@ -2,12 +2,13 @@
 
 import pytest
 
+import branches
 import configs
 from console import UserError
 
 
 def test_every_branch_builds_and_survives_a_checkpoint():
-    for dataset in configs.DATASETS:
+    for dataset in branches.DATASETS:
         config = configs.build(dataset)
         assert config.dataset == dataset
         assert configs.from_dict(configs.to_dict(config)) == config

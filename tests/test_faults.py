@@ -18,6 +18,7 @@ import configs
 import data
 import logs
 import runtime
+import stages
 import train
 from console import Failure, UserError
 from shards import Shards, ShardWriter, write_packed
@@ -254,7 +255,7 @@ def test_the_latents_of_another_autoencoder_are_not_gone_on_with(copy, command):
 def test_a_batch_that_processes_cannot_share_is_told(tmp_path):
     config = configs.build(overrides={"train.batch_size": 8})
     with pytest.raises(UserError, match="train.batch_size = 8 cannot be shared alike by 3 processes"):
-        train.before_any_work(config, tmp_path, runtime.Process(0, 3, torch.device("cpu")), None)
+        stages.before_any_work(config, tmp_path, runtime.Process(0, 3, torch.device("cpu")), None)
 
 
 # ------------------------------------------------------------------------------------------------------------- a full disk

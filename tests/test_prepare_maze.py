@@ -236,14 +236,14 @@ def test_the_branch_wmaze_makes_its_stream_and_knows_it_again(tmp_path):
 
     import configs
     import runtime
-    import train
+    import stages
     from console import UserError
     wanted = {"data.root": str(tmp_path / "d"), "data.stream": 60, "data.held_out": 30}
     alone = runtime.Process(0, 1, torch.device("cpu"))
-    train.ensure_data(configs.build("wmaze", wanted), alone)
+    stages.ensure_data(configs.build("wmaze", wanted), alone)
     made = Shards(tmp_path / "d/train")
     assert made.lengths.tolist() == [60] and made.shape == (64, 64, 3)
-    train.ensure_data(configs.build("wmaze", wanted), alone)
+    stages.ensure_data(configs.build("wmaze", wanted), alone)
     for changed in ({"data.stream": 61}, {"data.generate": "balls"}):
         with pytest.raises(UserError, match="holds 60 frames .walk through mazes., but data.stream, .* ask for 6"):
-            train.ensure_data(configs.build("wmaze", {**wanted, **changed}), alone)
+            stages.ensure_data(configs.build("wmaze", {**wanted, **changed}), alone)

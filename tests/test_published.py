@@ -17,7 +17,7 @@ import models
 import published
 import runtime
 import sample
-import train
+import stages
 import vqvae
 from autoencoders.taming import VARIANTS, Taming
 from console import UserError
@@ -252,11 +252,11 @@ def test_training_starts_from_a_published_model(tmp_path):
     sizes = {f"model.{name}": value for name, value in SIZES.items()}
     config = configs.build("kth", {**sizes, "flow.interpolant": "linear"})
     weights = network()
-    assert all(torch.equal(value, weights[name]) for name, value in train.check_start(config, str(path))["ema"].items())
+    assert all(torch.equal(value, weights[name]) for name, value in stages.check_start(config, str(path))["ema"].items())
     with pytest.raises(UserError, match="flow.interpolant = linear, so follmer"):
-        train.check_start(configs.build("kth", sizes), str(path))
+        stages.check_start(configs.build("kth", sizes), str(path))
     with pytest.raises(UserError, match="its network is another .model.depth: 2 -> 4"):
-        train.check_start(configs.build("kth", {**sizes, "model.depth": 4, "flow.interpolant": "linear"}), str(path))
+        stages.check_start(configs.build("kth", {**sizes, "model.depth": 4, "flow.interpolant": "linear"}), str(path))
 
 
 # ------------------------------------------------------------------------------------------------------------ hostile

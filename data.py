@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -137,20 +138,56 @@ def cache_latents(shards: Shards, encode: Callable[[Tensor], Tensor], weights_di
     return out
 
 
+class LatentStore:
+    """All latents of a split, gathered by flat index: on the GPU where they fit in half of what is free there, else in their
+    files, memory-mapped: the system keeps as many in memory as it can spare, once for all processes. UserError naming the
+    file for latents that are not finite."""
+
+    def __init__(self, shards: Shards, device: torch.device):
+        maps = [shards.map_file(k) for k in range(len(shards.paths))]
+        for rows, path in zip(maps, shards.paths):
+            check_finite(rows, path)
+        self.device, self.starts = device, shards.file_starts
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # and nobody writes to it
+            self.parts = [torch.from_numpy(rows) for rows in maps]
+        if device.type == "cuda" and sum(part.nbytes for part in self.parts) < torch.cuda.mem_get_info(device)[0] // 2:
+            self.parts, self.starts = [torch.cat([part.to(device) for part in self.parts])], shards.file_starts[[0, -1]]
+
+    def gather(self, rows: np.ndarray) -> Tensor:
+        """(n,) int64 flat indices -> (n, C, h, w) on the device, as stored."""
+        at = torch.from_numpy(rows)
+        if len(self.parts) == 1:
+            found = self.parts[0][at.to(self.parts[0].device)]
+        else:
+            owner = np.searchsorted(self.starts, rows, side="right") - 1
+            found = torch.empty(len(rows), *self.parts[0].shape[1:], dtype=self.parts[0].dtype)
+            for k in np.unique(owner):
+                mine = torch.from_numpy(np.flatnonzero(owner == k))
+                found[mine] = self.parts[k][at[mine] - int(self.starts[k])]
+        if found.device == self.device:
+            return found
+        return found.pin_memory().to(self.device, non_blocking=True)
+
+
+def check_finite(latents: np.ndarray, path: Path) -> None:
+    for start in range(0, len(latents), 4096):
+        if not np.isfinite(latents[start:start + 4096]).all():
+            raise UserError(f"{path}: latents that are not finite, from frame {start} on; look at the autoencoder's weights, "
+                            "and delete the file to have it made again")
+
+
 class LatentTriples:
-    """Batches of triples gathered from latents held in memory. batch(k) -> target, reference, context (b, C, h, w) as
-    stored (not normalised), gap (b,) float32."""
+    """Batches of triples gathered from latents. batch(k) -> target, reference, context (b, C, h, w) as stored (not
+    normalised), gap (b,) float32."""
 
     def __init__(self, config: Config, dir: Path, device: torch.device, rank: int = 0, world: int = 1,
                  fixed: Windows | None = None):
-        shards = Shards(dir, "latents")
-        parts = [finite(file.data[:], path) for file, path in zip(shards.files, shards.paths)]
-        self.latents = torch.from_numpy(np.concatenate(parts))
-        if device.type == "cuda" and self.latents.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
-            self.latents = self.latents.to(device)
-        self.config, self.shards, self.device = config, shards, device
+        self.shards = Shards(dir, "latents")
+        self.store = LatentStore(self.shards, device)
+        self.config, self.device = config, device
         self.rank, self.world, self.fixed = rank, world, fixed
-        check_long_enough(shards, config.data.clip, config.data.skip, "data.clip")
+        check_long_enough(self.shards, config.data.clip, config.data.skip, "data.clip")
 
     def triples(self, k: int, whole: bool = False) -> Triples:
         rank, world = (0, 1) if whole else (self.rank, self.world)
@@ -159,21 +196,12 @@ class LatentTriples:
     def batch(self, k: int, whole: bool = False) -> Batch:
         at = self.triples(k, whole)
         base = self.shards.starts[at.video]
-        rows = torch.from_numpy(np.concatenate([base + at.target, base + at.reference, base + at.context]))
-        x = self.latents[rows.to(self.latents.device)].to(self.device, torch.float32)
-        return *x.chunk(3), torch.from_numpy(at.gap).to(self.device, torch.float32)
+        x = self.store.gather(np.concatenate([base + at.target, base + at.reference, base + at.context]))
+        return *x.float().chunk(3), torch.from_numpy(at.gap).to(self.device, torch.float32)
 
     def batches(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:
         """This process's share of them, or the whole."""
         return (self.batch(k, whole) for k in range(start, stop))
-
-
-def finite(latents: np.ndarray, path: Path) -> np.ndarray:
-    for start in range(0, len(latents), 4096):
-        if not np.isfinite(latents[start:start + 4096]).all():
-            raise UserError(f"{path}: latents that are not finite, from frame {start} on; look at the autoencoder's weights, "
-                            "and delete the file to have it made again")
-    return latents
 
 
 def draw_batch(config: Config, lengths: np.ndarray, k: int, rank: int, world: int, fixed: Windows | None) -> Triples:

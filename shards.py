@@ -238,6 +238,15 @@ class Shards:
             what = f"{extra or 'frames'} cannot be read ({first_line(error)})"
             raise UserError(f"{self.paths[k]}: damaged, {what}; prepare it again") from None
 
+    def map_file(self, k: int) -> np.ndarray:
+        """All frames of file k as an array that lies on the disk (read-only; in memory where the file is chunked, and cannot
+        be mapped)."""
+        file = self.files[k]
+        start = file.data.id.get_offset() if isinstance(file, PackedFile) and offsets(file.data) is not None else None
+        if start is None:  # chunked, compressed, empty, or RIVER's
+            return self.read_file(k, np.arange(int(file.lengths.sum())))
+        return np.memmap(self.paths[k], file.dtype, "r", start, file.data.shape)
+
     def path_of(self, video: int, frame: int) -> Path:
         """The file that holds a frame."""
         return self.paths[np.searchsorted(self.file_starts, self.starts[video] + frame, side="right") - 1]

@@ -9,7 +9,7 @@ import torch
 import configs
 import data
 from console import UserError
-from shards import Shards
+from shards import Shards, write_packed
 
 TINY = {"data.clip": 6, "train.batch_size": 8}
 
@@ -139,3 +139,20 @@ def test_pixels_and_back():
     frames = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
     assert (data.to_frames(data.to_pixels(frames)) == frames).all()
     assert data.to_pixels(frames).min() == -1 and data.to_pixels(frames).max() == 1
+
+
+def test_latents_are_gathered_from_their_files_across_shards(tmp_path):
+    latents = np.random.default_rng(0).standard_normal((70, 2, 3, 3)).astype(np.float16)
+    for k, (start, stop) in enumerate(((0, 30), (30, 31), (31, 70)), 1):
+        write_packed(tmp_path / f"shard_{k:04d}.hdf5", "latents", latents[start:stop], np.array([stop - start]),
+                     {"continues": k > 1, "fps": 1.0})
+    shards = Shards(tmp_path, "latents")
+    assert isinstance(shards.map_file(0), np.memmap)
+    rows = np.array([69, 0, 29, 30, 31, 31, 5])
+    found = data.LatentStore(shards, torch.device("cpu")).gather(rows)
+    assert found.dtype == torch.float16 and np.array_equal(found.numpy(), latents[rows])
+
+
+def test_chunked_shards_cannot_be_mapped_and_are_read(make_shards):
+    shards = Shards(make_shards([30]))
+    assert np.array_equal(shards.map_file(0), shards.read(0, slice(None))) and not isinstance(shards.map_file(0), np.memmap)

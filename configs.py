@@ -91,9 +91,14 @@ class Vqvae:
         check(0 < self.lr < 1, "vqvae.lr", "in (0, 1)", self.lr)
 
 
+SIZES = {size: dict(zip(("name", "width", "depth", "mid_depth", "heads"), ("uvit", *numbers))) for size, numbers in (
+    ("S", (384, 4, 5, 6)), ("B", (768, 4, 5, 8)), ("L", (1024, 8, 5, 16)), ("XL", (1280, 14, 5, 16)))}
+
+
 @dataclass(frozen=True)
 class Model:
     name: str = "convnet"  # convnet or uvit
+    size: str = ""  # S, B (as published), L or XL: a uvit of 25, 98, 283 or 698 M parameters; it stands for the next four
     width: int = 128  # channels (convnet) or token dimension (uvit)
     depth: int = 2  # blocks on the way in and on the way out
     mid_depth: int = 1  # blocks in between
@@ -103,6 +108,8 @@ class Model:
 
     def __post_init__(self):
         check(self.name in ("convnet", "uvit"), "model.name", "convnet or uvit", self.name)
+        check(self.size in ("", *SIZES), "model.size", f"empty, {', '.join(SIZES)}", self.size)
+        check(not self.size or self.name == "uvit", "model.size", "empty for a convnet", self.size)
         at_least("model", 1, depth=self.depth, mid_depth=self.mid_depth, heads=self.heads)
         check(self.width >= 8 and self.width % (8 if self.name == "convnet" else 4) == 0, "model.width",
               "a multiple of 8 (uvit: 4)", self.width)
@@ -132,6 +139,9 @@ class Flow:
         check(0 <= self.s_min < 0.5, "flow.s_min", "in [0, 0.5)", self.s_min)
 
 
+COMPILE = ("auto", "off", "default", "reduce-overhead", "max-autotune")
+
+
 @dataclass(frozen=True)
 class Train:
     steps: int = 2_400  # updates
@@ -144,6 +154,11 @@ class Train:
     weight_decay: float = 0.0
     ema: float = 0.995  # decay of the averaged weights, reached step by step
     precision: str = "auto"  # of networks and published autoencoders; auto: bf16 where hardware has it (AMX, GPU), else float32
+    compile: str = "auto"  # the network by torch.compile: off, default, reduce-overhead (CUDA graphs), max-autotune; auto:
+    #                        default on GPUs for a uvit where a C compiler is found, else off
+    accumulate: int = 1  # parts that a batch is computed in, one after the other, where it does not fit into memory
+    recompute: bool = False  # of each block keep the input only, and compute it again on the way back: less memory, more work
+    shard: bool = False  # weights, gradients, averages and optimizer are split over the processes (FSDP2), for large networks
     log_every: int = 20
     sample_every: int = 800  # updates between forecasts logged during training; 0: only at the end
     save_every: int = 100
@@ -155,10 +170,11 @@ class Train:
 
     def __post_init__(self):
         at_least("train", 1, steps=self.steps, batch_size=self.batch_size, log_every=self.log_every,
-                 save_every=self.save_every, keep=self.keep, max_bad_steps=self.max_bad_steps)
+                 save_every=self.save_every, keep=self.keep, max_bad_steps=self.max_bad_steps, accumulate=self.accumulate)
         at_least("train", 0, warmup=self.warmup, sample_every=self.sample_every, weight_decay=self.weight_decay, seed=self.seed,
                  keep_every=self.keep_every)
         check(0 < self.lr < 1, "train.lr", "in (0, 1)", self.lr)
+        check(self.compile in COMPILE, "train.compile", " or ".join(COMPILE), self.compile)
         check(self.schedule in ("cosine", "constant"), "train.schedule", "cosine or constant", self.schedule)
         check(0 <= self.beta2 < 1, "train.beta2", "in [0, 1)", self.beta2)
         check(0 < self.clip_norm < 1e9, "train.clip_norm", "in (0, 1e9)", self.clip_norm)
@@ -306,8 +322,10 @@ def update(config: Config, values: dict[str, Any]) -> Config:
 
 
 def build(dataset: str = "ball_stn", overrides: dict[str, Any] | None = None) -> Config:
-    """The shared section, the dataset's branch, then the overrides."""
-    values = branch(dataset) | (overrides or {})
+    """The shared section, the dataset's branch, the sizes that model.size stands for, then the overrides."""
+    overrides = overrides or {}
+    named = {f"model.{name}": value for name, value in SIZES.get(overrides.get("model.size", ""), {}).items()}
+    values = branch(dataset) | named | overrides
     if values.get("train.overfit"):
         values["sample.split"] = "train"  # sampled from the clips that it learns
     return update(Config(dataset=dataset), values)

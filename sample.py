@@ -119,6 +119,7 @@ def make_interpolant(config: Config) -> Interpolant:
 
 def build_net(config: Config, device: torch.device) -> nn.Module:
     sizes = dataclasses.asdict(config.model)
+    del sizes["size"]
     if sizes["name"] != "uvit":
         del sizes["out_norm"]
     net = models.build(sizes.pop("name"), latent_shape=config.latent.shape, **sizes)

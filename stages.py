@@ -29,7 +29,8 @@ from shards import Shards
 OVERFIT_CLIPS = 4
 # what may change between two starts of a run without making it another run
 FREE = {"data.workers", "data.held_out", "data.skip_bad", "train.steps", "train.log_every", "train.sample_every",
-        "train.save_every", "train.keep", "train.keep_every", "train.max_bad_steps"}
+        "train.save_every", "train.keep", "train.keep_every", "train.max_bad_steps", "train.compile", "train.accumulate",
+        "train.recompute", "train.shard", "model.size"}
 
 
 # ------------------------------------------------------------------------------------------------------ before any work
@@ -37,9 +38,11 @@ def before_any_work(config: Config, dir: Path, process: Process, ckpt: str | Non
     """Mistakes that can be known now are told now; -> the checkpoint to go on from, or to start from (--ckpt)."""
     if problems := missing(config):
         raise UserError(f"--dataset {config.dataset}, looked in {Path.cwd()}: " + "; ".join(problems))
-    if config.train.batch_size % process.world:
-        raise UserError(f"train.batch_size = {config.train.batch_size} cannot be shared alike by {process.world} processes; "
-                        "make it a multiple of them")
+    parts = process.world * config.train.accumulate
+    if config.train.batch_size % parts:
+        asked = f"{process.world} processes" + f" in {config.train.accumulate} parts each" * (config.train.accumulate > 1)
+        raise UserError(f"train.batch_size = {config.train.batch_size} cannot be shared alike by {asked}; make it a multiple "
+                        f"of {parts}")
     state = runtime.resume(dir)
     if state is None:
         return {**check_start(config, ckpt), "step": 0} if ckpt else None
@@ -57,7 +60,7 @@ def check_start(config: Config, ckpt: str) -> dict:
     if not {"ema", "config"} <= state.keys():
         raise UserError(f"{ckpt}: not a checkpoint of main.py (it lacks ema or config)")
     other = configs.differences(configs.from_dict(state["config"]), config, ("model", "flow"))
-    free = {"flow.interpolant", "flow.c", "flow.s_min", "flow.weight", "flow.times", "model.dropout"}
+    free = {"flow.interpolant", "flow.c", "flow.s_min", "flow.weight", "flow.times", "model.dropout", "model.size"}
     clash = [d for d in other if d.partition(":")[0] not in free]
     if clash:
         raise UserError(f"{ckpt}: its network is another ({'; '.join(clash)}); set those fields as they were")

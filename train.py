@@ -7,6 +7,7 @@ import math
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 import configs
 import data
 import logs
+import parallel
 import pictures
 import runtime
 import sample
@@ -76,23 +78,46 @@ class Clock:
 
 
 # ----------------------------------------------------------------------------------------------------------- the training
+class Learner(NamedTuple):
+    """All that an update changes. weights, ema: {name: tensor}, the network's own and their running average."""
+    net: nn.Module  # spread over the processes
+    weights: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
+
+
+def begin(config: Config, process: Process, dir: Path, start: dict | None) -> Learner:
+    """From new weights, from a checkpoint of this run, or from another run's weights (--ckpt)."""
+    train = config.train
+    torch.manual_seed(runtime.seed_of(train.seed, "weights"))
+    net = sample.build_net(config, process.device)
+    if start:
+        runtime.load_weights(net, start.get("model", start["ema"]), dir)
+    net.recompute = train.recompute
+    averages = start["ema"] if start else net.state_dict()
+    spread = parallel.spread(net, config, process)
+    weights = net.state_dict()
+    ema = {name: parallel.alike(averages[name], value) for name, value in weights.items()}
+    optimizer = torch.optim.AdamW(net.parameters(), train.lr, betas=(0.9, train.beta2), weight_decay=train.weight_decay,
+                                  fused=True)
+    if start and "opt" in start:
+        parallel.load_optimizer(optimizer, start["opt"])
+    return Learner(spread, weights, ema, optimizer)
+
+
 def fit(config: Config, batches: stages.Source, autoencoder: nn.Module,
         windows: data.Windows | None, process: Process, dir: Path, start: dict | None) -> Path:
     """Train the velocity network to config.train.steps; -> its checkpoint."""
     train, device = config.train, process.device
-    torch.manual_seed(runtime.seed_of(train.seed, "weights"))
-    net = sample.build_net(config, device)
-    ema = {name: value.detach().clone() for name, value in net.state_dict().items()}
-    optimizer = torch.optim.AdamW(net.parameters(), train.lr, betas=(0.9, train.beta2), weight_decay=train.weight_decay,
-                                  fused=True)
-    step = restore(start, net, ema, optimizer, dir) if start else 0
+    learner = begin(config, process, dir, start)
+    step = start["step"] if start else 0
     if process.agree(step) != step:
         raise Failure(f"process {process.rank} read update {step} from {dir}, the first another: is it the same folder on all "
                       "machines?")
     if step >= train.steps:
         return dir / "latest.pt"
-    forecaster = sample.Forecaster(config, sample.build_net(config, device).eval(), autoencoder, device)
-    ddp = nn.parallel.DistributedDataParallel(net) if process.world > 1 else net
+    shown = sample.build_net(config, device).eval() if process.first else None  # with the averages, for previews
+    forecaster = sample.Forecaster(config, shown, autoencoder, device)
     asked = 0
     with (logs.Log(dir, config, step, enabled=process.first) as log, runtime.StopSignals(process) as signals,
           progress(train.steps, f"train {config.run_id}", "step", step) as bar):
@@ -100,8 +125,8 @@ def fit(config: Config, batches: stages.Source, autoencoder: nn.Module,
         if start and "recent" in start:
             since.load_state_dict(start["recent"], device)
         for batch in batches(step, train.steps):
-            since.add(*update(ddp, optimizer, forecaster, batch, step, process))
-            average(ema, net, step, train.ema)
+            since.add(*update(learner.net, learner.optimizer, forecaster, batch, step, process))
+            average(parallel.local(learner.ema), parallel.local(learner.weights), step, train.ema)
             step += 1
             bar.update()
             last = step == train.steps
@@ -112,15 +137,17 @@ def fit(config: Config, batches: stages.Source, autoencoder: nn.Module,
                 if since.longest[0] >= train.max_bad_steps:
                     raise not_finite(config, since.longest[0], step - since.longest[1], windows, dir)
                 if step % train.log_every == 0 or last:
-                    log.row(step, **values, lr=optimizer.param_groups[0]["lr"])
+                    log.row(step, **values, lr=learner.optimizer.param_groups[0]["lr"])
                     since.clear()
                 bar.set_postfix_str(f"loss {values.get('loss', math.nan):.4f}")
-            if process.first and to_save:
-                save(dir, config, net, ema, optimizer, autoencoder, step, since)
+            if to_save:
+                save(dir, config, learner, autoencoder, step, since, process)
             if asked:
                 break
-            if process.first and train.sample_every and step % train.sample_every == 0 and not last:
-                preview(forecaster, ema, config, windows, step, dir, log)
+            if train.sample_every and step % train.sample_every == 0 and not last:
+                averages = parallel.whole(learner.ema, process.first)
+                if process.first:
+                    preview(forecaster, averages, config, windows, step, dir, log)
     process.barrier()  # until the first has saved and closed its log: a launcher ends all where one has ended
     if asked:
         raise runtime.stopped(asked, step, dir)
@@ -138,15 +165,19 @@ def update(net: nn.Module, optimizer, forecaster: sample.Forecaster, batch: Batc
     buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]  # of batch normalisation
     before = [buffer.clone() for buffer in buffers]
     noise = runtime.generator(process.device, train.seed, "noise", step, 0)
-    loss = flow_loss(net, forecaster, batch, noise, data.share(train.batch_size, process.rank, process.world))
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(net.parameters(), train.clip_norm)
+    parts, loss = flow_batch(forecaster, batch, noise, data.share(train.batch_size, process.rank, process.world)), 0.0
+    for k, part in enumerate(parts, 1):
+        with parallel.last_of_step(net, k == len(parts)):
+            share = flow_loss(net, forecaster, *part) / len(parts)
+            share.backward()
+        loss = loss + share.detach()
+    norm = parallel.plain(nn.utils.clip_grad_norm_(net.parameters(), train.clip_norm))
     optimizer.found_inf = (~norm.isfinite()).float()  # heeded by the fused step, so that nobody waits for it
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     for buffer, old in zip(buffers, before):
         buffer.copy_(torch.where(norm.isfinite(), buffer, old))
-    return loss.detach(), norm
+    return loss, norm
 
 
 def not_finite(config: Config, count: int, k: int, windows: data.Windows | None, dir: Path) -> Failure:
@@ -157,16 +188,24 @@ def not_finite(config: Config, count: int, k: int, windows: data.Windows | None,
                    f"is of {source}; last good checkpoint: {found}; lower train.lr, or look at the data")
 
 
-def flow_loss(net: nn.Module, forecaster: sample.Forecaster, batch: Batch, generator: torch.Generator, share: slice) -> Tensor:
-    """Weighted squared error of the network's output against the interpolant's target (arXiv 2403.13724, eq. 11). Flow times
-    and noise are drawn for the whole batch, of which this process has `share`: they do not depend on how many there are."""
-    config, interpolant = forecaster.config, forecaster.interpolant
+def flow_batch(forecaster: sample.Forecaster, batch: Batch, generator: torch.Generator,
+               share: slice) -> list[tuple[Tensor, ...]]:
+    """What flow_loss takes, in train.accumulate parts. Flow times and noise are drawn for the whole batch, of which this
+    process has `share`: they do not depend on how many there are."""
+    config = forecaster.config
     x1, x0, context = (forecaster.normalize(z) for z in batch[:3])
     s = flow_times(config.flow, config.train.batch_size, generator, x1.device)[share]
     eps = torch.randn(config.train.batch_size, *x1.shape[1:], generator=generator, device=x1.device)[share]
-    x, target = interpolant.interpolate(s, x0, x1, eps)
-    with runtime.autocast(config.train.precision, x1.device):
-        output = net(interpolant.network_input(x, s, x0), s, x0, context, batch[3])
+    x, target = forecaster.interpolant.interpolate(s, x0, x1, eps)
+    return list(zip(*(values.chunk(config.train.accumulate) for values in (x, target, s, x0, context, batch[3]))))
+
+
+def flow_loss(net: nn.Module, forecaster: sample.Forecaster, x: Tensor, target: Tensor, s: Tensor, x0: Tensor, context: Tensor,
+              gap: Tensor) -> Tensor:
+    """Weighted squared error of the network's output against the interpolant's target (arXiv 2403.13724, eq. 11)."""
+    interpolant = forecaster.interpolant
+    with runtime.autocast(forecaster.config.train.precision, x.device):
+        output = net(interpolant.network_input(x, s, x0), s, x0, context, gap)
     return (interpolant.weight(s) * (output.float() - target).square().mean((1, 2, 3))).mean()
 
 
@@ -178,11 +217,10 @@ def flow_times(flow: configs.Flow, B: int, generator: torch.Generator, device: t
 
 
 @torch.no_grad()
-def average(ema: dict[str, Tensor], net: nn.Module, step: int, decay: float) -> None:
+def average(ema: dict[str, Tensor], own: dict[str, Tensor], step: int, decay: float) -> None:
     """Averaged weights, from the first update on: the decay rises as (1 + n) / (10 + n), so that the initial weights
     are soon forgotten. Integer buffers are copied."""
     decay = min(decay, (1 + step) / (10 + step))
-    own = net.state_dict()
     floats = [name for name, value in ema.items() if value.is_floating_point()]
     torch._foreach_lerp_([ema[name] for name in floats], [own[name] for name in floats], 1 - decay)
     for name in ema.keys() - set(floats):
@@ -190,23 +228,18 @@ def average(ema: dict[str, Tensor], net: nn.Module, step: int, decay: float) -> 
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
-def save(dir: Path, config: Config, net: nn.Module, ema: dict, optimizer, autoencoder: nn.Module, step: int,
-         since: logs.Recent) -> None:
-    state = {"model": net.state_dict(), "ema": ema, "opt": optimizer.state_dict(), "step": step, "recent": since.state_dict(),
-             "config": configs.to_dict(config), "rng": {"seed": config.train.seed}, "replay": None}
+def save(dir: Path, config: Config, learner: Learner, autoencoder: nn.Module, step: int, since: logs.Recent,
+         process: Process) -> None:
+    """All processes call it, since each may hold a part; the first writes."""
+    trained = {"model": learner.weights, "ema": learner.ema, "opt": learner.optimizer.state_dict()}
+    trained = parallel.whole(trained, process.first)
+    if not process.first:
+        return
+    state = {**trained, "step": step, "recent": since.state_dict(), "config": configs.to_dict(config),
+             "rng": {"seed": config.train.seed}, "replay": None}
     if config.vqvae.kind == "small":  # ours is small: the checkpoint is then all that sampling needs
         state["vqvae"] = autoencoder.state_dict()
     runtime.save_checkpoint(dir, state, config.train.keep, config.train.keep_every)
-
-
-def restore(state: dict, net: nn.Module, ema: dict, optimizer, dir: Path) -> int:
-    """Put a checkpoint of this run back into place, or another run's weights (--ckpt); -> updates done."""
-    runtime.load_weights(net, state.get("model", state["ema"]), dir)
-    for name in ema:
-        ema[name].copy_(state["ema"][name])
-    if "opt" in state:
-        optimizer.load_state_dict(state["opt"])
-    return state["step"]
 
 
 def preview(forecaster: sample.Forecaster, ema: dict, config: Config, windows: data.Windows | None, step: int, dir: Path,

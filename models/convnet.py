@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.embedding import sinusoidal
+from models.shared import sinusoidal, through
 
 
 class Block(nn.Module):
@@ -44,7 +44,10 @@ class Attention(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """`depth` blocks in, `mid_depth` in between with one attention after the first, `depth` out with long skips."""
+    """`depth` blocks in, `mid_depth` in between with one attention after the first, `depth` out with long skips.
+    recompute: as UViT's."""
+
+    recompute = False
 
     def __init__(self, latent_shape: tuple[int, int, int], width: int = 128, depth: int = 3, mid_depth: int = 2,
                  heads: int = 4, dropout: float = 0.0):
@@ -68,12 +71,16 @@ class ConvNet(nn.Module):
         x = torch.cat([z, reference, context], 1).contiguous(memory_format=torch.channels_last)
         x, stored = self.conv_in(x), []
         for block in self.in_blocks:
-            x = block(x, condition)
+            x = through(block, self.recompute, x, condition)
             stored.append(x)
         for i, block in enumerate(self.mid_blocks):
-            x = block(x, condition)
+            x = through(block, self.recompute, x, condition)
             if i == 0:
                 x = self.attention(x)
         for join, block in zip(self.joins, self.out_blocks):
-            x = block(join(torch.cat([stored.pop(), x], 1)), condition)
+            x = through(block, self.recompute, join(torch.cat([stored.pop(), x], 1)), condition)
         return self.conv_out(F.silu(self.norm_out(x)))
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [*self.in_blocks, *self.mid_blocks, *self.out_blocks]

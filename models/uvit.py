@@ -6,10 +6,11 @@ Parameter names and shapes are those of the published checkpoints, so that these
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
-from models.embedding import sinusoidal
+from models.shared import sinusoidal, through
 
 POSITIONS = 512  # rows and columns that the position embedding can tell apart
 
@@ -31,12 +32,45 @@ class PositionEncoding(nn.Module):
         return torch.cat([column, row], -1).flatten(0, 1)[None]
 
 
+class Block(nn.TransformerEncoderLayer):
+    """Attention, then two linear layers, each after a normalisation and added to its input. torch's layer holds the weights,
+    under the published names; what is computed is written here, for its speed and so that torch.compile sees all of it."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__(width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout1(self.attend(self.norm1(x)))
+        return x + self.dropout2(self.linear2(self.dropout(F.gelu(self.linear1(self.norm2(x))))))
+
+    def attend(self, x: Tensor) -> Tensor:
+        """(B, tokens, width) -> the same"""
+        B, T, W = x.shape
+        layer = self.self_attn
+        qkv = F.linear(x, layer.in_proj_weight, layer.in_proj_bias)
+        q, k, v = qkv.view(B, T, 3, layer.num_heads, W // layer.num_heads).permute(2, 0, 3, 1, 4)
+        mixed = attention(q, k, v, layer.dropout if self.training else 0.0)
+        return layer.out_proj(mixed.transpose(1, 2).reshape(B, T, W))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v of (B, heads, tokens, d). In bf16 on a CPU it is written out: the backward pass of torch's
+    fused one runs there at a fraction of the matrix units' rate."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
+        weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), -1, dtype=torch.float32)
+        return F.dropout(weights, dropout).to(v) @ v
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+
+
 class UViT(nn.Module):
     """`depth` blocks in, `mid_depth` in between, `depth` out; out block i joins the output of in block depth - 1 - i.
 
     Defaults are the published sizes, 98.1 M parameters at C = 4. width must be a multiple of heads and of 2. out_norm: of the
-    projection to latents, `ln` or, as RIVER has it on BAIR at 256 pixels, `bn`.
+    projection to latents, `ln` or, as RIVER has it on BAIR at 256 pixels, `bn`. recompute: keep of each block its input only,
+    and compute the rest again on the way back: less memory, a third more work.
     """
+
+    recompute = False
 
     def __init__(self, latent_shape: tuple[int, int, int], width: int = 768, depth: int = 4, mid_depth: int = 5,
                  heads: int = 8, dropout: float = 0.05, out_norm: str = "ln"):
@@ -45,7 +79,7 @@ class UViT(nn.Module):
         self.width = width
 
         def block() -> nn.Module:
-            return nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True)
+            return Block(width, heads, dropout)
 
         self.position_encoding = PositionEncoding(width)
         self.project_in = nn.Sequential(Rearrange("b c h w -> b (h w) c"), nn.Linear(3 * C, width))
@@ -64,10 +98,15 @@ class UViT(nn.Module):
         tokens = torch.cat([sinusoidal(s, self.width, 200.0)[:, None].to(tokens), tokens], 1)
         stored = []
         for block in self.in_blocks:
-            tokens = block(tokens)
+            tokens = through(block, self.recompute, tokens)
             stored.append(tokens)
         for block in self.mid_blocks:
-            tokens = block(tokens)
+            tokens = through(block, self.recompute, tokens)
         for join, block in self.out_blocks:
-            tokens = block(join(torch.cat([stored.pop(), tokens], -1)))
+            tokens = through(block, self.recompute, join(torch.cat([stored.pop(), tokens], -1)))
         return self.project_out(tokens[:, 1:])
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What is worth compiling, sharding and recomputing by itself."""
+        return [*self.in_blocks, *self.mid_blocks, *(block for _, block in self.out_blocks)]

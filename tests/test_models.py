@@ -8,6 +8,7 @@ import torch
 from conftest import DATA, reference_weights
 
 import models
+from models import uvit
 
 
 def test_uvit_has_the_published_names_shapes_and_output():
@@ -49,3 +50,33 @@ def test_convnet_starts_at_zero_and_items_do_not_mix():
     both = net(x[0], s, x[1], x[2], gap)
     alone = net(x[0, :1], s[:1], x[1, :1], x[2, :1], gap[:1])
     assert torch.allclose(both[:1], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["convnet", "uvit"])
+def test_recomputing_gives_the_same_gradient_from_less_memory(name):
+    torch.manual_seed(0)
+    net = models.build(name, latent_shape=(4, 8, 8), width=32, depth=2, mid_depth=2, heads=2, dropout=0.1)
+    x, s, gap = torch.randn(3, 2, 4, 8, 8), torch.rand(2), torch.tensor([1.0, 2.0])
+    found = {}
+    for net.recompute in (False, True):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.nbytes) or t, lambda t: t):
+            torch.manual_seed(1)
+            loss = (net(x[0], s, x[1], x[2], gap) + 1).square().mean()
+        net.zero_grad()
+        loss.backward()
+        found[net.recompute] = sum(kept), [p.grad.clone() for p in net.parameters()]
+    assert found[True][0] < 0.5 * found[False][0]
+    assert all(torch.equal(a, b) for a, b in zip(found[True][1], found[False][1]))
+    assert len(net.blocks) == 6
+
+
+def test_written_out_attention_in_bf16_is_the_fused_one():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 65, 16).bfloat16().requires_grad_() for _ in range(3))
+    with torch.no_grad():
+        fused = uvit.attention(q, k, v, 0.0)
+    mixed = uvit.attention(q, k, v, 0.0)
+    assert mixed.dtype == torch.bfloat16 and (mixed - fused).norm() < 0.01 * fused.norm()
+    mixed.float().square().sum().backward()
+    assert q.grad.isfinite().all() and q.grad.abs().max() > 0

@@ -23,8 +23,8 @@ def test_averaged_weights_forget_the_first_ones_soon_and_copy_integers():
     net.weight.data.fill_(3.0)
     net.num_batches_tracked.fill_(7)
     for step in range(30):
-        train.average(ema, net, step, 0.999)
+        train.average(ema, net.state_dict(), step, 0.999)
     assert abs(ema["weight"].item() - 3) < 1e-3 and ema["num_batches_tracked"] == 7
     net.weight.data.fill_(0.0)
-    train.average(ema, net, 1_000_000, 0.9)
+    train.average(ema, net.state_dict(), 1_000_000, 0.9)
     assert ema["weight"].item() == pytest.approx(2.7, abs=1e-2)

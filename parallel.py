@@ -1,0 +1,98 @@
+"""A network among several processes, compiled or not, and how it comes back in one piece for a checkpoint.
+
+Alike on all processes (DDP), or split over them (`train.shard`, FSDP2): each then holds a part of every weight, gradient,
+average and moment, as DTensors, and gathers a block's weights when it is computed. A checkpoint holds whole tensors either way.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+import runtime
+from configs import Config
+from runtime import Process
+
+
+def spread(net: nn.Module, config: Config, process: Process) -> nn.Module:
+    """What the loop calls in place of `net`, whose weights are the same on all processes. Compiles it, too."""
+    sharded = config.train.shard and process.world > 1
+    mode = compile_mode(config.train.compile, config.model.name, process.device)
+    if mode != "off":
+        for module in net.blocks if sharded else [net]:
+            module.compile(mode=None if mode == "default" else mode, dynamic=False)
+    if not sharded:
+        return nn.parallel.DistributedDataParallel(net) if process.world > 1 else net
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    mesh = init_device_mesh(process.device.type, (process.world,))
+    bf16 = runtime.uses_bf16(config.train.precision, process.device)
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32 if bf16 else None,
+                                  cast_forward_inputs=False)  # autocast does that
+    for module in [*net.blocks, net]:
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+    return net
+
+
+def compile_mode(asked: str, model: str, device: torch.device) -> str:
+    """train.compile with `auto` resolved. On two CPU cores it gained nothing on any network, and cost most of a minute."""
+    if asked != "auto":
+        return asked
+    return "default" if device.type == "cuda" and model == "uvit" and has_compiler() else "off"
+
+
+def has_compiler() -> bool:
+    """Does this machine have what torch.compile needs besides torch: a C compiler and Python's headers?"""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    return bool(compiler) and (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
+
+
+def last_of_step(net: nn.Module, last: bool) -> AbstractContextManager:
+    """Around the forward and backward pass of one part of a batch: the processes exchange gradients with the last part."""
+    if isinstance(net, nn.parallel.DistributedDataParallel):
+        return nullcontext() if last else net.no_sync()
+    if hasattr(net, "set_requires_gradient_sync"):
+        net.set_requires_gradient_sync(last)
+    return nullcontext()
+
+
+def plain(value: Tensor) -> Tensor:
+    """What is the same on all processes, as an ordinary tensor: a norm, say."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def local(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """This process's part of each, as ordinary tensors that share their memory."""
+    return {name: value.to_local() if isinstance(value, DTensor) else value for name, value in tensors.items()}
+
+
+def alike(value: Tensor, own: Tensor) -> Tensor:
+    """A copy of a whole tensor, split as `own` is, on its device. All processes call it, with the same value."""
+    value = value.detach().to(own.device, copy=True)
+    return distribute_tensor(value, own.device_mesh, own.placements, src_data_rank=None) if isinstance(own, DTensor) else value
+
+
+def whole(state, keep: bool):
+    """A nested state with the parts of all processes put together, in main memory. All processes call it; those that do not
+    `keep` it get None in place of what was split."""
+    if isinstance(state, DTensor):
+        value = state.full_tensor()
+        return value.cpu() if keep else None
+    if isinstance(state, dict):
+        return {key: whole(value, keep) for key, value in state.items()}
+    return [whole(value, keep) for value in state] if isinstance(state, list) else state
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Put the whole state of a checkpoint into an optimizer of weights that may be split."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    moments = {index: {name: alike(value, weights[index]) if value.shape == weights[index].shape else value
+                       for name, value in slot.items()} for index, slot in state["state"].items()}
+    optimizer.load_state_dict({**state, "state": moments})

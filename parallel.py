@@ -36,6 +36,7 @@ def spread(net: nn.Module, config: Config, process: Process) -> nn.Module:
     bf16 = runtime.uses_bf16(config.train.precision, process.device)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32 if bf16 else None,
                                   cast_forward_inputs=False)  # autocast does that
+    net.to(memory_format=torch.contiguous_format)  # the only one that FSDP splits
     for module in [*net.blocks, net]:
         fully_shard(module, mesh=mesh, mp_policy=policy)
     return net

@@ -55,6 +55,27 @@ def test_the_gradient_of_two_is_that_of_one_with_the_whole_batch(folder):
     assert size > 1e-4 and all(torch.allclose(moments[1][k], m, rtol=0, atol=1e-7) for k, m in moments[0].items())
 
 
+def distance(a: dict, b: dict) -> float:
+    return sum((a["model"][name].double() - value.double()).square().sum() for name, value in b["model"].items()).sqrt().item()
+
+
+def test_weights_split_over_two_processes_train_as_one_and_go_on_unsplit(folder):
+    steps = [*SETTINGS, "model.name=uvit", "model.dropout=0", "train.log_every=100", "sample.num_videos=1", "train.ema=0.5"]
+    split = [*steps, "output.run_id=split", "train.sample_every=2"]
+    torchrun(folder, str(REPO / "main.py"), *split, "train.steps=3", "train.shard=1")
+    launch(folder, "main.py", *steps, "train.steps=3", "output.run_id=unsplit")
+    third, plain = state(folder, "split"), state(folder, "unsplit")
+    assert all(same(third, plain, part, atol=2e-4) for part in ("model", "ema"))  # three updates of 1e-3 at most
+    for a, b in zip(third["opt"]["state"].values(), plain["opt"]["state"].values(), strict=True):
+        assert torch.allclose(a["exp_avg"], b["exp_avg"], rtol=0, atol=1e-5) and a.keys() == b.keys()
+    assert list((folder / "outputs/checkpoints/split").glob("forecasts_*2.png"))
+    launch(folder, "main.py", *split, "train.steps=6")  # by one process, from the whole tensors that two have written
+    torchrun(folder, str(REPO / "main.py"), *split, "train.steps=9", "train.shard=1", "train.accumulate=2")
+    launch(folder, "main.py", *steps, "train.steps=9", "output.run_id=unsplit")
+    ninth, plain = state(folder, "split"), state(folder, "unsplit")
+    assert ninth["step"] == 9 and distance(ninth, plain) < 0.1 * distance(ninth, third)
+
+
 POISON = """
 import os, sys
 sys.path.insert(0, {repo!r})

@@ -11,6 +11,7 @@ from conftest import TINY, copy_of
 import configs
 import data
 import interpolants
+import parallel
 import runtime
 import train
 from console import Stopped
@@ -87,3 +88,17 @@ def test_checkpoints_are_kept_by_number_and_by_interval(folder, monkeypatch):
     trained(folder, "kept", monkeypatch, "train.save_every=2", "train.keep=2", "train.keep_every=4", "train.steps=11")
     kept = sorted(path.name for path in (folder / "outputs/checkpoints/kept").glob("step_*"))
     assert kept == [f"step_{step:08d}.pt" for step in (4, 8, 10, 11)]
+
+
+@pytest.mark.parametrize("settings", [["train.accumulate=4"], ["train.recompute=1"], pytest.param(
+    ["train.compile=default"], marks=pytest.mark.skipif(not parallel.has_compiler(), reason="needs a C compiler"))],
+    ids=lambda settings: settings[0])
+def test_a_cheaper_way_is_the_same_training(folder, monkeypatch, settings):
+    same = ["model.name=uvit", "model.dropout=0", "train.steps=6"]
+    name = settings[0].partition("=")[0]
+    plain, other = trained(folder, "plain", monkeypatch, *same), trained(folder, name, monkeypatch, *same, *settings)
+    first = {key: slot["exp_avg"] for key, slot in plain["opt"]["state"].items()}
+    size = max(moment.abs().max() for moment in first.values())
+    for key, moment in first.items():
+        assert torch.allclose(other["opt"]["state"][key]["exp_avg"], moment, rtol=0, atol=1e-3 * size.item())
+    assert rows(folder, "plain")[0]["loss"] == pytest.approx(rows(folder, name)[0]["loss"], rel=1e-4)

@@ -75,9 +75,12 @@ def local(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def alike(value: Tensor, own: Tensor) -> Tensor:
-    """A copy of a whole tensor, split as `own` is, on its device. All processes call it, with the same value."""
-    value = value.detach().to(own.device, copy=True)
-    return distribute_tensor(value, own.device_mesh, own.placements, src_data_rank=None) if isinstance(own, DTensor) else value
+    """A copy of a whole tensor, split as `own` is and laid out in memory as it is, which the fused optimizer takes for granted.
+    All processes call it, with the same value."""
+    if isinstance(own, DTensor):
+        value = value.detach().to(own.device).contiguous()
+        return distribute_tensor(value, own.device_mesh, own.placements, src_data_rank=None)
+    return torch.empty_like(own, requires_grad=False).copy_(value.detach())
 
 
 def whole(state, keep: bool):

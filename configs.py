@@ -200,6 +200,7 @@ class Sample:
     split: str = "test"
     format: str = "mp4"  # mp4 or gif
     batch: int = 256  # videos x futures rolled out at once
+    compile: str = "off"  # the network, as train.compile; pays for long roll-outs on a GPU
 
     def __post_init__(self):
         at_least("sample", 1, steps=self.steps, num_videos=self.num_videos, num_samples=self.num_samples, batch=self.batch)
@@ -207,6 +208,7 @@ class Sample:
         check(0 <= self.first < 1, "sample.first", "in [0, 1)", self.first)
         check(0 < self.tolerance < 1, "sample.tolerance", "in (0, 1)", self.tolerance)
         check_context("sample.context", self.context)
+        check(self.compile in COMPILE, "sample.compile", " or ".join(COMPILE), self.compile)
         check(self.redraw in ("step", "frame"), "sample.redraw", "step or frame", self.redraw)
         check(self.format in ("mp4", "gif"), "sample.format", "mp4 or gif", self.format)
         check(self.split in ("train", "val", "test"), "sample.split", "train, val or test", self.split)

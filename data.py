@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import augment
 import runtime
 from configs import Config
 from console import UserError, progress
@@ -49,13 +50,15 @@ def span(clip: int, skip: int) -> int:
     return (clip - 1) * (skip + 1) + 1
 
 
-def gaps(u: np.ndarray, available: np.ndarray, rule: str) -> np.ndarray:
-    """u uniform in [0, 1) -> a gap in 1..available. `uniform`: every earlier frame alike; `recent:K`: the last K of
+def gaps(u: Tensor, available: Tensor | int, rule: str) -> Tensor:
+    """u uniform in [0, 1) -> a gap in 1..available, int64. `uniform`: every earlier frame alike; `recent:K`: the last K of
     them; `log`: log-uniform, each doubling of the gap alike."""
+    top = available if isinstance(available, Tensor) else torch.full((), available, device=u.device)
     if rule == "log":
-        return np.minimum(np.floor((available + 1.0) ** u).astype(np.int64), available)
-    top = np.minimum(available, int(rule.partition(":")[2])) if rule.startswith("recent") else available
-    return 1 + np.floor(u * top).astype(np.int64)
+        return torch.minimum(((top + 1.0) ** u).long(), top)
+    if rule.startswith("recent"):
+        top = top.clamp(max=int(rule.partition(":")[2]))
+    return torch.minimum(1 + (u * top).long(), top)
 
 
 def draw_windows(lengths: np.ndarray, clip: int, skip: int, n: int, rng: np.random.Generator) -> Windows:
@@ -82,7 +85,7 @@ def draw_triples(windows: Windows, rule: str, rng: np.random.Generator) -> Tripl
     """One triple in each window: the target uniform over its frames from the third on, the context by `rule`."""
     n = len(windows.video)
     target = rng.integers(2, windows.clip, size=n)
-    gap = gaps(rng.random(n), target - 1, rule)
+    gap = gaps(torch.from_numpy(rng.random(n)), torch.from_numpy(target - 1), rule).numpy()
     place = lambda index: windows.start + index * windows.stride  # noqa: E731
     return Triples(windows.video, place(target), place(target - 1), place(target - 1 - gap), gap)
 
@@ -156,18 +159,16 @@ class LatentStore:
 
     def gather(self, rows: np.ndarray) -> Tensor:
         """(n,) int64 flat indices -> (n, C, h, w) on the device, as stored."""
-        at = torch.from_numpy(rows)
         if len(self.parts) == 1:
-            found = self.parts[0][at.to(self.parts[0].device)]
+            found = self.parts[0][runtime.to_device(rows, self.parts[0].device)]
         else:
+            at = torch.from_numpy(rows)
             owner = np.searchsorted(self.starts, rows, side="right") - 1
             found = torch.empty(len(rows), *self.parts[0].shape[1:], dtype=self.parts[0].dtype)
             for k in np.unique(owner):
                 mine = torch.from_numpy(np.flatnonzero(owner == k))
                 found[mine] = self.parts[k][at[mine] - int(self.starts[k])]
-        if found.device == self.device:
-            return found
-        return found.pin_memory().to(self.device, non_blocking=True)
+        return runtime.to_device(found, self.device)
 
 
 def check_finite(latents: np.ndarray, path: Path) -> None:
@@ -197,7 +198,7 @@ class LatentTriples:
         at = self.triples(k, whole)
         base = self.shards.starts[at.video]
         x = self.store.gather(np.concatenate([base + at.target, base + at.reference, base + at.context]))
-        return *x.float().chunk(3), torch.from_numpy(at.gap).to(self.device, torch.float32)
+        return *x.float().chunk(3), runtime.to_device(at.gap.astype(np.float32), self.device)
 
     def batches(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:
         """This process's share of them, or the whole."""
@@ -230,33 +231,40 @@ def describe_batch(config: Config, shards: Shards, k: int, fixed: Windows | None
 
 # ----------------------------------------------------------------- frames, where augmentation forbids the cache
 class FrameTriples(torch.utils.data.Dataset):
-    """Item k is batch k of pixels: (b, 3, H, W, 3) uint8 (target, reference, context), augmented alike, and gap (b,)."""
+    """Item k is batch k as it is stored: (b, 3, H, W, 3) uint8 (target, reference, context), and gap (b,). `batches` jitters
+    and encodes them on the device."""
 
     def __init__(self, config: Config, shards: Shards, rank: int = 0, world: int = 1, fixed: Windows | None = None):
         check_long_enough(shards, config.data.clip, config.data.skip, "data.clip")
         self.config, self.shards, self.rank, self.world, self.fixed = config, shards, rank, world, fixed
-        self.augment = augmentation(config)
 
     def __len__(self) -> int:
         return self.config.train.steps
 
     def __getitem__(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         at = draw_batch(self.config, self.shards.lengths, k, self.rank, self.world, self.fixed)
-        first, clips = share(self.config.train.batch_size, self.rank, self.world).start, []
-        for i, (video, *frames) in enumerate(zip(at.video, at.target, at.reference, at.context)):
-            self.augment.set_random_seed(runtime.seed_of(self.config.train.seed, "augment", k, first + i) & 0xFFFFFFFF)
-            clips.append(self.augment(images=self.shards.read(video, np.array(frames)))["images"])
+        clips = [self.shards.read(video, np.array(frames))
+                 for video, *frames in zip(at.video, at.target, at.reference, at.context)]
         return np.stack(clips), at.gap.astype(np.float32)
+
+    def jittered(self, frames: Tensor, k: int) -> Tensor:
+        """This process's share of batch k, (b, 3, H, W, 3) uint8 -> (b, 3, 3, H, W) float32 in [-1, 1]."""
+        n = self.config.train.batch_size
+        jitter = augment.draw(self.config.data, n, runtime.rng(self.config.train.seed, "augment", k))
+        pixels = frames.movedim(-1, -3).float().div_(255)
+        return augment.apply(pixels, jitter.share(share(n, self.rank, self.world))).mul_(2).sub_(1)
 
     def batches(self, start: int, stop: int, encode: Callable[[Tensor], Tensor], device: torch.device,
                 whole: bool = False) -> Iterator[Batch]:
         """Batches start..stop-1, this process's share of them or the whole, read by workers and encoded on the device."""
         dataset = FrameTriples(self.config, self.shards, fixed=self.fixed) if whole else self
         loader = torch.utils.data.DataLoader(dataset, batch_size=None, sampler=range(start, stop), worker_init_fn=own_group,
-                                             num_workers=self.config.data.workers, pin_memory=device.type == "cuda")
-        for frames, gap in one_line(loader):
+                                             num_workers=min(self.config.data.workers, os.cpu_count() or 1),
+                                             pin_memory=device.type == "cuda")
+        for k, (frames, gap) in enumerate(one_line(loader), start):
             with torch.no_grad():
-                z = encode(to_pixels(frames.to(device, non_blocking=True).flatten(0, 1)))
+                pixels = dataset.jittered(frames.to(device, non_blocking=True), k).flatten(0, 1)
+                z = encode(pixels.contiguous(memory_format=torch.channels_last))
             yield *z.float().unflatten(0, (-1, 3)).unbind(1), gap.to(device, non_blocking=True)
 
 
@@ -272,14 +280,3 @@ def one_line(loader: torch.utils.data.DataLoader) -> Iterator:
         yield from loader
     except UserError as error:
         raise UserError(str(error).strip().splitlines()[-1].removeprefix("console.UserError: ")) from None
-
-
-def augmentation(config: Config):
-    """Colour jitter of the same strength for all frames of a clip."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the network for a newer version otherwise
-    import albumentations
-    data = config.data
-    around = lambda x: (1 - x, 1 + x)  # noqa: E731
-    jitter = albumentations.ColorJitter(brightness=around(data.brightness), contrast=around(data.contrast),
-                                        saturation=around(data.saturation), hue=(-data.hue, data.hue), p=1.0)
-    return albumentations.Compose([jitter])

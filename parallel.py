@@ -20,14 +20,13 @@ import runtime
 from configs import Config
 from runtime import Process
 
+GRAPHS = ("reduce-overhead", "max-autotune")  # modes that replay CUDA graphs
+
 
 def spread(net: nn.Module, config: Config, process: Process) -> nn.Module:
     """What the loop calls in place of `net`, whose weights are the same on all processes. Compiles it, too."""
     sharded = config.train.shard and process.world > 1
-    mode = compile_mode(config.train.compile, config.model.name, process.device)
-    if mode != "off":
-        for module in net.blocks if sharded else [net]:
-            module.compile(mode=None if mode == "default" else mode, dynamic=False)
+    compiled(net.blocks if sharded else [net], config.train.compile, config.model.name, process.device)
     if not sharded:
         return nn.parallel.DistributedDataParallel(net) if process.world > 1 else net
     from torch.distributed.device_mesh import init_device_mesh
@@ -40,6 +39,15 @@ def spread(net: nn.Module, config: Config, process: Process) -> nn.Module:
     for module in [*net.blocks, net]:
         fully_shard(module, mesh=mesh, mp_policy=policy)
     return net
+
+
+def compiled(modules: list[nn.Module], asked: str, model: str, device: torch.device) -> str:
+    """Have them compiled at their first call, by compile_mode, which is returned."""
+    mode = compile_mode(asked, model, device)
+    if mode != "off":
+        for module in modules:
+            module.compile(mode=None if mode == "default" else mode, dynamic=False)
+    return mode
 
 
 def compile_mode(asked: str, model: str, device: torch.device) -> str:

@@ -88,6 +88,14 @@ def fresh(store: dist.Store, rank: int, world: int) -> dist.Store:
     return dist.PrefixStore(part, store)
 
 
+def to_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """There, without waiting: a copy from ordinary memory would wait until the GPU has done all that it was told before."""
+    values = torch.as_tensor(values)
+    if device.type != "cuda" or values.device == device:
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Does the hardware multiply matrices in bf16 faster than in float32? On a CPU that takes AMX tiles: AVX512-BF16
     alone ran at half the rate of float32 where it was measured."""

@@ -26,6 +26,7 @@ import interpolants
 import metrics
 import models
 import pages
+import parallel
 import pictures
 import protocols
 import published
@@ -46,6 +47,7 @@ class Forecaster:
         self.config, self.net, self.autoencoder, self.device = config, net, autoencoder, device
         self.interpolant = make_interpolant(config)
         self.evaluations = 0  # of the network, over the forecasts made so far
+        self.graphs = False  # is the network replayed as CUDA graphs
         self.mean, self.std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (config.latent.mean, config.latent.std))
 
     def normalize(self, z: Tensor) -> Tensor:
@@ -62,7 +64,9 @@ class Forecaster:
             z = self.interpolant.network_input(x, s, x0)
             with runtime.autocast(self.config.train.precision, self.device):
                 frame, gap = context()
-                return self.net(z, s, x0, frame, gap).float()
+                torch.compiler.cudagraph_mark_step_begin()
+                answer = self.net(z, s, x0, frame, gap).float()
+            return answer.clone() if self.graphs else answer  # a graph writes its next answer into the same place
         return evaluate
 
     @torch.no_grad()
@@ -72,14 +76,13 @@ class Forecaster:
         sample = self.config.sample
         history = torch.empty(B, T + frames, *shape, device=self.device)
         history[:, :T] = given
-        rng, noise = runtime.rng(*key, "context"), runtime.generator(self.device, *key)
+        noise, places = runtime.generator(self.device, *key), runtime.generator(self.device, *key, "context")
         rows = torch.arange(B, device=self.device)
         for t in range(T, T + frames):
             def draw(t: int = t) -> tuple[Tensor, Tensor]:
                 # after a single frame the reference is its own context
-                gap = data.gaps(rng.random(B), np.full(B, max(t - 1, 1)), sample.context)
-                place = torch.from_numpy(np.maximum(t - 1 - gap, 0)).to(self.device)
-                return history[rows, place], torch.from_numpy(gap).to(self.device, torch.float32)
+                gap = data.gaps(torch.rand(B, generator=places, device=self.device), max(t - 1, 1), sample.context)
+                return history[rows, (t - 1 - gap).clamp(min=0)], gap.float()
             once = draw() if sample.redraw == "frame" else None
             x0 = history[:, t - 1]
             x1 = integrate(self.field(x0, draw if once is None else lambda once=once: once), self.interpolant, x0,
@@ -155,7 +158,9 @@ def load(path: str | Path, device: torch.device, overrides: dict | None = None, 
     else:
         raise UserError(f"{path} does not hold its autoencoder; name it: --set vqvae.kind=KIND vqvae.ckpt=FILE")
     autoencoder = vqvae.freeze(autoencoder, device, config.train.precision)
-    return Forecaster(config, net.eval(), autoencoder, device), state["step"]
+    forecaster = Forecaster(config, net.eval(), autoencoder, device)
+    forecaster.graphs = parallel.compiled([net], config.sample.compile, config.model.name, device) in parallel.GRAPHS
+    return forecaster, state["step"]
 
 
 # ------------------------------------------------------------------------------------------------------------- results

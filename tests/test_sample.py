@@ -9,6 +9,7 @@ import torch
 
 import configs
 import interpolants
+import parallel
 import sample
 import solvers
 from console import UserError
@@ -394,3 +395,15 @@ def test_foreign_and_hostile_checkpoints_are_refused_in_one_line(tmp_path):
             sample.load(tmp_path / name, torch.device("cpu"))
         assert name in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.skipif(not parallel.has_compiler(), reason="needs a C compiler")
+def test_a_compiled_network_forecasts_the_same(tiny_run, monkeypatch):
+    folder, _ = tiny_run
+    monkeypatch.chdir(folder)
+    path, found = folder / "outputs/checkpoints/ball_stn-follmer-0/latest.pt", []
+    for mode in ("off", "default"):
+        model, _ = sample.load(path, torch.device("cpu"), {"sample.compile": mode})
+        given = torch.randn(4, 3, *model.config.latent.shape, generator=torch.Generator().manual_seed(0))
+        found.append(model.roll_out(given, 4, ("key",)))
+    assert found[0].abs().max() > 0.1 and torch.allclose(*found, atol=1e-4)

@@ -50,6 +50,12 @@ class Forecaster:
         self.graphs = False  # is the network replayed as CUDA graphs
         self.mean, self.std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (config.latent.mean, config.latent.std))
 
+    def compiled(self) -> Forecaster:
+        """Itself, with the network as sample.compile says."""
+        self.graphs = parallel.compiled([self.net], self.config.sample.compile, self.config.model.name,
+                                        self.device) in parallel.GRAPHS
+        return self
+
     def normalize(self, z: Tensor) -> Tensor:
         return (z - self.mean) / self.std
 
@@ -158,9 +164,7 @@ def load(path: str | Path, device: torch.device, overrides: dict | None = None, 
     else:
         raise UserError(f"{path} does not hold its autoencoder; name it: --set vqvae.kind=KIND vqvae.ckpt=FILE")
     autoencoder = vqvae.freeze(autoencoder, device, config.train.precision)
-    forecaster = Forecaster(config, net.eval(), autoencoder, device)
-    forecaster.graphs = parallel.compiled([net], config.sample.compile, config.model.name, device) in parallel.GRAPHS
-    return forecaster, state["step"]
+    return Forecaster(config, net.eval(), autoencoder, device).compiled(), state["step"]
 
 
 # ------------------------------------------------------------------------------------------------------------- results

@@ -1,0 +1,72 @@
+"""What the benchmarks of speed share: medians, the machine's matrix rate, peak memory, and KTH-like shards of real video."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import av
+import h5py
+import numpy as np
+import torch
+from PIL import Image
+
+CLIP = Path(__file__).parent.parent / "tests/data/walk.mp4"
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(work: Callable[[], object], device: torch.device, repeats: int, warmup: int = 1) -> float:
+    """The median over `repeats` calls, after `warmup` of them."""
+    taken = []
+    for _ in range(warmup + repeats):
+        synchronize(device)
+        began = time.perf_counter()
+        work()
+        synchronize(device)
+        taken.append(time.perf_counter() - began)
+    return median(taken[warmup:])
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> float:
+    """FLOP/s of a large product of square matrices."""
+    n = 8192 if device.type == "cuda" else 3072
+    a, b = torch.randn(2, n, n, device=device).to(dtype).unbind()
+    return 2 * n**3 / seconds(lambda: a @ b, device, 5, 2)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Bytes: of the GPU, or of this process since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def frames_of_a_walk(size: int) -> np.ndarray:
+    """(n, size, size, 3) uint8"""
+    with av.open(str(CLIP), metadata_errors="ignore") as file:
+        return np.stack([np.asarray(Image.fromarray(frame.to_ndarray(format="rgb24")).resize((size, size)))
+                         for frame in file.decode(video=0)])
+
+
+def river_shards(dir: Path, videos: int, length: int, size: int = 64) -> Path:
+    """A split in RIVER's layout, a compressed dataset per frame, as KTH's published shards have it; kept if it is there."""
+    path = dir / "train" / "shard_0001.hdf5"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frames, temporary = frames_of_a_walk(size), path.with_suffix(".tmp")
+        with h5py.File(temporary, "w") as file:
+            for v in range(videos):
+                file[f"len/{v}"] = length
+                for t in range(length):
+                    frame = np.roll(frames[(t + 7 * v) % len(frames)], v % size, 1)
+                    file.create_dataset(f"{v}/{t}", data=frame, compression="lzf")
+        temporary.rename(path)
+    return path.parent

@@ -109,8 +109,8 @@ def at_equal_crps(args: argparse.Namespace, device: torch.device) -> tuple[str, 
     rows = ["| sampler | frames/s | CRPS / repeating the last frame |", "|---|---|---|"]
     rows += [f"| {row['solver']}, {row['steps']} steps ({name}) | {row['frames_per_second']:.4g} | {row['crps_ratio']:.3f} |"
              for name, row in found.items()]
-    text = (f"{args.ckpt.name} of {args.ckpt.parent.name}, {args.videos} videos x 4 futures: **{ratio:.1f} times** the rate of the hundred steps "
-            f"one video at a time, {rates['own'] / rates['all at once']:.1f} times that of all at once.\n\n")
+    text = (f"{args.ckpt.name} of {args.ckpt.parent.name}, {args.videos} videos x 4 futures: **{ratio:.1f} times** the rate of "
+            f"the hundred steps one video at a time, {rates['own'] / rates['all at once']:.1f} times that of all at once.\n\n")
     return text + "\n".join(rows), {"samplers": found, "ratio": ratio}
 
 

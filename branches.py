@@ -6,9 +6,26 @@ from typing import Any
 
 from console import UserError, nearest
 
+MODES = ("clips", "stream", "offline")  # of data.mode
+STRIDES = ("continuous", "chunked", "spaced")  # of data.windows
 
-def branch(dataset: str) -> dict[str, Any]:
-    """What a dataset changes in the shared section: {"group.field": value}."""
+
+def branch(dataset: str, mode: str = "clips") -> dict[str, Any]:
+    """What a dataset changes in the shared section, and more where data.mode is not clips: {"group.field": value}."""
+    return clips(dataset) | (stream(dataset) if mode in MODES[1:] else {})
+
+
+def stream(dataset: str) -> dict[str, Any]:
+    """What a dataset changes when its split is one stream: windows, batch and replay as in arXiv 2406.04814 (of the balls and
+    the maze), the first half of a window given."""
+    clip, batch, live = {"ball_stn": (10, 2, 1), "ball_nstn": (10, 2, 1)}.get(dataset, (20, 4, 2))
+    return {"data.clip": clip, "data.condition": clip // 2, "data.predict": clip // 2, "train.batch_size": batch,
+            "replay.n_live": live, "replay.size": "0.05", "train.steps": 0, "train.schedule": "constant",
+            "train.log_every": 100, "train.sample_every": 0, "train.save_every": 1_000, "train.ema": 0.999,
+            **{f"data.{jitter}": 0.0 for jitter in ("brightness", "contrast", "saturation", "hue")}}
+
+
+def clips(dataset: str) -> dict[str, Any]:
     published = {  # RIVER's and the predecessor's training, shared by their datasets
         "model.name": "uvit", "model.width": 768, "model.depth": 4, "model.mid_depth": 5, "model.heads": 8,
         "model.dropout": 0.05, "flow.c": 0.1, "flow.output": "drift", "flow.weight": "published", "flow.normalize": False,

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any, get_type_hints
 
-from branches import branch
+from branches import MODES, STRIDES, branch
 from console import UserError, nearest
 
 
@@ -51,6 +51,10 @@ class Data:
     stream: int = 100_000  # frames of the generated training stream
     held_out: int = 10_000  # and of its val and test streams
     color_shift: bool = False  # the balls turn blue along their stream
+    mode: str = "clips"  # random clips; or, of all videos laid end to end: stream, seen once, in order, or offline, in none
+    windows: str = "continuous"  # of a stream, clip frames each: one from every frame on; chunked, end to end; or spaced
+    num_windows: int = 0  # how many of windows=spaced, evenly spread
+    frames: str = ""  # START:STOP, the part of the stream that is trained on; empty: all
 
     def __post_init__(self):
         at_least("data", 3, clip=self.clip)
@@ -62,10 +66,32 @@ class Data:
             top = 0.5 if name == "hue" else 1.0
             check(0 <= getattr(self, name) <= top, f"data.{name}", f"in [0, {top}]", getattr(self, name))
         check(self.generate in ("", "balls", "maze"), "data.generate", "empty, balls or maze", self.generate)
+        check(self.mode in MODES, "data.mode", "clips, stream or offline", self.mode)
+        check(self.windows in STRIDES, "data.windows", "continuous, chunked or spaced", self.windows)
+        spaced = self.windows == "spaced"
+        check(self.num_windows >= 1 if spaced else self.num_windows == 0, "data.num_windows",
+              ">= 1 with data.windows=spaced, and 0 without", self.num_windows)
+        check(re.fullmatch(r"(\d*:\d*)?", self.frames) is not None, "data.frames", "START:STOP, or empty", self.frames)
+        if self.mode != "clips" and self.augmented:
+            raise UserError(f"data.mode={self.mode} takes each frame as it is; set data.brightness, contrast, saturation and "
+                            "hue to 0")
 
     @property
     def augmented(self) -> bool:
         return any((self.brightness, self.contrast, self.saturation, self.hue))
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Of data.mode=stream."""
+    size: str = "0.05"  # windows that the reservoir holds: a number, a fraction of the stream's, full, or 0 for no replay
+    n_live: int = 1  # windows of a batch that are the live one, each with a triple and noise of its own; the rest is replay
+
+    def __post_init__(self):
+        number = re.fullmatch(r"\d+", self.size) or (re.fullmatch(r"\d*\.\d+", self.size) and 0 < float(self.size) <= 1)
+        check(self.size == "full" or bool(number), "replay.size", "a number of windows, a fraction like 0.05, or full",
+              self.size)
+        at_least("replay", 1, n_live=self.n_live)
 
 
 @dataclass(frozen=True)
@@ -144,7 +170,7 @@ COMPILE = ("auto", "off", "default", "reduce-overhead", "max-autotune")
 
 @dataclass(frozen=True)
 class Train:
-    steps: int = 2_400  # updates
+    steps: int = 2_400  # updates; of a stream, 0: as many as it has windows
     batch_size: int = 32  # over all processes
     lr: float = 1e-3
     warmup: int = 100  # updates of linear warm-up
@@ -169,10 +195,10 @@ class Train:
     overfit: bool = False  # one batch of clips, over and over, sampled from the same clips
 
     def __post_init__(self):
-        at_least("train", 1, steps=self.steps, batch_size=self.batch_size, log_every=self.log_every,
+        at_least("train", 1, batch_size=self.batch_size, log_every=self.log_every,
                  save_every=self.save_every, keep=self.keep, max_bad_steps=self.max_bad_steps, accumulate=self.accumulate)
-        at_least("train", 0, warmup=self.warmup, sample_every=self.sample_every, weight_decay=self.weight_decay, seed=self.seed,
-                 keep_every=self.keep_every)
+        at_least("train", 0, steps=self.steps, warmup=self.warmup, sample_every=self.sample_every, seed=self.seed,
+                 weight_decay=self.weight_decay, keep_every=self.keep_every)
         check(0 < self.lr < 1, "train.lr", "in (0, 1)", self.lr)
         check(self.compile in COMPILE, "train.compile", " or ".join(COMPILE), self.compile)
         check(self.schedule in ("cosine", "constant"), "train.schedule", "cosine or constant", self.schedule)
@@ -246,6 +272,7 @@ class Latent:
 class Config:
     dataset: str = "ball_stn"
     data: Data = field(default_factory=Data)
+    replay: Replay = field(default_factory=Replay)
     vqvae: Vqvae = field(default_factory=Vqvae)
     model: Model = field(default_factory=Model)
     flow: Flow = field(default_factory=Flow)
@@ -258,6 +285,7 @@ class Config:
     def __post_init__(self):
         size, f = self.data.image_size, self.vqvae.downsample
         check(size % f == 0, "data.image_size", f"a multiple of vqvae.downsample = {f}", size)
+        self.check_mode()
         import solvers
         try:
             solvers.check(self.sample.solver, self.diffusion, self.sample.grid)
@@ -266,6 +294,20 @@ class Config:
         if self.sample.solver == "dopri5" and self.sample.redraw == "step":
             raise UserError("sample.solver=dopri5 chooses its steps by what the network answers, so the context must stay the "
                             "same over a frame; set sample.redraw=frame")
+
+    def check_mode(self) -> None:
+        if self.data.mode == "clips":
+            at_least("train", 1, steps=self.train.steps)
+        elif self.train.overfit:
+            raise UserError("--overfit 1 learns a few clips by heart; it goes with data.mode=clips only")
+        elif self.replay.n_live > self.train.batch_size:
+            raise UserError(f"replay.n_live = {self.replay.n_live} live windows do not fit in train.batch_size = "
+                            f"{self.train.batch_size}")
+
+    @property
+    def halves(self) -> bool:
+        """Does the network forecast half a window at once, given the other half, rather than one frame?"""
+        return self.model.name == "joint"
 
     @property
     def diffusion(self) -> str:
@@ -280,6 +322,7 @@ class Config:
     @property
     def run_id(self) -> str:
         default = f"{self.dataset}-{self.flow.interpolant}-{self.train.seed}" + "-overfit" * self.train.overfit
+        default += f"-{self.data.mode}" * (self.data.mode != "clips")
         return self.output.run_id or default
 
 
@@ -324,10 +367,10 @@ def update(config: Config, values: dict[str, Any]) -> Config:
 
 
 def build(dataset: str = "ball_stn", overrides: dict[str, Any] | None = None) -> Config:
-    """The shared section, the dataset's branch, the sizes that model.size stands for, then the overrides."""
+    """The shared section, the dataset's branch (of streams, where one is asked for), the sizes that model.size stands for, then the overrides."""
     overrides = overrides or {}
     named = {f"model.{name}": value for name, value in SIZES.get(overrides.get("model.size", ""), {}).items()}
-    values = branch(dataset) | named | overrides
+    values = branch(dataset, overrides.get("data.mode", "clips")) | named | overrides
     if values.get("train.overfit"):
         values["sample.split"] = "train"  # sampled from the clips that it learns
     return update(Config(dataset=dataset), values)

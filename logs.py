@@ -7,6 +7,7 @@ import math
 import netrc
 import os
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlparse
@@ -82,17 +83,17 @@ class Log:
 
 class Recent:
     """Losses and gradient norms since the last log, kept on the device so that the loop never waits for them, and a count
-    of the updates that were left out because their gradient was not finite."""
+    of the updates that were left out because their gradient was not finite. parts: names of what is logged beside them."""
 
-    def __init__(self, batch_size: int):
-        self.batch_size, self.bad, self.bad_in_a_row = batch_size, 0, 0
+    def __init__(self, batch_size: int, parts: Iterable[str] = ()):
+        self.batch_size, self.bad, self.bad_in_a_row, self.names = batch_size, 0, 0, ("loss", "grad_norm", *parts)
         self.clear()
 
     def clear(self) -> None:
-        self.pairs, self.counted, self.restored, self.began = [], 0, 0, time.perf_counter()  # pairs (2,): loss and norm
+        self.pairs, self.counted, self.restored, self.began = [], 0, 0, time.perf_counter()  # pairs (2 + parts,): loss, norm, …
 
-    def add(self, loss: Tensor, norm: Tensor) -> None:
-        self.pairs.append(torch.stack([loss, norm]))
+    def add(self, loss: Tensor, norm: Tensor, *parts: Tensor) -> None:
+        self.pairs.append(torch.stack([loss, norm, *parts]))
 
     def state_dict(self) -> dict:
         return {"pairs": [pair.cpu() for pair in self.pairs], "counted": self.counted, "bad": self.bad,
@@ -106,13 +107,13 @@ class Recent:
         """Means over the updates that were made; without `loss` and `grad_norm` if none was. Notes in `longest` how many in a
         row, of those not looked at before, were left out, and how many updates ago they began."""
         pairs, self.longest = torch.stack(self.pairs).tolist(), (0, 0)
-        for k, (_, norm) in enumerate(pairs[self.counted:], self.counted):
+        for k, (_, norm, *_) in enumerate(pairs[self.counted:], self.counted):
             self.bad_in_a_row = 0 if math.isfinite(norm) else self.bad_in_a_row + 1
             self.bad += not math.isfinite(norm)
             self.longest = max(self.longest, (self.bad_in_a_row, len(pairs) - k - 1 + self.bad_in_a_row))
         self.counted = len(pairs)
         made = [pair for pair in pairs if math.isfinite(pair[1])]
-        means = dict(zip(("loss", "grad_norm"), (sum(column) / len(made) for column in zip(*made))))
+        means = dict(zip(self.names, (sum(column) / len(made) for column in zip(*made))))
         rate = (len(pairs) - self.restored) * self.batch_size / (time.perf_counter() - self.began)
         return {**means, "samples_per_second": rate, **({"bad_steps": self.bad} if self.bad else {})}
 

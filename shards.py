@@ -215,6 +215,12 @@ class Shards:
         """Frames of one video, in the order given: (n, H, W, 3) uint8, or (n, C, h, w) for latents."""
         return self._gather(self._flat(video, frames))
 
+    def read_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Frames by their place among those of all videos laid end to end."""
+        if len(rows) and (rows.min() < 0 or rows.max() >= self.starts[-1]):
+            raise IndexError(f"{self.dir}: frames {rows.min()}..{rows.max()} of {self.starts[-1]}")
+        return self._gather(np.asarray(rows, np.int64))
+
     def read_extra(self, name: str, video: int, frames: np.ndarray | slice) -> np.ndarray:
         """A per-frame array stored beside the frames, e.g. `positions` (n, balls, 2)."""
         return self._gather(self._flat(video, frames), name)

@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ import data
 import published
 import runtime
 import sample
+import streams
 import vqvae
 from branches import FETCH, PREPARE
 from configs import Config, Latent
@@ -68,7 +70,7 @@ def check_start(config: Config, ckpt: str) -> dict:
 
 
 def check_same_run(old: Config, config: Config, dir: Path) -> None:
-    changed = [d for d in configs.differences(old, config, ("data", "vqvae", "model", "flow", "train"))
+    changed = [d for d in configs.differences(old, config, ("data", "replay", "vqvae", "model", "flow", "train"))
                if d.partition(":")[0] not in FREE]
     if changed:
         raise UserError(f"{dir} holds a run of other settings ({'; '.join(changed[:3])}); "
@@ -83,6 +85,17 @@ def check_lengths(config: Config, shards: Shards) -> None:
     data.check_long_enough(held_out, whole, skip, "data.condition + data.predict")
 
 
+def with_steps(config: Config, shards: Shards) -> Config:
+    """train.steps = 0 becomes the number of windows in the stream, which more steps would run out of."""
+    if config.data.mode == "clips":
+        return config
+    count = len(streams.windows_of(config, shards))
+    if config.data.mode == "stream" and config.train.steps > count:
+        raise UserError(f"train.steps = {config.train.steps:,}, but the stream of {shards.dir} has {count:,} windows, each "
+                        "seen once; lower train.steps (0: all of them) or lengthen the stream")
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=config.train.steps or count))
+
+
 def plan(config: Config) -> list[str]:
     """--dry_run: what a run would do, without doing it."""
     root, dir = Path(config.data.root), Path(config.output.root) / "checkpoints" / config.run_id
@@ -95,7 +108,10 @@ def plan(config: Config) -> list[str]:
         lines.append(f"encode every frame once, under {Path(config.output.root) / 'latents'}")
     state = runtime.resume(dir)
     done = f", of which {state['step']} are done" if state else ""
-    lines.append(f"train {config.model.name} ({config.flow.interpolant}) for {config.train.steps} updates{done}, in {dir}")
+    steps = f"{config.train.steps}" if config.train.steps else "as many as the stream has windows:"
+    if config.data.mode != "clips":
+        done += f", data.mode={config.data.mode}, {config.data.windows} windows of {config.data.clip} frames"
+    lines.append(f"train {config.model.name} ({config.flow.interpolant}) for {steps} updates{done}, in {dir}")
     lines.append(f"forecast {config.sample.num_videos} {config.sample.split} clips, {config.sample.num_samples} futures each")
     return lines
 
@@ -151,24 +167,35 @@ def overfit_windows(config: Config, shards: Shards) -> data.Windows:
     return data.spaced_windows(shards.lengths, config.data.condition + config.data.predict, config.data.skip, OVERFIT_CLIPS)
 
 
-Source = Callable[..., Iterator[Batch]]  # source(start, stop, whole=False): this process's share of those batches, or the whole
+class Source(NamedTuple):
+    """Where batches come from: batches(start, stop, whole=False) are this process's share of those, or the whole. `measured`,
+    called alike, gives those that the latents' statistics are of; the rest is what a stream has to remember."""
+    batches: Callable[..., Iterator[Batch]]
+    measured: Callable[..., Iterator[Batch]]
+    state_dict: Callable[[int], dict | None] = lambda step: None  # after `step` updates
+    load_state_dict: Callable[[dict | None], None] = lambda state: None
 
 
 def batches_from(config: Config, shards: Shards, autoencoder: nn.Module, windows: data.Windows | None,
                  process: Process) -> Source:
-    """From the latent cache, or from frames where augmentation forbids one."""
+    """From the latent cache, as a stream or not, or from frames where augmentation forbids the cache."""
     if config.data.augmented and windows is None:
         frames = data.FrameTriples(config, shards, process.rank, process.world)
-        return lambda start, stop, whole=False: frames.batches(start, stop, autoencoder.encode, process.device, whole)
+        read = lambda start, stop, whole=False: frames.batches(start, stop, autoencoder.encode, process.device, whole)  # noqa: E731
+        return Source(read, read)
     weights = runtime.digest(autoencoder) + " bf16" * getattr(autoencoder, "bf16", False)
     if process.first:
         data.cache_latents(shards, autoencoder.encode, weights, config.output.root, process.device)
     process.barrier()
     dir = data.latent_dir(shards, weights, config.output.root)
-    return data.LatentTriples(config, dir, process.device, process.rank, process.world, windows).batches
+    if config.data.mode != "clips":
+        stream = streams.StreamTriples(config, dir, process.device, process.rank, process.world)
+        return Source(stream.batches, stream.anywhere, stream.state_dict, stream.load_state_dict)
+    latents = data.LatentTriples(config, dir, process.device, process.rank, process.world, windows)
+    return Source(latents.batches, latents.batches)
 
 
-def latents_of(config: Config, batches: Source, autoencoder: nn.Module, start: dict | None,
+def latents_of(config: Config, source: Source, autoencoder: nn.Module, start: dict | None,
                process: Process) -> Latent:
     """The latents' statistics: of the run that goes on, or measured by the first process."""
     weights = runtime.digest(autoencoder)
@@ -178,13 +205,13 @@ def latents_of(config: Config, batches: Source, autoencoder: nn.Module, start: d
             raise UserError(f"run {config.run_id} was trained on the latents of another VQVAE; restore its weights, or name "
                             "a new run: --set output.run_id=NAME")
         return latent
-    return process.agree(dataclasses.replace(measure(config, batches), vqvae=weights))
+    return process.agree(dataclasses.replace(measure(config, source), vqvae=weights))
 
 
-def measure(config: Config, batches: Source) -> Latent:
+def measure(config: Config, source: Source) -> Latent:
     """Shape and statistics of the latents, from some 2,000 triples (300 where each must be encoded first)."""
     count = -(-(300 if config.data.augmented else 2_000) // config.train.batch_size)
-    pairs = [(target, reference) for target, reference, _, _ in batches(0, count, whole=True)]
+    pairs = [(target, reference) for target, reference, _, _ in source.measured(0, count, whole=True)]
     x1, x0 = (torch.cat(part).double().cpu() for part in zip(*pairs))
     C = x1.shape[1]
     mean, std = torch.zeros(C, dtype=x1.dtype), torch.ones(C, dtype=x1.dtype)
@@ -195,4 +222,6 @@ def measure(config: Config, batches: Source) -> Latent:
         raise UserError(f"{config.data.root}: the training videos stand still (or their latents are not finite: {delta}); "
                         "there is nothing to forecast")
     scale = ((x1 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)).square().mean().sqrt().item()
-    return Latent(tuple(x1.shape[1:]), tuple(mean.tolist()), tuple(std.tolist()), delta, scale)
+    C, h, w = x1.shape[1:]
+    h //= config.data.clip - config.data.clip // 2 if config.halves else 1  # of frames that lie below one another
+    return Latent((C, h, w), tuple(mean.tolist()), tuple(std.tolist()), delta, scale)

@@ -20,6 +20,7 @@ import pictures
 import runtime
 import sample
 import stages
+import streams
 from configs import Config
 from console import Failure, progress
 from data import Batch
@@ -51,6 +52,7 @@ def trained(config: Config, process: Process, ckpt: str | None, clock: Clock) ->
         clock.lap("data")
         shards = sample.open_split(config, "train")
         stages.check_lengths(config, shards)
+        config = stages.with_steps(config, shards)
         autoencoder = stages.ensure_vqvae(config, shards, process)
         clock.lap("VQVAE")
         windows = stages.overfit_windows(config, shards) if config.train.overfit else None
@@ -105,12 +107,13 @@ def begin(config: Config, process: Process, dir: Path, start: dict | None) -> Le
     return Learner(spread, weights, ema, optimizer)
 
 
-def fit(config: Config, batches: stages.Source, autoencoder: nn.Module,
+def fit(config: Config, source: stages.Source, autoencoder: nn.Module,
         windows: data.Windows | None, process: Process, dir: Path, start: dict | None) -> Path:
     """Train the velocity network to config.train.steps; -> its checkpoint."""
     train, device = config.train, process.device
     learner = begin(config, process, dir, start)
     step = start["step"] if start else 0
+    source.load_state_dict(start.get("replay") if start else None)
     if process.agree(step) != step:
         raise Failure(f"process {process.rank} read update {step} from {dir}, the first another: is it the same folder on all "
                       "machines?")
@@ -118,14 +121,15 @@ def fit(config: Config, batches: stages.Source, autoencoder: nn.Module,
         return dir / "latest.pt"
     shown = sample.build_net(config, device).eval() if process.first else None  # with the averages, for previews
     forecaster = sample.Forecaster(config, shown, autoencoder, device)
-    asked = 0
+    parts, asked = streams.loss_parts(config, data.share(train.batch_size, process.rank, process.world)), 0
     with (logs.Log(dir, config, step, enabled=process.first) as log, runtime.StopSignals(process) as signals,
           progress(train.steps, f"train {config.run_id}", "step", step) as bar):
-        since = logs.Recent(train.batch_size)
+        since = logs.Recent(train.batch_size, parts)
         if start and "recent" in start:
             since.load_state_dict(start["recent"], device)
-        for batch in batches(step, train.steps):
-            since.add(*update(learner.net, learner.optimizer, forecaster, batch, step, process))
+        for batch in source.batches(step, train.steps):
+            losses, norm = update(learner.net, learner.optimizer, forecaster, batch, step, process)
+            since.add(losses.mean(), norm, *(losses[part].mean() for part in parts.values()))
             average(parallel.local(learner.ema), parallel.local(learner.weights), step, train.ema)
             step += 1
             bar.update()
@@ -141,7 +145,7 @@ def fit(config: Config, batches: stages.Source, autoencoder: nn.Module,
                     since.clear()
                 bar.set_postfix_str(f"loss {values.get('loss', math.nan):.4f}")
             if to_save:
-                save(dir, config, learner, autoencoder, step, since, process)
+                save(dir, config, learner, autoencoder, step, since, process, source.state_dict(step))
             if asked:
                 break
             if train.sample_every and step % train.sample_every == 0 and not last:
@@ -156,8 +160,8 @@ def fit(config: Config, batches: stages.Source, autoencoder: nn.Module,
 
 def update(net: nn.Module, optimizer, forecaster: sample.Forecaster, batch: Batch, step: int,
            process: Process) -> tuple[Tensor, Tensor]:
-    """One update of the weights; -> (loss, norm of the gradient), which stay on the device. Where the norm is not finite the
-    weights stay as they are: on all processes alike, since the gradient is the same on all."""
+    """One update of the weights; -> (losses (b,), norm of the gradient), which stay on the device. Where the norm is not finite
+    the weights stay as they are: on all processes alike, since the gradient is the same on all."""
     train = forecaster.config.train
     torch.manual_seed(runtime.seed_of(train.seed, "dropout", step, process.rank))
     for group in optimizer.param_groups:
@@ -165,25 +169,26 @@ def update(net: nn.Module, optimizer, forecaster: sample.Forecaster, batch: Batc
     buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]  # of batch normalisation
     before = [buffer.clone() for buffer in buffers]
     noise = runtime.generator(process.device, train.seed, "noise", step, 0)
-    parts, loss = flow_batch(forecaster, batch, noise, data.share(train.batch_size, process.rank, process.world)), 0.0
+    parts, losses = flow_batch(forecaster, batch, noise, data.share(train.batch_size, process.rank, process.world)), []
     for k, part in enumerate(parts, 1):
         with parallel.last_of_step(net, k == len(parts)):
-            share = flow_loss(net, forecaster, *part) / len(parts)
-            share.backward()
-        loss = loss + share.detach()
+            losses.append(flow_loss(net, forecaster, *part))
+            (losses[-1].mean() / len(parts)).backward()
     norm = parallel.plain(nn.utils.clip_grad_norm_(net.parameters(), train.clip_norm))
     optimizer.found_inf = (~norm.isfinite()).float()  # heeded by the fused step, so that nobody waits for it
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     for buffer, old in zip(buffers, before):
         buffer.copy_(torch.where(norm.isfinite(), buffer, old))
-    return loss, norm
+    return torch.cat(losses).detach(), norm
 
 
 def not_finite(config: Config, count: int, k: int, windows: data.Windows | None, dir: Path) -> Failure:
     """What to tell of batch k, the first of `count` in a row."""
     found = max(dir.glob("step_*.pt"), default="none yet")
-    source = data.describe_batch(config, sample.open_split(config, "train"), k, windows)
+    shards = sample.open_split(config, "train")
+    clips = config.data.mode == "clips"
+    source = data.describe_batch(config, shards, k, windows) if clips else streams.describe_batch(config, shards, k)
     return Failure(f"no finite gradient in {count} updates in a row, from update {k + 1} on, whose batch "
                    f"is of {source}; last good checkpoint: {found}; lower train.lr, or look at the data")
 
@@ -202,11 +207,11 @@ def flow_batch(forecaster: sample.Forecaster, batch: Batch, generator: torch.Gen
 
 def flow_loss(net: nn.Module, forecaster: sample.Forecaster, x: Tensor, target: Tensor, s: Tensor, x0: Tensor, context: Tensor,
               gap: Tensor) -> Tensor:
-    """Weighted squared error of the network's output against the interpolant's target (arXiv 2403.13724, eq. 11)."""
+    """Weighted squared errors (b,) of the network's output against the interpolant's target (arXiv 2403.13724, eq. 11)."""
     interpolant = forecaster.interpolant
     with runtime.autocast(forecaster.config.train.precision, x.device):
         output = net(interpolant.network_input(x, s, x0), s, x0, context, gap)
-    return (interpolant.weight(s) * (output.float() - target).square().mean((1, 2, 3))).mean()
+    return interpolant.weight(s) * (output.float() - target).square().mean((1, 2, 3))
 
 
 def flow_times(flow: configs.Flow, B: int, generator: torch.Generator, device: torch.device) -> Tensor:
@@ -229,14 +234,14 @@ def average(ema: dict[str, Tensor], own: dict[str, Tensor], step: int, decay: fl
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
 def save(dir: Path, config: Config, learner: Learner, autoencoder: nn.Module, step: int, since: logs.Recent,
-         process: Process) -> None:
+         process: Process, replay: dict | None) -> None:
     """All processes call it, since each may hold a part; the first writes."""
     trained = {"model": learner.weights, "ema": learner.ema, "opt": learner.optimizer.state_dict()}
     trained = parallel.whole(trained, process.first)
     if not process.first:
         return
     state = {**trained, "step": step, "recent": since.state_dict(), "config": configs.to_dict(config),
-             "rng": {"seed": config.train.seed}, "replay": None}
+             "rng": {"seed": config.train.seed}, "replay": replay}
     if config.vqvae.kind == "small":  # ours is small: the checkpoint is then all that sampling needs
         state["vqvae"] = autoencoder.state_dict()
     runtime.save_checkpoint(dir, state, config.train.keep, config.train.keep_every)

@@ -1,0 +1,333 @@
+"""Streams: windows at their edges, a reservoir that is uniform over the past, and runs that stop and go on."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, TINY, copy_of, launch
+
+import configs
+import data
+import runtime
+import streams
+import train
+from branches import DATASETS
+from console import Stopped, UserError
+from shards import Shards, ShardWriter
+
+CPU = torch.device("cpu")
+STREAM = [*TINY, "data.mode=stream", "train.batch_size=4", "replay.size=5", "train.schedule=constant",
+          "train.precision=float32"]
+
+
+class Lengths:
+    """Shards of which only the videos' lengths are asked."""
+
+    def __init__(self, *lengths: int):
+        self.dir, self.lengths = "train", np.array(lengths)
+
+
+def starts(lengths, clip, *options, **more) -> list[int]:
+    windows = streams.StreamWindows(Lengths(*lengths), clip, *options, **more)
+    return windows.starts(np.arange(len(windows))).tolist()
+
+
+# ------------------------------------------------------------------------------------------------------------- windows
+@pytest.mark.parametrize("lengths, stride, wanted", [
+    ([12], "continuous", [0, 1, 2, 3, 4, 5, 6, 7]), ([5], "continuous", [0]), ([5, 4, 6], "continuous", [0, 9, 10]),
+    ([12], "chunked", [0, 5]), ([10], "chunked", [0, 5]), ([9], "chunked", [0]), ([11, 3, 5], "chunked", [0, 5, 14])])
+def test_windows_of_five_frames(lengths, stride, wanted):
+    assert starts(lengths, 5, stride) == wanted
+
+
+@pytest.mark.parametrize("lengths, count, wanted", [
+    ([10], 2, [0, 5]), ([15], 3, [0, 5, 10]),  # an exact fit: end to end
+    ([16], 3, [0, 5, 11]), ([14], 3, [0, 4, 9]),  # one frame over, one short: they overlap
+    ([9], 1, [0]), ([9], 2, [0, 4]), ([9], 5, [0, 1, 2, 3, 4]), ([5], 1, [0]),
+    ([7, 4, 6], 5, [0, 1, 2, 11, 12]), ([7, 4, 6], 2, [0, 12])])
+def test_spaced_windows_reach_from_the_first_frame_to_the_last(lengths, count, wanted):
+    assert starts(lengths, 5, "spaced", count) == wanted
+
+
+def test_spaced_windows_are_evenly_spaced():
+    found = np.array(starts([1003], 10, "spaced", 97))
+    assert found[0] == 0 and found[-1] == 993 and set(np.diff(found)) == {10, 11}
+
+
+@pytest.mark.parametrize("frames, stride, wanted", [
+    (":", "continuous", list(range(8)) + [12, 13]), (":5", "continuous", [0]), ("7:12", "continuous", [7]),
+    ("3:9", "continuous", [3, 4]), ("6:17", "continuous", [6, 7, 12]), ("8:", "continuous", [12, 13]), ("3:13", "chunked", [3]),
+    ("2:", "chunked", [2, 7, 12])])
+def test_a_range_of_frames_cuts_windows_off(frames, stride, wanted):
+    assert starts([12, 6], 5, stride, frames=frames) == wanted
+
+
+def test_windows_with_frames_left_out():
+    assert starts([8], 3, skip=2) == [0, 1] and starts([14], 3, "chunked", skip=2) == [0, 7]
+    assert streams.StreamWindows(Lengths(14), 3, "chunked", skip=2).rows(np.array([1])).tolist() == [[7, 10, 13]]
+
+
+@pytest.mark.parametrize("options, message", [
+    (("spaced", 6), "6 windows asked for, but only 5"), (("continuous", 0, "0:10"), "data.frames=0:10 is no part"),
+    (("continuous", 0, "4:4"), "data.frames=4:4 is no part"),
+    (("chunked", 0, "5:"), "4 frames within data.frames=5:, a window needs 5")])
+def test_streams_that_are_too_short_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        streams.StreamWindows(Lengths(9), 5, *options)
+
+
+@pytest.mark.parametrize("key", ["frames", "latents"])
+@pytest.mark.parametrize("stride", ["continuous", "chunked", "spaced"])
+def test_items_hold_the_frames_that_they_name_across_shards(tmp_path, key, stride):
+    shape = (4, 4, 3) if key == "frames" else (3, 2, 2)
+    rows = (np.arange(60).reshape(-1, 1, 1, 1) * np.ones(shape)).astype("u1" if key == "frames" else "f2")
+    with ShardWriter(tmp_path, key, shard_bytes=400) as writer:  # a stream over many shards, then a second video
+        for start in range(0, 50, 10):
+            (writer.append if writer.videos else writer.add)(rows[start:start + 10])
+        writer.add(rows[50:])
+    shards = Shards(tmp_path, key)
+    assert len(shards.paths) > 2 and shards.lengths.tolist() == [50, 10]
+    windows = streams.StreamWindows(shards, 7, stride, 13 * (stride == "spaced"))
+    for k in range(len(windows)):
+        item, places = windows[k]
+        assert item.shape == (7, *shape) and (item[:, 0, 0, 0] == places).all() and (np.diff(places) == 1).all()
+        assert places.dtype == np.int64 and (places[-1] < 50 or places[0] >= 50)
+    with pytest.raises(IndexError):
+        windows[len(windows)]
+
+
+# ----------------------------------------------------------------------------------------------------------- reservoir
+@pytest.mark.parametrize("size, wanted", [("0", 0), ("7", 7), ("5000", 1000), ("0.05", 50), ("0.0001", 1), ("1.0", 1000),
+                                          ("full", 1000)])
+def test_capacity(size, wanted):
+    assert streams.capacity(size, 1000) == wanted
+
+
+def filled(capacity: int, seen: int, seed: int = 0) -> streams.Reservoir:
+    reservoir = streams.Reservoir(capacity, seed)
+    for _ in range(seen):
+        reservoir.add()
+    return reservoir
+
+
+@pytest.mark.parametrize("capacity", [1, 8])
+def test_the_reservoir_keeps_every_window_of_the_past_with_equal_probability(capacity):
+    n, seeds = 40, 2000
+    kept = np.stack([np.bincount(filled(capacity, n, seed).slots, minlength=n) for seed in range(seeds)])
+    assert kept.max() == 1 and (kept.sum(1) == capacity).all()  # never the same one twice
+    p = capacity / n
+    # counts of a simple random sample without replacement: their covariance is that of a multinomial, times (1-p) n/(n-1)
+    statistic = ((kept.sum(0) - seeds * p) ** 2).sum() / (seeds * p * (1 - p)) * (n - 1) / n
+    assert 16.3 < statistic < 72.1  # the 0.1 and 99.9 % points of chi-square with 39 degrees of freedom
+    if capacity > 1:  # and pairs alike: p (R-1) / (n-1) for each
+        together = (kept.T @ kept)[np.triu_indices(n, 1)]
+        wanted = seeds * p * (capacity - 1) / (n - 1)
+        assert abs(together.mean() - wanted) < 1e-9 and together.std() < 1.15 * np.sqrt(wanted)
+
+
+def test_replay_draws_all_of_the_past_alike():
+    n, seeds = 20, 6000
+    drawn = [filled(5, n, seed).draw(1, np.random.default_rng(seed))[0] for seed in range(seeds)]
+    statistic = ((np.bincount(drawn, minlength=n) - seeds / n) ** 2).sum() / (seeds / n)
+    assert 5.4 < statistic < 43.9  # chi-square with 19 degrees of freedom
+
+
+def test_a_full_reservoir_holds_everything_and_one_of_none_nothing():
+    assert filled(30, 12).slots[:12].tolist() == list(range(12)) and len(filled(30, 12)) == 12
+    assert sorted(filled(12, 12).slots) == list(range(12)) and len(filled(0, 5)) == 0
+
+
+def test_the_reservoir_is_saved_as_it_was_when_windows_have_been_read_ahead():
+    states = [filled(6, seen).state_dict(seen) for seen in range(100)]
+    ahead = filled(6, 99)
+    for seen in (99, 80, 40, 7, 3):
+        state = ahead.state_dict(seen)
+        assert state["seen"] == seen and torch.equal(state["slots"], states[seen]["slots"])
+    again = streams.Reservoir(6, 0)
+    again.load_state_dict(states[40])
+    for _ in range(59):
+        again.add()
+    assert torch.equal(again.state_dict(99)["slots"], states[99]["slots"])
+    with pytest.raises(UserError, match="holds 6 windows, this stream's 7"):
+        streams.Reservoir(7, 0).load_state_dict(states[3])
+
+
+# ------------------------------------------------------------------------------------------------------------- batches
+@pytest.fixture
+def latents(tmp_path):
+    """A split of two videos, 50 and 30 frames; each latent holds its place in the stream."""
+    with ShardWriter(tmp_path / "z", "latents") as writer:
+        for a, b in ((0, 50), (50, 80)):
+            writer.add(np.arange(a, b, dtype=np.float16).reshape(-1, 1, 1, 1) * np.ones((2, 3, 3), np.float16))
+    return tmp_path / "z"
+
+
+def source(dir, *settings, rank=0, world=1, **values) -> streams.StreamTriples:
+    settings = configs.parse_overrides(["data.mode=stream", "train.batch_size=4", "replay.size=6", *settings])
+    return streams.StreamTriples(configs.build(overrides=settings | values), dir, CPU, rank, world)
+
+
+def places(part: torch.Tensor) -> np.ndarray:
+    return part[:, 0, 0, 0].numpy().astype(int)
+
+
+def test_a_batch_is_the_live_window_and_windows_of_the_past(latents):
+    for k, (target, reference, context, gap) in enumerate(source(latents, "replay.n_live=2").batches(0, 60)):
+        target, reference, context = map(places, (target, reference, context))
+        assert (target - reference == 1).all() and (reference - context == gap.numpy()).all() and (gap >= 1).all()
+        first = k if k < 41 else k + 9  # windows do not cross from one video to the next
+        assert (context[:2] >= first).all() and (target[:2] < first + 10).all()
+        assert (target[2:] < first + 10 - (k > 0)).all()
+        assert (context < 50).all() == (target < 50).all() or (context // 50 == target // 50).all()
+
+
+def test_each_copy_of_the_live_window_has_a_triple_of_its_own(latents):
+    batches = [(places(target), places(context)) for target, _, context, _ in source(latents, "replay.size=0").batches(0, 40)]
+    assert np.mean([len(set(target)) for target, _ in batches]) > 2
+    assert all((context >= k).all() and (target < k + 10).all() for k, (target, context) in enumerate(batches))
+
+
+def test_offline_batches_come_from_everywhere_and_in_no_order(latents):
+    offline = source(latents, "data.mode=offline")
+    first = np.concatenate([places(context) for _, _, context, _ in offline.batches(0, 200)])
+    assert first.min() < 3 and first.max() > 75 and offline.state_dict(200) is None
+    again = [places(b[0]) for b in offline.batches(7, 9)]
+    assert all((a == places(b[0])).all() for a, b in zip(again, list(offline.batches(0, 9))[7:]))
+    live = source(latents)
+    assert all((places(a[0]) == places(b[0])).all() for a, b in zip(live.anywhere(0, 5), offline.batches(0, 5)))
+    assert live.reservoir.seen == 0  # what measures latents does not move the stream on
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("mode", ["stream", "offline"])
+def test_processes_share_the_batch_of_one(latents, mode, world):
+    whole = list(source(latents, f"data.mode={mode}").batches(0, 30))
+    parts = [source(latents, f"data.mode={mode}", rank=rank, world=world) for rank in range(world)]
+    for batch, *shares in zip(whole, *(part.batches(0, 30) for part in parts)):
+        assert all(torch.equal(torch.cat(pieces), wanted) for wanted, *pieces in zip(batch, *shares))
+    if mode == "stream":
+        assert all(np.array_equal(part.reservoir.slots, parts[0].reservoir.slots) for part in parts)
+
+
+def test_a_stream_goes_on_from_what_was_consumed_not_from_what_was_read_ahead(latents):
+    whole = list(source(latents).batches(0, 60))
+    ahead = source(latents)
+    reader = ahead.batches(0, 60)
+    for _ in range(45):
+        next(reader)
+    resumed = source(latents)
+    resumed.load_state_dict(ahead.state_dict(25))
+    for batch, wanted in zip(resumed.batches(25, 60), whole[25:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(batch, wanted))
+    with pytest.raises(ValueError, match="at window 60, not at 25"):
+        next(resumed.batches(25, 60))
+
+
+@pytest.mark.parametrize("size, rank, world, wanted", [
+    ("5", 0, 1, {"loss_live": (0, 1), "loss_replay": (1, 4)}), ("0", 0, 1, {"loss_live": (0, 4)}),
+    ("5", 0, 2, {"loss_live": (0, 1), "loss_replay": (1, 2)}), ("5", 1, 2, {"loss_replay": (0, 2)}),
+    ("0", 1, 2, {"loss_live": (0, 2)})])
+def test_the_live_part_of_the_loss(size, rank, world, wanted):
+    config = configs.build(overrides={"data.mode": "stream", "train.batch_size": 4, "replay.size": size})
+    parts = streams.loss_parts(config, data.share(4, rank, world))
+    assert {name: (part.start, part.stop) for name, part in parts.items()} == wanted
+
+
+# ------------------------------------------------------------------------------------------------------------ settings
+@pytest.mark.parametrize("dataset, clip, batch, live, size", [("ball_stn", 10, 2, 1, 32), ("ball_nstn", 10, 2, 1, 32),
+                                                              ("wmaze", 20, 4, 2, 64)])
+@pytest.mark.parametrize("mode", ["stream", "offline"])
+def test_published_settings_of_streams(dataset, clip, batch, live, size, mode):
+    config = configs.build(dataset, {"data.mode": mode})
+    assert (config.data.clip, config.data.image_size) == (clip, size)
+    assert (config.train.batch_size, config.replay.n_live) == (batch, live)
+    assert (config.data.condition, config.data.predict, config.replay.size) == (clip // 2, clip // 2, "0.05")
+    assert configs.from_dict(configs.to_dict(config)) == config
+    assert configs.build(dataset, {"data.mode": mode, "data.clip": 8}).data.clip == 8
+
+
+def test_every_dataset_may_be_a_stream_and_none_is_by_default():
+    for dataset in DATASETS:
+        assert configs.build(dataset, {"data.mode": "stream"}).train.steps == 0
+        assert configs.build(dataset).data.mode == "clips"
+
+
+@pytest.mark.parametrize("items, message", [
+    (["data.mode=live"], "data.mode must be clips, stream or offline"), (["train.steps=0"], "train.steps must be >= 1, got 0"),
+    (["data.mode=stream", "replay.size=5%"], "replay.size must be"), (["replay.size=1.5"], "replay.size must be"),
+    (["data.mode=stream", "replay.n_live=3"], "3 live windows do not fit in train.batch_size = 2"),
+    (["data.mode=stream", "data.hue=0.1"], "data.mode=stream takes each frame as it is"),
+    (["data.mode=stream", "train.overfit=1"], "data.mode=clips only"),
+    (["data.windows=spaced"], "data.num_windows must be >= 1"), (["data.num_windows=4"], "data.num_windows must be >= 1 with"),
+    (["data.frames=0-5"], "data.frames must be START:STOP")])
+def test_mistakes_are_named(items, message):
+    with pytest.raises(UserError) as caught:
+        configs.build(overrides=configs.parse_overrides(items))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+# --------------------------------------------------------------------------------------------------------------- runs
+@pytest.fixture(scope="module")
+def folder(tiny_run, tmp_path_factory):
+    """A folder with data, VQVAE and latents."""
+    return copy_of(tiny_run[0], tmp_path_factory.mktemp("streams") / "run")
+
+
+def trained(folder, name, monkeypatch, *settings) -> dict:
+    monkeypatch.chdir(folder)
+    config = configs.build(overrides=configs.parse_overrides([*STREAM, f"output.run_id={name}", *settings]))
+    return runtime.load_checkpoint(train.trained(config, runtime.start(), None, train.Clock())[1])
+
+
+def rows(folder, name) -> list[dict]:
+    lines = (folder / "outputs/checkpoints" / name / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "samples_per_second"} for line in lines]
+
+
+def same(a: dict, b: dict, *parts: str) -> bool:
+    return all(torch.equal(a[part][name], b[part][name]) for part in parts for name in b[part])
+
+
+@pytest.mark.parametrize("settings", [["data.mode=stream"], ["replay.size=0"], ["replay.size=full", "data.windows=chunked"],
+                                      ["data.mode=offline"]], ids=lambda settings: settings[0])
+def test_stopped_in_the_stream_and_gone_on_is_bit_for_bit_the_same(folder, monkeypatch, settings):
+    name = settings[0].replace("=", "-")
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="after update 6"):
+        patch.setattr(runtime.StopSignals, "agreed", lambda self, step, last: signal.SIGTERM if step == 6 else 0)
+        trained(folder, f"{name}-parts", monkeypatch, *settings)
+    parts = trained(folder, f"{name}-parts", monkeypatch, *settings)
+    whole = trained(folder, f"{name}-whole", monkeypatch, *settings)
+    assert parts["step"] == 12 and same(parts, whole, "model", "ema")
+    if settings == ["data.mode=stream"]:
+        assert whole["replay"]["seen"] == 12 and sorted(whole["replay"]["slots"]) != list(range(5))
+        assert torch.equal(parts["replay"]["slots"], whole["replay"]["slots"])
+    logs = rows(folder, f"{name}-parts"), rows(folder, f"{name}-whole")
+    assert logs[0] == logs[1] and len(logs[0]) == 3
+    assert ("loss_live" in logs[0][0]) == (settings[0] != "data.mode=offline")
+    assert ("loss_replay" in logs[0][0]) == (settings[0] in ("data.mode=stream", "replay.size=full"))
+
+
+def test_a_run_is_over_when_the_stream_is(folder, monkeypatch):
+    short = ["data.frames=100:120", "train.steps=0"]
+    assert trained(folder, "short", monkeypatch, *short)["step"] == 13  # windows of 8 frames
+    assert trained(folder, "chunks", monkeypatch, *short, "data.windows=chunked")["step"] == 2
+    assert trained(folder, "spaced", monkeypatch, *short, "data.windows=spaced", "data.num_windows=4")["step"] == 4
+    with pytest.raises(UserError, match="train.steps = 14, but the stream of .* has 13 windows, each seen once"):
+        trained(folder, "long", monkeypatch, *short, "train.steps=14")
+    assert trained(folder, "offline", monkeypatch, *short, "data.mode=offline", "train.steps=14")["step"] == 14
+    with pytest.raises(UserError, match="holds a run of other settings .*replay.size: '5' -> '4'"):
+        trained(folder, "short", monkeypatch, *short, "replay.size=4")
+
+
+@pytest.mark.xdist_group("processes")
+def test_two_processes_train_on_the_stream_of_one(folder):
+    settings = ["--set", *STREAM, "train.steps=30", "sample.num_videos=1"]
+    launch(folder, "main.py", *settings, "output.run_id=one")
+    launch(folder, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(REPO / "main.py"), *settings,
+           "output.run_id=two", CUDA_VISIBLE_DEVICES="")
+    one, two = (runtime.load_checkpoint(folder / "outputs/checkpoints" / name / "latest.pt") for name in ("one", "two"))
+    assert torch.equal(one["replay"]["slots"], two["replay"]["slots"]) and two["replay"]["seen"] == 30
+    losses = [[row["loss_live"] for row in rows(folder, name)] for name in ("one", "two")]  # the first process has the live one
+    assert len(losses[0]) == 8 and np.allclose(*losses, rtol=1e-3)

@@ -367,7 +367,8 @@ def update(config: Config, values: dict[str, Any]) -> Config:
 
 
 def build(dataset: str = "ball_stn", overrides: dict[str, Any] | None = None) -> Config:
-    """The shared section, the dataset's branch (of streams, where one is asked for), the sizes that model.size stands for, then the overrides."""
+    """The shared section, the dataset's branch (of streams, where one is asked for), the sizes that model.size stands for, then
+    the overrides."""
     overrides = overrides or {}
     named = {f"model.{name}": value for name, value in SIZES.get(overrides.get("model.size", ""), {}).items()}
     values = branch(dataset, overrides.get("data.mode", "clips")) | named | overrides

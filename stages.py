@@ -183,16 +183,21 @@ def batches_from(config: Config, shards: Shards, autoencoder: nn.Module, windows
         frames = data.FrameTriples(config, shards, process.rank, process.world)
         read = lambda start, stop, whole=False: frames.batches(start, stop, autoencoder.encode, process.device, whole)  # noqa: E731
         return Source(read, read)
-    weights = runtime.digest(autoencoder) + " bf16" * getattr(autoencoder, "bf16", False)
-    if process.first:
-        data.cache_latents(shards, autoencoder.encode, weights, config.output.root, process.device)
-    process.barrier()
-    dir = data.latent_dir(shards, weights, config.output.root)
+    dir = ensure_latents(config, shards, autoencoder, process)
     if config.data.mode != "clips":
         stream = streams.StreamTriples(config, dir, process.device, process.rank, process.world)
         return Source(stream.batches, stream.anywhere, stream.state_dict, stream.load_state_dict)
     latents = data.LatentTriples(config, dir, process.device, process.rank, process.world, windows)
     return Source(latents.batches, latents.batches)
+
+
+def ensure_latents(config: Config, shards: Shards, autoencoder: nn.Module, process: Process) -> Path:
+    """The folder with the latents of a split, each frame encoded once."""
+    weights = runtime.digest(autoencoder) + " bf16" * getattr(autoencoder, "bf16", False)
+    if process.first:
+        data.cache_latents(shards, autoencoder.encode, weights, config.output.root, process.device)
+    process.barrier()
+    return data.latent_dir(shards, weights, config.output.root)
 
 
 def latents_of(config: Config, source: Source, autoencoder: nn.Module, start: dict | None,

@@ -1,0 +1,112 @@
+"""Lifelong learning from one stream: what it takes to train on a long one.
+
+    python -m benchmarks.lifelong --memory
+
+trains a small network once along a stream of 1,000,000 frames, all of its past replayed, and writes to benchmarks/RESULTS.md
+the memory that this took, from drawing the first ball to the last update, and how fast windows are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+import configs
+import runtime
+import sample
+import stages
+import streams
+import train
+from benchmarks import results
+from configs import Config
+from console import UserError, run_command
+
+SMALL = {"vqvae.width": 16, "vqvae.depth": 1, "vqvae.steps": 200, "model.width": 16, "model.depth": 1, "model.heads": 2}
+
+
+def peak_memory() -> float:
+    """The most that this process has had in memory so far, mapped files included, in GB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def rate(read: Callable[[int], object], count: int, seconds: float = 5.0) -> float:
+    """How many of read(0), read(1), …, read(count - 1) a second, measured over so many seconds, or until they are all read."""
+    began, k = time.perf_counter(), 0
+    while k < count and time.perf_counter() - began < seconds:
+        read(k)
+        k += 1
+    return k / (time.perf_counter() - began)
+
+
+def long_stream(args: argparse.Namespace) -> Config:
+    frames = f"{args.frames}"
+    return configs.build("ball_stn", {
+        "data.mode": "stream", "data.stream": args.frames, "data.held_out": 1_000, "data.root": f"data/ball_stn_{frames}",
+        "data.windows": "chunked", "replay.size": "full", "train.log_every": 1_000, "train.save_every": 10_000,
+        "output.run_id": f"bench-memory-{frames}", "wandb.mode": "disabled", **SMALL, **configs.parse_overrides(args.set)})
+
+
+def read_rates(config: Config) -> dict[str, float]:
+    """Windows a second: of frames and of latents, in order and at random places, and as the batches of the training."""
+    clip, found = config.data.clip, {}
+    frames = sample.open_split(config, "train")
+    process = runtime.start()
+    autoencoder = stages.ensure_vqvae(config, frames, process)
+    source = streams.StreamTriples(config, stages.ensure_latents(config, frames, autoencoder, process), process.device)
+    for name, shards in (("frames", frames), ("latents", source.shards)):
+        windows = streams.StreamWindows(shards, clip)
+        places = np.random.default_rng(0).integers(len(windows), size=len(windows))
+        found[f"{name}, in order"] = rate(windows.__getitem__, len(windows))
+        found[f"{name}, at random"] = rate(lambda k, w=windows, p=places: w[int(p[k])], len(windows))
+    batches = source.batches(0, len(source.windows))
+    found["batches of two, live and replayed"] = 2 * rate(lambda _: next(batches), len(source.windows))
+    return found
+
+
+def memory(args: argparse.Namespace) -> str:
+    """The section of RESULTS.md."""
+    config, clock = long_stream(args), train.Clock()
+    config, ckpt, _ = train.trained(config, runtime.start(), None, clock)
+    peak = peak_memory()
+    size = sum(path.stat().st_size for path in (Path(config.data.root) / "train").glob("*.hdf5")) / 1e9
+    rates = read_rates(config)
+    lines = [f"ball_stn, {args.frames:,} frames of 32x32 ({size:.1f} GB), {config.train.steps:,} updates of batch "
+             f"{config.train.batch_size} over its {config.data.windows} windows of {config.data.clip} frames, "
+             f"replay.size={config.replay.size}. {results.machine()}. Made by `{command()}`. {clock}.", "",
+             f"**Resident memory at its peak, over all stages: {peak:.2f} GB.** Windows of {config.data.clip} frames read from "
+             "the disk's cache, one process:", "", "| what | windows a second |", "| --- | --- |",
+             *(f"| {name} | {value:,.0f} |" for name, value in rates.items())]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.lifelong", description=__doc__.splitlines()[0])
+    parser.add_argument("--memory", action="store_true", help="the memory of a long stream, and how fast it is read")
+    parser.add_argument("--frames", type=int, default=1_000_000, help="of that stream (default 1000000)")
+    parser.add_argument("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="GROUP.FIELD=VALUE",
+                        help="any other field of the trainings")
+    args = parser.parse_args()
+    if runtime.start().world > 1:
+        raise UserError("the benchmark runs as one process; start it without torchrun")
+    if not args.memory:
+        raise UserError("choose a part: --memory")
+    text = memory(args)
+    print(text)
+    print(f"table          {results.write('A long stream', text, args.out)}")
+
+
+def command() -> str:
+    return shlex.join(["python", "-m", "benchmarks.lifelong", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    run_command(main)

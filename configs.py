@@ -123,7 +123,7 @@ SIZES = {size: dict(zip(("name", "width", "depth", "mid_depth", "heads"), ("uvit
 
 @dataclass(frozen=True)
 class Model:
-    name: str = "convnet"  # convnet or uvit
+    name: str = "convnet"  # convnet, uvit, or joint: of a stream's windows the second half at once, given the first
     size: str = ""  # S, B (as published), L or XL: a uvit of 25, 98, 283 or 698 M parameters; it stands for the next four
     width: int = 128  # channels (convnet) or token dimension (uvit)
     depth: int = 2  # blocks on the way in and on the way out
@@ -133,11 +133,11 @@ class Model:
     out_norm: str = "ln"  # uvit's last normalisation: ln, or bn as RIVER has it on BAIR at 256 pixels
 
     def __post_init__(self):
-        check(self.name in ("convnet", "uvit"), "model.name", "convnet or uvit", self.name)
+        check(self.name in ("convnet", "joint", "uvit"), "model.name", "convnet, joint or uvit", self.name)
         check(self.size in ("", *SIZES), "model.size", f"empty, {', '.join(SIZES)}", self.size)
-        check(not self.size or self.name == "uvit", "model.size", "empty for a convnet", self.size)
+        check(not self.size or self.name == "uvit", "model.size", "empty but for a uvit", self.size)
         at_least("model", 1, depth=self.depth, mid_depth=self.mid_depth, heads=self.heads)
-        check(self.width >= 8 and self.width % (8 if self.name == "convnet" else 4) == 0, "model.width",
+        check(self.width >= 8 and self.width % (4 if self.name == "uvit" else 8) == 0, "model.width",
               "a multiple of 8 (uvit: 4)", self.width)
         check(self.width % self.heads == 0, "model.width", f"a multiple of model.heads = {self.heads}", self.width)
         check(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
@@ -298,16 +298,22 @@ class Config:
     def check_mode(self) -> None:
         if self.data.mode == "clips":
             at_least("train", 1, steps=self.train.steps)
+            if self.halves:
+                raise UserError("model.name=joint forecasts half a window at once; it goes with data.mode=stream or offline")
         elif self.train.overfit:
             raise UserError("--overfit 1 learns a few clips by heart; it goes with data.mode=clips only")
         elif self.replay.n_live > self.train.batch_size:
             raise UserError(f"replay.n_live = {self.replay.n_live} live windows do not fit in train.batch_size = "
                             f"{self.train.batch_size}")
+        elif self.halves and self.data.condition < self.halves[0]:
+            raise UserError(f"model.name=joint of data.clip = {self.data.clip} is given {self.halves[0]} frames; set "
+                            f"data.condition to as many at least, not {self.data.condition}")
 
     @property
-    def halves(self) -> bool:
-        """Does the network forecast half a window at once, given the other half, rather than one frame?"""
-        return self.model.name == "joint"
+    def halves(self) -> tuple[int, int] | None:
+        """(given, future) frames of a network that forecasts half a window at once; None of one that forecasts the next."""
+        given = self.data.clip // 2
+        return (given, self.data.clip - given) if self.model.name == "joint" else None
 
     @property
     def diffusion(self) -> str:

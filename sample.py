@@ -35,6 +35,7 @@ import vqvae
 from configs import Config
 from console import UserError, progress, run_command
 from interpolants import Interpolant
+from models.joint import apart, below
 from shards import Shards
 from solvers import integrate
 
@@ -80,6 +81,8 @@ class Forecaster:
         """given: (B, T, C, h, w) normalised latents -> the next `frames`, (B, frames, C, h, w). key seeds the noise."""
         B, T, *shape = given.shape
         sample = self.config.sample
+        if self.config.halves:
+            return self.roll_out_halves(given, frames, key, bar)
         history = torch.empty(B, T + frames, *shape, device=self.device)
         history[:, :T] = given
         noise, places = runtime.generator(self.device, *key), runtime.generator(self.device, *key, "context")
@@ -98,6 +101,25 @@ class Forecaster:
             history[:, t] = self.normalize(self.autoencoder.encode(self.to_pixels(x1))) if sample.reencode else x1
             if bar is not None:
                 bar.update(B)
+        return history[:, T:]
+
+    def roll_out_halves(self, given: Tensor, frames: int, key: tuple, bar=None) -> Tensor:
+        """roll_out of a network that forecasts several frames at once, given several: what is too many at the end is cut."""
+        B, T, _, h, _ = given.shape
+        sample, (past, future) = self.config.sample, self.config.halves
+        noise, gap = runtime.generator(self.device, *key), torch.ones(B, device=self.device)
+        history = given
+        while history.shape[1] < T + frames:
+            context, x0 = below(history[:, -past:]), below(history[:, -1:].expand(-1, future, -1, -1, -1))
+            x1 = integrate(self.field(x0, lambda context=context: (context, gap)), self.interpolant, x0, sample.steps,
+                           sample.solver, self.config.diffusion, noise, grid=sample.grid, warm_start=sample.warm_start,
+                           first=sample.first, tolerance=sample.tolerance)
+            x1 = apart(x1, h)[:, :T + frames - history.shape[1]]
+            if sample.reencode:
+                x1 = self.normalize(self.autoencoder.encode(self.to_pixels(x1.flatten(0, 1)))).unflatten(0, (B, -1))
+            history = torch.cat([history, x1], 1)
+            if bar is not None:
+                bar.update(B * x1.shape[1])
         return history[:, T:]
 
     @torch.no_grad()
@@ -131,6 +153,8 @@ def build_net(config: Config, device: torch.device) -> nn.Module:
     del sizes["size"]
     if sizes["name"] != "uvit":
         del sizes["out_norm"]
+    if config.halves:
+        sizes |= dict(zip(("given", "future"), config.halves))
     net = models.build(sizes.pop("name"), latent_shape=config.latent.shape, **sizes)
     return net.to(device, memory_format=torch.channels_last)
 

@@ -228,5 +228,5 @@ def measure(config: Config, source: Source) -> Latent:
                         "there is nothing to forecast")
     scale = ((x1 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)).square().mean().sqrt().item()
     C, h, w = x1.shape[1:]
-    h //= config.data.clip - config.data.clip // 2 if config.halves else 1  # of frames that lie below one another
+    h //= config.halves[1] if config.halves else 1  # of frames that lie below one another
     return Latent((C, h, w), tuple(mean.tolist()), tuple(std.tolist()), delta, scale)

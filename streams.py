@@ -20,6 +20,7 @@ import runtime
 from configs import Config
 from console import UserError
 from data import Batch
+from models.joint import below
 from shards import Shards
 
 AHEAD = 4096  # batches that may have been drawn but not consumed when the state is saved
@@ -203,7 +204,7 @@ class StreamTriples:
         own = slice(0, B) if whole else data.share(B, self.rank, self.world)
         if self.config.halves:
             rows = self.windows.rows(chosen[own])
-            return halves(self.store.gather(rows.ravel()).float().unflatten(0, rows.shape), clip // 2)
+            return halves(self.store.gather(rows.ravel()).float().unflatten(0, rows.shape), self.config.halves[0])
         start = self.windows.starts(chosen)
         at = data.draw_triples(data.Windows(np.zeros_like(start), start, clip, self.config.data.skip + 1),
                                self.config.data.context, rng)
@@ -220,10 +221,9 @@ class StreamTriples:
 
 
 def halves(x: Tensor, given: int) -> Batch:
-    """Windows (B, T, C, h, w) as a batch of a network that forecasts T - given frames at once: frames lie below one another,
-    target (B, C, (T - given) h, w), reference the last given frame as often, context (B, C, given h, w); gap is 1."""
+    """Windows (B, T, C, h, w) as a batch for models/joint.py: target (B, C, (T - given) h, w), the last given frame as often,
+    and context (B, C, given h, w), frames below one another; gap is 1."""
     B, T = x.shape[:2]
-    below = lambda frames: frames.transpose(1, 2).flatten(2, 3)  # noqa: E731
     last = x[:, given - 1:given].expand(-1, T - given, -1, -1, -1)
     return below(x[:, given:]), below(last), below(x[:, :given]), torch.ones(B, device=x.device)
 

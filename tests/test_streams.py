@@ -1,5 +1,6 @@
 """Streams: windows at their edges, a reservoir that is uniform over the past, and runs that stop and go on."""
 
+import dataclasses
 import json
 import signal
 
@@ -10,11 +11,14 @@ from conftest import REPO, TINY, copy_of, launch
 
 import configs
 import data
+import models
 import runtime
+import sample
 import streams
 import train
 from branches import DATASETS
 from console import Stopped, UserError
+from models.joint import apart, below
 from shards import Shards, ShardWriter
 
 CPU = torch.device("cpu")
@@ -211,6 +215,15 @@ def test_processes_share_the_batch_of_one(latents, mode, world):
         assert all(np.array_equal(part.reservoir.slots, parts[0].reservoir.slots) for part in parts)
 
 
+def test_halves_of_windows_lie_below_one_another(latents):
+    (target, reference, context, gap), *_ = source(latents, "model.name=joint", "data.clip=5", "replay.size=0").batches(0, 1)
+    columns = [part[0, 1, :, 0].tolist() for part in (target, reference, context)]
+    assert columns == [[2] * 3 + [3] * 3 + [4] * 3, [1] * 9, [0] * 3 + [1] * 3] and (gap == 1).all()
+    parts = [source(latents, "model.name=joint", rank=rank, world=2).batches(0, 9) for rank in range(2)]
+    for whole, *shares in zip(source(latents, "model.name=joint").batches(0, 9), *parts):
+        assert all(torch.equal(torch.cat(pieces), wanted) for wanted, *pieces in zip(whole, *shares))
+
+
 def test_a_stream_goes_on_from_what_was_consumed_not_from_what_was_read_ahead(latents):
     whole = list(source(latents).batches(0, 60))
     ahead = source(latents)
@@ -261,6 +274,8 @@ def test_every_dataset_may_be_a_stream_and_none_is_by_default():
     (["data.mode=stream", "data.hue=0.1"], "data.mode=stream takes each frame as it is"),
     (["data.mode=stream", "train.overfit=1"], "data.mode=clips only"),
     (["data.windows=spaced"], "data.num_windows must be >= 1"), (["data.num_windows=4"], "data.num_windows must be >= 1 with"),
+    (["model.name=joint"], "model.name=joint forecasts half a window at once; it goes with data.mode=stream"),
+    (["data.mode=stream", "model.name=joint", "data.condition=4"], "is given 5 frames; set data.condition"),
     (["data.frames=0-5"], "data.frames must be START:STOP")])
 def test_mistakes_are_named(items, message):
     with pytest.raises(UserError) as caught:
@@ -291,7 +306,7 @@ def same(a: dict, b: dict, *parts: str) -> bool:
 
 
 @pytest.mark.parametrize("settings", [["data.mode=stream"], ["replay.size=0"], ["replay.size=full", "data.windows=chunked"],
-                                      ["data.mode=offline"]], ids=lambda settings: settings[0])
+                                      ["data.mode=offline"], ["model.name=joint"]], ids=lambda settings: settings[0])
 def test_stopped_in_the_stream_and_gone_on_is_bit_for_bit_the_same(folder, monkeypatch, settings):
     name = settings[0].replace("=", "-")
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="after update 6"):
@@ -306,7 +321,7 @@ def test_stopped_in_the_stream_and_gone_on_is_bit_for_bit_the_same(folder, monke
     logs = rows(folder, f"{name}-parts"), rows(folder, f"{name}-whole")
     assert logs[0] == logs[1] and len(logs[0]) == 3
     assert ("loss_live" in logs[0][0]) == (settings[0] != "data.mode=offline")
-    assert ("loss_replay" in logs[0][0]) == (settings[0] in ("data.mode=stream", "replay.size=full"))
+    assert ("loss_replay" in logs[0][0]) == (settings[0] not in ("data.mode=offline", "replay.size=0"))
 
 
 def test_a_run_is_over_when_the_stream_is(folder, monkeypatch):
@@ -322,12 +337,60 @@ def test_a_run_is_over_when_the_stream_is(folder, monkeypatch):
 
 
 @pytest.mark.xdist_group("processes")
-def test_two_processes_train_on_the_stream_of_one(folder):
-    settings = ["--set", *STREAM, "train.steps=30", "sample.num_videos=1"]
-    launch(folder, "main.py", *settings, "output.run_id=one")
+def test_two_processes_train_on_the_stream_of_one(folder, monkeypatch):
+    settings = ["--set", *STREAM, "train.steps=8", "replay.size=3", "sample.num_videos=1"]
+    trained(folder, "one", monkeypatch, "train.steps=8", "replay.size=3")
     launch(folder, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(REPO / "main.py"), *settings,
            "output.run_id=two", CUDA_VISIBLE_DEVICES="")
     one, two = (runtime.load_checkpoint(folder / "outputs/checkpoints" / name / "latest.pt") for name in ("one", "two"))
-    assert torch.equal(one["replay"]["slots"], two["replay"]["slots"]) and two["replay"]["seen"] == 30
+    assert torch.equal(one["replay"]["slots"], two["replay"]["slots"]) and two["replay"]["seen"] == 8
     losses = [[row["loss_live"] for row in rows(folder, name)] for name in ("one", "two")]  # the first process has the live one
-    assert len(losses[0]) == 8 and np.allclose(*losses, rtol=1e-3)
+    assert len(losses[0]) == 2 and np.allclose(*losses, rtol=1e-3)
+
+
+# ------------------------------------------------------------------------------------------- half a window at once
+class Straight(torch.nn.Module):
+    """Goes on as the past did: each frame is one more than the frame before; looks at what it is given."""
+
+    def __init__(self, k: float, seen: list):
+        super().__init__()
+        self.k, self.seen = k, seen
+
+    def forward(self, z, s, reference, context, gap):
+        self.seen.append(apart(context, 2)[:, :, 0, 0, 0].tolist())
+        steps = torch.arange(1.0, z.shape[2] // 2 + 1).repeat_interleave(2)[:, None]
+        return (steps / self.k).expand_as(z)
+
+
+def test_a_joint_network_goes_on_from_its_own_frames():
+    config = configs.build(overrides={"data.mode": "stream", "model.name": "joint", "data.clip": 7, "sample.reencode": False,
+                                      "sample.diffusion": "0", "sample.steps": 2})
+    latent = configs.Latent((3, 2, 2), (0.0,) * 3, (1.0,) * 3, delta=2.0)
+    seen = []
+    forecaster = sample.Forecaster(dataclasses.replace(config, latent=latent), Straight(2.0, seen), None, CPU)
+    given = torch.arange(5.0).view(1, 5, 1, 1, 1).expand(2, 5, 3, 2, 2)
+    future = forecaster.roll_out(given, 6, (0,))
+    assert future.shape == (2, 6, 3, 2, 2)
+    assert torch.allclose(future, torch.arange(5.0, 11).view(6, 1, 1, 1).expand_as(future), atol=1e-5)
+    assert seen[0][0] == [2, 3, 4] and np.allclose(seen[-1][0], [6, 7, 8])  # three of seven are given, four forecast
+
+
+def test_the_joint_network_sees_its_past_and_no_more_than_that():
+    torch.manual_seed(0)
+    net = models.build("joint", (3, 4, 4), given=2, future=3, width=16, depth=1, mid_depth=1, heads=2)
+    torch.nn.init.normal_(net.conv_out.weight)
+    frames = torch.randn(2, 5, 3, 4, 4)
+    assert torch.equal(apart(below(frames), 4), frames)
+    z, s, context, gap = below(torch.randn(2, 3, 3, 4, 4)), torch.rand(2), below(frames[:, :2]), torch.ones(2)
+    out = net(z, s, z, context, gap)
+    assert out.shape == (2, 3, 12, 4) and torch.equal(net(z, s, 0 * z, context, gap), out)
+    assert not torch.allclose(net(z, s, z, context.flip(2), gap), out)
+    assert [p.shape for p in net.parameters() if p.dim() == 4][0] == (16, 15, 3, 3)
+
+
+def test_a_joint_run_forecasts(folder, monkeypatch):
+    trained(folder, "joint", monkeypatch, "model.name=joint")
+    forecaster, _ = sample.load(folder / "outputs/checkpoints/joint/latest.pt", CPU)
+    assert forecaster.config.latent.shape == (4, 8, 8)
+    given = np.random.default_rng(0).integers(0, 255, (2, 4, 32, 32, 3), np.uint8)
+    assert forecaster.forecast(given, 6, 2, (0,), quiet=True).shape == (2, 2, 6, 32, 32, 3)

@@ -79,7 +79,10 @@ def frame_pool(shards: Shards, rng: np.random.Generator, max_bytes: int = 1 << 2
         return np.concatenate([shards.read(v, slice(None)) for v in range(len(shards))])
     run = min(16, int(shards.lengths.max()))
     windows = data.draw_windows(shards.lengths, run, 0, fits // run, rng)
-    return np.concatenate([shards.read(v, slice(a, a + run)) for v, a in zip(windows.video, windows.start)])
+    pool = np.empty((len(windows.video), run, *shards.shape), np.uint8)  # filled in place: a second copy would be as large
+    for part, v, a in zip(pool, windows.video, windows.start):
+        part[:] = shards.read(v, slice(a, a + run))
+    return pool.reshape(-1, *shards.shape)
 
 
 @torch.no_grad()

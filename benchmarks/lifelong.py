@@ -38,6 +38,18 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
+class Peaks(train.Clock):
+    """A clock that also notes the peak of the memory, so far, at the end of each stage."""
+
+    def __init__(self):
+        super().__init__()
+        self.peaks: list[tuple[str, float]] = []
+
+    def lap(self, name: str) -> None:
+        super().lap(name)
+        self.peaks.append((name, peak_memory()))
+
+
 def rate(read: Callable[[int], object], count: int, seconds: float = 5.0) -> tuple[float, float]:
     """How many of read(0), read(1), …, read(count - 1) are done a second of the clock, and of this process's time on a core,
     which others may share; measured over so many seconds of the latter, or until they are all done."""
@@ -77,16 +89,18 @@ def read_rates(config: Config) -> dict[str, tuple[float, float]]:
 
 def memory(args: argparse.Namespace) -> str:
     """The section of RESULTS.md."""
-    config, clock = long_stream(args), train.Clock()
+    config, clock = long_stream(args), Peaks()
     config, ckpt, _ = train.trained(config, runtime.start(), None, clock)
-    peak = peak_memory()
+    peaks = ", ".join(f"{value:.2f} GB after {name}" for name, value in clock.peaks)
     size = sum(path.stat().st_size for path in (Path(config.data.root) / "train").glob("*.hdf5")) / 1e9
     rates = read_rates(config)
     lines = [f"ball_stn, {args.frames:,} frames of 32x32 ({size:.1f} GB), {config.train.steps:,} updates of batch "
              f"{config.train.batch_size} over its {config.data.windows} windows of {config.data.clip} frames, "
-             f"replay.size={config.replay.size}. {results.machine()}. Made by `{command()}`. {clock}.", "",
-             f"**Resident memory at its peak, over all stages: {peak:.2f} GB.** Windows of {config.data.clip} frames read from "
-             "the disk's cache by one process:", "", "| what | windows a second | a second on a core |", "| --- | --- | --- |",
+             f"replay.size={config.replay.size}. {results.machine()}. Made by `{command()}` "
+             f"({'; '.join(f'{name} {seconds:.0f} s' for name, seconds in clock.laps)}).", "",
+             f"**Resident memory at its peak: {clock.peaks[-1][1]:.2f} GB** (so far: {peaks}; files that are mapped count). "
+             f"Windows of {config.data.clip} frames, read by one process from the disk, or what the system keeps of it:", "",
+             "| what | windows a second | a second on a core |", "| --- | --- | --- |",
              *(f"| {name} | {by_clock:,.0f} | {by_core:,.0f} |" for name, (by_clock, by_core) in rates.items())]
     return "\n".join(lines)
 

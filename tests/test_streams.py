@@ -187,6 +187,11 @@ def test_a_batch_is_the_live_window_and_windows_of_the_past(latents):
         assert (context < 50).all() == (target < 50).all() or (context // 50 == target // 50).all()
 
 
+def test_replay_comes_from_all_of_the_past(latents):
+    drawn = np.concatenate([places(context)[1:] for _, _, context, _ in source(latents, "replay.size=full").batches(0, 41)])
+    assert len(set(drawn)) > 20 and len(set(drawn[60:])) > 15
+
+
 def test_each_copy_of_the_live_window_has_a_triple_of_its_own(latents):
     batches = [(places(target), places(context)) for target, _, context, _ in source(latents, "replay.size=0").batches(0, 40)]
     assert np.mean([len(set(target)) for target, _ in batches]) > 2

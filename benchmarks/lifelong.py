@@ -1,10 +1,12 @@
-"""Lifelong learning from one stream: what it takes to train on a long one.
+"""Lifelong learning from one stream: is replay as good as training offline, and what does a long stream take?
 
+    python -m benchmarks.lifelong
     python -m benchmarks.lifelong --memory
 
-trains a small network along a stream of 1,000,000 frames, on 20,000 windows from its first frame to its last with all of the
-past replayed, and writes to benchmarks/RESULTS.md the memory that this took, from drawing the first ball to the last update,
-and how fast windows are read.
+The first trains a small network on the balls' streams, stationary and not: offline and in order, without replay and with.
+Stopped, it goes on where it was. The second trains along a stream of 1,000,000 frames, on 20,000 windows from its first frame
+to its last with all of the past replayed, and writes to benchmarks/RESULTS.md the memory that this took, from drawing the first
+ball to the last update, and how fast windows are read.
 """
 
 from __future__ import annotations
@@ -29,7 +31,23 @@ from benchmarks import results
 from configs import Config
 from console import UserError, run_command
 
+WAYS = {"offline": {"data.mode": "offline"}, "no replay": {"replay.size": "0"}, "replay 5 %": {"replay.size": "0.05"},
+        "full replay": {"replay.size": "full"}}
+SEGMENTS = 5  # of a stream; a checkpoint is kept at the end of each
 SMALL = {"vqvae.width": 16, "vqvae.depth": 1, "vqvae.steps": 200, "model.width": 16, "model.depth": 1, "model.heads": 2}
+
+
+def trained_on(dataset: str, way: str, args: argparse.Namespace) -> tuple[Config, list[Path]]:
+    """-> (config, checkpoints at the end of each segment) of one training, done now unless it is there."""
+    kept = (args.stream - 9) // SEGMENTS
+    config = configs.build(dataset, {
+        "data.mode": "stream", "data.stream": args.stream, "data.held_out": args.stream // 5, "train.steps": kept * SEGMENTS,
+        "data.root": f"data/{dataset}_{args.stream}", "model.width": 64, "train.seed": args.seed, "train.keep": 1,
+        "train.keep_every": kept, "train.save_every": kept, "wandb.mode": "disabled",
+        "output.run_id": f"bench-lifelong-{dataset}-{way.replace(' ', '_').replace('_%', '')}-{args.stream}-{args.seed}",
+        **WAYS[way], **configs.parse_overrides(args.set)})
+    config, ckpt, _ = train.trained(config, runtime.start(), None, train.Clock())
+    return config, [ckpt.with_name(f"step_{kept * (k + 1):08d}.pt") for k in range(SEGMENTS)]
 
 
 def peak_memory() -> float:
@@ -108,6 +126,10 @@ def memory(args: argparse.Namespace) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lifelong", description=__doc__.splitlines()[0])
     parser.add_argument("--memory", action="store_true", help="the memory of a long stream, and how fast it is read")
+    parser.add_argument("--datasets", nargs="+", choices=("ball_stn", "ball_nstn"), default=["ball_stn", "ball_nstn"])
+    parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=list(WAYS), help="of training")
+    parser.add_argument("--stream", type=int, default=20_000, help="frames of the balls' training streams (default 20000)")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--frames", type=int, default=1_000_000, help="of that stream (default 1000000)")
     parser.add_argument("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="GROUP.FIELD=VALUE",
@@ -116,7 +138,10 @@ def main() -> None:
     if runtime.start().world > 1:
         raise UserError("the benchmark runs as one process; start it without torchrun")
     if not args.memory:
-        raise UserError("choose a part: --memory")
+        for dataset in args.datasets:
+            for way in args.ways:
+                trained_on(dataset, way, args)
+        return
     text = memory(args)
     print(text)
     print(f"table          {results.write('A long stream', text, args.out)}")

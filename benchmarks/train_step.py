@@ -66,7 +66,7 @@ def ours(config: Config, dir: Path, process: runtime.Process, repeats: int) -> f
 
     def step() -> None:
         k = next(steps)
-        losses.append(train.update(learner.net, learner.optimizer, forecaster, source.batch(k), k, process)[0])
+        losses.append(train.update(learner.net, learner.optimizer, forecaster, source.batch(k), k, process)[0].mean())
         train.average(parallel.local(learner.ema), parallel.local(learner.weights), k, config.train.ema)
 
     taken = measure.seconds(step, process.device, repeats, warmup=2)
@@ -96,7 +96,7 @@ def plainly(config: Config, dir: Path, device: torch.device, repeats: int) -> di
     def update(z: torch.Tensor) -> None:
         noise = runtime.generator(device, "noise")
         batch = (z[:, 0], z[:, 1], z[:, 2], torch.ones(n, device=device))
-        loss = train.flow_loss(net, forecaster, *train.flow_batch(forecaster, batch, noise, slice(n))[0])
+        loss = train.flow_loss(net, forecaster, *train.flow_batch(forecaster, batch, noise, slice(n))[0]).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)

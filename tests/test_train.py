@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import configs
+import sample
 import train
 
 
@@ -28,3 +29,22 @@ def test_averaged_weights_forget_the_first_ones_soon_and_copy_integers():
     net.weight.data.fill_(0.0)
     train.average(ema, net.state_dict(), 1_000_000, 0.9)
     assert ema["weight"].item() == pytest.approx(2.7, abs=1e-2)
+
+
+@pytest.mark.parametrize("name", ["convnet", "uvit"])
+def test_the_loss_in_bf16_is_that_of_float32_but_for_its_rounding(name):
+    torch.manual_seed(0)
+    losses = []
+    for precision in ("float32", "bf16"):
+        sizes = {"model.name": name, "model.width": 32, "model.heads": 2, "train.batch_size": 16, "train.precision": precision}
+        config = dataclasses.replace(configs.build(overrides=sizes), latent=configs.Latent((4, 8, 8), (0.0,) * 4, (1.0,) * 4))
+        torch.manual_seed(0)
+        net = sample.build_net(config, torch.device("cpu"))
+        for weight in net.parameters():
+            weight.data += 0.05 * torch.randn(weight.shape)
+        batch = (*torch.randn(3, 16, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.ones(16))
+        forecaster = sample.Forecaster(config, net, None, torch.device("cpu"))
+        part, = train.flow_batch(forecaster, batch, torch.Generator().manual_seed(2), slice(16))
+        losses.append(train.flow_loss(net, forecaster, *part))
+    plain, fast = losses
+    assert plain.shape == (16,) and not torch.equal(plain, fast) and torch.allclose(plain, fast, rtol=0.05)

@@ -279,11 +279,12 @@ class ShardWriter:
 
     frames: (n, H, W, 3) uint8, or (n, C, h, w) float16 or float32 for `key="latents"`. Keyword arrays of the same n are
     stored beside them. Each file is written under a temporary name and renamed when it is complete; leaving the `with`
-    block by an error removes the incomplete one. Raises UserError where the directory already holds shards.
+    block by an error removes the incomplete one. continues: `append` may come first, to go on with the last video of a shard
+    that another writer makes. Raises UserError where the directory already holds shards.
     """
 
     def __init__(self, dir: str | Path, key: str = "frames", fps: float | None = None, source: str = "",
-                 command: str = "", shard_bytes: int = 1 << 28):
+                 command: str = "", shard_bytes: int = 1 << 28, continues: bool = False):
         self.dir, self.key, self.shard_bytes = Path(dir), key, shard_bytes
         self.attrs = {"format_version": FORMAT_VERSION, "fps": fps or 0.0, "source": source, "command": command}
         self.dir.mkdir(parents=True, exist_ok=True)
@@ -291,7 +292,7 @@ class ShardWriter:
             raise UserError(f"{self.dir} already holds shards; remove it or choose another folder")
         for stale in self.dir.glob(".*.tmp"):
             stale.unlink()
-        self.index, self.videos, self.frames = 0, 0, 0
+        self.index, self.videos, self.frames, self.continues = 0, 0, 0, continues
         self._file: h5py.File | None = None
 
     def __enter__(self) -> ShardWriter:
@@ -311,7 +312,7 @@ class ShardWriter:
 
     def append(self, frames: np.ndarray, **extra: np.ndarray) -> None:
         """More frames of the video that was added last."""
-        if not self.videos:
+        if not (self.videos or self.continues):
             raise ValueError("append needs a video to go on with: call add first")
         self._write(frames, extra, new=False)
 

@@ -51,7 +51,12 @@ class Recipe(NamedTuple):
     module: str  # prepare.kth
     read: Callable[[Source, argparse.Namespace], Video]  # may raise Broken
     split_rule: str
-    per_shard: int  # source videos
+    per_shard: int  # sources
+    key: str = "frames"  # or latents
+    unit: str = "source video"  # what a source is
+    frame_rule: str = ""  # what becomes of a frame; empty: as --crop and --image_size say
+    versions: dict[str, str] = {}  # of what the reader needs besides
+    facts: dict = {}  # more for the manifest
 
 
 class Job(NamedTuple):
@@ -59,6 +64,7 @@ class Job(NamedTuple):
     split: str
     number: int  # from 1
     sources: tuple[Source, ...]
+    before: Source | None  # the one before them, where it is of the same video
     key: str  # of all that it is made from
 
     @property
@@ -66,17 +72,21 @@ class Job(NamedTuple):
         return f"{self.split}_{self.number:04d}"
 
 
-def add_flags(parser: argparse.ArgumentParser, source: str, image_size: int) -> None:
+def add_flags(parser: argparse.ArgumentParser, source: str, image_size: int, crop: bool = True) -> None:
+    """source: its help; empty for what is made rather than read."""
     add = parser.add_argument
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    add("--source", required=True, help=source)
+    if source:
+        add("--source", required=True, help=source)
     add("--out", required=True, help="folder to make")
-    add("--image_size", type=int, default=image_size, help="pixels, both sides")
-    add("--crop", choices=tuple(CROPS), default="squeeze", help="what becomes of frames that are not square: "
-        "the whole squeezed to a square, or the centre square")
-    add("--limit", type=int, help="only the first so many source videos of each split, to try it out")
+    add("--image_size", type=int, default=image_size, help="of frames: pixels, both sides")
+    if crop:
+        add("--crop", choices=tuple(CROPS), default="squeeze", help="what becomes of frames that are not square: "
+            "the whole squeezed to a square, or the centre square")
+    add("--limit", type=int, help="only the first so many videos of each split, to try it out")
     add("--workers", type=int, default=cores, help=f"processes (default: one per core, here {cores})")
-    add("--allow_skips", action="store_true", help="exit with 0, not 1, if some source was broken")
+    if source:
+        add("--allow_skips", action="store_true", help="exit with 0, not 1, if some source was broken")
 
 
 def check_flags(args: argparse.Namespace) -> argparse.Namespace:
@@ -95,25 +105,26 @@ def options(args: argparse.Namespace) -> dict:
 
 def command(recipe: Recipe, args: argparse.Namespace) -> str:
     """The command with its defaults spelled out, less what does not change the outcome."""
-    words = [[f"--{name}", *([] if value is True else value if isinstance(value, list) else [str(value)])]
+    words = [[f"--{name}", *([] if value is True else map(str, value) if isinstance(value, list) else [str(value)])]
              for name, value in options(args).items() if value is not False]
     return shlex.join(["python", "-m", recipe.module, *sum(words, [])])
 
 
-def versions() -> dict[str, str]:
+def versions(recipe: Recipe) -> dict[str, str]:
     return {"python": platform.python_version(), "av": av.__version__, "pillow": PIL.__version__,
-            "numpy": np.__version__, "h5py": h5py.__version__}
+            "numpy": np.__version__, "h5py": h5py.__version__} | recipe.versions
 
 
 def jobs_of(recipe: Recipe, sources: list[Source], args: argparse.Namespace) -> list[Job]:
-    """The shards of each split, `per_shard` source videos to each, in order."""
-    made_by, jobs = [FORMAT, command(recipe, args), versions()], []
+    """The shards of each split, `per_shard` sources to each, in order."""
+    made_by, jobs = [FORMAT, command(recipe, args), versions(recipe)], []
     for split in SPLITS:
         part = [source for source in sources if source.split == split]
         for start in range(0, len(part), recipe.per_shard):
             share = tuple(part[start:start + recipe.per_shard])
-            key = json.dumps([*made_by, [asdict(source) for source in share]], sort_keys=True)
-            jobs.append(Job(split, start // recipe.per_shard + 1, share, hashlib.sha256(key.encode()).hexdigest()))
+            before = part[start - 1] if start and part[start].video and part[start].video == part[start - 1].video else None
+            key = json.dumps([*made_by, [asdict(source) for source in (*share, *filter(None, [before]))]], sort_keys=True)
+            jobs.append(Job(split, start // recipe.per_shard + 1, share, before, hashlib.sha256(key.encode()).hexdigest()))
     return jobs
 
 
@@ -122,24 +133,38 @@ def entry_of(name: str, split: str | None = None, skipped: str | None = None) ->
     return {"name": name, "split": split, "sha256": None, "frames": 0, "videos": [], "note": None, "skipped": skipped}
 
 
+def video_before(job: Job, recipe: Recipe, args: argparse.Namespace) -> str:
+    """The video that the shard before ends with and that this one may go on with: none if the source between is broken, which
+    is for each process to see by itself."""
+    try:
+        if job.before:
+            recipe.read(job.before, args)
+            return job.before.video
+    except Broken:
+        pass
+    return ""
+
+
 def write_videos(dir: Path, job: Job, recipe: Recipe, args: argparse.Namespace) -> list[dict]:
     """The shard of a job in a folder of its own -> the sources' entries in the manifest."""
     entries, writer = [], None
     try:
+        last = video_before(job, recipe, args)
         for source in job.sources:
             entries.append(entry_of(source.name, source.split))
             try:
                 video = recipe.read(source, args)
             except Broken as error:
-                entries[-1]["skipped"] = str(error)
+                entries[-1]["skipped"], last = str(error), ""
                 continue
-            writer = writer or ShardWriter(dir, fps=video.rate, source=recipe.dataset, command=command(recipe, args),
-                                           shard_bytes=sys.maxsize)
+            goes_on, last = bool(last) and source.video == last, source.video
+            writer = writer or ShardWriter(dir, recipe.key, video.rate, recipe.dataset, command(recipe, args),
+                                           shard_bytes=sys.maxsize, continues=goes_on)
             for clip in video.clips:
-                writer.add(clip)
+                (writer.append if goes_on else writer.add)(clip, **video.extra)
             entries[-1].update(sha256=video.sha256, frames=video.decoded, note=video.note,
                                videos=[len(clip) for clip in video.clips])
-        if writer and writer.videos:
+        if writer and writer.frames:
             writer.close()
     except OSError as error:  # HDF5's name no file
         if writer:
@@ -221,10 +246,10 @@ def make(recipe: Recipe, found: Found, args: argparse.Namespace) -> dict:
     rest = [job for job in jobs if job.name not in done]
     before = sum(map(len, done.values()))
     if done:
-        print(f"{partial}: {before:,} of {len(found.sources):,} source videos are done already")
+        print(f"{partial}: {before:,} of {len(found.sources):,} {recipe.unit}s are done already")
     try:
-        with (progress(len(found.sources), recipe.dataset, "video", before) as bar,
-              contextlib.closing(write_all(partial, rest, recipe, args)) as written):
+        with (progress(len(found.sources), recipe.dataset, recipe.unit.split()[-1], before) as bar,
+              contextlib.closing(write_all(partial, rest, recipe._replace(facts={}), args)) as written):
             for name, reason in found.broken:
                 bar.write(f"{name}: {reason}; skipped", sys.stderr)
             for job, entries in written:
@@ -255,16 +280,17 @@ def finish(recipe: Recipe, partial: Path, jobs: list[Job], entries: list[dict], 
     if not present:
         reasons = [entry["skipped"] for entry in entries if entry["skipped"]]
         shutil.rmtree(partial)
-        raise UserError(f"{args.source}: not one video in {len(entries)} sources"
+        raise UserError(f"{getattr(args, 'source', args.out)}: not one video in {len(entries)} sources"
                         + f"; the first: {reasons[0]}" * bool(reasons))
-    shards = {split: Shards(partial / "out" / split) for split in present}
+    shards = {split: Shards(partial / "out" / split, recipe.key) for split in present}
     manifest = {
-        "dataset": recipe.dataset, "command": command(recipe, args), "options": options(args), "versions": versions(),
-        "split_rule": recipe.split_rule, "resize_rule": CROPS[args.crop].format(args.image_size),
+        "dataset": recipe.dataset, "command": command(recipe, args), "options": options(args), "versions": versions(recipe),
+        "split_rule": recipe.split_rule, "resize_rule": recipe.frame_rule or CROPS[args.crop].format(args.image_size),
         "fps": shards[present[0]].fps, "skipped": sum(bool(entry["skipped"]) for entry in entries),
         "splits": {split: {"videos": len(part), "frames": int(part.lengths.sum()), "shards": len(part.paths),
+                           "shortest": int(part.lengths.min()), "longest": int(part.lengths.max()),
                            "fingerprint": part.fingerprint()} for split, part in shards.items()},
-        "shared": shared(entries), "sources": entries, "seconds": round(seconds, 2)}
+        **recipe.facts, "shared": shared(entries), "sources": entries, "seconds": round(seconds, 2)}
     (partial / "out" / "manifest.json").write_text(json.dumps(manifest, indent=1))
     os.replace(partial / "out", args.out)
     shutil.rmtree(partial, ignore_errors=True)
@@ -280,15 +306,15 @@ def shared(entries: list[dict]) -> list[list[str]]:
     return [[entry["name"] for entry in same] for same in by_content.values() if len({e["split"] for e in same}) > 1]
 
 
-def report(manifest: dict, args: argparse.Namespace) -> int:
+def report(manifest: dict, args: argparse.Namespace, unit: str = "source video") -> int:
     """Prints the summary -> the exit code."""
     skipped = [entry for entry in manifest["sources"] if entry["skipped"]]
-    print(f"{args.out}: {len(manifest['sources']):,} source videos in {manifest['seconds']:.1f} s; "
+    print(f"{args.out}: {len(manifest['sources']):,} {unit}s in {manifest['seconds']:.1f} s; "
           f"{manifest['split_rule']}; {manifest['resize_rule']}")
     for split, part in manifest["splits"].items():
-        lengths = [n for entry in manifest["sources"] if entry["split"] == split for n in entry["videos"]]
-        print(f"  {split:5} {part['videos']:9,} videos {part['frames']:11,} frames, {min(lengths)} to {max(lengths)} each")
-    print(f"  skipped: {len(skipped):,} source videos" + "; the shards are complete and usable without them" * bool(skipped))
+        print(f"  {split:5} {part['videos']:9,} videos {part['frames']:11,} frames, "
+              f"{part['shortest']} to {part['longest']} each")
+    print(f"  skipped: {len(skipped):,} {unit}s" + "; the shards are complete and usable without them" * bool(skipped))
     for entry in skipped[:20]:
         print(f"  {entry['name']}: {entry['skipped']}")
     if len(skipped) > 20:
@@ -296,4 +322,4 @@ def report(manifest: dict, args: argparse.Namespace) -> int:
     for names in manifest["shared"][:5]:
         more = f" and {len(names) - 4:,} more" * (len(names) > 4)
         print(f"  warning: the same video in different splits: {', '.join(names[:4])}{more}")
-    return int(bool(skipped or manifest["shared"]) and not args.allow_skips)
+    return int(bool(skipped or manifest["shared"]) and not getattr(args, "allow_skips", False))

@@ -35,15 +35,17 @@ class Source:
     size: int = 0
     stamp: int = 0  # when the file was changed
     detail: tuple = ()  # what the dataset's own reader wants to know
+    video: str = ""  # where several sources in a row make one video: its name, the same for all of them
 
 
 class Video(NamedTuple):
-    """What a source video holds: clips of (T, S, S, 3) uint8."""
+    """What a source video holds: clips of (T, S, S, 3) uint8, or of latents (T, C, h, w) float16."""
     sha256: str  # of the source's bytes
     clips: list[np.ndarray]
     decoded: int  # frames of the source
     rate: float | None = None  # frames per second
     note: str | None = None  # what should be known of it though it is used
+    extra: dict[str, np.ndarray] = {}  # of its one clip: arrays (T, ...) to be stored beside the frames
 
 
 @dataclass
@@ -53,9 +55,12 @@ class Found:
     broken: list[tuple[str, str]] = field(default_factory=list)
 
     def limited(self, limit: int | None) -> Found:
-        """With the first `limit` sources of each split only."""
+        """With the sources of the first `limit` videos of each split only."""
         splits = dict.fromkeys(source.split for source in self.sources)
-        parts = {split: [source for source in self.sources if source.split == split][:limit] for split in splits}
+        parts = {split: [source for source in self.sources if source.split == split] for split in splits}
+        for split, part in parts.items():
+            chosen = set(list(dict.fromkeys(source.video or source.name for source in part))[:limit])
+            parts[split] = [source for source in part if (source.video or source.name) in chosen]
         return Found([source for part in parts.values() for source in part], self.broken)
 
 

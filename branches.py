@@ -43,6 +43,9 @@ def clips(dataset: str) -> dict[str, Any]:
         return ours | ({} if dataset == "videos" else {"data.condition": 10, "data.predict": 10})
     if dataset == "wmaze":
         return ours | {"data.generate": "maze", "data.stream": 20_000, "data.held_out": 2_000}
+    if dataset == "clevrer_like":  # clips as CLEVRER's, networks for two cores
+        return ours | {"data.image_size": 128, "data.clip": 16, "data.skip": 4, "data.condition": 2, "data.predict": 14,
+                       "vqvae.downsample": 8, "vqvae.width": 32, "vqvae.batch_size": 16}
     if dataset == "kth":
         return published | {"data.root": "data/kth", "data.image_size": 64, "data.clip": 40, "data.condition": 10,
                             "data.predict": 30, "vqvae.kind": "taming_f8_small", "vqvae.downsample": 8,
@@ -62,11 +65,12 @@ def clips(dataset: str) -> dict[str, Any]:
     raise UserError(f"no dataset `{dataset}`{nearest(dataset, DATASETS)}")
 
 
-DATASETS = ("ball_stn", "ball_nstn", "wmaze", "moving_mnist", "videos", "kth", "clevrer", "bair_64", "bair_256")
+DATASETS = ("ball_stn", "ball_nstn", "wmaze", "moving_mnist", "clevrer_like", "videos", "kth", "clevrer", "bair_64", "bair_256")
 
 PREPARE = {  # the command that makes the shards of a dataset which is not generated
     "videos": "python -m prepare.videos --source FOLDER_OF_VIDEOS --out {root} --image_size {size} --clip_length 24",
     "moving_mnist": "python -m prepare.moving_mnist --out {root}",
+    "clevrer_like": "pip install pybullet && python -m prepare.clevrer_like --out {root} --image_size {size}",
     "kth": "python -m prepare.kth --source FOLDER_OF_KTH --out {root} --image_size {size}",
     "clevrer": "python -m prepare.clevrer --source FOLDER_OF_CLEVRER --out {root} --image_size {size}",
     "bair_64": "python -m prepare.bair --source softmotion30_44k --out {root} --image_size {size}",

@@ -1,5 +1,6 @@
 """prepare/frames.py: the order of frames, content, other extensions, zips, frames that are missing or damaged."""
 
+import io
 import zipfile
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 from raw import png, psnr, walk
 
 from prepare import build, frames
-from prepare.decode import Broken
+from prepare.decode import Broken, png_pixels, rgb
 from shards import Shards
 
 
@@ -94,6 +95,20 @@ def test_broken_videos_are_named_with_the_frame(raw, tmp_path, capsys):
     assert "2.png and 4.png are 2 apart" in reasons[0] and reasons[1].startswith("4.png: ")
     assert reasons[2] == "2.png: frame 2 is 160x50, the first 160x120" and reasons[3] is None
     assert build.report(manifest, args) == 1 and Shards(tmp_path / "out/train").lengths.tolist() == [6]
+
+
+def test_plain_pngs_have_a_quicker_way_with_the_same_pixels():
+    plain, tagged = png(walk()[3]), io.BytesIO()
+    Image.fromarray(walk()[3]).save(tagged, "png", dpi=(72, 72))
+    assert (png_pixels(tagged.getvalue()) == walk()[3]).all()
+    assert (png_pixels(plain) == walk()[3]).all() and (np.asarray(rgb(io.BytesIO(plain))) == walk()[3]).all()
+    for mode in ("L", "P", "RGBA", "I;16"):
+        other = io.BytesIO()
+        image = Image.fromarray(walk()[3]).convert(mode) if mode != "I;16" else Image.fromarray(np.zeros((9, 9), np.uint16))
+        image.save(other, "png")
+        assert png_pixels(other.getvalue()) is None
+    for broken in (plain[:-20], plain[:900], plain + b"x", plain[:400] + bytes([plain[400] ^ 1]) + plain[401:], b"", plain[:8]):
+        assert png_pixels(broken) is None
 
 
 def test_the_same_video_in_two_splits_is_told(raw, tmp_path, capsys):

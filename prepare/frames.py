@@ -132,7 +132,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def make(args: argparse.Namespace) -> dict:
-    recipe = build.Recipe(Path(args.source).resolve().name, "prepare.frames", read, "as the folders are", 64)
+    recipe = build.Recipe(Path(args.source).resolve().name, "prepare.frames", read, "as the folders are", 16)
     return build.make(recipe, find_tree(Path(args.source), args.extension), args)
 
 

@@ -180,8 +180,8 @@ def main() -> None:
         rates = " | ".join(f"{row['frames_per_second'][way]:,.0f}" for way in ("plain", "ours"))
         lines.append(f"| {row['data']} | {row['frames']:,} | {rates} | {row['ratio']:.1f} |")
     text = (f"Raw frames of {WIDTH}x{HEIGHT} to shards of {SIZE}x{SIZE}, the same in both, bit for bit; ours with "
-            f"{args.workers} processes, whose start is counted; the quickest of {args.repeats} runs each. Neither has Python's own start "
-            f"and imports counted. {results.machine()}.\n\n" + "\n".join(lines))
+            f"{args.workers} processes, whose start is counted; the quickest of {args.repeats} runs each. Neither has "
+            f"Python's own start and imports counted. {results.machine()}.\n\n" + "\n".join(lines))
     print(text, f"\ntable          {results.write('Preparing data', text, args.out)}")
     print(json.dumps({"benchmark": "prepare", "machine": results.machine(), "workers": args.workers, "rows": rows}))
 

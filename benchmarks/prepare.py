@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import io
 import json
+import resource
 import shutil
 import tempfile
 import time
@@ -132,22 +133,31 @@ def check_same(a: Path, b: Path) -> int:
     return total
 
 
+def cpu_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(part.ru_utime + part.ru_stime for part in used)
+
+
 def measure(name: str, ways: dict[str, Callable[[Path], None]], folder: Path, repeats: int) -> dict:
     """Seconds of each way, in turn, so that what else the machine does meets all of them."""
     seconds: dict[str, list[float]] = {way: [] for way in ways}
+    cpu: dict[str, list[float]] = {way: [] for way in ways}
     with progress(repeats * len(ways), name, "run") as bar:
         for _ in range(repeats):
             for way, run in ways.items():
                 shutil.rmtree(folder / way, ignore_errors=True)
-                began = time.perf_counter()
+                began, used = time.perf_counter(), cpu_seconds()
                 run(folder / way)
                 seconds[way].append(time.perf_counter() - began)
+                cpu[way].append(cpu_seconds() - used)
                 bar.update()
     count = check_same(*(folder / way for way in ways))
     rates = {way: count / min(values) for way, values in seconds.items()}
     one, two = rates
     return {"data": name, "frames": count, "ratio": round(rates[two] / rates[one], 2),
             "frames_per_second": {way: round(rate, 1) for way, rate in rates.items()},
+            "cpu_ms_per_frame": {way: round(1000 * min(values) / count, 3) for way, values in cpu.items()},
             "seconds": {way: [round(value, 2) for value in values] for way, values in seconds.items()}}
 
 
@@ -175,10 +185,12 @@ def main() -> None:
             ways = {"plain": lambda out, source=source, loop=loop: loop(source, out),
                     "ours": lambda out, source=source, module=module: ours(module, source, out, args.workers)}
             rows.append(measure(name, ways, folder, args.repeats))
-    lines = ["| from | frames | plain loop, frames/s | ours, frames/s | ratio |", "| --- |" + " ---: |" * 4]
+    lines = ["| from | frames | plain loop, frames/s | ours, frames/s | ratio | plain, CPU ms/frame | ours, CPU ms/frame |",
+             "| --- |" + " ---: |" * 6]
     for row in rows:
         rates = " | ".join(f"{row['frames_per_second'][way]:,.0f}" for way in ("plain", "ours"))
-        lines.append(f"| {row['data']} | {row['frames']:,} | {rates} | {row['ratio']:.1f} |")
+        cpu = " | ".join(f"{row['cpu_ms_per_frame'][way]:.2f}" for way in ("plain", "ours"))
+        lines.append(f"| {row['data']} | {row['frames']:,} | {rates} | {row['ratio']:.1f} | {cpu} |")
     text = (f"Raw frames of {WIDTH}x{HEIGHT} to shards of {SIZE}x{SIZE}, the same in both, bit for bit; ours with "
             f"{args.workers} processes, whose start is counted; the quickest of {args.repeats} runs each. Neither has "
             f"Python's own start and imports counted. {results.machine()}.\n\n" + "\n".join(lines))

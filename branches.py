@@ -45,7 +45,8 @@ def clips(dataset: str) -> dict[str, Any]:
         return ours | {"data.generate": "maze", "data.stream": 20_000, "data.held_out": 2_000}
     if dataset == "clevrer_like":  # clips as CLEVRER's, networks for two cores
         return ours | {"data.image_size": 128, "data.clip": 16, "data.skip": 4, "data.condition": 2, "data.predict": 14,
-                       "vqvae.downsample": 8, "vqvae.width": 32, "vqvae.batch_size": 16}
+                       "vqvae.downsample": 8, "vqvae.codes": 8192, "vqvae.batch_size": 16, "vqvae.steps": 2_000,
+                       "train.steps": 4_000, "sample.num_videos": 16, "sample.steps": 5, "sample.reencode": True}
     if dataset == "kth":
         return published | {"data.root": "data/kth", "data.image_size": 64, "data.clip": 40, "data.condition": 10,
                             "data.predict": 30, "vqvae.kind": "taming_f8_small", "vqvae.downsample": 8,

@@ -1,18 +1,24 @@
 """benchmarks/RESULTS.md: one section per benchmark, replaced by the last run of it."""
 
+import datetime
 import platform
 import re
 from pathlib import Path
 
 import torch
 
+import runtime
+
 HERE = Path(__file__).parent
 
 
 def machine() -> str:
+    """And the day."""
+    day = datetime.date.today().isoformat()
     if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    return f"{torch.get_num_threads()} CPU threads ({platform.machine()}), torch {torch.__version__}"
+        return f"{day}, {torch.cuda.get_device_name()}, torch {torch.__version__}"
+    amx = "with" if runtime.has_fast_bf16(torch.device("cpu")) else "without"
+    return f"{day}, {torch.get_num_threads()} CPU threads ({platform.machine()} {amx} AMX), torch {torch.__version__}"
 
 
 def write(section: str, text: str, folder: Path = HERE) -> Path:

@@ -112,11 +112,8 @@ def fit(config: Config, source: stages.Source, autoencoder: nn.Module,
     """Train the velocity network to config.train.steps; -> its checkpoint."""
     train, device = config.train, process.device
     learner = begin(config, process, dir, start)
-    step = start["step"] if start else 0
+    step = first_step(start, process, dir)
     source.load_state_dict(start.get("replay") if start else None)
-    if process.agree(step) != step:
-        raise Failure(f"process {process.rank} read update {step} from {dir}, the first another: is it the same folder on all "
-                      "machines?")
     if step >= train.steps:
         return dir / "latest.pt"
     shown = sample.build_net(config, device).eval() if process.first else None  # with the averages, for previews
@@ -137,9 +134,7 @@ def fit(config: Config, source: stages.Source, autoencoder: nn.Module,
             asked = signals.agreed(step, last)
             to_save = step % train.save_every == 0 or last or asked
             if step % train.log_every == 0 or to_save:
-                values = since.summary()
-                if since.longest[0] >= train.max_bad_steps:
-                    raise not_finite(config, since.longest[0], step - since.longest[1], windows, dir)
+                values = summary(since, config, step, windows, dir)
                 if step % train.log_every == 0 or last:
                     log.row(step, **values, lr=learner.optimizer.param_groups[0]["lr"])
                     since.clear()
@@ -181,6 +176,23 @@ def update(net: nn.Module, optimizer, forecaster: sample.Forecaster, batch: Batc
     for buffer, old in zip(buffers, before):
         buffer.copy_(torch.where(norm.isfinite(), buffer, old))
     return torch.cat(losses).detach(), norm
+
+
+def first_step(start: dict | None, process: Process, dir: Path) -> int:
+    """Updates done, the same on all processes."""
+    step = start["step"] if start else 0
+    if process.agree(step) != step:
+        raise Failure(f"process {process.rank} read update {step} from {dir}, the first another: is it the same folder on all "
+                      "machines?")
+    return step
+
+
+def summary(since: logs.Recent, config: Config, step: int, windows: data.Windows | None, dir: Path) -> dict[str, float]:
+    """What there is to log; Failure where no gradient has been finite for too long."""
+    values = since.summary()
+    if since.longest[0] >= config.train.max_bad_steps:
+        raise not_finite(config, since.longest[0], step - since.longest[1], windows, dir)
+    return values
 
 
 def not_finite(config: Config, count: int, k: int, windows: data.Windows | None, dir: Path) -> Failure:

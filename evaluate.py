@@ -31,10 +31,12 @@ import sample
 from configs import Config
 from console import UserError, progress, run_command
 from protocols import Protocol
+from shards import Shards
 from sharing import Parts
+from streams import StreamWindows, spread
 
 PART = 8  # videos measured at a time, and the grain in which processes share the work: a part of the noise's key
-CHANGEABLE = ("videos", "samples", "condition", "predict", "split", "clips", "seed", "rule", "lpips_net", "fvd_chunk",
+CHANGEABLE = ("videos", "samples", "condition", "predict", "split", "clips", "frames", "seed", "rule", "lpips_net", "fvd_chunk",
               "fvd_samples", "reference")
 
 
@@ -60,12 +62,10 @@ def from_checkpoint(args: argparse.Namespace, process: runtime.Process) -> tuple
         "data.condition": protocol.condition, "data.predict": protocol.predict, "sample.split": protocol.split,
         "sample.num_samples": protocol.samples})
     shards = sample.open_split(config, protocol.split)
-    clip, skip = protocol.condition + protocol.predict, config.data.skip
-    data.check_long_enough(shards, clip, skip, "the protocol")
-    windows = data.draw_windows(shards.lengths, clip, skip, protocol.videos, np.random.default_rng(protocol.seed)) \
-        if protocol.clips == "random" else data.spaced_windows(shards.lengths, clip, skip, protocol.videos)
+    windows = clips_of(protocol, shards, config.data.skip)
     if len(windows.video) < protocol.videos:
-        print(f"{shards.dir} has {len(windows.video)} clips of {clip} frames that do not overlap, not {protocol.videos}")
+        kind = "such clips" if protocol.stream else "clips that do not overlap"
+        print(f"{shards.dir} has {len(windows.video)} {kind} of {windows.clip} frames, not {protocol.videos}")
         protocol = dataclasses.replace(protocol, videos=len(windows.video))
     forecaster.config = config = configs.update(config, {"sample.num_videos": protocol.videos})
 
@@ -84,6 +84,22 @@ def from_checkpoint(args: argparse.Namespace, process: runtime.Process) -> tuple
     return source, out.with_name(f"{out.name}-{protocol.name}")
 
 
+def clips_of(protocol: Protocol, shards: Shards, skip: int) -> data.Windows:
+    """Those that a protocol asks for, or as many as there are."""
+    clip, rng, n = protocol.condition + protocol.predict, np.random.default_rng(protocol.seed), protocol.videos
+    if protocol.stream:
+        stride = "chunked" if protocol.clips == "chunked" else "continuous"
+        every = StreamWindows(shards, clip, stride, frames=protocol.frames, skip=skip, settings=("--frames", "--predict"))
+        if protocol.clips == "random":
+            return every.clips(rng.integers(len(every), size=n))
+        k = np.arange(min(n, len(every)))
+        return every.clips(spread(k, len(k), len(every)) if protocol.clips == "spaced" else k)
+    data.check_long_enough(shards, clip, skip, "the protocol")
+    if protocol.clips == "random":
+        return data.draw_windows(shards.lengths, clip, skip, n, rng)
+    return data.spaced_windows(shards.lengths, clip, skip, n)
+
+
 def from_results(args: argparse.Namespace, process: runtime.Process) -> tuple[Source, Path]:
     """Samples made before, in a folder of sample.py's or of this program's; -> (source, that folder)."""
     dir = sample.folder(args.results)
@@ -94,10 +110,11 @@ def from_results(args: argparse.Namespace, process: runtime.Process) -> tuple[So
     if (counted := about.get("samples_per_video") or S) > S:
         raise UserError(f"{dir} keeps {S} of the {counted} samples that its numbers are of; evaluate the checkpoint again")
     own = {"videos": len(truth), "samples": S, "condition": truth.shape[1] - T, "predict": T,
-           **{name: about.get(name, usual) for name, usual in (("split", "test"), ("clips", "spaced"), ("seed", 0))}}
+           **{name: about.get(name, usual) for name, usual in (("split", "test"), ("clips", "spaced"), ("stream", False),
+                                                             ("frames", ""), ("seed", 0))}}
     protocol = protocols.get(args.protocol or "own", config, changes(args))
     if (args.protocol or "own") == "own":
-        protocol = dataclasses.replace(protocol, **{name: own[name] for name in own if getattr(args, name) is None})
+        protocol = dataclasses.replace(protocol, **{name: own[name] for name in own if getattr(args, name, None) is None})
     wanted = {name: getattr(protocol, name) for name in own}
     if wrong := [f"{name} {value}, not {wanted[name]}" for name, value in own.items() if value != wanted[name]]:
         raise UserError(f"{dir} does not go with protocol {protocol.name}: it has {wrong[0]}")
@@ -242,7 +259,7 @@ def mean_of_training(config: Config) -> np.ndarray | None:
         return None
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python evaluate.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--ckpt", help="a checkpoint to sample from; with --results, for its autoencoder")
@@ -263,7 +280,7 @@ def parse() -> argparse.Namespace:
     add("--dataset", default="", help="of a published checkpoint, which does not say it")
     add("--interpolant", default="", help="likewise")
     add("--set", nargs="+", action="extend", default=[], metavar="GROUP.FIELD=VALUE", help="any other field")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if not args.ckpt and not args.results:
         raise UserError("nothing to evaluate: give --ckpt FILE or --results DIR")
     if args.keep < 1:
@@ -271,8 +288,8 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    args, process = parse(), runtime.start()
+def evaluated(args: argparse.Namespace, process: runtime.Process, known: dict[bytes, np.ndarray] | None = None) -> Path:
+    """-> the folder of the results, made now unless they are there. known: features of videos, for those to come again."""
     source, out = (from_results if args.results else from_checkpoint)(args, process)
     out, which = sample.folder(args.out) if args.out else out, metrics_of(args, source.config, source.protocol)
     sample.check_out(out)
@@ -291,11 +308,19 @@ def main() -> None:
         shutil.rmtree(parts.dir, ignore_errors=True)
 
     if not done():
-        measured(source, which, networks(files, source.protocol, process.device), args.keep, mean, parts, process)
+        nets = dataclasses.replace(networks(files, source.protocol, process.device), known=known)
+        measured(source, which, nets, args.keep, mean, parts, process)
         parts.sum_up(out.parent, write)
+    return out
+
+
+def main() -> None:
+    args, process = parse(), runtime.start()
+    out = evaluated(args, process)
     if process.first:
-        print(table(results.read_metrics(out)))
-        print(sample.paths(out, source.config.sample.format, args.ckpt or args.results))
+        result = results.read_metrics(out)
+        print(table(result))
+        print(sample.paths(out, results.config_of(result, out).sample.format, args.ckpt or args.results))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ A protocol goes into metrics.json whole. Where a paper leaves something open, `s
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 
 import configs
@@ -24,6 +25,9 @@ class Protocol:
     videos: int = 256          # clips, or as many as there are
     samples: int = 4           # futures of each
     clips: str = "spaced"      # `spaced` evenly over the split without overlap, or `random` ones
+    stream: bool = False       # clips of all videos laid end to end, where those `spaced` overlap if they must; or the first
+    #                            that there are: `continuous`, one from every frame on, or `chunked`, end to end
+    frames: str = ""           # of a stream: START:STOP, the part that clips are taken from; empty: all
     seed: int = 0              # of the clips, if random, and of the noise
     rule: str = "mean"         # of mse, psnr, ssim, lpips: `mean` over samples, `first`, or the `best` of each video and metric
     lpips_net: str = "alex"    # its backbone: `alex` or `vgg`
@@ -39,7 +43,12 @@ class Protocol:
                 raise UserError(f"protocol {self.name}: {name} must be >= {int(name in positive)}, got {getattr(self, name)}")
         if 0 < self.fvd_chunk < 10:
             raise UserError(f"protocol {self.name}: fvd_chunk must be 0 or >= 10, got {self.fvd_chunk}: I3D needs 10 frames")
-        for name, values in (("clips", ("spaced", "random")), ("rule", ("mean", "first", "best")),
+        if self.frames and not self.stream:
+            raise UserError(f"protocol {self.name} is not of a stream, so --frames does not go with it; see lifelong_stream")
+        if re.fullmatch(r"(\d*:\d*)?", self.frames) is None:
+            raise UserError(f"protocol {self.name}: frames must be START:STOP, got {self.frames}")
+        clips = ("spaced", "random", *(("continuous", "chunked") if self.stream else ()))
+        for name, values in (("clips", clips), ("rule", ("mean", "first", "best")),
                              ("lpips_net", ("alex", "vgg")), ("reference", ("real", "autoencoded"))):
             if getattr(self, name) not in values:
                 raise UserError(f"protocol {self.name}: {name} must be one of {', '.join(values)}, got {getattr(self, name)}")
@@ -63,7 +72,8 @@ def in_words(told: dict) -> list[str]:
     """What `told` gave, as lines for a person."""
     S = told["samples_per_video"]
     lpips = f" and lpips ({told['lpips_net']})" if "lpips" in told["metrics"] else ""
-    lines = [f"protocol {told['name']}: {told['videos']} {told['split']} clips ({told['clips']}, seed {told['seed']}), "
+    where = f" of the stream's frames {told['frames'] or ':'}" if told.get("stream") else ""
+    lines = [f"protocol {told['name']}: {told['videos']} {told['split']} clips{where} ({told['clips']}, seed {told['seed']}), "
              f"{S} samples each, {told['condition']} -> {told['predict']} frames",
              f"of mse, psnr, ssim{lpips} the {told['rule']} of the samples counts; crps and energy are unbiased"]
     if {"fvd", "kvd"} & set(told["metrics"]):
@@ -78,6 +88,10 @@ BALLS, KTH, BAIR = ("ball_stn", "ball_nstn"), ("kth",), ("bair_64", "bair_256")
 PROTOCOLS = {protocol.name: protocol for protocol in (
     Protocol("own", "the checkpoint's own task, whatever it was trained on", ()),
     Protocol("lifelong_ball", "ours, for the balls of lifelong learning", BALLS, 10, 20, videos=64),
+    Protocol("lifelong_stream", "after Yoo et al. 2024 (arXiv 2406.04814): windows as long as those of the training, the first "
+             "half given, minADE of the best of 3 samples. Ours: 100 windows from the stream's first frame to its last, and "
+             "FVD and KVD of the first sample with the given frames, without which I3D would have too few", (), videos=100,
+             samples=3, stream=True, fvd_given=True),
     Protocol("srvp_kth", "Franceschi et al. 2020 and their test.py: 1,000 random clips, the best of 100 samples by each "
              "metric, FVD of the first sample with the given frames. Their clips are drawn by file, ours over all shards", KTH,
              10, 30, videos=1000, samples=100, clips="random", seed=42, rule="best", fvd_given=True),
@@ -101,7 +115,8 @@ def get(name: str, config: configs.Config, changes: dict) -> Protocol:
         raise UserError(f"protocol {name} is for {' and '.join(protocol.datasets)}, the checkpoint is of {config.dataset}; "
                         "--protocol own is for any")
     changes = {key: value for key, value in changes.items() if value is not None and value != getattr(protocol, key)}
-    full_name = "-".join([name, *(f"{field}_{value}" for field, value in sorted(changes.items()))])
+    full_name = "-".join([name, *(f"{field}_{value}".replace(":", "-") for field, value in sorted(changes.items()))])
     protocol = dataclasses.replace(protocol, **changes, name=full_name)
-    return dataclasses.replace(protocol, condition=protocol.condition or config.data.condition,
-                               predict=protocol.predict or config.data.predict)
+    half, own = config.data.clip // 2, config.data
+    condition, predict = (half, own.clip - half) if protocol.stream else (own.condition, own.predict)
+    return dataclasses.replace(protocol, condition=protocol.condition or condition, predict=protocol.predict or predict)

@@ -58,25 +58,27 @@ class StreamWindows:
     stride: `continuous`, a window from every frame on; `chunked`, each begins where the one before has ended; `spaced`, `count`
     of them, evenly from the first that there is to the last, overlapping where they must. None crosses from one video into
     the next, and frames at a video's end that fill no window are left out. frames: "START:STOP", a part of the stream.
+    settings: what a person would set `frames` and `length` by.
     windows[k] is (frames or latents (length, ...) as stored, their places in the stream (length,) int64), read from the disk;
     UserError where there are too few frames.
     """
 
     def __init__(self, shards: Shards, length: int, stride: str = "continuous", count: int = 0, frames: str = "",
-                 skip: int = 0):
-        self.shards, self.stride = shards, stride
+                 skip: int = 0, settings: tuple[str, str] = ("data.frames", "data.clip")):
+        self.shards, self.stride, self.skip = shards, stride, skip
         self.offsets = np.arange(length) * (skip + 1)
         self.span = data.span(length, skip)
         start, stop = frame_range(frames, int(shards.lengths.sum()))
         if stop > shards.lengths.sum() or start >= stop:
-            raise UserError(f"{shards.dir}: a stream of {shards.lengths.sum():,} frames, data.frames={frames} is no part of it")
+            raise UserError(f"{shards.dir}: a stream of {shards.lengths.sum():,} frames, {settings[0]}={frames} is no part of "
+                            "it")
         self.first, lengths = cut(shards.lengths, start, stop)
         self.ends = np.cumsum(places(lengths, self.span, stride))
         self.total = int(self.ends[-1])
         self.count = count if stride == "spaced" else self.total
         if not self.total:
-            raise UserError(f"{shards.dir}: its longest video has {lengths.max()} frames within data.frames={frames or ':'}, a "
-                            f"window needs {self.span}; lower data.clip")
+            raise UserError(f"{shards.dir}: its longest video has {lengths.max()} frames within {settings[0]}={frames or ':'}, "
+                            f"a window needs {self.span}; lower {settings[1]}")
         if self.count > self.total:
             raise UserError(f"{shards.dir}: {count:,} windows asked for, but only {self.total:,} of {self.span} frames begin "
                             "at different ones; lower data.num_windows")
@@ -94,6 +96,12 @@ class StreamWindows:
     def rows(self, k: np.ndarray) -> np.ndarray:
         """(n,) numbers of windows -> (n, length) places in the stream of their frames."""
         return self.starts(k)[:, None] + self.offsets
+
+    def clips(self, k: np.ndarray) -> data.Windows:
+        """(n,) numbers of windows -> where they lie in their videos."""
+        start = self.starts(k)
+        video = np.searchsorted(self.shards.starts, start, side="right") - 1
+        return data.Windows(video, start - self.shards.starts[video], len(self.offsets), self.skip + 1)
 
     def __getitem__(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         if not 0 <= k < len(self):

@@ -85,6 +85,78 @@ def curve(panel, horizon: dict, name: str, bands: dict) -> None:
     panel.set_title(better, loc="right", fontsize=9, color="#555555")
 
 
+SEGMENTS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#555555")  # Okabe and Ito's, again
+
+
+def forgetting(panels: list[tuple[str, list[dict], str]], path: Path | IO[bytes], losses: list[dict] | None = None,
+               columns: int = 2) -> None:
+    """Metrics of each segment of a stream against the time of training. panels: (title, rows, metric), a row having updates,
+    segment, seen (the share of the segment that has been trained on) and metric: {"mean", "se"}. Panels beside one another
+    that show one metric have one scale. losses: rows of metrics.jsonl, drawn in a panel of their own."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    count = len(panels) + bool(losses)
+    rows, columns = -(-count // columns), min(columns, count)
+    with rc_context(TEXT):
+        figure = Figure(figsize=(3.3 * columns + 0.4, 2.6 * rows + 0.6), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axis, panel in zip(axes, panels):
+            segment_curves(axis, *panel)
+        for first in range(0, len(panels), columns):
+            one_scale(axes[first:first + columns], [metric for *_, metric in panels[first:first + columns]])
+        if losses:
+            loss_curves(axes[len(panels)], losses)
+        for axis in axes[count:]:
+            axis.remove()
+        lines = {line.get_label(): line for axis in axes[:len(panels)] for line in axis.get_lines()
+                 if not line.get_label().startswith("_")}
+        figure.legend(lines.values(), lines.keys(), loc="outside upper center", frameon=False,
+                      ncols=min(len(lines), 3 * columns),
+                      title="solid: from when most of the segment had been trained on; dashed: before", title_fontsize=9)
+        save(figure, path)
+
+
+def segment_curves(panel, title: str, rows: list[dict], metric: str) -> None:
+    """One panel of `forgetting`."""
+    for segment in sorted({row["segment"] for row in rows}):
+        own = sorted((row for row in rows if row["segment"] == segment), key=lambda row: row["updates"])
+        x, y, error = np.array([(row["updates"], row[metric]["mean"] or np.nan, row[metric]["se"] or 0) for row in own]).T
+        known = next((k for k, row in enumerate(own) if row["seen"] > 0.5), len(own))
+        look = {"color": SEGMENTS[segment % len(SEGMENTS)], "marker": "o", "markersize": 3}
+        panel.plot(x[:known + 1], y[:known + 1], linestyle=(0, (3, 2)), linewidth=1, alpha=0.55, **look)
+        panel.plot(x[known:], y[known:], linewidth=1.8, label=f"segment {segment + 1}", **look)
+        panel.fill_between(x, y - error, y + error, color=look["color"], alpha=0.12, linewidth=0)
+    name, unit, _ = describe(metric)
+    panel.set(xlabel="updates", ylabel=name + f" ({unit})" * bool(unit))
+    panel.set_title(title, loc="left", fontweight="bold")
+
+
+def one_scale(axes, metrics_shown: list[str]) -> None:
+    for metric in set(metrics_shown):
+        same = [axis for axis, shown in zip(axes, metrics_shown) if shown == metric]
+        limits = np.array([axis.get_ylim() for axis in same])
+        for axis in same:
+            axis.set_ylim(limits[:, 0].min(), limits[:, 1].max())
+
+
+def loss_curves(panel, losses: list[dict]) -> None:
+    """The loss over time, on a stream of what is live and of what is replayed; each value the mean of its neighbourhood."""
+    names = [name for name in ("loss_live", "loss_replay") if any(name in row for row in losses)] or ["loss"]
+    for name, color in zip(names, (MODEL, "#D55E00")):
+        x, y = np.array([(row["step"], row[name]) for row in losses if name in row]).T
+        size = max(1, len(y) // 40)
+        smooth = np.convolve(y, np.ones(size) / size, "valid")
+        panel.plot(x, y, color=color, linewidth=0.6, alpha=0.35)
+        panel.plot(x[size // 2:size // 2 + len(smooth)], smooth, color=color, linewidth=1.6, label=name.replace("_", ", "))
+    panel.set_yscale("log")
+    for axis in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+        axis(lambda value, _: f"{value:.1g}" if f"{value:.0e}"[0] in "125" else "")
+    panel.set(xlabel="updates", ylabel="loss")
+    panel.set_title("loss over time", loc="left", fontweight="bold")
+    panel.legend(loc="upper right", frameon=False)
+
+
 def rank_histogram(counts: np.ndarray, path: Path | IO[bytes]) -> None:
     """counts: (S + 1,), how often the truth was larger than 0, 1, …, S of S samples. Forecasts whose spread is right give a
     flat one."""

@@ -3,8 +3,10 @@
     python -m benchmarks.lifelong
     python -m benchmarks.lifelong --memory
 
-The first trains a small network on the balls' streams, stationary and not: offline and in order, without replay and with.
-Stopped, it goes on where it was. The second trains along a stream of 1,000,000 frames, on 20,000 windows from its first frame
+The first trains a small network on the balls' streams, stationary and not: offline and in order, without replay and with. Of
+each it evaluates the last checkpoint, and measures how well the checkpoints along the stream forecast each segment of it; the
+table goes to benchmarks/RESULTS.md, the curves to benchmarks/lifelong.png, the last line printed is the table in JSON. Stopped,
+it goes on where it was. The second trains along a stream of 1,000,000 frames, on 20,000 windows from its first frame
 to its last with all of the past replayed, and writes to benchmarks/RESULTS.md the memory that this took, from drawing the first
 ball to the last update, and how fast windows are read.
 """
@@ -12,6 +14,7 @@ ball to the last update, and how fast windows are read.
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import shlex
 import sys
@@ -22,6 +25,9 @@ from pathlib import Path
 import numpy as np
 
 import configs
+import evaluate
+import figures
+import results as folders
 import runtime
 import sample
 import stages
@@ -30,6 +36,8 @@ import train
 from benchmarks import results
 from configs import Config
 from console import UserError, run_command
+from features import COMMAND
+from scripts import forgetting
 
 WAYS = {"offline": {"data.mode": "offline"}, "no replay": {"replay.size": "0"}, "replay 5 %": {"replay.size": "0.05"},
         "full replay": {"replay.size": "full"}}
@@ -50,6 +58,85 @@ def trained_on(dataset: str, way: str, args: argparse.Namespace) -> tuple[Config
     return config, [ckpt.with_name(f"step_{kept * (k + 1):08d}.pt") for k in range(SEGMENTS)]
 
 
+# ------------------------------------------------------------------------------------------------- how good the forecasts are
+METRICS = ("fvd", "kvd", "minade", "colorkl", "mse", "crps")
+SPLITS = ("train", "test")
+
+
+def evaluated(ckpt: Path, split: str, args: argparse.Namespace, known: dict) -> dict[str, dict]:
+    """{metric: {"mean", "se"}} of a checkpoint's forecasts, with `mse_ratio`, to the error of repeating the last frame."""
+    asked = evaluate.parse([
+        "--ckpt", str(ckpt), "--protocol", "lifelong_stream", "--split", split, "--videos", str(args.windows), "--weights",
+        str(args.weights), "--metrics", *METRICS, "--keep", "3"])
+    result = folders.read_metrics(evaluate.evaluated(asked, runtime.start(), known))
+    return result["summary"] | {"mse_ratio": {"mean": result["ratio_to_repeat_last"]["mse"]["all"], "se": None}}
+
+
+def evaluate_all(args: argparse.Namespace) -> tuple[dict, dict]:
+    """-> {(dataset, way): {split: metrics}} and {(dataset, way): rows of scripts/forgetting.py}, trained where need be."""
+    summaries, curves = {}, {}
+    for dataset in args.datasets:
+        known: dict[bytes, np.ndarray] = {}  # the real videos are the same for all ways of training
+        for way in args.ways:
+            _, ckpts = trained_on(dataset, way, args)
+            summaries[dataset, way] = {split: evaluated(ckpts[-1], split, args, known) for split in SPLITS}
+            curves[dataset, way], _ = forgetting.curves(ckpts[-1].parent, SEGMENTS, args.segment_windows, 3, {})
+    return summaries, curves
+
+
+COLUMNS = {"fvd": "FVD", "kvd": "KVD", "minade": "minADE (pixels)", "colorkl": "ColorKL (nats)",
+           "mse_ratio": "MSE / repeat last"}
+
+
+def table(dataset: str, summaries: dict) -> list[str]:
+    """Markdown: a row for each way of training, metrics on the train and on the test stream in columns."""
+    ways = [way for own, way in summaries if own == dataset]
+    lines = [f"| {dataset} | " + " | ".join(f"{name}, {split}" for name in COLUMNS.values() for split in SPLITS) + " |",
+             "| --- |" + " ---: |" * (len(COLUMNS) * len(SPLITS))]
+    for way in ways:
+        cells = [cell(summaries[dataset, way][split][name]) for name in COLUMNS for split in SPLITS]
+        lines.append(f"| {way} | " + " | ".join(cells) + " |")
+    floor = [summaries[dataset, ways[0]][split].get(f"{name}_autoencoder") for name in COLUMNS for split in SPLITS]
+    return [*lines, "| autoencoder alone | " + " | ".join(cell(value) if value else "" for value in floor) + " |"]
+
+
+def cell(value: dict) -> str:
+    return evaluate.number(value["mean"]) + (f" ± {value['se']:.2g}" if value["se"] is not None else "")
+
+
+def forgotten(dataset: str, curves: dict, metric: str = "mse_ratio") -> list[str]:
+    """Markdown: of each way of training the first segment's metric when it had just been seen, and at the end."""
+    lines = [f"| {dataset}, segment 1, MSE / repeat last | just seen | at the end |", "| --- | ---: | ---: |"]
+    for (own, way), rows in curves.items():
+        if own == dataset:
+            first = [row[metric] for row in rows if row["segment"] == 0]
+            lines.append(f"| {way} | {cell(first[0])} | {cell(first[-1])} |")
+    return lines
+
+
+def report(args: argparse.Namespace) -> str:
+    """Writes the section of RESULTS.md and the figure beside it; -> the numbers in JSON."""
+    summaries, curves = evaluate_all(args)
+    panels = [(f"{dataset}, {way}", rows, "mse_ratio") for (dataset, way), rows in curves.items()]
+    figures.forgetting(panels, args.out / "lifelong.png", columns=len(args.ways))
+    steps = curves[args.datasets[0], args.ways[0]][-1]["updates"]
+    lines = [f"Streams of {args.stream:,} frames of 32x32, {steps:,} updates of batch 2 with a conv net of width 64, one seed, "
+             f"averaged weights of the last checkpoint. Protocol lifelong_stream: {args.windows} windows from the first frame "
+             "of a stream to its last, 5 -> 5, 3 samples; FVD and KVD of all 10 frames and the first sample; ± is a standard "
+             f"error over windows. {results.machine()}. Made by `{command()}`.", ""]
+    for dataset in args.datasets:
+        lines += [*table(dataset, summaries), "", *forgotten(dataset, curves), ""]
+    lines += [f"Each segment, a {SEGMENTS}th of the stream, forecast by the checkpoints at the ends of all segments "
+              f"({args.segment_windows} windows of each):", "", "![Forgetting curves](lifelong.png)"]
+    found = {f"{dataset}, {way}": {split: {name: own[split][name]["mean"] for name in COLUMNS} for split in SPLITS}
+             for (dataset, way), own in summaries.items()}
+    print("\n".join(lines))
+    print(f"table          {results.write('Lifelong learning', chr(10).join(lines), args.out)}")
+    print(f"figure         {args.out / 'lifelong.png'}")
+    return json.dumps(found)
+
+
+# ------------------------------------------------------------------------------------------------------------ a long stream
 def peak_memory() -> float:
     """The most that this process has had in memory so far, mapped files included, in GB."""
     unit = 1 if sys.platform == "darwin" else 1024
@@ -130,6 +217,9 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=list(WAYS), help="of training")
     parser.add_argument("--stream", type=int, default=20_000, help="frames of the balls' training streams (default 20000)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--windows", type=int, default=100, help="evaluated of each stream (default 100)")
+    parser.add_argument("--segment_windows", type=int, default=20, help="and of each segment in the curves (default 20)")
+    parser.add_argument("--weights", type=Path, default=Path("weights/metrics"), help="folder of the metric networks")
     parser.add_argument("--frames", type=int, default=1_000_000, help="of that stream (default 1000000)")
     parser.add_argument("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="GROUP.FIELD=VALUE",
@@ -138,9 +228,9 @@ def main() -> None:
     if runtime.start().world > 1:
         raise UserError("the benchmark runs as one process; start it without torchrun")
     if not args.memory:
-        for dataset in args.datasets:
-            for way in args.ways:
-                trained_on(dataset, way, args)
+        if not (args.weights / "i3d.safetensors").is_file():
+            raise UserError(f"{args.weights / 'i3d.safetensors'}: no such file; fetch it by `{COMMAND}`")
+        print(report(args))
         return
     text = memory(args)
     print(text)

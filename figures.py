@@ -121,7 +121,7 @@ def segment_curves(panel, title: str, rows: list[dict], metric: str) -> None:
     """One panel of `forgetting`."""
     for segment in sorted({row["segment"] for row in rows}):
         own = sorted((row for row in rows if row["segment"] == segment), key=lambda row: row["updates"])
-        x, y, error = np.array([(row["updates"], row[metric]["mean"] or np.nan, row[metric]["se"] or 0) for row in own]).T
+        x, y, error = np.array([(row["updates"], row[metric]["mean"], row[metric]["se"] or 0) for row in own], float).T
         known = next((k for k, row in enumerate(own) if row["seen"] > 0.5), len(own))
         look = {"color": SEGMENTS[segment % len(SEGMENTS)], "marker": "o", "markersize": 3}
         panel.plot(x[:known + 1], y[:known + 1], linestyle=(0, (3, 2)), linewidth=1, alpha=0.55, **look)

@@ -59,8 +59,10 @@ class Protocol:
         return min(self.fvd_samples or self.samples, self.samples)
 
     def told(self, which: list[str]) -> dict:
-        """For metrics.json, with the names of the metrics that were measured."""
-        fields = {TOLD.get(name, name): value for name, value in dataclasses.asdict(self).items() if name != "datasets"}
+        """For metrics.json, with the names of the metrics that were measured; of a stream only where there is one, as in older
+        results, which stay comparable."""
+        left_out = ("datasets",) if self.stream else ("datasets", "stream", "frames")
+        fields = {TOLD.get(name, name): value for name, value in dataclasses.asdict(self).items() if name not in left_out}
         return {**fields, "metrics": which}
 
 

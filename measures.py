@@ -46,7 +46,8 @@ def measure(truth: np.ndarray, samples: np.ndarray, mean: np.ndarray | None, pro
         whole = np.concatenate([given[:, None].repeat(compared.shape[1], 1), compared], 2)
         sets = {"i3d_real": truth[:, None], "i3d_samples": whole}
         if autoencode is not None:
-            sets["i3d_autoencoded"] = autoencode(truth.reshape(-1, *truth.shape[2:])).reshape(truth[:, None].shape)
+            future = autoencode(truth[:, -T:].reshape(-1, *truth.shape[2:])).reshape(truth[:, -T:].shape)
+            sets["i3d_autoencoded"] = np.concatenate([given, future], 1)[:, None]  # given frames as forecasts have them
         for name, videos in sets.items():
             tables[name] = seen_by_i3d(pieces(videos, T, protocol), nets)
     if set(which) & set(BALL):

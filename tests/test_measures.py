@@ -84,6 +84,8 @@ def test_what_fvd_looks_at(nets):
     coded = found(truth, perfect, protocol(samples=1, reference="autoencoded"), nets, ["fvd"], blurred)["summary"]
     assert abs(real["fvd"]["mean"]) < 1e-6 < coded["fvd"]["mean"]
     assert np.isclose(coded["fvd"]["mean"], real["fvd_autoencoder"]["mean"])  # the same two sets
+    through = found(truth, blurred(perfect), protocol(samples=1, fvd_given=True), nets, ["fvd"], blurred)["summary"]
+    assert np.isclose(through["fvd"]["mean"], through["fvd_autoencoder"]["mean"])  # given frames are not coded in either
 
 
 def test_of_one_video_and_of_one_sample(nets):

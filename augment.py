@@ -78,6 +78,6 @@ def hue(x: Tensor, turn: Tensor) -> Tensor:
     per = chroma.clamp(min=1e-8)
     sixth = torch.where(value == red, (green - blue) / per, torch.where(
         value == green, 2 + (blue - red) / per, 4 + (red - green) / per)) + 6 * turn
-    corner = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(3, 1, 1)  # how far each colour lies from red, in sixths
+    corner = torch.arange(5.0, 0.0, -2.0, device=x.device).view(3, 1, 1)  # how far each colour lies from red, in sixths
     way = (corner + sixth) % 6
     return value - chroma * torch.minimum(way, 4 - way).clamp(0, 1)

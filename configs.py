@@ -165,7 +165,8 @@ class Flow:
         check(0 <= self.s_min < 0.5, "flow.s_min", "in [0, 0.5)", self.s_min)
 
 
-COMPILE = ("auto", "off", "default", "reduce-overhead", "max-autotune")
+GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that replay CUDA graphs
+COMPILE = ("auto", "off", "default", *GRAPHS)
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,9 @@ class Train:
                  weight_decay=self.weight_decay, keep_every=self.keep_every)
         check(0 < self.lr < 1, "train.lr", "in (0, 1)", self.lr)
         check(self.compile in COMPILE, "train.compile", " or ".join(COMPILE), self.compile)
+        if self.accumulate > 1 and self.compile in GRAPHS:
+            raise UserError(f"train.compile={self.compile} replays CUDA graphs, which write the gradients of all parts into "
+                            "one place; with train.accumulate set train.compile=default")
         check(self.schedule in ("cosine", "constant"), "train.schedule", "cosine or constant", self.schedule)
         check(0 <= self.beta2 < 1, "train.beta2", "in [0, 1)", self.beta2)
         check(0 < self.clip_norm < 1e9, "train.clip_norm", "in (0, 1e9)", self.clip_norm)

@@ -155,7 +155,10 @@ class LatentStore:
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # and nobody writes to it
             self.parts = [torch.from_numpy(rows) for rows in maps]
         if device.type == "cuda" and sum(part.nbytes for part in self.parts) < torch.cuda.mem_get_info(device)[0] // 2:
-            self.parts, self.starts = [torch.cat([part.to(device) for part in self.parts])], shards.file_starts[[0, -1]]
+            whole = torch.empty(int(self.starts[-1]), *shards.shape, dtype=self.parts[0].dtype, device=device)
+            for part, start in zip(self.parts, self.starts):
+                whole[int(start):int(start) + len(part)] = part
+            self.parts, self.starts = [whole], shards.file_starts[[0, -1]]
 
     def gather(self, rows: np.ndarray) -> Tensor:
         """(n,) int64 flat indices -> (n, C, h, w) on the device, as stored."""

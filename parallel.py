@@ -15,29 +15,28 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._triton import has_triton
 
-import runtime
-from configs import Config
+from configs import GRAPHS, Config
+from console import UserError
 from runtime import Process
-
-GRAPHS = ("reduce-overhead", "max-autotune")  # modes that replay CUDA graphs
 
 
 def spread(net: nn.Module, config: Config, process: Process) -> nn.Module:
     """What the loop calls in place of `net`, whose weights are the same on all processes. Compiles it, too."""
     sharded = config.train.shard and process.world > 1
-    compiled(net.blocks if sharded else [net], config.train.compile, config.model.name, process.device)
+    mode = compiled(net.blocks if sharded else [net], config.train.compile, config.model.name, process.device)
+    if sharded and mode in GRAPHS:
+        raise UserError(f"train.compile={mode} records where weights lie, and train.shard moves them; set "
+                        "train.compile=default")
     if not sharded:
         return nn.parallel.DistributedDataParallel(net) if process.world > 1 else net
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import fully_shard
     mesh = init_device_mesh(process.device.type, (process.world,))
-    bf16 = runtime.uses_bf16(config.train.precision, process.device)
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32 if bf16 else None,
-                                  cast_forward_inputs=False)  # autocast does that
     net.to(memory_format=torch.contiguous_format)  # the only one that FSDP splits
-    for module in [*net.blocks, net]:
-        fully_shard(module, mesh=mesh, mp_policy=policy)
+    for module in [*net.blocks, net]:  # gathered in float32, so that autocast computes what it does of unsplit weights
+        fully_shard(module, mesh=mesh)
     return net
 
 
@@ -54,7 +53,8 @@ def compile_mode(asked: str, model: str, device: torch.device) -> str:
     """train.compile with `auto` resolved. On two CPU cores it gained nothing on any network, and cost most of a minute."""
     if asked != "auto":
         return asked
-    return "default" if device.type == "cuda" and model == "uvit" and has_compiler() else "off"
+    wanted = device.type == "cuda" and model == "uvit" and has_compiler() and has_triton()
+    return "default" if wanted else "off"
 
 
 def has_compiler() -> bool:

@@ -91,7 +91,7 @@ def fresh(store: dist.Store, rank: int, world: int) -> dist.Store:
 def to_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
     """There, without waiting: a copy from ordinary memory would wait until the GPU has done all that it was told before."""
     values = torch.as_tensor(values)
-    if device.type != "cuda" or values.device == device:
+    if device.type != "cuda" or values.is_cuda:
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 

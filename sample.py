@@ -48,14 +48,14 @@ class Forecaster:
         self.config, self.net, self.autoencoder, self.device = config, net, autoencoder, device
         self.interpolant = make_interpolant(config)
         self.evaluations = 0  # of the network, over the forecasts made so far
-        self.graphs = False  # is the network replayed as CUDA graphs
+        self.ready, self.graphs = False, False  # is the network compiled (or not to be); is it replayed as CUDA graphs
         self.mean, self.std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (config.latent.mean, config.latent.std))
 
-    def compiled(self) -> Forecaster:
-        """Itself, with the network as sample.compile says."""
-        self.graphs = parallel.compiled([self.net], self.config.sample.compile, self.config.model.name,
-                                        self.device) in parallel.GRAPHS
-        return self
+    def compile(self) -> None:
+        """The network, as sample.compile says, before the first roll-out."""
+        if not self.ready:
+            mode = parallel.compiled([self.net], self.config.sample.compile, self.config.model.name, self.device)
+            self.ready, self.graphs = True, mode in configs.GRAPHS
 
     def normalize(self, z: Tensor) -> Tensor:
         return (z - self.mean) / self.std
@@ -71,7 +71,8 @@ class Forecaster:
             z = self.interpolant.network_input(x, s, x0)
             with runtime.autocast(self.config.train.precision, self.device):
                 frame, gap = context()
-                torch.compiler.cudagraph_mark_step_begin()
+                if self.graphs:
+                    torch.compiler.cudagraph_mark_step_begin()
                 answer = self.net(z, s, x0, frame, gap).float()
             return answer.clone() if self.graphs else answer  # a graph writes its next answer into the same place
         return evaluate
@@ -188,7 +189,7 @@ def load(path: str | Path, device: torch.device, overrides: dict | None = None, 
     else:
         raise UserError(f"{path} does not hold its autoencoder; name it: --set vqvae.kind=KIND vqvae.ckpt=FILE")
     autoencoder = vqvae.freeze(autoencoder, device, config.train.precision)
-    return Forecaster(config, net.eval(), autoencoder, device).compiled(), state["step"]
+    return Forecaster(config, net.eval(), autoencoder, device), state["step"]
 
 
 # ------------------------------------------------------------------------------------------------------------- results

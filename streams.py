@@ -217,7 +217,7 @@ class StreamTriples:
         at = data.draw_triples(data.Windows(np.zeros_like(start), start, clip, self.config.data.skip + 1),
                                self.config.data.context, rng)
         x = self.store.gather(np.concatenate([at.target[own], at.reference[own], at.context[own]]))
-        return *x.float().chunk(3), torch.from_numpy(at.gap[own]).to(self.device, torch.float32)
+        return *x.float().chunk(3), runtime.to_device(at.gap[own].astype(np.float32), self.device)
 
     def state_dict(self, step: int) -> dict | None:
         """The reservoir and the place in the stream after `step` updates."""

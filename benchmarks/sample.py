@@ -67,8 +67,7 @@ def kth(args: argparse.Namespace, device: torch.device, precision: str, compiled
     config = dataclasses.replace(config, latent=Latent((4, 8, 8), (0.0,) * 4, (1.0,) * 4))
     torch.manual_seed(0)
     autoencoder = vqvae.freeze(autoencoders.build("taming_f8_small"), device, precision)
-    model = sample.Forecaster(config, sample.build_net(config, device).eval(), autoencoder, device)
-    return model.compiled()
+    return sample.Forecaster(config, sample.build_net(config, device).eval(), autoencoder, device)
 
 
 def same_evaluations(args: argparse.Namespace, device: torch.device) -> tuple[str, dict]:

@@ -5,8 +5,8 @@
 
 A step here is what train.py does: a batch gathered from cached latents, the update, the running average. --baseline measures,
 in the same run, the straightforward way: clips of 40 frames read from a dataset per frame, of which three are encoded in
-float32, then the update in float32, the optimizer as it comes, averages weight by weight, the loss read at every step. A JSON
-line comes last.
+float32, then the update in float32, the optimizer as it comes, averages weight by weight, the loss read at every step (on
+GPUs float32 means TF32, here as everywhere). A JSON line comes last.
 """
 
 from __future__ import annotations

@@ -18,9 +18,11 @@ def branch(dataset: str, mode: str = "clips") -> dict[str, Any]:
 def stream(dataset: str) -> dict[str, Any]:
     """What a dataset changes when its split is one stream: windows, batch and replay as in arXiv 2406.04814 (of the balls and
     the maze), the first half of a window given."""
-    clip, batch, live = {"ball_stn": (10, 2, 1), "ball_nstn": (10, 2, 1)}.get(dataset, (20, 4, 2))
+    known = {"ball_stn": (10, 2, 1), "ball_nstn": (10, 2, 1), "plaicraft": (20, 8, 2)}
+    clip, batch, live = known.get(dataset, (20, 4, 2))
     return {"data.clip": clip, "data.condition": clip // 2, "data.predict": clip // 2, "train.batch_size": batch,
-            "replay.n_live": live, "replay.size": "0.05", "train.steps": 0, "train.schedule": "constant",
+            "replay.n_live": live, "replay.size": "0.2" if dataset == "plaicraft" else "0.05", "train.steps": 0,
+            "train.schedule": "constant",
             "train.log_every": 100, "train.sample_every": 0, "train.save_every": 1_000, "train.ema": 0.999,
             **{f"data.{jitter}": 0.0 for jitter in ("brightness", "contrast", "saturation", "hue")}}
 
@@ -43,6 +45,10 @@ def clips(dataset: str) -> dict[str, Any]:
         return ours | ({} if dataset == "videos" else {"data.condition": 10, "data.predict": 10})
     if dataset == "wmaze":
         return ours | {"data.generate": "maze", "data.stream": 20_000, "data.held_out": 2_000}
+    if dataset == "plaicraft":  # latents of frames of 768 x 1280 pixels, 10 a second
+        return ours | {"data.image_size": 768, "data.clip": 20, "data.condition": 10, "data.predict": 10,
+                       "vqvae.kind": "latents", "vqvae.downsample": 8, "train.batch_size": 8, "sample.num_videos": 16,
+                       "sample.num_samples": 2, "sample.batch": 8}
     if dataset == "clevrer_like":  # clips as CLEVRER's, networks for two cores
         return ours | {"data.image_size": 128, "data.clip": 16, "data.skip": 4, "data.condition": 2, "data.predict": 14,
                        "vqvae.downsample": 8, "vqvae.codes": 8192, "vqvae.batch_size": 16, "vqvae.steps": 2_000,
@@ -66,12 +72,14 @@ def clips(dataset: str) -> dict[str, Any]:
     raise UserError(f"no dataset `{dataset}`{nearest(dataset, DATASETS)}")
 
 
-DATASETS = ("ball_stn", "ball_nstn", "wmaze", "moving_mnist", "clevrer_like", "videos", "kth", "clevrer", "bair_64", "bair_256")
+DATASETS = ("ball_stn", "ball_nstn", "wmaze", "moving_mnist", "clevrer_like", "plaicraft", "videos",
+            "kth", "clevrer", "bair_64", "bair_256")
 
 PREPARE = {  # the command that makes the shards of a dataset which is not generated
     "videos": "python -m prepare.videos --source FOLDER_OF_VIDEOS --out {root} --image_size {size} --clip_length 24",
     "moving_mnist": "python -m prepare.moving_mnist --out {root}",
     "clevrer_like": "pip install pybullet && python -m prepare.clevrer_like --out {root} --image_size {size}",
+    "plaicraft": "python -m prepare.plaicraft --source FOLDER_OF_PLAICRAFT --out {root}",
     "kth": "python -m prepare.kth --source FOLDER_OF_KTH --out {root} --image_size {size}",
     "clevrer": "python -m prepare.clevrer --source FOLDER_OF_CLEVRER --out {root} --image_size {size}",
     "bair_64": "python -m prepare.bair --source softmotion30_44k --out {root} --image_size {size}",

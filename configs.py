@@ -96,7 +96,8 @@ class Replay:
 
 @dataclass(frozen=True)
 class Vqvae:
-    kind: str = "small"  # our own, trained where absent, or published: taming_f8_small, taming_f8, taming_f16, river
+    kind: str = "small"  # our own, trained where absent; published: taming_f8_small, taming_f8, taming_f16, river; or latents,
+    #                     where the shards hold those of Stable Diffusion's
     ckpt: str = ""  # weights; empty: those this configuration trains
     downsample: int = 4  # pixels per latent, each way
     channels: int = 4  # of a latent

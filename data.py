@@ -116,7 +116,9 @@ def latent_dir(shards: Shards, weights_digest: str, root: str) -> Path:
 
 @torch.no_grad()
 def encode_frames(encode: Callable[[Tensor], Tensor], frames: np.ndarray, device: torch.device) -> np.ndarray:
-    """(n, H, W, 3) uint8 -> (n, C, h, w) float16."""
+    """(n, H, W, 3) uint8 -> (n, C, h, w) float16. Latents stay as they are."""
+    if frames.dtype != np.uint8:
+        return frames.astype(np.float16)
     batch = max(1, (1 << 18) // frames[0].size * 8)
     parts = [encode(to_pixels(frames[i:i + batch], device)).half().cpu().numpy() for i in range(0, len(frames), batch)]
     return np.concatenate(parts)

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,7 @@ class Forecaster:
     def __init__(self, config: Config, net: nn.Module, autoencoder: nn.Module, device: torch.device):
         self.config, self.net, self.autoencoder, self.device = config, net, autoencoder, device
         self.interpolant = make_interpolant(config)
+        self.latents: list[np.ndarray] = []  # of the last forecast, where the data are latents
         self.evaluations = 0  # of the network, over the forecasts made so far
         self.ready, self.graphs = False, False  # is the network compiled (or not to be); is it replayed as CUDA graphs
         self.mean, self.std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (config.latent.mean, config.latent.std))
@@ -124,12 +125,22 @@ class Forecaster:
         return history[:, T:]
 
     @torch.no_grad()
+    def shown(self, frames: np.ndarray) -> np.ndarray:
+        """What a shard holds, (V, T, H, W, 3) uint8 or latents (V, T, C, h, w), as frames to look at, (V, T, H, W, 3) uint8."""
+        if frames.dtype == np.uint8:
+            return frames
+        parts = [data.to_frames(self.autoencoder.decode(torch.from_numpy(z).to(self.device, torch.float32))) for z in frames]
+        return np.stack(parts)
+
+    @torch.no_grad()
     def forecast(self, frames: np.ndarray, predict: int, futures: int, key: tuple, quiet: bool = False) -> np.ndarray:
-        """(V, T, H, W, 3) uint8 given frames -> (V, futures, predict, H, W, 3) uint8."""
+        """(V, T, H, W, 3) uint8 given frames, or latents as stored, -> (V, futures, predict, H, W, 3) uint8. Where the data are
+        latents, self.latents has the forecast ones after it."""
         V, T = frames.shape[:2]
         z = torch.from_numpy(data.encode_frames(self.autoencoder.encode, frames.reshape(-1, *frames.shape[2:]), self.device))
         z = self.normalize(z.to(self.device, torch.float32)).unflatten(0, (V, T)).repeat_interleave(futures, 0)
-        out = np.empty((V * futures, predict, *frames.shape[2:]), np.uint8)
+        out = np.empty((V * futures, predict, *self.shown(frames[:1, :1]).shape[2:]), np.uint8)
+        self.latents = []
         size = self.config.sample.batch
         bar = progress(len(z) * predict, "sample", "frame") if not quiet else None
         for start in range(0, len(z), size):
@@ -137,6 +148,8 @@ class Forecaster:
             future = self.roll_out(part, predict, (*key, start), bar)
             for k in range(predict):
                 out[start:start + size, k] = data.to_frames(self.to_pixels(future[:, k]))
+            if self.config.vqvae.kind == "latents":
+                self.latents.append((future * self.std + self.mean).half().cpu().numpy())
         if bar is not None:
             bar.close()
         return out.reshape(V, futures, *out.shape[1:])
@@ -184,7 +197,7 @@ def load(path: str | Path, device: torch.device, overrides: dict | None = None, 
     if "vqvae" in state:
         autoencoder = vqvae.build(config.vqvae)
         runtime.load_weights(autoencoder, state["vqvae"], path)
-    elif config.vqvae.ckpt:
+    elif config.vqvae.ckpt or config.vqvae.kind == "latents":
         autoencoder = vqvae.load(config.vqvae.ckpt, config.vqvae.kind)
     else:
         raise UserError(f"{path} does not hold its autoencoder; name it: --set vqvae.kind=KIND vqvae.ckpt=FILE")
@@ -199,10 +212,10 @@ def read_clips(shards: Shards, windows: data.Windows) -> np.ndarray:
     return np.stack([shards.read(v, start + offsets) for v, start in zip(windows.video, windows.start)])
 
 
-def mean_frame(shards: Shards) -> np.ndarray:
-    """The mean over (at most 2,000 of) a split's frames, (H, W, 3) uint8."""
+def mean_frame(shards: Shards, shown: Callable[[np.ndarray], np.ndarray] = lambda frames: frames) -> np.ndarray:
+    """The mean over (at most 2,000 of) a split's frames, (H, W, 3) uint8. shown: Forecaster's, where shards hold latents."""
     frames = vqvae.random_frames(shards, min(2_000, int(shards.lengths.sum())), np.random.default_rng(0))
-    return frames.mean(0).round().astype(np.uint8)
+    return shown(frames[None])[0].mean(0).round().astype(np.uint8)
 
 
 SCORES = {"mse": lambda x, y: metrics.mse(x, y).mean(1), "psnr": lambda x, y: metrics.psnr(x, y).mean(1), "crps": metrics.crps}
@@ -252,7 +265,7 @@ def forecast_split(forecaster: Forecaster, windows: data.Windows | None = None,
     forecaster.evaluations = 0
     samples = forecaster.forecast(truth[:, :config.data.condition], config.data.predict, sample.num_samples,
                                   (config.train.seed, "sample"), quiet)
-    return truth, samples, shards
+    return forecaster.shown(truth), samples, shards
 
 
 def about(forecaster: Forecaster, step: int, ckpt: str | Path) -> dict:
@@ -279,14 +292,15 @@ def evaluate(forecaster: Forecaster, step: int, out: Path | None = None, windows
     protocol = {**about(forecaster, step, ckpt), **asked.told(list(SCORES)), "skip": config.data.skip,
                 "fps": frame_rate(shards, config),
                 "network_evaluations_per_frame": forecaster.evaluations / samples[..., 0, 0, 0].size}
-    result = {"protocol": protocol, "config": configs.to_dict(config), **score(truth, samples, mean_frame(train))}
+    scores = score(truth, samples, mean_frame(train, forecaster.shown))
+    result = {"protocol": protocol, "config": configs.to_dict(config), **scores}
     out = out or results_dir(forecaster, step)
-    write_results(out, truth, samples, result, protocol["fps"], sample.format)
+    write_results(out, truth, samples, result, protocol["fps"], sample.format, forecaster.latents)
     return result, out
 
 
-RESULTS = {"videos", "samples.npy", "truth.npy", "contact_sheet.png", "forecasts.mp4", "forecasts.gif", "metrics.json",
-           "curves.png", "rank_histogram.png", "index.html"}
+RESULTS = {"videos", "samples.npy", "latents.npy", "truth.npy", "contact_sheet.png", "forecasts.mp4", "forecasts.gif",
+           "metrics.json", "curves.png", "rank_histogram.png", "index.html"}
 
 
 def folder(name: str) -> Path:
@@ -307,12 +321,16 @@ def beside(out: Path, ending: str) -> Path:
     return out.with_name(f"{out.name}.{ending}")
 
 
-def write_results(out: Path, truth: np.ndarray, samples: np.ndarray, result: dict, fps: float, format: str) -> None:
+def write_results(out: Path, truth: np.ndarray, samples: np.ndarray, result: dict, fps: float, format: str,
+                  latents: Sequence[np.ndarray] = ()) -> None:
+    """latents: those of the samples, in parts, where the data are latents."""
     partial, old = beside(out, "partial"), beside(out, "old")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "videos").mkdir(parents=True)
     np.save(partial / "samples.npy", samples)
     np.save(partial / "truth.npy", truth)
+    if latents:
+        np.save(partial / "latents.npy", np.concatenate(latents).reshape(*samples.shape[:3], *latents[0].shape[2:]))
     shown = pictures.liveliest(truth, truth.shape[1] - samples.shape[2])[:6]
     pictures.contact_sheet(truth[shown], samples[shown]).save(partial / "contact_sheet.png")
     pictures.write_video(partial / f"forecasts.{format}", pictures.mosaic(truth[shown], samples[shown]), fps)
@@ -339,6 +357,8 @@ def open_split(config: Config, split: str) -> Shards:
         there = [name for name in ("train", "val", "test") if any((root / name).glob("shard_*.hdf5"))]
         instead = f"; for {there[0]}: --set sample.split={there[0]}" if there else ""
         raise UserError(f"no shards in {root / split}; splits that are there: {', '.join(there) or 'none'}{instead}")
+    if config.vqvae.kind == "latents":
+        return Shards(root / split, "latents", config.data.skip_bad)
     shards = Shards(root / split, skip_bad=config.data.skip_bad)
     if shards.shape[:2] != (config.data.image_size,) * 2:
         raise UserError(f"{shards.dir}: frames of {shards.shape[1]}x{shards.shape[0]} pixels, but data.image_size is "
@@ -368,7 +388,10 @@ def table(result: dict) -> str:
 
 
 def paths(out: Path, format: str, ckpt: str | Path) -> str:
-    return "\n".join([f"page           {out / 'index.html'}", f"video          {out / f'forecasts.{format}'}",
+    latents = [f"latents        {out / 'latents.npy'} (samples; pictures and metrics are of what they look like: through an "
+               "AutoencoderKL, if vqvae.ckpt names the folder of one, else a linear preview)"]
+    return "\n".join([*latents * (out / "latents.npy").exists(), f"page           {out / 'index.html'}",
+                      f"video          {out / f'forecasts.{format}'}",
                       f"contact sheet  {out / 'contact_sheet.png'}",
                       f"metrics        {out / 'metrics.json'}", f"checkpoint     {ckpt}"])
 

@@ -102,7 +102,7 @@ def plan(config: Config) -> list[str]:
     lines = [f"missing: {problem}" for problem in missing(config)]
     if not lines and not root.exists():
         lines.append(f"generate the {config.data.generate} stream in {root}")
-    if not config.vqvae.ckpt:
+    if not config.vqvae.ckpt and config.vqvae.kind != "latents":
         lines.append(f"train the small VQVAE for {config.vqvae.steps} updates, unless it is there")
     if not config.data.augmented:
         lines.append(f"encode every frame once, under {Path(config.output.root) / 'latents'}")
@@ -123,7 +123,7 @@ def missing(config: Config) -> list[str]:
     if not config.data.generate and not any((root / "train").glob("shard_*.hdf5")):
         command = PREPARE[config.dataset].format(root=root, size=config.data.image_size)
         found.append(f"no shards {root / 'train' / 'shard_*.hdf5'} (make them: {command})")
-    if config.vqvae.ckpt and not Path(config.vqvae.ckpt).is_file():
+    if config.vqvae.ckpt and config.vqvae.kind != "latents" and not Path(config.vqvae.ckpt).is_file():
         command = FETCH.get(config.dataset)
         fetch = f"fetch them: {command}; or " if command else ""
         found.append(f"no VQVAE weights {config.vqvae.ckpt} ({fetch}train our own: --set vqvae.kind=small vqvae.ckpt=)")
@@ -152,7 +152,7 @@ def ensure_data(config: Config, process: Process) -> None:
 def ensure_vqvae(config: Config, shards: Shards, process: Process) -> nn.Module:
     """The frozen autoencoder, trained first where it is our own and absent."""
     path = config.vqvae.ckpt
-    if not path:
+    if not path and config.vqvae.kind != "latents":
         if process.first:
             path = vqvae.train(config, shards, sample.open_split(config, held_out_split(config)), process.device)
         path = process.agree(path)

@@ -268,6 +268,7 @@ def preview(forecaster: sample.Forecaster, ema: dict, config: Config, windows: d
     clips = windows or data.spaced_windows(shards.lengths, given + config.data.predict, config.data.skip, 4)
     truth = sample.read_clips(shards, clips)[:4]
     futures = forecaster.forecast(truth[:, :given], config.data.predict, 2, (config.train.seed, "preview"), quiet=True)
+    truth = forecaster.shown(truth)
     pictures.contact_sheet(truth, futures).save(dir / f"forecasts_{step:08d}.png")
     result = sample.score(truth, futures)
     log.row(step, sample_crps=result["summary"]["crps"]["mean"], sample_psnr=result["summary"]["psnr"]["mean"],

@@ -41,7 +41,9 @@ def freeze(module: nn.Module, device: torch.device | str = "cpu", precision: str
 
 def load(path: str | Path, kind: str = "small") -> nn.Module:
     """A frozen autoencoder, with encode(x) -> z and decode(z) -> x, from a checkpoint of `train` (`small`) or from a
-    published file; kinds: autoencoders.KINDS."""
+    published file; kinds: autoencoders.KINDS. `latents`: of a folder for diffusers, or "", see autoencoders/latents.py."""
+    if kind == "latents":
+        return freeze(autoencoders.build(kind, folder=str(path)))
     state = runtime.load_checkpoint(path)
     if kind == "small":
         if "model" not in state or not isinstance(state.get("config"), dict):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from torch import nn
 
+from autoencoders.latents import Latents
 from autoencoders.river import River
 from autoencoders.small import SmallVQVAE
 from autoencoders.taming import VARIANTS, Taming
 
-KINDS = ("small", *VARIANTS, "river")
+KINDS = ("small", *VARIANTS, "river", "latents")
 
 
 def build(kind: str, **sizes) -> nn.Module:
-    """The autoencoder of that kind, with weights to be loaded. sizes: those of `small`; the others' are as published."""
-    if kind == "small":
-        return SmallVQVAE(**sizes)
+    """The autoencoder of that kind, with weights to be loaded. sizes: those of `small`, or `latents`' folder; the others' are
+    as published."""
+    if kind in ("small", "latents"):
+        return (SmallVQVAE if kind == "small" else Latents)(**sizes)
     return River() if kind == "river" else Taming(**VARIANTS[kind])

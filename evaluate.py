@@ -57,6 +57,9 @@ class Source:
 def from_checkpoint(args: argparse.Namespace, process: runtime.Process) -> tuple[Source, Path]:
     """Samples made now; -> (source, folder for the results)."""
     forecaster, step = sample.load(args.ckpt, process.device, overrides(args), args.dataset, args.interpolant)
+    if forecaster.config.vqvae.kind == "latents":
+        raise UserError(f"{args.ckpt} forecasts latents, and this measures frames: let sample.py make them, then evaluate what "
+                        "they look like by --results DIR")
     protocol = protocols.get(args.protocol or "own", forecaster.config, changes(args))
     config = configs.update(forecaster.config, {
         "data.condition": protocol.condition, "data.predict": protocol.predict, "sample.split": protocol.split,
@@ -252,6 +255,8 @@ def overrides(args: argparse.Namespace) -> dict:
 
 
 def mean_of_training(config: Config) -> np.ndarray | None:
+    if config.vqvae.kind == "latents":
+        return None
     try:
         return sample.mean_frame(sample.open_split(config, "train"))
     except UserError as error:

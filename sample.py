@@ -331,6 +331,8 @@ def write_results(out: Path, truth: np.ndarray, samples: np.ndarray, result: dic
     np.save(partial / "truth.npy", truth)
     if latents:
         np.save(partial / "latents.npy", np.concatenate(latents).reshape(*samples.shape[:3], *latents[0].shape[2:]))
+    elif (out / "latents.npy").exists():  # measured anew, the samples are the same
+        shutil.copyfile(out / "latents.npy", partial / "latents.npy")
     shown = pictures.liveliest(truth, truth.shape[1] - samples.shape[2])[:6]
     pictures.contact_sheet(truth[shown], samples[shown]).save(partial / "contact_sheet.png")
     pictures.write_video(partial / f"forecasts.{format}", pictures.mosaic(truth[shown], samples[shown]), fps)

@@ -47,6 +47,11 @@ def test_latents_train_and_samples_stay_latents(folder, mode):
     state = runtime.load_checkpoint(folder / "outputs/checkpoints" / mode / "latest.pt")
     assert "vqvae" not in state and state["config"]["latent"]["shape"] == (4, 8, 12)
     assert state["step"] == (6 if mode == "clips" else 23 + 18 + 33)  # windows of 8 frames, none across two sessions
+    refused = launch(folder, "evaluate.py", "--ckpt", f"outputs/checkpoints/{mode}/latest.pt", check=False)
+    assert refused.returncode == 2 and "--results DIR" in refused.stderr
+    metrics = ["--metrics", "mse", "crps"]
+    launch(folder, "evaluate.py", "--results", str(result), *metrics)
+    assert np.array_equal(np.load(result / "latents.npy"), latents)
     assert json.loads((result / "metrics.json").read_text())["horizon"]["crps"]
 
 

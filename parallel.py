@@ -50,7 +50,7 @@ def compiled(modules: list[nn.Module], asked: str, model: str, device: torch.dev
 
 
 def compile_mode(asked: str, model: str, device: torch.device) -> str:
-    """train.compile with `auto` resolved. On two CPU cores it gained nothing on any network, and cost most of a minute."""
+    """train.compile with `auto` resolved: on CPUs it is off, where compiling takes long and products of matrices are all."""
     if asked != "auto":
         return asked
     wanted = device.type == "cuda" and model == "uvit" and has_compiler() and has_triton()

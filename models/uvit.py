@@ -54,8 +54,8 @@ class Block(nn.TransformerEncoderLayer):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v of (B, heads, tokens, d). In bf16 on a CPU it is written out: the backward pass of torch's
-    fused one runs there at a fraction of the matrix units' rate."""
+    """softmax(q k^T / sqrt(d)) v of (B, heads, tokens, d). In bf16 on a CPU it is written out, for those with
+    AMX: torch's fused one is slow there on the way back. Without AMX there is nothing in it."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
         weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), -1, dtype=torch.float32)
         return F.dropout(weights, dropout).to(v) @ v

@@ -23,6 +23,12 @@ def command_line(module: str) -> str:
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
+def check_range(name: str, value: int, low: int, high: int) -> None:
+    """UserError where a flag is not from `low` to `high`."""
+    if not low <= value <= high:
+        raise UserError(f"--{name} must be from {low} to {high}, got {value}")
+
+
 @contextmanager
 def complete(out: str | Path) -> Iterator[Path]:
     """A folder to fill, which becomes `out` when the block ends, and vanishes where it ends by an error. What a killed

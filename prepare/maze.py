@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from console import UserError, progress, run_command
-from prepare.folders import command_line, complete, write_manifest
+from prepare.folders import check_range, command_line, complete, write_manifest
 from prepare.raycast import BALL, BRICK, DX, DY, EYE, GEM, RINGS, SMILEY, SUNSET, Scene, render
 from shards import ShardWriter
 
@@ -187,8 +187,7 @@ def main() -> None:
     args = parser.parse_args()
     for name, low, high in (("frames", 1, 10**9), ("held_out", 1, 10**9), ("image_size", 8, 512), ("cells", 3, 100),
                             ("seed", 0, 2**31)):
-        if not low <= getattr(args, name) <= high:
-            raise UserError(f"--{name} must be from {low} to {high}, got {getattr(args, name)}")
+        check_range(name, getattr(args, name), low, high)
     began = time.monotonic()
     splits = make(args.out, {"train": args.frames, "val": args.held_out, "test": args.held_out}, args.image_size, args.seed,
                   args.cells, command_line("prepare.maze"))

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from console import UserError, progress, run_command
-from prepare.folders import command_line, complete, write_manifest
+from prepare.folders import check_range, command_line, complete, write_manifest
 from prepare.mnist import MNIST, read_mnist
 from shards import ShardWriter
 
@@ -156,8 +156,7 @@ def main() -> None:
     args = parser.parse_args()
     for name, low, high in (("videos", 1, 10**8), ("held_out", 1, 10**8), ("frames", 2, 10**5), ("digits", 1, 16),
                             ("digit_size", 4, 1023), ("image_size", 8, 1024), ("seed", 0, 2**31)):
-        if not low <= getattr(args, name) <= high:
-            raise UserError(f"--{name} must be from {low} to {high}, got {getattr(args, name)}")
+        check_range(name, getattr(args, name), low, high)
     if args.image_size <= args.digit_size:
         raise UserError(f"--image_size {args.image_size} leaves digits of {args.digit_size} pixels no room to move")
     began = time.monotonic()

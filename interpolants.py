@@ -16,9 +16,23 @@ To add one: a class with six coefficients, and a line in TABLE.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+
+@lru_cache(maxsize=4096)
+def value(function: Callable, *arguments: float | str):
+    """function(*arguments) of flow times, as a Python float (or a tuple of them), computed in float64.
+
+    Solvers take the same steps for every frame, so the results are cached. A float costs a GPU nothing, where a
+    coefficient of shape (B,) costs a kernel for each of its operations.
+    """
+    times = (torch.tensor(a, dtype=torch.float64) if isinstance(a, float) else a for a in arguments)
+    result = function(*times)
+    return tuple(map(float, result)) if isinstance(result, tuple) else float(result)
 
 
 def across(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -34,6 +48,9 @@ def scale_of(diffusion: str) -> float:
 class Interpolant:
     """Coefficients take s: (B,) in [0, 1] and return (B,). Batches x, x0, x1, eps, output are (B, …) alike.
 
+    What a network's output implies (network_input and everything from `solve` to `drift`) also takes a Python float
+    for s, the same for the whole batch.
+
     c: size of the noise. output: what the network is taught, `drift` (the target above, as published) or `residual`
     (F with x_1 = x_0 + k F, or k F for interpolants that start at noise). k: the standard deviation of x_1 - x_0, or of
     x_1; used by `residual` only. weighting: of the squared error, see `weight`.
@@ -47,6 +64,10 @@ class Interpolant:
             raise ValueError(f"output must be one of {', '.join(OUTPUTS)} and weighting one of {', '.join(WEIGHTINGS)}, "
                              f"got {output!r} and {weighting!r}")
         self.c, self.output, self.k, self.weighting = c, output, k, weighting
+
+    def at(self, coefficient: Callable[[Tensor], Tensor], s: Tensor | float, x: Tensor) -> Tensor | float:
+        """coefficient(s), to multiply x: a float for a float s, (B, 1, …) for s of shape (B,)."""
+        return value(coefficient, s) if isinstance(s, float) else across(coefficient(s), x)
 
     # alpha, beta, sigma and their derivatives: each interpolant's own
     def gamma(self, s: Tensor) -> Tensor:
@@ -75,63 +96,77 @@ class Interpolant:
             weight = torch.ones_like(s) if self.weighting == "published" else weight / share.abs().clamp(min=1e-6) ** 2
         return weight.clamp(max=25)
 
-    def network_input(self, x: Tensor, s: Tensor, x0: Tensor) -> Tensor:
+    def network_input(self, x: Tensor, s: Tensor | float, x0: Tensor) -> Tensor:
         """What the network is shown of x: x itself as published; for `residual`, centred and scaled by the moments of
         x_s given x_0 (x_1 - x_0, or x_1, having standard deviation k). At s = 0 there is nothing to show: zeros."""
         if self.output == "drift":
             return x
-        centre = across(self.alpha(s) + self.beta(s), x) * x0 if self.from_reference else 0
-        scale = (self.beta(s) ** 2 * self.k**2 + self.gamma(s) ** 2).sqrt()
-        return (x - centre) / across(scale.clamp(min=1e-8), x)
+        centre = self.at(self.centre, s, x) * x0 if self.from_reference else 0
+        return (x - centre) / self.at(self.deviation, s, x)
 
-    def solve(self, output: Tensor, x: Tensor, s: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+    def centre(self, s: Tensor) -> Tensor:
+        """Mean of x_s given x_0, as a multiple of x_0, where x_1 has the mean x_0."""
+        return self.alpha(s) + self.beta(s)
+
+    def deviation(self, s: Tensor) -> Tensor:
+        """Standard deviation of x_s given x_0, at least 1e-8."""
+        return (self.beta(s) ** 2 * self.k**2 + self.gamma(s) ** 2).sqrt().clamp(min=1e-8)
+
+    def solve(self, output: Tensor, x: Tensor, s: Tensor | float, x0: Tensor) -> tuple[Tensor, Tensor]:
         """(E[x_1|x], E[W|x]) from the network's output. Where s = 0 carries no x_1 (beta'(0) = 0), x_0 stands for it."""
-        alpha, beta, sigma = (across(f(s), x) for f in (self.alpha, self.beta, self.sigma))
+        alpha, beta, sigma = (self.at(f, s, x) for f in (self.alpha, self.beta, self.sigma))
         rest = x - alpha * x0
         if self.output == "residual":
             x1 = self.k * output + (x0 if self.from_reference else 0)
             return x1, divide(rest - beta * x1, sigma, 0.0)
-        d_alpha, d_beta, d_sigma = (across(f(s), x) for f in (self.d_alpha, self.d_beta, self.d_sigma))
+        derivatives = (self.d_alpha, self.d_beta, self.d_sigma)
+        d_alpha, d_beta, d_sigma = (self.at(f, s, x) for f in derivatives)
         d_rest = output - d_alpha * x0
         determinant = beta * d_sigma - d_beta * sigma
-        unknown = torch.where(beta == 0, x0, divide(rest, beta, 0.0))  # at s = 1 of some, x_s is x_1
+        unknown = divide(rest, beta, x0)  # at s = 1 of some, x_s is x_1
         return (divide(d_sigma * rest - sigma * d_rest, determinant, unknown),
                 divide(beta * d_rest - d_beta * rest, determinant, 0.0))
 
-    def estimate(self, output: Tensor, x: Tensor, s: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+    def estimate(self, output: Tensor, x: Tensor, s: Tensor | float, x0: Tensor) -> tuple[Tensor, Tensor]:
         """(E[x_1|x], E[eps|x]); the latter is 0 at s = 0 of the Föllmer family, where x_s holds no noise yet."""
         x1, w = self.solve(output, x, s, x0)
-        return x1, divide(w, across(s.sqrt(), x), 0.0) if self.wiener else w
+        return x1, divide(w, self.at(torch.sqrt, s, x), 0.0) if self.wiener else w
 
-    def denoise(self, output: Tensor, x: Tensor, s: Tensor, x0: Tensor) -> Tensor:
+    def denoise(self, output: Tensor, x: Tensor, s: Tensor | float, x0: Tensor) -> Tensor:
         """E[x_1 | x_s = x]."""
         return self.estimate(output, x, s, x0)[0]
 
-    def noise(self, output: Tensor, x: Tensor, s: Tensor, x0: Tensor) -> Tensor:
+    def noise(self, output: Tensor, x: Tensor, s: Tensor | float, x0: Tensor) -> Tensor:
         """E[eps | x_s = x]."""
         return self.estimate(output, x, s, x0)[1]
 
-    def score(self, output: Tensor, x: Tensor, s: Tensor, x0: Tensor) -> Tensor:
+    def score(self, output: Tensor, x: Tensor, s: Tensor | float, x0: Tensor) -> Tensor:
         """grad log p_s(x | x_0) = -E[eps|x] / gamma; 0 where gamma = 0, where the output does not tell it."""
-        return -divide(self.noise(output, x, s, x0), across(self.gamma(s), x), 0.0)
+        return -divide(self.noise(output, x, s, x0), self.at(self.gamma, s, x), 0.0)
 
-    def velocity(self, output: Tensor, x: Tensor, s: Tensor, x0: Tensor) -> Tensor:
+    def velocity(self, output: Tensor, x: Tensor, s: Tensor | float, x0: Tensor) -> Tensor:
         """Drift of the probability-flow ODE, E[dx_s/ds | x_s = x]."""
-        return self.drift(output, x, s, x0, torch.zeros_like(s))
+        return self.drift(output, x, s, x0, 0.0)
 
-    def drift(self, output: Tensor, x: Tensor, s: Tensor, x0: Tensor, g: Tensor) -> Tensor:
-        """Drift of dX = drift ds + g dW with the marginals of x_s: velocity + g^2/2 score. g: (B,), >= 0.
+    def drift(self, output: Tensor, x: Tensor, s: Tensor | float, x0: Tensor, g: Tensor | float) -> Tensor:
+        """Drift of dX = drift ds + g dW with the marginals of x_s: velocity + g^2/2 score. g: (B,) or a float, >= 0.
 
         In terms of W the noise part is (sigma' + (sigma^2 - g^2) / (2 sigma q)) W with q = s for the Föllmer family
         (from gamma' and score together), so that g = sigma gives sigma' W without a singularity at s = 0.
         """
         x1, w = self.solve(output, x, s, x0)
-        sigma = self.sigma(s)
-        extra = (sigma**2 - g**2) if self.wiener else -(g**2)
-        extra = across(divide(extra, 2 * sigma * (s if self.wiener else 1), 0.0), x) * w
+        sigma = self.at(self.sigma, s, x)
+        g = across(g, x) if isinstance(g, Tensor) else g
+        if self.wiener:
+            q = across(s, x) if isinstance(s, Tensor) else s
+            extra = divide(sigma**2 - g**2, 2 * sigma * q, 0.0) * w
+        else:
+            extra = divide(-(g**2), 2 * sigma, 0.0) * w
         if self.output == "drift":
             return output + extra
-        return across(self.d_alpha(s), x) * x0 + across(self.d_beta(s), x) * x1 + across(self.d_sigma(s), x) * w + extra
+        derivatives = (self.d_alpha, self.d_beta, self.d_sigma)
+        d_alpha, d_beta, d_sigma = (self.at(f, s, x) for f in derivatives)
+        return d_alpha * x0 + d_beta * x1 + d_sigma * w + extra
 
     def diffusion(self, name: str, s: Tensor) -> Tensor:
         """g(s), (B,): `0`, `sigma`, `follmer`, or a number scaling sigma. Föllmer's, which has the least path KL, is
@@ -172,8 +207,10 @@ class Interpolant:
         return (u**2, 2 * u) if self.wiener else (u, torch.ones_like(u))
 
 
-def divide(a: Tensor, b: Tensor, at_zero: Tensor | float) -> Tensor:
+def divide(a: Tensor | float, b: Tensor | float, at_zero: Tensor | float) -> Tensor | float:
     """a / b, and `at_zero` where b = 0."""
+    if isinstance(b, float):
+        return a / b if b else at_zero
     zero = b == 0
     return torch.where(zero, at_zero, a / torch.where(zero, 1.0, b))
 

@@ -114,6 +114,15 @@ def autocast(precision: str, device: torch.device):
     return torch.autocast(device.type, torch.bfloat16) if uses_bf16(precision, device) else nullcontext()
 
 
+def cast_weights(net: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Cast the weights that autocast would cast at every call, to the same values: of linear and convolutional
+    layers and of attention."""
+    for module in net.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d | torch.nn.MultiheadAttention):
+            for weight in module.parameters(recurse=False):
+                weight.data = weight.data.to(dtype)
+
+
 def learning_rate(step: int, peak: float, steps: int, warmup: int, schedule: str = "cosine") -> float:
     """Of update `step` (from 0): linear warm-up to the peak, then constant, or a cosine to 0 at `steps`."""
     if step < warmup:
@@ -298,5 +307,6 @@ def digest(module: torch.nn.Module) -> str:
     """A name for a module's weights."""
     total = hashlib.blake2b(digest_size=16)
     for name, value in module.state_dict().items():
-        total.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        total.update(name.encode() + content.numpy().tobytes())
     return total.hexdigest()

@@ -49,14 +49,20 @@ class Forecaster:
         self.interpolant = make_interpolant(config)
         self.latents: list[np.ndarray] = []  # of the last forecast, where the data are latents
         self.evaluations = 0  # of the network, over the forecasts made so far
-        self.ready, self.graphs = False, False  # is the network compiled (or not to be); is it replayed as CUDA graphs
+        self.ready = False  # has `prepare` been called
+        self.compiled, self.graphs = False, False  # is the network compiled; is it replayed as CUDA graphs
+        self.rows = 0  # of the batch that a compiled network takes
         self.mean, self.std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (config.latent.mean, config.latent.std))
 
-    def compile(self) -> None:
-        """The network, as sample.compile says, before the first roll-out."""
-        if not self.ready:
-            mode = parallel.compiled([self.net], self.config.sample.compile, self.config.model.name, self.device)
-            self.ready, self.graphs = True, mode in configs.GRAPHS
+    def prepare(self, rows: int) -> None:
+        """Before a roll-out of `rows` videos: cast and compile the network at the first call."""
+        self.rows = max(self.rows, rows)
+        if self.ready:
+            return
+        if runtime.uses_bf16(self.config.train.precision, self.device):
+            runtime.cast_weights(self.net, torch.bfloat16)
+        mode = parallel.compiled([self.net], self.config.sample.compile, self.config.model.name, self.device)
+        self.ready, self.compiled, self.graphs = True, mode != "off", mode in configs.GRAPHS
 
     def normalize(self, z: Tensor) -> Tensor:
         return (z - self.mean) / self.std
@@ -65,24 +71,43 @@ class Forecaster:
         parts = (z * self.std + self.mean).split(max(1, (1 << 21) // self.config.data.image_size ** 2))  # as memory allows
         return torch.cat([self.autoencoder.decode(part) for part in parts])
 
-    def field(self, x0: Tensor, context: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[Tensor, Tensor], Tensor]:
+    def field(self, x0: Tensor, context: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[Tensor, float], Tensor]:
         """field(x, s) for one frame; context() -> (context latents, gap), drawn anew at each call or not."""
-        def evaluate(x: Tensor, s: Tensor) -> Tensor:
-            self.evaluations += len(x)
+        B = len(x0)
+
+        def evaluate(x: Tensor, s: float) -> Tensor:
+            self.evaluations += B
             z = self.interpolant.network_input(x, s, x0)
+            frame, gap = context()
+            inputs = (z, torch.full((B,), s, device=self.device), x0, frame, gap)
+            if self.compiled:
+                # A graph is compiled for one batch size, for one layout in memory, and for inputs that share no
+                # memory. So a smaller batch repeats its last row, and every input is a copy.
+                rows = torch.arange(self.rows, device=self.device).clamp(max=B - 1)
+                inputs = [part[rows] for part in inputs]
+            if self.graphs:
+                torch.compiler.cudagraph_mark_step_begin()
             with runtime.autocast(self.config.train.precision, self.device):
-                frame, gap = context()
-                if self.graphs:
-                    torch.compiler.cudagraph_mark_step_begin()
-                answer = self.net(z, s, x0, frame, gap).float()
-            return answer.clone() if self.graphs else answer  # a graph writes its next answer into the same place
+                output = self.net(*inputs)
+            # A CUDA graph writes its next output into the same memory.
+            output = output.clone() if self.graphs else output
+            return output[:B].float()
         return evaluate
+
+    def sample_frame(self, x0: Tensor, context: Callable[[], tuple[Tensor, Tensor]],
+                     noise: torch.Generator) -> Tensor:
+        """x_1 given the reference x0, (B, C, h, w), by the config's sampler."""
+        sample = self.config.sample
+        return integrate(self.field(x0, context), self.interpolant, x0, sample.steps, sample.solver,
+                         self.config.diffusion, noise, grid=sample.grid, warm_start=sample.warm_start,
+                         first=sample.first, tolerance=sample.tolerance, float_times=True)
 
     @torch.no_grad()
     def roll_out(self, given: Tensor, frames: int, key: tuple, bar=None) -> Tensor:
         """given: (B, T, C, h, w) normalised latents -> the next `frames`, (B, frames, C, h, w). key seeds the noise."""
         B, T, *shape = given.shape
         sample = self.config.sample
+        self.prepare(B)
         if self.config.halves:
             return self.roll_out_halves(given, frames, key, bar)
         history = torch.empty(B, T + frames, *shape, device=self.device)
@@ -96,9 +121,7 @@ class Forecaster:
                 return history[rows, (t - 1 - gap).clamp(min=0)], gap.float()
             once = draw() if sample.redraw == "frame" else None
             x0 = history[:, t - 1]
-            x1 = integrate(self.field(x0, draw if once is None else lambda once=once: once), self.interpolant, x0,
-                           sample.steps, sample.solver, self.config.diffusion, noise, grid=sample.grid,
-                           warm_start=sample.warm_start, first=sample.first, tolerance=sample.tolerance)
+            x1 = self.sample_frame(x0, draw if once is None else lambda once=once: once, noise)
             # what follows is forecast from a frame that the autoencoder knows, as in training
             history[:, t] = self.normalize(self.autoencoder.encode(self.to_pixels(x1))) if sample.reencode else x1
             if bar is not None:
@@ -113,9 +136,7 @@ class Forecaster:
         history = given
         while history.shape[1] < T + frames:
             context, x0 = below(history[:, -past:]), below(history[:, -1:].expand(-1, future, -1, -1, -1))
-            x1 = integrate(self.field(x0, lambda context=context: (context, gap)), self.interpolant, x0, sample.steps,
-                           sample.solver, self.config.diffusion, noise, grid=sample.grid, warm_start=sample.warm_start,
-                           first=sample.first, tolerance=sample.tolerance)
+            x1 = self.sample_frame(x0, lambda context=context: (context, gap), noise)
             x1 = apart(x1, h)[:, :T + frames - history.shape[1]]
             if sample.reencode:
                 x1 = self.normalize(self.autoencoder.encode(self.to_pixels(x1.flatten(0, 1)))).unflatten(0, (B, -1))

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from interpolants import Interpolant, across, scale_of
+from interpolants import Interpolant, scale_of, value
 
-Field = Callable[[Tensor, Tensor], Tensor]
+Field = Callable[[Tensor, Tensor], Tensor] | Callable[[Tensor, float], Tensor]
 ODE, SDE, ANY = ("euler", "heun", "rk4", "dopri5"), ("em", "stochastic_heun"), ("exact", "exact2")
 FIRST_MOMENT = 1e-5  # where dopri5 takes over from the exact first step, which no tolerance controls
 
@@ -62,22 +63,28 @@ def normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def integrate(field: Field, interpolant: Interpolant, x0: Tensor, steps: int, solver: str = "exact",
               diffusion: str | float = "0", generator: torch.Generator | None = None, *, grid: str = "uniform",
-              warm_start: float = 0.0, first: float = 0.0, tolerance: float = 1e-4) -> Tensor:
+              warm_start: float = 0.0, first: float = 0.0, tolerance: float = 1e-4,
+              float_times: bool = False) -> Tensor:
     """Carry x_s from s = 0 to 1 in `steps` steps; -> x_1, (B, …) like x0.
 
     field(x, s) -> network output, s: (B,). x0: the reference (for interpolants that start at noise only its shape
     counts). solver, grid: see `check`. diffusion: see Interpolant.diffusion. warm_start: begin at this s in [0, 1), as
     though x_1 were x0 (RIVER, arXiv 2211.14575). first: `exact` asks the network at this flow time where it stands
     at s = 0, where an output may hold nothing of x_1. tolerance: dopri5's, absolute and relative; it takes as many steps
-    as it needs.
+    as it needs. float_times: call field(x, s) with s as a Python float, the same for the whole batch.
+
+    All coefficients are Python floats, so that a step launches only the operations on x itself.
     """
     diffusion = str(diffusion)
     check(solver, diffusion, grid)
     if not 0 <= warm_start < 1 or steps < 1:
         raise ValueError(f"warm_start must be in [0, 1) and steps >= 1, got {warm_start} and {steps}")
-    begin = torch.full((len(x0),), warm_start, dtype=x0.dtype, device=x0.device)
-    x = interpolant.interpolate(begin, x0, x0, normal(x0, generator))[0] if warm_start or not interpolant.wiener else x0
-    dynamics = Dynamics(field, interpolant, x0, diffusion, generator, first)
+    x = x0
+    if warm_start or not interpolant.wiener:
+        begin = float(warm_start)
+        noise = value(interpolant.gamma, begin) * normal(x0, generator)
+        x = value(interpolant.centre, begin) * x0 + noise
+    dynamics = Dynamics(field, interpolant, x0, diffusion, generator, first, float_times)
     moments = time_grid(grid, steps, warm_start).tolist()
     if solver == "dopri5":
         return dopri5(dynamics, x, moments, tolerance)
@@ -96,10 +103,13 @@ class Dynamics:
     diffusion: str
     generator: torch.Generator | None
     first: float = 0.0
+    float_times: bool = False
 
-    def at(self, moment: float) -> Tensor:
-        """(B,)"""
-        return torch.full((len(self.x0),), moment, dtype=self.x0.dtype, device=self.x0.device)
+    def output(self, x: Tensor, s: float) -> Tensor:
+        """What the network gives at x and flow time s."""
+        if self.float_times:
+            return self.field(x, s)
+        return self.field(x, torch.full((len(x),), s, dtype=x.dtype, device=x.device))
 
     def diffusion_at(self, s: float) -> str:
         """A point mass has no score, so its first step is as trained whatever follows; all share their marginals."""
@@ -116,19 +126,19 @@ class Dynamics:
             return s == 0 and not it.wiener and steep
         return False
 
-    def span(self, s: float, t: float) -> tuple[Tensor, Tensor]:
-        """u at s and at t, (B,) each."""
-        return self.interpolant.u_of(self.at(s)), self.interpolant.u_of(self.at(t))
+    def span(self, s: float, t: float) -> tuple[float, float]:
+        """u at s and at t, see Interpolant.u_of."""
+        return value(self.interpolant.u_of, s), value(self.interpolant.u_of, t)
 
-    def velocity(self, x: Tensor, u: Tensor) -> Tensor:
-        """dx/du of the probability flow, (B, …); u: (B,), see Interpolant.u_of."""
-        s, rate = self.interpolant.s_of(u)
-        return across(rate, x) * self.interpolant.velocity(self.field(x, s), x, s, self.x0)
+    def velocity(self, x: Tensor, u: float) -> Tensor:
+        """dx/du of the probability flow, (B, …), at u, see Interpolant.u_of."""
+        s, rate = value(self.interpolant.s_of, u)
+        return rate * self.interpolant.velocity(self.output(x, s), x, s, self.x0)
 
-    def drift(self, x: Tensor, s: Tensor, diffusion: str) -> tuple[Tensor, Tensor]:
-        """(drift (B, …), g (B,)) of the SDE."""
-        g = self.interpolant.diffusion(diffusion, s)
-        return self.interpolant.drift(self.field(x, s), x, s, self.x0, g), g
+    def drift(self, x: Tensor, s: float, diffusion: str) -> tuple[Tensor, float]:
+        """(drift (B, …), g) of the SDE."""
+        g = value(self.interpolant.diffusion, diffusion, s)
+        return self.interpolant.drift(self.output(x, s), x, s, self.x0, g), g
 
 
 # ------------------------------------------------------------------------------------------------------- closed form
@@ -140,14 +150,14 @@ def exact_step(dynamics: Dynamics, x: Tensor, s: float, t: float) -> Tensor:
 def hold(dynamics: Dynamics, x: Tensor, s: float, t: float) -> tuple[Tensor, Tensor]:
     """(x_t, E[x_1|x_s]), with the coefficients at t, and the part rho of E[eps|x] that the diffusion leaves, the rest
     drawn anew: x_t = alpha x_0 + beta E[x_1|x] + gamma (rho E[eps|x] + sqrt(1 - rho^2) xi)."""
-    it, x0, asked = dynamics.interpolant, dynamics.x0, dynamics.at(max(s, dynamics.first))
-    output = dynamics.field(x, asked)
-    x1, eps = it.estimate(output, x, asked, x0)
-    rho = it.memory(dynamics.diffusion, dynamics.at(s), dynamics.at(t))
-    t = dynamics.at(t)
+    it, x0 = dynamics.interpolant, dynamics.x0
+    asked = max(s, float(dynamics.first))
+    x1, eps = it.estimate(dynamics.output(x, asked), x, asked, x0)
+    alpha, beta, gamma = (value(f, t) for f in (it.alpha, it.beta, it.gamma))
     if noisy(dynamics.diffusion_at(s)):
-        eps = across(rho, x) * eps + across((1 - rho**2).clamp(min=0).sqrt(), x) * normal(x, dynamics.generator)
-    return across(it.alpha(t), x) * x0 + across(it.beta(t), x) * x1 + across(it.gamma(t), x) * eps, x1
+        rho = value(it.memory, dynamics.diffusion, s, t)
+        eps = rho * eps + max(1 - rho**2, 0) ** 0.5 * normal(x, dynamics.generator)
+    return alpha * x0 + beta * x1 + gamma * eps, x1
 
 
 class Exact2:
@@ -157,26 +167,30 @@ class Exact2:
     that a slope adds int (tau - s) dP = (t - s) beta(t) - int P dtau, by parts.
     """
 
-    NODES, WEIGHTS = (torch.from_numpy(part) / 2 for part in np.polynomial.legendre.leggauss(16))
-
     def __init__(self):
         self.before: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, dynamics: Dynamics, x: Tensor, s: float, t: float) -> Tensor:
         it, before = dynamics.interpolant, self.before
         after, x1 = hold(dynamics, x, s, t)
-        s = max(s, dynamics.first)
-        blind = it.output == "drift" and float(it.d_beta(torch.tensor([s]))) == 0  # the output holds nothing of x_1 there
+        s = max(s, float(dynamics.first))
+        # A drift output holds nothing of x_1 where beta' = 0.
+        blind = it.output == "drift" and value(it.d_beta, s) == 0
         self.before = None if blind else (x1, s)
         if before is None:
             return after
-        return after + self.lever(dynamics, s, t) / (s - before[1]) * (x1 - before[0])
+        return after + lever(it, dynamics.diffusion, s, t) / (s - before[1]) * (x1 - before[0])
 
-    def lever(self, dynamics: Dynamics, s: float, t: float) -> float:
-        """(t - s) beta(t) - int_s^t P dtau, by Gauss and Legendre."""
-        it, tau, end = dynamics.interpolant, s + (t - s) * (self.NODES + 0.5), torch.tensor([t], dtype=torch.float64)
-        P = it.gamma(end) * it.memory(dynamics.diffusion, tau, end) * it.beta(tau) / it.gamma(tau)
-        return (t - s) * (it.beta(end) - (self.WEIGHTS * P).sum()).item()
+
+NODES, WEIGHTS = (torch.from_numpy(part) / 2 for part in np.polynomial.legendre.leggauss(16))
+
+
+@lru_cache(maxsize=1024)
+def lever(it: Interpolant, diffusion: str, s: float, t: float) -> float:
+    """(t - s) beta(t) - int_s^t P dtau, see Exact2, by Gauss-Legendre quadrature."""
+    tau, end = s + (t - s) * (NODES + 0.5), torch.tensor([t], dtype=torch.float64)
+    P = it.gamma(end) * it.memory(diffusion, tau, end) * it.beta(tau) / it.gamma(tau)
+    return (t - s) * (it.beta(end) - (WEIGHTS * P).sum()).item()
 
 
 # ------------------------------------------------------------------------------------------------------------ in time
@@ -184,19 +198,19 @@ class Exact2:
 # first step leaves the variance of x_1 out, of which the ODE keeps the mark, and paths have a kink at u = 0.
 def euler_step(dynamics: Dynamics, x: Tensor, s: float, t: float) -> Tensor:
     u, end = dynamics.span(s, t)
-    return x + across(end - u, x) * dynamics.velocity(x, u)
+    return x + (end - u) * dynamics.velocity(x, u)
 
 
 def heun_step(dynamics: Dynamics, x: Tensor, s: float, t: float) -> Tensor:
     u, end = dynamics.span(s, t)
-    h = across(end - u, x)
+    h = end - u
     first = dynamics.velocity(x, u)
     return x + h / 2 * (first + dynamics.velocity(x + h * first, end))
 
 
 def rk4_step(dynamics: Dynamics, x: Tensor, s: float, t: float) -> Tensor:
     u, end = dynamics.span(s, t)
-    h, middle = across(end - u, x), (u + end) / 2
+    h, middle = end - u, (u + end) / 2
     one = dynamics.velocity(x, u)
     two = dynamics.velocity(x + h / 2 * one, middle)
     three = dynamics.velocity(x + h / 2 * two, middle)
@@ -208,16 +222,16 @@ def dopri5(dynamics: Dynamics, x: Tensor, moments: list[float], tolerance: float
     s = moments[0]
     if s == 0 and dynamics.interpolant.from_reference:
         x, s = exact_step(dynamics, x, s, FIRST_MOMENT), FIRST_MOMENT
-    span = torch.stack(dynamics.span(s, 1.0))[:, 0]
-    flow = lambda u, x: dynamics.velocity(x, u.to(x).expand(len(x)))  # noqa: E731
+    span = torch.tensor(dynamics.span(s, 1.0), dtype=x.dtype, device=x.device)
+    flow = lambda u, x: dynamics.velocity(x, float(u))  # noqa: E731
     return odeint(flow, x, span, rtol=tolerance, atol=tolerance, method="dopri5")[-1]
 
 
 def em_step(dynamics: Dynamics, x: Tensor, s: float, t: float) -> Tensor:
     """Euler and Maruyama: weak order 1. The last step adds no noise: its end is the sample."""
-    drift, g = dynamics.drift(x, dynamics.at(s), dynamics.diffusion_at(s))
+    drift, g = dynamics.drift(x, s, dynamics.diffusion_at(s))
     x = x + (t - s) * drift
-    return x if t == 1 else x + across(g * (t - s) ** 0.5, x) * normal(x, dynamics.generator)
+    return x if t == 1 else x + g * (t - s) ** 0.5 * normal(x, dynamics.generator)
 
 
 def stochastic_heun_step(dynamics: Dynamics, x: Tensor, s: float, t: float) -> Tensor:
@@ -225,11 +239,11 @@ def stochastic_heun_step(dynamics: Dynamics, x: Tensor, s: float, t: float) -> T
     alone (Kloeden and Platen 1992, sec. 15.1). The last step is em's."""
     if t == 1:
         return em_step(dynamics, x, s, t)
-    name, h, end = dynamics.diffusion_at(s), t - s, dynamics.at(t)
-    drift, g = dynamics.drift(x, dynamics.at(s), name)
-    variance = (g**2 + dynamics.interpolant.diffusion(name, end) ** 2) / 2 * h
-    moved = x + across(variance.sqrt(), x) * normal(x, dynamics.generator)
-    return moved + h / 2 * (drift + dynamics.drift(moved + h * drift, end, name)[0])
+    name, h = dynamics.diffusion_at(s), t - s
+    drift, g = dynamics.drift(x, s, name)
+    g_end = value(dynamics.interpolant.diffusion, name, t)
+    moved = x + ((g**2 + g_end**2) / 2 * h) ** 0.5 * normal(x, dynamics.generator)
+    return moved + h / 2 * (drift + dynamics.drift(moved + h * drift, t, name)[0])
 
 
 STEPS = {"exact": exact_step, "euler": euler_step, "heun": heun_step, "rk4": rk4_step, "em": em_step,

@@ -9,7 +9,9 @@ import torch
 
 import configs
 import interpolants
+import models
 import parallel
+import runtime
 import sample
 import solvers
 from console import UserError
@@ -194,7 +196,7 @@ def test_euler_in_s_from_a_point_mass_is_wrong_however_many_steps():
     plain, root = x, x
     dynamics = solvers.Dynamics(field, it, x0, "0", None)
     for s, t in itertools.pairwise(grid[1:, 0].tolist()):
-        plain = plain + (t - s) * it.velocity(field(plain, dynamics.at(s)), plain, dynamics.at(s), x0)
+        plain = plain + (t - s) * it.velocity(dynamics.output(plain, s), plain, s, x0)
         root = solvers.euler_step(dynamics, root, s, t)
     assert (plain / it.gamma(grid[-1])).mean().item() == pytest.approx(2 / math.sqrt(math.pi), rel=0.01)
     assert (root / it.gamma(grid[-1])).mean().item() == pytest.approx(1, rel=0.01)
@@ -397,13 +399,69 @@ def test_foreign_and_hostile_checkpoints_are_refused_in_one_line(tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.fixture
+def count_graphs():
+    """A function that tells how many graphs torch.compile has made since the test began."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+
+
 @pytest.mark.skipif(not parallel.has_compiler(), reason="needs a C compiler")
-def test_a_compiled_network_forecasts_the_same(tiny_run, monkeypatch):
+def test_a_compiled_network_forecasts_the_same(tiny_run, monkeypatch, count_graphs):
     folder, _ = tiny_run
     monkeypatch.chdir(folder)
     path, found = folder / "outputs/checkpoints/ball_stn-follmer-0/latest.pt", []
-    for mode in ("off", "default"):
+    for mode, graphs in (("off", 0), ("default", 1)):
         model, _ = sample.load(path, torch.device("cpu"), {"sample.compile": mode})
         given = torch.randn(4, 3, *model.config.latent.shape, generator=torch.Generator().manual_seed(0))
         found.append(model.roll_out(given, 4, ("key",)))
+        assert count_graphs() == graphs
     assert found[0].abs().max() > 0.1 and torch.allclose(*found, atol=1e-4)
+
+
+ROLL_OUTS = [
+    ("follmer", "residual", {}),
+    ("follmer", "drift", {"sample.redraw": "frame"}),
+    ("linear", "residual", {"sample.context": "uniform", "sample.solver": "heun"}),
+    ("bridge", "drift", {"sample.solver": "em", "sample.reencode": False}),
+]
+
+
+@pytest.mark.parametrize("interpolant, output, options", ROLL_OUTS)
+def test_a_roll_out_compiles_one_graph(monkeypatch, count_graphs, interpolant, output, options):
+    """Whatever its length, for a smaller last batch too, and with the samples of the network as it is."""
+    eager_compile = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda net, **_: eager_compile(net, backend="aot_eager"))
+    flow = {"flow.interpolant": interpolant, "flow.output": output}
+    given = torch.randn(4, 6, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for mode in ("off", "default"):
+        model = forecaster(**{**flow, **options, "sample.compile": mode})
+        torch.manual_seed(0)
+        model.net = models.build("uvit", (1, 2, 2), width=16, depth=1, mid_depth=1, heads=2).eval()
+        found[mode] = [
+            model.roll_out(given[:, :3], 2, ("short",)),
+            model.roll_out(given, 5, ("long",)),
+            model.roll_out(given[:3], 3, ("partial",)),
+        ]
+        assert count_graphs() == (mode == "default")
+    for eager, compiled in zip(found["off"], found["default"]):
+        assert eager.abs().max() > 0.1
+        assert torch.allclose(eager, compiled, atol=1e-5)
+
+
+def test_weights_cast_once_give_what_autocast_gives(monkeypatch):
+    given = torch.randn(4, 3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    found = []
+    for cast in (True, False):
+        if not cast:
+            monkeypatch.setattr(runtime, "cast_weights", lambda net, dtype: None)
+        model = forecaster(**{"train.precision": "bf16"})
+        torch.manual_seed(0)
+        model.net = models.build("uvit", (1, 2, 2), width=16, depth=1, mid_depth=1, heads=2).eval()
+        found.append(model.roll_out(given, 3, ("key",)))
+        dtypes = {weight.dtype for weight in model.net.parameters()}
+        assert dtypes == ({torch.float32, torch.bfloat16} if cast else {torch.float32})
+    assert torch.equal(*found)

@@ -1,7 +1,7 @@
 """Colour jitter on the device, a batch of clips at once: of each clip all frames alike, each clip by factors of its own.
 
 What it computes is albumentations' ColorJitter, as tests/test_augment.py checks: brightness, contrast, saturation and hue, in
-random order. It is written for GPUs, where frames need not wait for the loader's workers. On a CPU albumentations itself is faster:
+random order. It is written for GPUs, where frames need not wait for the workers. On a CPU albumentations itself is faster:
 0.2 ms a frame of 128 pixels, this 2 to 4 on one or two cores.
 """
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from console import UserError, progress, run_command
+from console import progress, run_command
 from prepare.folders import check_range, command_line, complete, write_manifest
 from prepare.raycast import BALL, BRICK, DX, DY, EYE, GEM, RINGS, SMILEY, SUNSET, Scene, render
 from shards import ShardWriter

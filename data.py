@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +25,10 @@ import runtime
 from configs import Config
 from console import UserError, progress
 from shards import Shards, write_packed
+
+# Limits of what is read at once to be encoded.
+BLOCK_FRAMES = 2048
+BLOCK_BYTES = 64 << 20
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # target, reference, context (B, C, h, w), gap (B,)
 
@@ -100,7 +106,8 @@ def check_long_enough(shards: Shards, clip: int, skip: int, field: str) -> None:
 # -------------------------------------------------------------------------------------------------------- pixels
 def to_pixels(frames: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
     """(…, H, W, 3) uint8 -> (…, 3, H, W) float32 in [-1, 1], channels last in memory."""
-    return torch.as_tensor(frames, device=device).movedim(-1, -3).float().div_(127.5).sub_(1)
+    frames = runtime.to_device(frames, torch.device(device))
+    return frames.movedim(-1, -3).float().div_(127.5).sub_(1)
 
 
 def to_frames(pixels: Tensor) -> np.ndarray:
@@ -114,30 +121,100 @@ def latent_dir(shards: Shards, weights_digest: str, root: str) -> Path:
     return Path(root) / "latents" / name / shards.dir.name
 
 
+def encode_batch_size(frame_values: int) -> int:
+    """Frames that are encoded at once, for frames of that many values."""
+    return max(1, (1 << 18) // frame_values * 8)
+
+
 @torch.no_grad()
-def encode_frames(encode: Callable[[Tensor], Tensor], frames: np.ndarray, device: torch.device) -> np.ndarray:
-    """(n, H, W, 3) uint8 -> (n, C, h, w) float16. Latents stay as they are."""
+def encode_on_device(encode: Callable[[Tensor], Tensor], frames: np.ndarray,
+                     device: torch.device | str) -> Tensor:
+    """(n, H, W, 3) uint8 -> (n, C, h, w) float16 on the device, without a host wait. Latents stay
+    as they are, on the host."""
     if frames.dtype != np.uint8:
-        return frames.astype(np.float16)
-    batch = max(1, (1 << 18) // frames[0].size * 8)
-    parts = [encode(to_pixels(frames[i:i + batch], device)).half().cpu().numpy() for i in range(0, len(frames), batch)]
-    return np.concatenate(parts)
+        return torch.from_numpy(frames.astype(np.float16))
+    batch = encode_batch_size(frames[0].size)
+    starts = range(0, len(frames), batch)
+    return torch.cat([encode(to_pixels(frames[i:i + batch], device)).half() for i in starts])
+
+
+def start_copy(values: Tensor) -> Callable[[], np.ndarray]:
+    """Start to copy a tensor to the host -> a function that waits for the copy and returns it."""
+    # From a GPU, torch makes a non-blocking copy in pinned memory.
+    host = values.to("cpu", non_blocking=True)
+    copied = None
+    if values.is_cuda:
+        copied = torch.cuda.current_stream(values.device).record_event()
+
+    def wait() -> np.ndarray:
+        if copied is not None:
+            copied.synchronize()
+        return host.numpy()
+    return wait
+
+
+def encode_frames(encode: Callable[[Tensor], Tensor], frames: np.ndarray,
+                  device: torch.device | str) -> np.ndarray:
+    """(n, H, W, 3) uint8 -> (n, C, h, w) float16. Latents stay as they are."""
+    return start_copy(encode_on_device(encode, frames, device))()
+
+
+def read_ahead(read: Callable[..., np.ndarray], items: Iterable[tuple]) -> Iterator[np.ndarray]:
+    """read(*item) of each item in order, by a thread that reads one item ahead. An error of the
+    thread is raised here. The thread ends with the iterator, which the caller closes."""
+    with ThreadPoolExecutor(1, "read-ahead") as pool:
+        ahead = None
+        for item in items:
+            following = pool.submit(read, *item)
+            if ahead is not None:
+                yield ahead.result()
+            ahead = following
+        if ahead is not None:
+            yield ahead.result()
+
+
+def block_rows(count: int, shape: tuple[int, ...], dtype: np.dtype) -> list[np.ndarray]:
+    """The rows of a file of `count` frames, in blocks of at most BLOCK_FRAMES and BLOCK_BYTES (or
+    one batch)."""
+    # Whole batches: the limit in bytes does not change which frames are encoded together.
+    values = int(np.prod(shape))
+    batch = encode_batch_size(values)
+    step = max(batch, BLOCK_BYTES // (values * dtype.itemsize) // batch * batch)
+    blocks = []
+    for start in range(0, count, BLOCK_FRAMES):
+        stop = min(start + BLOCK_FRAMES, count)
+        blocks += [np.arange(a, min(a + step, stop)) for a in range(start, stop, step)]
+    return blocks
 
 
 def cache_latents(shards: Shards, encode: Callable[[Tensor], Tensor], weights_digest: str, root: str,
-                  device: torch.device) -> Path:
-    """Encode every frame of a split once, a latent shard per frame shard; shards that are there already are kept."""
+                  device: torch.device | str) -> Path:
+    """Encode every frame of a split once, a latent shard per frame shard; shards that are there
+    already are kept. While a block of frames is encoded, a thread reads the next one, and a GPU's
+    latents of the block before are fetched."""
     out = latent_dir(shards, weights_digest, root)
     out.mkdir(parents=True, exist_ok=True)
-    todo = [(k, file, out / path.name) for k, (file, path) in enumerate(zip(shards.files, shards.paths))]
-    todo = [(k, file, path) for k, file, path in todo if len(file.lengths) and not path.exists()]
-    with progress(sum(int(file.lengths.sum()) for _, file, _ in todo), f"encode {shards.dir.name}", "frame") as bar:
-        for k, file, path in todo:
-            parts, count = [], int(file.lengths.sum())
-            for start in range(0, count, 2048):
-                rows = np.arange(start, min(start + 2048, count))
-                parts.append(encode_frames(encode, shards.read_file(k, rows), device))
+    todo = []
+    reads = []
+    for k, (file, path) in enumerate(zip(shards.files, shards.paths)):
+        if len(file.lengths) and not (out / path.name).exists():
+            blocks = block_rows(int(file.lengths.sum()), file.shape, file.dtype)
+            todo.append((file, out / path.name, blocks))
+            reads += [(k, rows) for rows in blocks]
+    total = sum(len(rows) for _, rows in reads)
+    frames = read_ahead(shards.read_file, reads)
+    with progress(total, f"encode {shards.dir.name}", "frame") as bar, closing(frames):
+        for file, path, blocks in todo:
+            parts = []
+            wait = None
+            for rows in blocks:
+                following = start_copy(encode_on_device(encode, next(frames), device))
+                # Wait for the block before only now that the device has work again.
+                if wait is not None:
+                    parts.append(np.array(wait()))
+                wait = following
                 bar.update(len(rows))
+            parts.append(np.array(wait()))
             write_packed(path, "latents", np.concatenate(parts), file.lengths,
                          {"continues": file.continues, "fps": file.fps or 0.0})
     return out

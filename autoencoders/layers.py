@@ -32,12 +32,26 @@ def precise(layer: nn.Module, x: Tensor) -> Tensor:
         return layer(x.float())
 
 
+@torch.no_grad()
 def nearest_index(z: Tensor, codes: Tensor) -> Tensor:
-    """(B, C, h, w), (K, C) -> index of the nearest code by squared distance, (B * h * w,) int64. In float32 also under
-    autocast: bf16 distances would choose another code here and there."""
+    """(B, C, h, w), (K, C) -> index of the nearest code by squared distance, (B * h * w,) int64.
+
+    Distances are float32 also under autocast and where TF32 is on: there is no matrix product in
+    them. The differences themselves are squared: |e|^2 - 2 z.e cancels the digits that tell close
+    codes apart where |e| is large.
+    """
     flat = z.movedim(1, -1).reshape(-1, z.shape[1]).float()
-    with torch.autocast(z.device.type, enabled=False):  # |z - e|^2 less the |z|^2 that all codes share
-        return torch.addmm(codes.square().sum(1), flat, codes.T, alpha=-2).argmin(1)
+    channels = codes.float().T.contiguous()
+    # Chunks of rows bound the memory: small enough for a CPU's cache, large enough for a GPU.
+    entries = 1 << 18 if z.device.type == "cpu" else 1 << 24
+    index = []
+    for rows in flat.split(max(1, entries // len(codes))):
+        distance = (rows[:, 0, None] - channels[0]).square_()
+        for c in range(1, len(channels)):
+            difference = rows[:, c, None] - channels[c]
+            distance.addcmul_(difference, difference)
+        index.append(distance.argmin(1))
+    return torch.cat(index)
 
 
 def lookup(index: Tensor, codes: Tensor, like: Tensor) -> Tensor:

@@ -21,6 +21,13 @@ class ResBlock(nn.Module):
         return x + self.conv2(F.silu(self.norm2(h)))
 
 
+def count_codes(index: Tensor, codes: int) -> Tensor:
+    """How often each code was chosen, (codes,) float32, exact up to 2^24. Unlike bincount, it does
+    not wait for the GPU."""
+    ones = torch.ones(len(index), device=index.device)
+    return torch.zeros(codes, device=index.device).index_add_(0, index, ones)
+
+
 class Codebook(nn.Module):
     """K codes of C dimensions, followed as exponential moving averages of the latents assigned to them (van den Oord et
     al. 2017, appendix A.1). Codes that no latent has chosen for long restart at a latent of the batch at hand."""
@@ -33,16 +40,18 @@ class Codebook(nn.Module):
         self.register_buffer("total", torch.zeros(codes, dim))
 
     @torch.no_grad()
-    def update(self, z: Tensor, index: Tensor, generator: torch.Generator | None) -> None:
+    def update(self, z: Tensor, index: Tensor, count: Tensor,
+               generator: torch.Generator | None) -> None:
+        """index: of nearest_index; count: of count_codes."""
         flat = z.movedim(1, -1).reshape(-1, z.shape[1]).float()
-        first = not bool(self.count.any())
-        count = torch.bincount(index, minlength=len(self.codes)).to(flat)
+        # A tensor, not a bool: the host would wait for the GPU at every update.
+        first = ~self.count.any()
         total = torch.zeros_like(self.total).index_add_(0, index, flat)
         self.count.lerp_(count, 1 - self.decay)
         self.total.lerp_(total, 1 - self.decay)
-        dead = torch.ones_like(self.count, dtype=torch.bool) if first else self.count < 0.01 * self.count.mean()
-        pick = torch.randint(len(flat), (len(self.codes),), generator=generator, device=flat.device)
         mean = self.count.mean()
+        dead = first | (self.count < 0.01 * mean)
+        pick = torch.randint(len(flat), (len(self.codes),), generator=generator, device=flat.device)
         self.total.copy_(torch.where(dead[:, None], flat[pick] * mean, self.total))
         self.count.copy_(torch.where(dead, mean, self.count))
         self.codes.copy_(self.total / self.count[:, None])
@@ -77,12 +86,13 @@ class SmallVQVAE(nn.Module):
         """Training loss and what to log of it: reconstruction MSE in [0, 1] pixel units, codebook perplexity."""
         z = self.encoder(x).float()
         index = nearest_index(z, self.codebook.codes)
+        count = count_codes(index, len(self.codebook.codes))
         if self.training:
-            self.codebook.update(z.detach(), index, generator)
+            self.codebook.update(z.detach(), index, count, generator)
         code = lookup(index, self.codebook.codes, z)
         reconstruction = self.decoder(z + (code - z).detach()).float()  # straight-through
         error, commitment = F.mse_loss(reconstruction, x), F.mse_loss(z, code)
-        share = torch.bincount(index, minlength=len(self.codebook.codes)).float() / len(index)
+        share = count / len(index)
         perplexity = torch.exp(-(share * (share + 1e-10).log()).sum())
         # The commitment is weighed by the error's own size, so that its share stays the same as both shrink.
         return error + 0.25 * error.detach() * commitment, {"mse": error.detach() / 4, "perplexity": perplexity}

@@ -40,8 +40,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        q, k, v = (part(h).flatten(2).transpose(1, 2) for part in (self.q, self.k, self.v))
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        # The fused kernels take only (batch, heads, pixels, width) with contiguous channels.
+        q, k, v = (part(h).flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
+                   for part in (self.q, self.k, self.v))
+        mixed = F.scaled_dot_product_attention(q, k, v).squeeze(1)
         return x + self.proj_out(mixed.transpose(1, 2).reshape(x.shape)).float()
 
 

@@ -1,13 +1,16 @@
 """Index arithmetic at its edges, batches as a function of (seed, step), and what the caches hold."""
 
 import os
+import threading
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import configs
 import data
+import runtime
 from console import UserError
 from shards import Shards, write_packed
 
@@ -97,6 +100,140 @@ def test_latent_cache_holds_each_frame_once_and_goes_on_where_it_stopped(make_sh
     assert data.cache_latents(shards, encode, "weights", tmp_path, torch.device("cpu")) == out
     assert second.exists() and os.stat(first).st_mtime_ns == kept
     assert data.latent_dir(shards, "other weights", tmp_path) != out
+
+
+def log_calls(monkeypatch, shards) -> list[tuple[str, int]]:
+    """-> what happens to blocks of frames, in order: ("read" | "encode" | "fetch", block)."""
+    calls = []
+    done = {"read": 0, "encode": 0, "copy": 0}
+    read_file, start_copy, encode_block = shards.read_file, data.start_copy, data.encode_on_device
+
+    def log(what: str) -> None:
+        calls.append((what, done[what]))
+        done[what] += 1
+
+    def read(*place):
+        log("read")
+        return read_file(*place)
+
+    def encode_logged(*arguments):
+        log("encode")
+        return encode_block(*arguments)
+
+    def copy_logged(z):
+        block = done["copy"]
+        done["copy"] += 1
+        wait = start_copy(z)
+
+        def wait_logged():
+            calls.append(("fetch", block))
+            return wait()
+        return wait_logged
+    monkeypatch.setattr(shards, "read_file", read)
+    monkeypatch.setattr(data, "encode_on_device", encode_logged)
+    monkeypatch.setattr(data, "start_copy", copy_logged)
+    return calls
+
+
+def test_a_block_is_read_and_encoded_before_the_latents_of_the_one_before_are_fetched(
+        make_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "BLOCK_FRAMES", 10)
+    shards = Shards(make_shards([25, 20]))
+    calls = log_calls(monkeypatch, shards)
+    out = data.cache_latents(shards, encode, "w", tmp_path, torch.device("cpu"))
+    latents = Shards(out, "latents").read_rows(np.arange(45))
+    plain = encode(data.to_pixels(shards.read_rows(np.arange(45)))).half().numpy()
+    assert np.array_equal(latents, plain)
+    assert {call for call in calls if call[0] == "fetch"} == {("fetch", k) for k in range(5)}
+    for k in range(4):
+        assert calls.index(("read", k + 1)) < calls.index(("fetch", k))
+        assert calls.index(("encode", k + 1)) < calls.index(("fetch", k))
+
+
+def test_the_next_block_is_read_while_one_is_encoded_and_no_other(
+        make_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "BLOCK_FRAMES", 10)
+    shards = Shards(make_shards([50]))
+    read_file, read = shards.read_file, []
+    arrived = threading.Condition()
+
+    def read_and_tell(k, rows):
+        frames = read_file(k, rows)
+        with arrived:
+            read.append(rows[0] // 10)
+            arrived.notify_all()
+        return frames
+
+    def encode_when_read(x):
+        block = int((x[0, 0, 0, 0] + 1) * 127.5 + 0.5) // 10
+        with arrived:
+            assert arrived.wait_for(lambda: len(read) > min(block + 1, 4), timeout=10)
+            assert len(read) <= block + 2
+        return encode(x)
+    monkeypatch.setattr(shards, "read_file", read_and_tell)
+    data.cache_latents(shards, encode_when_read, "w", tmp_path, torch.device("cpu"))
+    assert read == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("error", [UserError("shard_0001.hdf5: damaged"), KeyboardInterrupt()])
+def test_an_error_ends_the_thread_and_keeps_finished_shards(
+        error, make_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "BLOCK_FRAMES", 10)
+    shards = Shards(make_shards([20, 20], shard_bytes=3000))
+    read_file = shards.read_file
+    readers = []
+
+    def read(k, rows):
+        readers.append(threading.current_thread())
+        if isinstance(error, UserError) and (k, rows[0]) == (1, 10):
+            raise error
+        return read_file(k, rows)
+
+    def interrupted(x):
+        if isinstance(error, KeyboardInterrupt) and x.max() > 30 / 127.5 - 1:
+            raise error
+        return encode(x)
+    monkeypatch.setattr(shards, "read_file", read)
+    with pytest.raises(type(error)) as caught:
+        data.cache_latents(shards, interrupted, "w", tmp_path, torch.device("cpu"))
+    assert caught.value is error
+    assert threading.main_thread() not in readers
+    assert not any(reader.is_alive() for reader in readers)
+    written = [path.name for path in data.latent_dir(shards, "w", tmp_path).iterdir()]
+    assert written == ["shard_0001.hdf5"]
+
+
+def test_blocks_are_whole_batches_of_bounded_size():
+    small = data.block_rows(5000, (64, 64, 3), np.dtype(np.uint8))
+    assert [len(rows) for rows in small] == [2048, 2048, 904]
+    large = data.block_rows(5000, (256, 256, 3), np.dtype(np.uint8))
+    assert max(len(rows) for rows in large) * 256 * 256 * 3 <= 64 << 20
+    assert np.array_equal(np.concatenate(large), np.arange(5000))
+    batch = data.encode_batch_size(256 * 256 * 3)
+    assert all(rows[0] % 2048 % batch == 0 for rows in large)
+    huge = data.block_rows(3, (8192, 8192, 3), np.dtype(np.uint8))
+    assert [len(rows) for rows in huge] == [1, 1, 1]
+
+
+def test_frames_are_copied_to_the_device_without_a_wait(monkeypatch):
+    frames = np.zeros((2, 8, 8, 3), np.uint8)
+    devices = []
+
+    def to_device(values, device):
+        devices.append(device)
+        return torch.as_tensor(values)
+    monkeypatch.setattr(runtime, "to_device", to_device)
+    data.to_pixels(frames, "cuda")
+    assert devices == [torch.device("cuda")]
+
+
+def test_encoded_batches_stay_on_the_device_until_the_last(monkeypatch):
+    with FakeTensorMode():
+        frames = np.zeros((3000, 16, 16, 3), np.uint8)
+        monkeypatch.setattr(runtime, "to_device", lambda values, device: torch.empty(
+            values.shape, dtype=torch.uint8, device=device))
+        z = data.encode_on_device(encode, frames, torch.device("cuda"))
+    assert (z.shape, z.dtype, z.device.type) == ((3000, 2, 4, 4), torch.float16, "cuda")
 
 
 def test_latent_batches_hold_the_frames_they_name(make_shards, tmp_path):

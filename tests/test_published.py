@@ -19,7 +19,7 @@ import runtime
 import sample
 import stages
 import vqvae
-from autoencoders.taming import VARIANTS, Taming
+from autoencoders.taming import VARIANTS, Attention, Taming
 from console import UserError
 from prepare import videos
 
@@ -80,6 +80,28 @@ def test_latents_in_bf16_are_within_one_percent(kind, file):
     z = module.encode(x)
     error = (vqvae.freeze(module, precision="bf16").encode(x) - z).norm() / z.norm()
     assert 1e-4 < error < 1e-2, error
+
+
+def test_attention_suits_the_fused_kernels_and_computes_the_same(monkeypatch):
+    torch.manual_seed(0)
+    attention = Attention(64).requires_grad_(False)
+    x = torch.randn(2, 64, 8, 8)
+    seen = []
+    attend = F.scaled_dot_product_attention
+
+    def spy(q, k, v):
+        seen.extend([q, k, v])
+        return attend(q, k, v)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    with torch.autocast("cpu", torch.bfloat16):
+        attention(x)
+    assert [(part.shape, part.dtype) for part in seen] == [((2, 1, 64, 64), torch.bfloat16)] * 3
+    assert all(part.is_contiguous() for part in seen)
+    h = attention.norm(x)
+    q, k, v = (part(h).flatten(2) for part in (attention.q, attention.k, attention.v))
+    weights = torch.einsum("bci,bcj->bij", q, k).div(8).softmax(-1)
+    mixed = torch.einsum("bij,bcj->bci", weights, v).view(2, 64, 8, 8)
+    assert torch.allclose(attention(x), x + attention.proj_out(mixed), rtol=0, atol=1e-6)
 
 
 def test_the_residual_block_of_river():

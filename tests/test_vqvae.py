@@ -1,13 +1,17 @@
 """The small VQVAE: shapes, codes, what the frozen interface promises, and that it learns."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import configs
 import runtime
 import vqvae
 from autoencoders.layers import nearest, nearest_index
-from autoencoders.small import Codebook, SmallVQVAE
+from autoencoders.small import Codebook, SmallVQVAE, count_codes
 from console import UserError
 from shards import Shards
 
@@ -41,7 +45,8 @@ def test_codebook_follows_its_latents_and_restarts_dead_codes():
     for step in range(60):
         z = (centres[torch.randint(4, (256,), generator=g)] + 0.05 * torch.randn(256, 2, generator=g)).view(16, 16, 1, 2)
         z = z.movedim(-1, 1)
-        book.update(z, nearest_index(z, book.codes), g)
+        index = nearest_index(z, book.codes)
+        book.update(z, index, count_codes(index, 8), g)
         if step == 30:
             book.codes[3], book.total[3] = 1000.0, 1000.0 * book.count[3]  # nearest to nothing from here on
     assert book.codes.abs().max() < 6 and torch.cdist(centres, book.codes).min(1).values.max() < 0.1
@@ -66,6 +71,42 @@ def test_codes_are_chosen_alike_under_autocast():
     plain = nearest_index(z, book.codes)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(nearest_index(z, book.codes), plain)
+
+
+class TF32(TorchDispatchMode):
+    """Matrix products of inputs rounded to 10 bits of mantissa, as a GPU multiplies them in TF32."""
+
+    PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in self.PRODUCTS:
+            args = (*args[:-2], self.rounded(args[-2]), self.rounded(args[-1]))
+        return function(*args, **(kwargs or {}))
+
+    @staticmethod
+    def rounded(x):
+        bits = x.contiguous().view(torch.int32)
+        return ((bits + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
+
+
+@pytest.mark.parametrize("mode, offset", [(TF32, 0.0), (nullcontext, 30.0)])
+def test_codes_are_chosen_as_in_float64(mode, offset):
+    torch.manual_seed(0)
+    codes = torch.randn(4096, 4) + offset
+    z = torch.randn(16, 4, 16, 16) + offset
+    with mode():
+        index = nearest_index(z, codes)
+    flat = z.double().movedim(1, -1).reshape(-1, 4)
+    exact = "donot_use_mm_for_euclid_dist"
+    assert torch.equal(index, torch.cdist(flat, codes.double(), compute_mode=exact).argmin(1))
+
+
+def test_an_update_of_the_codebook_does_not_wait_for_the_gpu():
+    # A fake tensor has no values: what needs one on the host, as bool(x) and bincount do, raises.
+    with FakeTensorMode(), torch.device("cuda"):
+        module = SmallVQVAE(4, channels=2, codes=8, width=16, depth=1)
+        loss, values = module.loss(torch.empty(2, 3, 16, 16))
+    assert loss.device.type == values["perplexity"].device.type == "cuda"
 
 
 def test_training_stopped_half_way_goes_on_bit_for_bit(make_shards, tmp_path, monkeypatch):

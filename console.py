@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import functools
 import os
 import sys
 from typing import Callable
@@ -34,6 +35,12 @@ def first_line(error: Exception) -> str:
 def nearest(name: str, known) -> str:
     close = difflib.get_close_matches(name, list(known), 1, cutoff=0.0)
     return f"; nearest known: {close[0]} (all: {', '.join(known)})" if close else ""
+
+
+@functools.cache
+def print_once(line: str) -> None:
+    """Print a line the first time that this process has it to say."""
+    print(line)
 
 
 def progress(total: int, desc: str, unit: str, initial: int = 0) -> tqdm:

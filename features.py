@@ -230,7 +230,11 @@ def load_lpips(dir: str | Path, net: str = "alex", device: torch.device | str = 
     weights = read_weights(path)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it calls torchvision by old names
-        import lpips  # here, not above: it brings in scipy
+        try:
+            import lpips  # here, not above: it brings in scipy
+        except ModuleNotFoundError:
+            raise UserError("LPIPS needs the package lpips, which is not installed: pip install lpips==0.1.4, or choose "
+                            "--metrics without lpips") from None
         model = lpips.LPIPS(pretrained=False, net=net, pnet_rand=True, verbose=False)
     heads = {f"lins.{name[3:]}": value for name, value in weights.items() if name.startswith("lin")}  # it has them twice
     scaling = model.scaling_layer.state_dict(prefix="scaling_layer.")

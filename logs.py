@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import netrc
@@ -17,10 +18,18 @@ import torch
 from torch import Tensor
 
 import configs
+from console import UserError, print_once
 
 
 def wandb_mode(mode: str) -> str:
-    """`auto` -> WANDB_MODE if set, online where a key is configured, else offline."""
+    """`auto` -> disabled, with one line, without wandb; WANDB_MODE if set; online where a key is configured, else offline.
+    UserError for another mode without wandb."""
+    asked = os.environ.get("WANDB_MODE") if mode == "auto" else mode
+    if asked != "disabled" and importlib.util.find_spec("wandb") is None:
+        if mode != "auto":
+            raise UserError(f"wandb.mode={mode}, but wandb is not installed: pip install wandb, or set wandb.mode=disabled")
+        print_once("wandb is not installed, so nothing is logged there (metrics.jsonl holds all of it): pip install wandb")
+        return "disabled"
     if mode != "auto":
         return mode
     if os.environ.get("WANDB_MODE"):
@@ -63,7 +72,9 @@ class Log:
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         """frames: (T, H, W, 3) uint8."""
-        if self.run:
+        if self.run and importlib.util.find_spec("moviepy") is None:
+            print_once("moviepy is not installed, so wandb gets no videos: pip install moviepy")
+        elif self.run:
             import wandb
             self.run.log({name: wandb.Video(frames.transpose(0, 3, 1, 2), fps=max(1, round(fps)), format="mp4")}, step=step)
 

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import importlib.util
+
 import imageio.v2 as imageio
 import numpy as np
 from PIL import Image, ImageDraw
+
+from console import print_once
 
 GIVEN, FORECAST, PAPER, INK = (40, 180, 70), (245, 140, 20), (255, 255, 255), (40, 40, 40)
 GAP, HEADER = 4, 16  # pixels
@@ -91,6 +95,14 @@ def contact_sheet(truth: np.ndarray, samples: np.ndarray, rows: int = 4, columns
             sheet.paste(Image.fromarray(cell), (margin + k * cell_w, y))
         y += cell_h
     return sheet
+
+
+def usable_format(format: str) -> str:
+    """mp4, avi or gif, as asked; gif, with one line, where the encoder of the others is not installed."""
+    if format == "gif" or importlib.util.find_spec("imageio_ffmpeg"):
+        return format
+    print_once(f"imageio-ffmpeg is not installed, so videos are GIFs; for {format}: pip install imageio-ffmpeg")
+    return "gif"
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float) -> None:

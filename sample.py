@@ -345,6 +345,7 @@ def beside(out: Path, ending: str) -> Path:
 def write_results(out: Path, truth: np.ndarray, samples: np.ndarray, result: dict, fps: float, format: str,
                   latents: Sequence[np.ndarray] = ()) -> None:
     """latents: those of the samples, in parts, where the data are latents."""
+    format = pictures.usable_format(format)
     partial, old = beside(out, "partial"), beside(out, "old")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "videos").mkdir(parents=True)
@@ -414,7 +415,7 @@ def paths(out: Path, format: str, ckpt: str | Path) -> str:
     latents = [f"latents        {out / 'latents.npy'} (samples; pictures and metrics are of what they look like: through an "
                "AutoencoderKL, if vqvae.ckpt names the folder of one, else a linear preview)"]
     return "\n".join([*latents * (out / "latents.npy").exists(), f"page           {out / 'index.html'}",
-                      f"video          {out / f'forecasts.{format}'}",
+                      f"video          {out / f'forecasts.{pictures.usable_format(format)}'}",
                       f"contact sheet  {out / 'contact_sheet.png'}",
                       f"metrics        {out / 'metrics.json'}", f"checkpoint     {ckpt}"])
 

@@ -16,6 +16,7 @@ from torch import nn
 
 import configs
 import data
+import logs
 import published
 import runtime
 import sample
@@ -40,6 +41,8 @@ def before_any_work(config: Config, dir: Path, process: Process, ckpt: str | Non
     """Mistakes that can be known now are told now; -> the checkpoint to go on from, or to start from (--ckpt)."""
     if problems := missing(config):
         raise UserError(f"--dataset {config.dataset}, looked in {Path.cwd()}: " + "; ".join(problems))
+    if process.first:
+        logs.wandb_mode(config.wandb.mode)
     parts = process.world * config.train.accumulate
     if config.train.batch_size % parts:
         asked = f"{process.world} processes" + f" in {config.train.accumulate} parts each" * (config.train.accumulate > 1)

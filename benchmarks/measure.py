@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-import av
 import h5py
 import numpy as np
 import torch
@@ -51,6 +50,7 @@ def peak_memory(device: torch.device) -> float:
 
 def frames_of_a_walk(size: int) -> np.ndarray:
     """(n, size, size, 3) uint8"""
+    import av  # late: the benchmarks of GPUs run without it
     with av.open(str(CLIP), metadata_errors="ignore") as file:
         return np.stack([np.asarray(Image.fromarray(frame.to_ndarray(format="rgb24")).resize((size, size)))
                          for frame in file.decode(video=0)])

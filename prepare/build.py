@@ -28,13 +28,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import h5py
 import numpy as np
 import PIL
 
 from console import Failure, UserError, progress
-from prepare.decode import Broken
+from prepare.decode import AV_VERSION, Broken
 from prepare.sources import Found, Source, Video
 from shards import PATTERN, Shards, ShardWriter
 
@@ -111,7 +110,7 @@ def command(recipe: Recipe, args: argparse.Namespace) -> str:
 
 
 def versions(recipe: Recipe) -> dict[str, str]:
-    return {"python": platform.python_version(), "av": av.__version__, "pillow": PIL.__version__,
+    return {"python": platform.python_version(), "av": AV_VERSION, "pillow": PIL.__version__,
             "numpy": np.__version__, "h5py": h5py.__version__} | recipe.versions
 
 

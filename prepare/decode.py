@@ -11,13 +11,23 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from PIL import Image
 
+from console import UserError
+
+try:
+    import av
+    from av.video.reformatter import VideoReformatter
+except ModuleNotFoundError:
+    # Images are read without PyAV, see `opened` for video files.
+    av = None
+
 PLAIN_CHUNKS = (b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"tIME", b"gAMA", b"cHRM", b"sRGB")
-READ_ERRORS = (av.error.FFmpegError, OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+if av is not None:
+    READ_ERRORS = (av.error.FFmpegError, *READ_ERRORS)
+AV_VERSION = "not installed" if av is None else av.__version__
 
 
 class Broken(Exception):
@@ -78,6 +88,9 @@ def why(error: Exception) -> str:
 
 
 def opened(film: Film) -> av.container.InputContainer:
+    """UserError where PyAV is not installed."""
+    if av is None:
+        raise UserError(f"{film.path}: decoding video needs PyAV, which is not installed: pip install av")
     return av.open(str(film.path) if film.data is None else io.BytesIO(film.data), metadata_errors="ignore")
 
 
@@ -161,7 +174,7 @@ def is_plain_png(data: bytes) -> bool:
 def png_pixels(data: bytes) -> np.ndarray | None:
     """(H, W, 3) uint8 of a plain PNG by FFmpeg, which takes two thirds of Pillow's time for the same pixels; None for any
     other, of which Pillow knows more."""
-    if not is_plain_png(data):
+    if av is None or not is_plain_png(data):
         return None
     codec = av.CodecContext.create("png", "r")
     codec.thread_count = 1
@@ -169,10 +182,11 @@ def png_pixels(data: bytes) -> np.ndarray | None:
     return frames[0].to_ndarray() if len(frames) == 1 and frames[0].format.name == "rgb24" else None
 
 
-def rgb(item: Path | io.BytesIO | av.VideoFrame, reformat: Callable = av.VideoFrame.reformat) -> Image.Image:
+def rgb(item: Path | io.BytesIO | av.VideoFrame, reformat: Callable | None = None) -> Image.Image:
     """reformat: a VideoReformatter's, where many frames of one film follow: to set up the conversion takes longer than to
     convert."""
-    if isinstance(item, av.VideoFrame):
+    if not isinstance(item, Path | io.BytesIO):
+        reformat = reformat or av.VideoFrame.reformat
         return Image.fromarray(reformat(item, format="rgb24").to_ndarray())
     if isinstance(item, io.BytesIO) and (pixels := png_pixels(item.getvalue())) is not None:
         return Image.fromarray(pixels)
@@ -184,7 +198,8 @@ def rgb(item: Path | io.BytesIO | av.VideoFrame, reformat: Callable = av.VideoFr
 
 def read(film: Film, fps: float | None = None, tick: Callable = lambda: None) -> Iterator[tuple[int, Image.Image]]:
     """(index in the film, RGB image) of the frames to keep, all of one size; raises Broken where it cannot go on."""
-    frames, reformat = timed_frames(film, tick), VideoReformatter().reformat
+    frames = timed_frames(film, tick)
+    reformat = None if film.images else VideoReformatter().reformat
     try:
         for index, item in at_ticks(frames, fps) if fps and not film.images else (item for _, item in frames):
             image = rgb(item, reformat)

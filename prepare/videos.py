@@ -19,13 +19,12 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import av
 import numpy as np
 import PIL
 from PIL import Image
 
 from console import UserError, progress, run_command
-from prepare.decode import Broken, Film, crop_boxes, natural, probe, read
+from prepare.decode import AV_VERSION, Broken, Film, crop_boxes, natural, probe, read
 from prepare.splits import split_at, split_sources, time_cuts
 from shards import ShardWriter
 
@@ -193,7 +192,7 @@ def make(args: argparse.Namespace, command: str = "") -> dict:
             "command": command, "options": vars(args), "split_rule": rule, "fps": fps, "dropped": dropped,
             "splits": {split: {"clips": writer.videos, "frames": writer.frames} for split, writer in writers.items()},
             "sources": [source.entry() for source in sources], "seconds": round(time.monotonic() - began, 2),
-            "versions": {"av": av.__version__, "pillow": PIL.__version__}}
+            "versions": {"av": AV_VERSION, "pillow": PIL.__version__}}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
         os.replace(partial, out)
     finally:

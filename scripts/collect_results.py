@@ -26,7 +26,7 @@ from console import UserError, progress, run_command  # noqa: E402
 from summary import page, pictures, tables  # noqa: E402
 from summary.runs import Run, Table, differing, rename, run_of, tabulate  # noqa: E402
 
-OURS = re.compile(r"index\.html|summary\.json|(runs|methods)\.csv|table\.(md|tex)|(horizon|summary|mosaic)(-\d+)?\.(png|mp4)")
+OURS = re.compile(r"index\.html|summary\.json|(runs|methods)\.csv|table\.(md|tex)|(horizon|summary|mosaic)(-\d+)?\.(png|mp4|gif)")
 
 
 def metrics_files(patterns: list[str]) -> list[Path]:
@@ -114,7 +114,7 @@ def write_pictures(found: list[Table], shown: list[list[str]], folder: Path,
             if isinstance(compared, str):
                 told.append(f"no mosaic of table {k + 1}: {compared}")
             else:
-                own["mosaic"] = f"mosaic{ending}.mp4"
+                own["mosaic"] = f"mosaic{ending}.{moving.usable_format('mp4')}"
                 fps = table.methods[0].runs[0].fps
                 moving.write_video(folder / own["mosaic"], pictures.mosaic(*compared), 10 if math.isnan(fps) else fps)
                 if left := len(table.methods) - len(compared[1]):

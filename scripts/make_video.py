@@ -56,6 +56,7 @@ def check_size(clips: int, tracks: int, frame: tuple[int, int], wanted: int) -> 
 def make(args: argparse.Namespace) -> str:
     """Write the video; -> what it shows, in words."""
     check(args)
+    args.out = args.out.with_suffix(f".{pictures.usable_format(args.out.suffix[1:])}")
     truth, samples = results.read_arrays(args.results)
     if args.samples is not None and args.samples > samples.shape[1]:
         raise UserError(f"--samples {args.samples}: {args.results} holds {samples.shape[1]} of each clip; take no more")

@@ -56,7 +56,9 @@ def section(table: Table, metrics: list[str], pictures: dict[str, str], out: Pat
     parts = [f'<h2 id="table-{number}">{escape(heading(table.protocol))}</h2>', grid(head, body),
              *(f'<p class="note">{escape(note)}</p>' for note in notes(table, metrics))]
     if "mosaic" in pictures:
-        parts += [f'<video src="{quote(pictures["mosaic"])}" controls autoplay loop muted playsinline></video>',
+        file = quote(pictures["mosaic"])
+        video = f'<video src="{file}" controls autoplay loop muted playsinline></video>'
+        parts += [f'<img src="{file}" alt="forecasts side by side">' if file.endswith(".gif") else video,
                   '<p class="note">Each row is a clip, in the columns the truth and one forecast of each method. Green edge: '
                   "given frames; orange edge: forecast.</p>"]
     for kind, text in (("summary", "every metric, a point per method"), ("horizon", "metrics over the predicted frames")):

@@ -6,11 +6,13 @@ import os
 import zipfile
 from pathlib import Path
 
-import av
 import numpy as np
+import pytest
 from PIL import Image
 
 from console import run_command
+
+av = pytest.importorskip("av")
 
 WALK = Path(__file__).parent / "data/walk.mp4"  # 60 frames of 320x180
 

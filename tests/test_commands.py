@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 
-import av
 import numpy as np
+import pytest
 import torch
 from conftest import REPO, TINY, launch
 
 from benchmarks import interpolants
+
+av = pytest.importorskip("av")
 
 RUN = "outputs/checkpoints/ball_stn-follmer-0"
 

@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -15,6 +14,8 @@ import features
 from console import UserError
 from features import I3D, MIXED, SIDE, Unit, i3d_features, lpips_distance, same_max_pool, same_padding, to_i3d
 from metrics import fvd
+
+av = pytest.importorskip("av")
 
 WEIGHTS = Path(os.environ.get("DRIFTCAST_METRIC_WEIGHTS", REPO / "weights/metrics"))
 CHANNELS_LAST = torch.channels_last_3d

@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 
-import av
 import numpy as np
 import pytest
 from conftest import REPO
 
 import pictures
+
+av = pytest.importorskip("av")
 
 
 @pytest.fixture

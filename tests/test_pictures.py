@@ -1,11 +1,12 @@
 """What a person looks at: sizes, marks, and files that play."""
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
 
 import pictures
+
+av = pytest.importorskip("av")
 
 
 def clip():

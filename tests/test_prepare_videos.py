@@ -7,7 +7,6 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +14,8 @@ from PIL import Image
 from console import UserError
 from prepare import decode, splits, videos
 from shards import Shards
+
+av = pytest.importorskip("av")
 
 REPO = Path(__file__).resolve().parents[1]
 WALK = REPO / "tests" / "data" / "walk.mp4"  # 60 frames of 320x180 at 15 fps

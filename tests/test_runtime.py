@@ -2,9 +2,12 @@
 
 import json
 import os
+import types
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import configs
 import logs
@@ -105,3 +108,74 @@ def test_bf16_only_where_asked_or_fast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     with runtime.autocast("float32", cpu):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+class Gpus:
+    """A stand-in for torch.cuda on a machine where this process sees `visible` GPUs."""
+
+    def __init__(self, visible):
+        self.visible = visible
+        self.used = None
+
+    def is_available(self):
+        return True
+
+    def device_count(self):
+        return self.visible
+
+    def set_device(self, device):
+        self.used = device
+
+    def get_device_properties(self, device):
+        return types.SimpleNamespace(uuid=f"uuid-{device.index}")
+
+
+@pytest.fixture
+def several_gpus(monkeypatch):
+    """several_gpus(local, visible) -> (the process that start() makes among four, what was called)"""
+    runtime.connect.cache_clear()
+    calls = {}
+
+    class Store(dist.HashStore):
+        def set_timeout(self, timeout):
+            calls["store"] = timeout
+            super().set_timeout(timeout)
+
+    def begin(local, visible):
+        gpus, store = Gpus(visible), Store()
+        for name, value in (("LOCAL_RANK", local), ("RANK", local), ("WORLD_SIZE", 4)):
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setattr(torch, "cuda", gpus)
+        monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
+        monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, local, 4)]))
+        monkeypatch.setattr(runtime, "fresh", lambda store, *_: store)
+        monkeypatch.setattr(runtime, "refuse_shared_gpus",
+                            lambda *asked: calls.update(gpu=asked[-1]))
+        monkeypatch.setattr(dist, "init_process_group",
+                            lambda *a, **named: calls.update(default=(*a, named)))
+        monkeypatch.setattr(dist, "new_group", lambda **named: calls.update(stages=named))
+        process = runtime.start()
+        assert gpus.used == process.device
+        return process, calls
+    yield begin
+    runtime.connect.cache_clear()
+
+
+def test_nccl_connects_at_once_and_stages_have_a_longer_timeout(several_gpus):
+    process, calls = several_gpus(3, 4)
+    backend, named = calls["default"]
+    assert (backend, named["device_id"]) == ("nccl", torch.device("cuda", 3))
+    assert process.device == torch.device("cuda", 3)
+    assert named["timeout"] == calls["store"] == timedelta(minutes=30)
+    assert calls["stages"] == {"backend": "gloo", "timeout": timedelta(days=1)}
+    assert calls["gpu"].endswith("uuid-3")
+
+
+def test_a_process_that_sees_one_gpu_uses_that_one(several_gpus):
+    process, calls = several_gpus(3, 1)
+    assert process.device == calls["default"][1]["device_id"] == torch.device("cuda", 0)
+
+
+def test_more_processes_than_gpus_are_refused(several_gpus):
+    with pytest.raises(UserError, match="process 2 of this machine has no GPU of its own, there are 2"):
+        several_gpus(2, 2)

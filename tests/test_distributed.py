@@ -1,5 +1,6 @@
 """Several processes, on one node and on two: the same data, the same gradient, one voice; and workers that are killed."""
 
+import copy
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from conftest import REPO, TINY, copy_of, launch
 
 import configs
+import parallel
 import runtime
 import train
 from console import UserError
@@ -207,6 +209,34 @@ def test_processes_that_share_a_gpu_are_all_refused(gpus, shared):
                     answer.result(timeout=20)
             else:
                 answer.result(timeout=20)
+
+
+@pytest.fixture
+def alone_of_two():
+    """A process that takes the ways of several, in a group of one."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield runtime.Process(0, 2, torch.device("cpu"))
+    dist.destroy_process_group()
+
+
+def test_gradients_are_views_of_what_is_exchanged_and_the_same_after_each_update(alone_of_two):
+    config = configs.build(overrides={"train.compile": "off"})
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    plain = copy.deepcopy(net)
+    several = parallel.spread(net, config, alone_of_two)
+    for _ in range(3):
+        parts = torch.randn(2, 5, 3)
+        for k, part in enumerate(parts, 1):
+            with parallel.last_of_step(several, k == len(parts)):
+                several(part).square().mean().backward()
+            plain(part).square().mean().backward()
+        for own, other in zip(net.parameters(), plain.parameters()):
+            assert torch.equal(own.grad, other.grad)
+        assert len({p.grad.untyped_storage().data_ptr() for p in net.parameters()}) == 1
+        for module in (net, plain):
+            for weight in module.parameters():
+                weight.data.sub_(weight.grad, alpha=0.1)
+            module.zero_grad(set_to_none=True)
 
 
 @needs_proc

@@ -25,7 +25,6 @@ import torch.distributed as dist
 
 from console import Failure, Stopped, UserError, first_line
 
-
 # --------------------------------------------------------------------------------------------- processes and devices
 # A stage: the others wait while rank 0 prepares data, trains the VQVAE, encodes or samples, which
 # may take hours.
@@ -61,8 +60,8 @@ class Process:
             dist.all_reduce(torch.zeros(1), group=self.stages)
 
     def close(self) -> None:
-        """Disconnect at the normal end of a command, once all processes have arrived there. Not after
-        an error, where another process may never arrive."""
+        """Disconnect at the normal end of a command, once all processes have arrived there. Not
+        after an error, where another process may never arrive."""
         if self.world > 1:
             self.barrier()
             dist.destroy_process_group()
@@ -82,13 +81,13 @@ def start() -> Process:
 
 
 def gpu_index(local: int, visible: int) -> int:
-    """Index of this process's GPU among the visible ones. Under srun --gpus-per-task=1 each process sees
-    only its own GPU, as index 0."""
+    """Index of this process's GPU among the visible ones. Under srun --gpus-per-task=1 each
+    process sees only its own GPU, as index 0."""
     if visible == 1:
         return 0
     if local >= visible:
-        raise UserError(f"process {local} of this machine has no GPU of its own, there are {visible}; "
-                        "start fewer processes")
+        raise UserError(f"process {local} of this machine has no GPU of its own, "
+                        f"there are {visible}; start fewer processes")
     return local
 
 
@@ -122,8 +121,8 @@ def refuse_shared_gpus(store: dist.Store, rank: int, world: int, gpu: str) -> No
     for second, name in enumerate(gpus):
         first = gpus.index(name)
         if first != second:
-            raise UserError(f"processes {first} and {second} share one GPU ({name}); start one process "
-                            "per GPU")
+            raise UserError(f"processes {first} and {second} share one GPU ({name}); "
+                            "start one process per GPU")
 
 
 def fresh(store: dist.Store, rank: int, world: int) -> dist.Store:

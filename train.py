@@ -141,7 +141,7 @@ def fit(config: Config, source: stages.Source, autoencoder: nn.Module,
                 bar.set_postfix_str(f"loss {values.get('loss', math.nan):.4f}")
             if to_save:
                 save(dir, config, learner, autoencoder, step, since, process, source.state_dict(step))
-                # The others wait for the disk here, not in the next gradient, whose timeout is short.
+                # The others wait for the disk here, not in the next gradient: its timeout is short.
                 process.barrier()
             if asked:
                 break

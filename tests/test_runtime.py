@@ -2,12 +2,14 @@
 
 import json
 import os
+import subprocess
 import types
 from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import REPO
 
 import configs
 import logs
@@ -132,7 +134,7 @@ class Gpus:
 
 @pytest.fixture
 def several_gpus(monkeypatch):
-    """several_gpus(local, visible) -> (the process that start() makes among four, what was called)"""
+    """several_gpus(local, visible) -> (what start() returns as one of four, what it called)"""
     runtime.connect.cache_clear()
     calls = {}
 
@@ -177,5 +179,24 @@ def test_a_process_that_sees_one_gpu_uses_that_one(several_gpus):
 
 
 def test_more_processes_than_gpus_are_refused(several_gpus):
-    with pytest.raises(UserError, match="process 2 of this machine has no GPU of its own, there are 2"):
+    with pytest.raises(UserError, match="process 2 .* has no GPU of its own, there are 2"):
         several_gpus(2, 2)
+
+
+@pytest.mark.parametrize("script", ["array", "evaluate", "sample", "train"])
+def test_slurm_jobs_keep_what_was_compiled_among_the_outputs(tmp_path, script):
+    stubs = {".venv/bin/activate": "", "bin/scontrol": "echo host",
+             "bin/srun": 'echo "$TORCHINDUCTOR_CACHE_DIR"'}
+    for name, text in stubs.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"#!/bin/sh\n{text}\n")
+        file.chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "CKPT": "latest.pt",
+           "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "host", "SLURM_ARRAY_TASK_ID": "0"}
+    env.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    command = ["bash", str(REPO / f"scripts/slurm/{script}.sbatch")]
+    options = {"capture_output": True, "text": True, "check": True}
+    done = subprocess.run(command, cwd=tmp_path, env=env, **options)
+    user = subprocess.run(["id", "-un"], **options).stdout.strip()
+    assert done.stdout.strip() == str(tmp_path / "outputs/inductor" / user)

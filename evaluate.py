@@ -326,6 +326,7 @@ def main() -> None:
         result = results.read_metrics(out)
         print(table(result))
         print(sample.paths(out, results.config_of(result, out).sample.format, args.ckpt or args.results))
+    process.close()
 
 
 if __name__ == "__main__":

@@ -29,8 +29,11 @@ def spread(net: nn.Module, config: Config, process: Process) -> nn.Module:
     if sharded and mode in GRAPHS:
         raise UserError(f"train.compile={mode} records where weights lie, and train.shard moves them; set "
                         "train.compile=default")
+    if process.world == 1:
+        return net
     if not sharded:
-        return nn.parallel.DistributedDataParallel(net) if process.world > 1 else net
+        # Gradients are views of the all-reduce buckets, not copies: one gradient's memory is saved.
+        return nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     mesh = init_device_mesh(process.device.type, (process.world,))

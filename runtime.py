@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import os
 import re
 import shutil
 import signal
+import socket
 import time
 import uuid
 import warnings
@@ -23,14 +25,22 @@ import torch.distributed as dist
 
 from console import Failure, Stopped, UserError, first_line
 
-
 # --------------------------------------------------------------------------------------------- processes and devices
+# A stage: the others wait while rank 0 prepares data, trains the VQVAE, encodes or samples, which
+# may take hours.
+STAGE_TIMEOUT = timedelta(days=1)
+# A collective of the training loop: a process that hangs is noticed after this time.
+STEP_TIMEOUT = timedelta(minutes=30)
+
+
 @dataclass(frozen=True)
 class Process:
     """This process among those that torchrun started; alone, it is rank 0 of 1."""
     rank: int
     world: int
     device: torch.device
+    # the gloo group of `agree` and `barrier`, with STAGE_TIMEOUT; gradients use the default group
+    stages: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -41,29 +51,78 @@ class Process:
         if self.world == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self.stages)
         return box[0]
 
     def barrier(self) -> None:
         if self.world > 1:
-            dist.barrier()
+            # a CPU tensor, so that gloo never touches the GPU
+            dist.all_reduce(torch.zeros(1), group=self.stages)
+
+    def close(self) -> None:
+        """Disconnect at the normal end of a command, once all processes have arrived there. Not
+        after an error, where another process may never arrive."""
+        if self.world > 1:
+            self.barrier()
+            dist.destroy_process_group()
+            connect.cache_clear()
 
 
 def start() -> Process:
-    local, rank, world = (int(os.environ.get(k, d)) for k, d in (("LOCAL_RANK", 0), ("RANK", 0), ("WORLD_SIZE", 1)))
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        if local >= torch.cuda.device_count():
-            raise UserError(f"process {local} of this machine has no GPU of its own, there are {torch.cuda.device_count()}; "
-                            "start fewer processes")
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    rank = int(os.environ.get("RANK", 0))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", gpu_index(local, torch.cuda.device_count()))
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
-    if world > 1 and not dist.is_initialized():
-        store = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))[0]
-        # the others wait while the first prepares data, trains the VQVAE and samples, which may take hours
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1), rank=rank,
-                                world_size=world, store=fresh(store, rank, world))
-    return Process(rank, world, device)
+    return connect(rank, world, device) if world > 1 else Process(rank, world, device)
+
+
+def gpu_index(local: int, visible: int) -> int:
+    """Index of this process's GPU among the visible ones. Under srun --gpus-per-task=1 each
+    process sees only its own GPU, as index 0."""
+    if visible == 1:
+        return 0
+    if local >= visible:
+        raise UserError(f"process {local} of this machine has no GPU of its own, "
+                        f"there are {visible}; start fewer processes")
+    return local
+
+
+@functools.cache
+def connect(rank: int, world: int, device: torch.device) -> Process:
+    """Join the other processes: once, however often start() is called."""
+    store = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))[0]
+    store = fresh(store, rank, world)
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        gpu = torch.cuda.get_device_properties(device)
+        refuse_shared_gpus(store, rank, world, f"{socket.gethostname()}, {gpu.uuid}")
+    # NCCL exchanges its addresses through the store, whose own timeout is the rendezvous's.
+    store.set_timeout(STEP_TIMEOUT)
+    # With device_id NCCL connects now. It would otherwise connect at the first gradient, for which
+    # the others may wait hours (pytorch issue 107177).
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=STEP_TIMEOUT, rank=rank,
+                            world_size=world, store=store, device_id=device if on_gpu else None)
+    stages = dist.new_group(backend="gloo", timeout=STAGE_TIMEOUT)
+    return Process(rank, world, device, stages)
+
+
+def refuse_shared_gpus(store: dist.Store, rank: int, world: int, gpu: str) -> None:
+    """UserError on all processes where two of them have the same GPU. gpu: its host and UUID."""
+    store.set(f"gpu/{rank}", gpu)
+    gpus = [store.get(f"gpu/{other}").decode() for other in range(world)]
+    store.set(f"gpus_read/{rank}", "")
+    if rank == 0:
+        # Without torchrun the store ends with rank 0, so rank 0 must leave last.
+        store.wait([f"gpus_read/{other}" for other in range(world)])
+    for second, name in enumerate(gpus):
+        first = gpus.index(name)
+        if first != second:
+            raise UserError(f"processes {first} and {second} share one GPU ({name}); "
+                            "start one process per GPU")
 
 
 def fresh(store: dist.Store, rank: int, world: int) -> dist.Store:

@@ -39,7 +39,7 @@ def run(config: Config, ckpt: str | None = None) -> None:
         print(sample.table(result))
         print(sample.paths(out, config.sample.format, path))
         print(clock)
-    process.barrier()
+    process.close()
 
 
 def trained(config: Config, process: Process, ckpt: str | None, clock: Clock) -> tuple[Config, Path, data.Windows | None]:
@@ -141,12 +141,15 @@ def fit(config: Config, source: stages.Source, autoencoder: nn.Module,
                 bar.set_postfix_str(f"loss {values.get('loss', math.nan):.4f}")
             if to_save:
                 save(dir, config, learner, autoencoder, step, since, process, source.state_dict(step))
+                # The others wait for the disk here, not in the next gradient: its timeout is short.
+                process.barrier()
             if asked:
                 break
             if train.sample_every and step % train.sample_every == 0 and not last:
                 averages = parallel.whole(learner.ema, process.first)
                 if process.first:
                     preview(forecaster, averages, config, windows, step, dir, log)
+                process.barrier()
     process.barrier()  # until the first has saved and closed its log: a launcher ends all where one has ended
     if asked:
         raise runtime.stopped(asked, step, dir)

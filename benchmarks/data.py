@@ -49,7 +49,8 @@ def ways(config: configs.Config, folder: Path, device: torch.device) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=32, help="clips per batch (default 32)")
-    parser.add_argument("--repeats", type=int, default=7, help="timed batches (default 7)")
+    parser.add_argument("--repeats", type=int, default=7,
+                        help="timed batches, on a GPU blocks of ten (default 7)")
     parser.add_argument("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
     args = parser.parse_args()
     device, config = runtime.start().device, configs.build("kth", {"train.batch_size": args.batch})

@@ -22,16 +22,25 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(work: Callable[[], object], device: torch.device, repeats: int, warmup: int = 1) -> float:
-    """The median over `repeats` calls, after `warmup` of them."""
+def seconds(work: Callable[[], object], device: torch.device, repeats: int, warmup: int = 1,
+            calls: int = 10) -> float:
+    """Seconds per call: the median over `repeats` blocks of `calls`, after `warmup` calls. The
+    device is synchronised around a block only, so that a call is launched while the GPU still
+    computes the one before, as in training. On a CPU, where a call returns when it is done, a
+    block is one call."""
+    if device.type != "cuda":
+        calls = 1
+    for _ in range(warmup):
+        work()
     taken = []
-    for _ in range(warmup + repeats):
+    for _ in range(repeats):
         synchronize(device)
         began = time.perf_counter()
-        work()
+        for _ in range(calls):
+            work()
         synchronize(device)
-        taken.append(time.perf_counter() - began)
-    return median(taken[warmup:])
+        taken.append((time.perf_counter() - began) / calls)
+    return median(taken)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> float:

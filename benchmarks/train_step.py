@@ -120,6 +120,22 @@ def latents(dir: Path) -> Path:
     return dir
 
 
+def machine(args: argparse.Namespace, device: torch.device) -> dict:
+    """The machine's name, the precision, and the rates of matrix products."""
+    return {"machine": results.machine(),
+            "precision": "bf16" if runtime.uses_bf16(args.precision, device) else "float32",
+            "matmul_bf16": measure.matmul_rate(device),
+            "matmul_float32": measure.matmul_rate(device, torch.float32)}
+
+
+def baseline(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
+    """Seconds of each part of a step of the straightforward way, of the first size."""
+    options = {"train.precision": "float32", "train.compile": "off"}
+    config = setting(args, args.sizes[0], args.baseline_batch, **options)
+    with tempfile.TemporaryDirectory() as folder:
+        return plainly(config, measure.river_shards(Path(folder), 20, 60), device, args.repeats)
+
+
 def worker(args: argparse.Namespace, process: runtime.Process) -> dict:
     """One size and batch, as all processes that torchrun has started do it together."""
     with tempfile.TemporaryDirectory() as folder:
@@ -131,7 +147,7 @@ def worker(args: argparse.Namespace, process: runtime.Process) -> dict:
 
 
 def launched(args: argparse.Namespace, size: str, batch: int, processes: int) -> dict:
-    """`worker` in processes of its own, so that each begins with an empty memory."""
+    """`worker` in new processes, so that each begins with an empty memory."""
     flags = [f"--{name}={getattr(args, name)}" for name in ("precision", "compile", "repeats", "accumulate")]
     flags += [f"--{name}" for name in ("shard", "recompute") if getattr(args, name)]
     threads = str(max(1, torch.get_num_threads() // processes))
@@ -144,11 +160,20 @@ def launched(args: argparse.Namespace, size: str, batch: int, processes: int) ->
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def compared(args: argparse.Namespace, line: dict, process: runtime.Process) -> list[str]:
+def alone(args: argparse.Namespace, part: str) -> dict:
+    """`machine` or `baseline` in a new process: a CUDA context in this one would occupy the GPU
+    while the runs are measured."""
+    command = [sys.executable, "-m", "benchmarks.train_step", "--part", part]
+    command += ["--sizes", args.sizes[0], "--precision", args.precision]
+    command += [f"--repeats={args.repeats}", f"--baseline_batch={args.baseline_batch}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise UserError(f"measuring the {part} ended with {done.returncode}, see above")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def compared(args: argparse.Namespace, line: dict, parts: dict[str, float]) -> list[str]:
     """The baseline's rows of the table; notes the ratio in `line`."""
-    config = setting(args, args.sizes[0], args.baseline_batch, **{"train.precision": "float32", "train.compile": "off"})
-    with tempfile.TemporaryDirectory() as folder:
-        parts = plainly(config, measure.river_shards(Path(folder), 20, 60), process.device, args.repeats)
     each = {name: 1e3 * value / args.baseline_batch for name, value in parts.items()}
     own = 1e3 / line["runs"][0]["samples_per_second"]
     line.update(baseline_ms_per_sample={**each, "all": sum(each.values())}, ms_per_sample=own, ratio=sum(each.values()) / own,
@@ -165,7 +190,7 @@ def parse() -> argparse.Namespace:
     add("--sizes", nargs="+", default=["B"], help=f"of {', '.join(configs.SIZES)} (default B, the published one)")
     add("--batches", nargs="+", type=int, default=[32], help="samples per update and process (default 32)")
     add("--processes", nargs="+", type=int, default=[1], help="how many train together (default 1)")
-    add("--repeats", type=int, default=5, help="timed steps (default 5)")
+    add("--repeats", type=int, default=5, help="timed steps, on a GPU blocks of ten (default 5)")
     add("--precision", default="auto", help="auto, bf16 or float32")
     add("--compile", default="auto", help=", ".join(configs.COMPILE))
     add("--accumulate", type=int, default=1, help="parts of a batch")
@@ -175,6 +200,7 @@ def parse() -> argparse.Namespace:
     add("--baseline_batch", type=int, default=8)
     add("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
     add("--worker", action="store_true", help=argparse.SUPPRESS)
+    add("--part", choices=("machine", "baseline"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -185,11 +211,13 @@ def main() -> None:
         found = worker(args, process)
         if process.first:
             print(json.dumps(found))
-        process.barrier()
+        process.close()
         return
-    process = runtime.start()
-    line = {"benchmark": "train_step", "machine": results.machine(), "matmul_bf16": measure.matmul_rate(process.device),
-            "matmul_float32": measure.matmul_rate(process.device, torch.float32), "runs": []}
+    if args.part:
+        measured = machine if args.part == "machine" else baseline
+        print(json.dumps(measured(args, runtime.start().device)))
+        return
+    line = {"benchmark": "train_step", **alone(args, "machine"), "runs": []}
     rows = ["| size | batch | processes | samples/s | TFLOP/s | of the bf16 matmul | peak memory, GiB |", "|" + "---|" * 7]
     asked = [(size, batch, n) for size in args.sizes for batch in args.batches for n in args.processes]
     with progress(len(asked), "train_step", "run") as bar:
@@ -202,9 +230,9 @@ def main() -> None:
             bar.update()
     line["fraction_of_matmul"] = line["runs"][0]["fraction_of_matmul"]
     if args.baseline:
-        rows += compared(args, line, process)
-    used = "bf16" if runtime.uses_bf16(args.precision, process.device) else "float32"
-    text = (f"{results.machine()}, {used}. A large matrix product runs at {line['matmul_bf16'] / 1e12:.3g} TFLOP/s in bf16, "
+        rows += compared(args, line, alone(args, "baseline"))
+    text = (f"{line['machine']}, {line['precision']}. A large matrix product runs at "
+            f"{line['matmul_bf16'] / 1e12:.3g} TFLOP/s in bf16, "
             f"{line['matmul_float32'] / 1e12:.3g} in float32; latents 4x8x8.\n\n" + "\n".join(rows))
     print(text, f"\ntable          {results.write('Training step', text, args.out)}")
     print(json.dumps(line))

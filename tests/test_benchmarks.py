@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -26,9 +28,25 @@ def tiny(monkeypatch):
                               accumulate=1, shard=False, recompute=False, repeats=1, videos=2, frames=2, steps=2)
 
 
-def test_medians_leave_the_warm_up_out():
+def test_a_block_of_calls_is_timed_between_two_waits(monkeypatch):
+    events = []
+    monkeypatch.setattr(measure, "synchronize", lambda _: events.append("wait"))
+    measure.seconds(lambda: events.append("call"), torch.device("cuda"), 2, warmup=3, calls=4)
+    block = ["wait", *["call"] * 4, "wait"]
+    assert events == [*["call"] * 3, *block, *block]
+
+
+def test_the_median_is_per_call_and_leaves_the_warm_up_out(monkeypatch):
+    clock = iter([0.0, 8.0, 10.0, 30.0, 30.0, 34.0])
+    monkeypatch.setattr(measure, "synchronize", lambda _: None)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    assert measure.seconds(lambda: None, torch.device("cuda"), 3, calls=4) == 2.0
+
+
+def test_on_a_cpu_a_block_is_one_call():
     calls = []
-    assert measure.seconds(lambda: calls.append(0), CPU, 3, 2) < 0.1 and len(calls) == 5
+    measure.seconds(lambda: calls.append(0), CPU, 3, 2, calls=10)
+    assert len(calls) == 5
 
 
 def test_flops_are_those_of_the_layers(tiny):
@@ -42,7 +60,7 @@ def test_a_training_step_is_timed_beside_the_straightforward_one(tiny):
     run = train_step.worker(tiny, runtime.Process(0, 1, CPU))
     assert run["samples_per_second"] > 0 and run["batch"] == 3 and run["peak_gib"] > 0.05
     line = {"runs": [run]}
-    text = "\n".join(train_step.compared(tiny, line, runtime.Process(0, 1, CPU)))
+    text = "\n".join(train_step.compared(tiny, line, train_step.baseline(tiny, CPU)))
     each = line["baseline_ms_per_sample"]
     assert each["all"] == pytest.approx(each["read"] + each["encode"] + each["update"]) and min(each.values()) > 0
     assert line["ratio"] == pytest.approx(each["all"] * run["samples_per_second"] / 1e3) and f"{line['ratio']:.2f}" in text
@@ -73,6 +91,60 @@ def test_the_roll_out_is_the_plain_loop(tiny):
 def test_memory_of_a_roll_out_counts_what_comes_out():
     found = memory.roll_out(6)
     assert found["output"] == memory.VIDEOS * 6 * 64 * 64 * 3 and found["peak"] > found["output"] and found["ms_per_frame"] > 0
+
+
+def test_output_in_main_memory_counts_against_a_cpu_alone():
+    short, long = {"peak": 1000, "output": 30}, {"peak": 1000, "output": 240}
+    gpu, cpu = {"device": "cuda"}, {"device": "cpu"}
+    assert memory.peak_ratio({**short, **gpu}, {**long, **gpu}) == 1.0
+    grown = {**long, **cpu, "peak": 1210}
+    assert memory.peak_ratio({**short, **cpu}, grown) == 1.0
+
+
+class NoGpu:
+    """A stand-in for torch.cuda that must not be used."""
+
+    def __getattr__(self, name):
+        raise AssertionError(f"torch.cuda.{name} is used in the parent")
+
+
+@pytest.fixture
+def workers(monkeypatch, tmp_path):
+    """The command line of a benchmark whose workers answer at once, without a GPU in the parent."""
+    answers = {"--worker": {"samples_per_second": 8.0, "flop_per_second": 1e9, "peak_gib": 1.0},
+               "machine": {"machine": "a GPU", "precision": "bf16", "matmul_bf16": 1e10,
+                           "matmul_float32": 1e9},
+               "baseline": {"read": 1.0, "encode": 1.0, "update": 2.0},
+               "--roll_out": {"frames": 100, "peak": 100, "output": 1, "ms_per_frame": 1.0,
+                              "device": "cuda", "machine": "a GPU"}}
+    started = []
+
+    def run(command, **_):
+        name = next(name for name in answers if name in command)
+        started.append(name)
+        return subprocess.CompletedProcess(command, 0, json.dumps(answers[name]))
+
+    def begin(module, *flags):
+        monkeypatch.setattr(torch, "cuda", NoGpu())
+        monkeypatch.setattr(subprocess, "run", run)
+        monkeypatch.setattr(sys, "argv", ["benchmark", *flags, "--out", str(tmp_path)])
+        module.main()
+        return started
+    return begin
+
+
+def test_the_parent_of_timed_trainings_leaves_the_gpu_alone(workers, capsys):
+    assert workers(train_step, "--baseline") == ["machine", "--worker", "baseline"]
+    text = capsys.readouterr().out
+    line = json.loads(text.splitlines()[-1])
+    assert text.startswith("a GPU, bf16. A large matrix product runs at 0.01 TFLOP/s in bf16")
+    assert line["fraction_of_matmul"] == 0.1
+    assert line["ratio"] == pytest.approx(4.0)
+
+
+def test_the_parent_of_measured_memory_leaves_the_gpu_alone(workers, capsys):
+    assert workers(memory) == ["--roll_out"] * 2 + ["--worker"] * 3
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["machine"] == "a GPU"
 
 
 def test_reading_is_timed_and_written_down(tmp_path):

@@ -1,5 +1,6 @@
 """Several processes, on one node and on two: the same data, the same gradient, one voice; and workers that are killed."""
 
+import copy
 import os
 import signal
 import socket
@@ -16,7 +17,11 @@ import torch
 import torch.distributed as dist
 from conftest import REPO, TINY, copy_of, launch
 
+import configs
+import parallel
 import runtime
+import train
+from console import UserError
 
 # one after the other: two torchruns that start at once may choose the same port
 pytestmark = pytest.mark.xdist_group("processes")
@@ -80,9 +85,11 @@ POISON = """
 import os, sys
 sys.path.insert(0, {repo!r})
 import main, train
+import torch.distributed as dist
 loss, calls = train.flow_loss, iter(range(1000))
 train.flow_loss = lambda *a: loss(*a) * (float("nan") if next(calls) == 4 and os.environ["RANK"] == "1" else 1.0)
 main.main()
+assert not dist.is_initialized()  # main.py disconnects at its end
 """
 
 
@@ -93,6 +100,56 @@ def test_a_bad_update_of_one_is_left_out_by_all(folder, tmp_path):
     found = state(folder, "poisoned")
     assert {float(slot["step"]) for slot in found["opt"]["state"].values()} == {11}
     assert all(value.isfinite().all() for value in found["model"].values())
+
+
+WAITING = """
+import sys, time
+from datetime import timedelta
+from pathlib import Path
+sys.path.insert(0, {repo!r})
+import torch, torch.distributed as dist
+import runtime
+runtime.STEP_TIMEOUT = timedelta(seconds=4)
+process, found = runtime.start(), Path({found!r})
+for _ in range(2):
+    if process.first:
+        time.sleep(6)  # a stage, longer than the timeout of a step
+    assert process.agree("value of rank 0" if process.first else None) == "value of rank 0"
+    process.barrier()
+    dist.all_reduce(torch.ones(3))  # and the default group still works
+if process.first:
+    for _ in range(600):  # rank 0 hangs, until rank 1 has noticed
+        if found.exists():
+            break
+        time.sleep(0.1)
+else:
+    try:
+        dist.all_reduce(torch.ones(3))
+    except RuntimeError as error:
+        found.write_text(str(error))
+"""
+
+
+def test_others_wait_long_for_a_stage_and_a_short_time_for_a_gradient(tmp_path):
+    found, script = tmp_path / "found", tmp_path / "waiting.py"
+    script.write_text(WAITING.format(repo=str(REPO), found=str(found)))
+    torchrun(tmp_path, str(script))
+    assert "Timed out" in found.read_text()
+
+
+def test_others_wait_at_a_barrier_for_what_the_first_writes(folder, monkeypatch):
+    events = []
+    save = train.save
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(runtime.Process, "barrier", lambda _: events.append("barrier"))
+    monkeypatch.setattr(train, "preview", lambda *_: events.append("preview"))
+    monkeypatch.setattr(train, "save", lambda *a: (save(*a), events.append("save")))
+    settings = [*TINY, "train.sample_every=4", "output.run_id=barriers"]
+    config = configs.build(overrides=configs.parse_overrides(settings))
+    train.trained(config, runtime.start(), None, train.Clock())
+    written = [k for k, event in enumerate(events) if event in ("preview", "save")]
+    assert len(written) == 5
+    assert all(events[k + 1] == "barrier" for k in written)
 
 
 @contextmanager
@@ -134,6 +191,52 @@ def test_processes_started_again_do_not_meet_what_dead_ones_left():
             assert not any(part.check(["address"]) for part in parts)
             parts[order.index(0)].set("address", "here")
             assert all(part.get("address") == b"here" for part in parts)
+
+
+@pytest.mark.parametrize("gpus, shared", [
+    (("a, 1", "a, 2", "b, 1"), ""),
+    (("a, 1", "b, 1", "a, 1"), "processes 0 and 2 share one GPU .a, 1."),
+])
+def test_processes_that_share_a_gpu_are_all_refused(gpus, shared):
+    agent = dist.TCPStore("localhost", 0, is_master=True)
+    connect = lambda: dist.TCPStore("localhost", agent.port, is_master=False)  # noqa: E731
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(runtime.refuse_shared_gpus, connect(), rank, 3, gpu)
+                 for rank, gpu in enumerate(gpus)]
+        for answer in asked:
+            if shared:
+                with pytest.raises(UserError, match=shared):
+                    answer.result(timeout=20)
+            else:
+                answer.result(timeout=20)
+
+
+@pytest.fixture
+def alone_of_two():
+    """A process that takes the ways of several, in a group of one."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield runtime.Process(0, 2, torch.device("cpu"))
+    dist.destroy_process_group()
+
+
+def test_gradients_are_views_of_what_is_exchanged_and_the_same_after_each_update(alone_of_two):
+    config = configs.build(overrides={"train.compile": "off"})
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    plain = copy.deepcopy(net)
+    several = parallel.spread(net, config, alone_of_two)
+    for _ in range(3):
+        parts = torch.randn(2, 5, 3)
+        for k, part in enumerate(parts, 1):
+            with parallel.last_of_step(several, k == len(parts)):
+                several(part).square().mean().backward()
+            plain(part).square().mean().backward()
+        for own, other in zip(net.parameters(), plain.parameters()):
+            assert torch.equal(own.grad, other.grad)
+        assert len({p.grad.untyped_storage().data_ptr() for p in net.parameters()}) == 1
+        for module in (net, plain):
+            for weight in module.parameters():
+                weight.data.sub_(weight.grad, alpha=0.1)
+            module.zero_grad(set_to_none=True)
 
 
 @needs_proc

@@ -2,9 +2,14 @@
 
 import json
 import os
+import subprocess
+import types
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
+from conftest import REPO
 
 import configs
 import logs
@@ -105,3 +110,93 @@ def test_bf16_only_where_asked_or_fast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     with runtime.autocast("float32", cpu):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+class Gpus:
+    """A stand-in for torch.cuda on a machine where this process sees `visible` GPUs."""
+
+    def __init__(self, visible):
+        self.visible = visible
+        self.used = None
+
+    def is_available(self):
+        return True
+
+    def device_count(self):
+        return self.visible
+
+    def set_device(self, device):
+        self.used = device
+
+    def get_device_properties(self, device):
+        return types.SimpleNamespace(uuid=f"uuid-{device.index}")
+
+
+@pytest.fixture
+def several_gpus(monkeypatch):
+    """several_gpus(local, visible) -> (what start() returns as one of four, what it called)"""
+    runtime.connect.cache_clear()
+    calls = {}
+
+    class Store(dist.HashStore):
+        def set_timeout(self, timeout):
+            calls["store"] = timeout
+            super().set_timeout(timeout)
+
+    def begin(local, visible):
+        gpus, store = Gpus(visible), Store()
+        for name, value in (("LOCAL_RANK", local), ("RANK", local), ("WORLD_SIZE", 4)):
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setattr(torch, "cuda", gpus)
+        monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
+        monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, local, 4)]))
+        monkeypatch.setattr(runtime, "fresh", lambda store, *_: store)
+        monkeypatch.setattr(runtime, "refuse_shared_gpus",
+                            lambda *asked: calls.update(gpu=asked[-1]))
+        monkeypatch.setattr(dist, "init_process_group",
+                            lambda *a, **named: calls.update(default=(*a, named)))
+        monkeypatch.setattr(dist, "new_group", lambda **named: calls.update(stages=named))
+        process = runtime.start()
+        assert gpus.used == process.device
+        return process, calls
+    yield begin
+    runtime.connect.cache_clear()
+
+
+def test_nccl_connects_at_once_and_stages_have_a_longer_timeout(several_gpus):
+    process, calls = several_gpus(3, 4)
+    backend, named = calls["default"]
+    assert (backend, named["device_id"]) == ("nccl", torch.device("cuda", 3))
+    assert process.device == torch.device("cuda", 3)
+    assert named["timeout"] == calls["store"] == timedelta(minutes=30)
+    assert calls["stages"] == {"backend": "gloo", "timeout": timedelta(days=1)}
+    assert calls["gpu"].endswith("uuid-3")
+
+
+def test_a_process_that_sees_one_gpu_uses_that_one(several_gpus):
+    process, calls = several_gpus(3, 1)
+    assert process.device == calls["default"][1]["device_id"] == torch.device("cuda", 0)
+
+
+def test_more_processes_than_gpus_are_refused(several_gpus):
+    with pytest.raises(UserError, match="process 2 .* has no GPU of its own, there are 2"):
+        several_gpus(2, 2)
+
+
+@pytest.mark.parametrize("script", ["array", "evaluate", "sample", "train"])
+def test_slurm_jobs_keep_what_was_compiled_among_the_outputs(tmp_path, script):
+    stubs = {".venv/bin/activate": "", "bin/scontrol": "echo host",
+             "bin/srun": 'echo "$TORCHINDUCTOR_CACHE_DIR"'}
+    for name, text in stubs.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"#!/bin/sh\n{text}\n")
+        file.chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "CKPT": "latest.pt",
+           "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "host", "SLURM_ARRAY_TASK_ID": "0"}
+    env.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    command = ["bash", str(REPO / f"scripts/slurm/{script}.sbatch")]
+    options = {"capture_output": True, "text": True, "check": True}
+    done = subprocess.run(command, cwd=tmp_path, env=env, **options)
+    user = subprocess.run(["id", "-un"], **options).stdout.strip()
+    assert done.stdout.strip() == str(tmp_path / "outputs/inductor" / user)

@@ -99,6 +99,8 @@ def section(name: str, rows: list[dict]) -> list[str]:
         in_table = bool(columns) and columns[0][0] in row["values"]
         (compared if in_table else others).append(row)
     if compared:
+        known = {key for row in compared for key in row["values"] if row["values"][key] is not None}
+        columns = [(key, heading) for key, heading in columns if key in known]
         headings = ["step"] + [heading for _, heading in columns]
         cells = []
         for row in compared:

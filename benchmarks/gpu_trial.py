@@ -88,14 +88,21 @@ def stop(child: subprocess.Popen) -> None:
     child.wait()
 
 
-def run_group(name: str, limit: float, out: Path, on_cpu: bool,
-              command: Callable[[str], list[str]]) -> dict:
+def run_group(
+    name: str, limit: float, out: Path, on_cpu: bool, command: Callable[[str], list[str]]
+) -> dict:
     """Run a group in a process of its own; -> its name, limit, seconds and how it ended."""
     began = time.time()
     environment = child_environment(out, on_cpu, began + limit)
     with open(out / "log.txt", "a") as log:
-        child = subprocess.Popen(command(name), stdout=log, stderr=subprocess.STDOUT, cwd=ROOT,
-                                 env=environment, start_new_session=True)
+        child = subprocess.Popen(
+            command(name),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
+        )
         try:
             code = child.wait(timeout=limit)
             ended = "completed" if code == 0 else f"crashed with exit code {code}, see log.txt"
@@ -120,8 +127,13 @@ def record_end(file: Path, group: dict) -> None:
         steps.record(name, "failed", reason=f"the group {group['ended']}")
 
 
-def run_groups(groups: list[tuple[str, float]], out: Path, total: float, on_cpu: bool,
-               command: Callable[[str], list[str]] = child_command) -> list[dict]:
+def run_groups(
+    groups: list[tuple[str, float]],
+    out: Path,
+    total: float,
+    on_cpu: bool,
+    command: Callable[[str], list[str]] = child_command,
+) -> list[dict]:
     """Run (name, limit) one after the other within `total` seconds; -> the last row of every step."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / "steps.jsonl"
@@ -145,7 +157,9 @@ def run_groups(groups: list[tuple[str, float]], out: Path, total: float, on_cpu:
 
 def write_report(out: Path, groups: list[dict], rows: list[dict]) -> None:
     (out / "gpu_trial.md").write_text(report.write_markdown(groups, rows))
-    (out / "gpu_trial.json").write_text(json.dumps({"groups": groups, "steps": rows}, indent=1) + "\n")
+    (out / "gpu_trial.json").write_text(
+        json.dumps({"groups": groups, "steps": rows}, indent=1) + "\n"
+    )
 
 
 def exit_code(rows: list[dict]) -> int:
@@ -162,18 +176,28 @@ def run_child(name: str) -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_trial",
-                                     description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_trial", description=__doc__.splitlines()[0]
+    )
     names = [group.name for group in GROUPS]
     out = Path(os.environ.get("OUT") or "gpu_trial_out")
     parser.add_argument("--out", type=Path, default=out, help="folder to write (default: $OUT)")
-    parser.add_argument("--device", default=os.environ.get("DEVICE") or "cuda",
-                        choices=["cuda", "cpu"], help="cpu: tiny sizes (default: $DEVICE, or cuda)")
+    parser.add_argument(
+        "--device",
+        default=os.environ.get("DEVICE") or "cuda",
+        choices=["cuda", "cpu"],
+        help="cpu: tiny sizes (default: $DEVICE, or cuda)",
+    )
     limit = os.environ.get("LIMIT")
-    parser.add_argument("--limit", type=float, default=float(limit) if limit else None,
-                        help=f"seconds in all (default: $LIMIT, or {GPU_SECONDS}; {CPU_SECONDS} on a CPU)")
-    parser.add_argument("--only", nargs="+", choices=names, metavar="GROUP",
-                        help=f"of {', '.join(names)}")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=float(limit) if limit else None,
+        help=f"seconds in all (default: $LIMIT, or {GPU_SECONDS}; {CPU_SECONDS} on a CPU)",
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=names, metavar="GROUP", help=f"of {', '.join(names)}"
+    )
     parser.add_argument("--child", choices=names, help=argparse.SUPPRESS)
     return parser.parse_args()
 

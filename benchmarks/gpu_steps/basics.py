@@ -32,8 +32,19 @@ from benchmarks.gpu_steps.setup import (
 )
 
 MODULES = [
-    "main", "train", "sample", "evaluate", "stages", "streams", "features", "measures", "summary.page",
-    "benchmarks.train_step", "benchmarks.sample", "benchmarks.memory", "benchmarks.encode",
+    "main",
+    "train",
+    "sample",
+    "evaluate",
+    "stages",
+    "streams",
+    "features",
+    "measures",
+    "summary.page",
+    "benchmarks.train_step",
+    "benchmarks.sample",
+    "benchmarks.memory",
+    "benchmarks.encode",
 ]
 OPTIONAL = ["av", "wandb", "moviepy", "albumentations", "lpips", "xdist", "triton"]
 UPDATES = {
@@ -42,7 +53,12 @@ UPDATES = {
     "uvit, recompute, accumulate": {"train.recompute": True, "train.accumulate": 2},
     "uvit, linear": {"flow.interpolant": "linear", "flow.times": "logit_normal"},
     "uvit, batch normalisation": {"model.out_norm": "bn"},
-    "joint, stream": {"model.name": "joint", "data.mode": "stream", "data.clip": 8, "data.condition": 4},
+    "joint, stream": {
+        "model.name": "joint",
+        "data.mode": "stream",
+        "data.clip": 8,
+        "data.condition": 4,
+    },
 }
 ROLL_OUTS = {
     "exact": {"sample.solver": "exact"},
@@ -71,7 +87,11 @@ def describe_machine(trial: Trial) -> dict:
         "missing": ", ".join(missing) or "nothing",
     }
     if trial.on_gpu:
-        query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,power.limit", "--format=csv,noheader"]
+        query = [
+            "nvidia-smi",
+            "--query-gpu=driver_version,clocks.sm,power.limit",
+            "--format=csv,noheader",
+        ]
         done = subprocess.run(query, capture_output=True, text=True, timeout=20)
         found["driver, clock, power limit"] = done.stdout.strip().splitlines()[:1]
     return found
@@ -122,7 +142,9 @@ def skip_bad_gradient(trial: Trial, dir: Path) -> dict:
     batch = data.LatentTriples(config, dir, trial.device).batch(0)
     batch[0].fill_(float("nan"))
     _, norm = train.update(learner.net, learner.optimizer, loop.forecaster, batch, 1, trial.process)
-    changed = [name for name, value in learner.weights.items() if not torch.equal(before[name], value)]
+    changed = [
+        name for name, value in learner.weights.items() if not torch.equal(before[name], value)
+    ]
     counts = {int(state["step"]) for state in learner.optimizer.state.values()}
     require(not torch.isfinite(norm), f"the norm is {float(norm)}")
     require(not changed, f"{len(changed)} weights changed, {changed[:3]} among them")

@@ -126,7 +126,12 @@ def check_and_time_compiled(sizes: Sizes, videos: int, mode: str) -> dict:
         model.roll_out(given, 2, ("no waits",))
     times = time_calls(trial, partial(benchmark.ours, model, given, sizes.frames), 3, 1)
     kernels = profile_kernels(trial, partial(model.roll_out, given, 1, ("key",)))
-    more = {"first_s": first, "graphs": graphs, "relative_difference": worst, "cuda_graphs": mode in GRAPHS}
+    more = {
+        "first_s": first,
+        "graphs": graphs,
+        "relative_difference": worst,
+        "cuda_graphs": mode in GRAPHS,
+    }
     return sizes.compare(videos, times, **more, **kernels)
 
 
@@ -137,7 +142,10 @@ def check_weights(sizes: Sizes) -> dict:
     model.roll_out(given, 1, ("key",))
     layers = [module for module in model.net.modules() if isinstance(module, torch.nn.Linear)]
     dtypes = {layer.weight.dtype for layer in layers}
-    require(dtypes == {torch.bfloat16}, f"weights of linear layers are {dtypes} after a roll-out in bf16")
+    require(
+        dtypes == {torch.bfloat16},
+        f"weights of linear layers are {dtypes} after a roll-out in bf16",
+    )
     return {"linear_layers_in_bf16": len(layers)}
 
 
@@ -150,7 +158,9 @@ def run(steps: Steps) -> None:
     steps.run("weights are cast once", check_weights, sizes)
     if trial.tiny:
         if parallel.has_compiler():
-            steps.run("sample.compile=default, 4 videos", check_and_time_compiled, sizes, 4, "default")
+            steps.run(
+                "sample.compile=default, 4 videos", check_and_time_compiled, sizes, 4, "default"
+            )
         return
     for mode, count, needs in COMPILED:
         videos = sizes.videos[count]

@@ -31,7 +31,13 @@ from shards import write_packed
 LATENT_SHAPE = (4, 8, 8)
 LATENT = configs.Latent(LATENT_SHAPE, (0.0,) * 4, (1.0,) * 4)
 # Sizes that a CPU computes in milliseconds.
-TINY_NET = {"model.size": "", "model.width": 64, "model.depth": 1, "model.mid_depth": 1, "model.heads": 2}
+TINY_NET = {
+    "model.size": "",
+    "model.width": 64,
+    "model.depth": 1,
+    "model.mid_depth": 1,
+    "model.heads": 2,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +59,9 @@ class Trial:
 def start() -> Trial:
     tiny = os.environ.get("DEVICE") == "cpu"
     process = runtime.start()
-    require(tiny or process.device.type == "cuda", "no GPU is visible; set DEVICE=cpu for tiny sizes")
+    require(
+        tiny or process.device.type == "cuda", "no GPU is visible; set DEVICE=cpu for tiny sizes"
+    )
     return Trial(process, tiny)
 
 
@@ -94,7 +102,12 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
 # ------------------------------------------------------------------------------------- networks and data
 def build_config(trial: Trial, batch: int, **options) -> configs.Config:
     """KTH's, with the published network on a GPU. options: "group.field" to value."""
-    values = {"train.batch_size": batch, "train.compile": "off", "train.warmup": 10, "wandb.mode": "disabled"}
+    values = {
+        "train.batch_size": batch,
+        "train.compile": "off",
+        "train.warmup": 10,
+        "wandb.mode": "disabled",
+    }
     network = TINY_NET if trial.tiny else {"model.size": "B"}
     if options.get("model.name", "uvit") != "uvit":
         network = {"model.size": "", "model.width": 64 if trial.tiny else 128, "model.heads": 2}
@@ -111,7 +124,9 @@ def build_autoencoder(trial: Trial, precision: str) -> nn.Module:
     return vqvae.freeze(module, trial.device, precision)
 
 
-def build_forecaster(trial: Trial, config: configs.Config, autoencoder: bool = True) -> sample.Forecaster:
+def build_forecaster(
+    trial: Trial, config: configs.Config, autoencoder: bool = True
+) -> sample.Forecaster:
     """Weights as initialised, the same for every config of one network."""
     torch.manual_seed(0)
     net = sample.build_net(config, trial.device).eval()
@@ -140,8 +155,15 @@ def write_latents(trial: Trial, dir: Path) -> Path:
 class Loop:
     """The training loop's step, as train.fit does it: a batch, the update, the running average."""
 
-    def __init__(self, trial: Trial, config: configs.Config, dir: Path, process: runtime.Process | None = None,
-                 source=None, start: dict | None = None):
+    def __init__(
+        self,
+        trial: Trial,
+        config: configs.Config,
+        dir: Path,
+        process: runtime.Process | None = None,
+        source=None,
+        start: dict | None = None,
+    ):
         self.process = process or trial.process
         self.config = config
         self.source = source or data.LatentTriples(config, dir, trial.device)
@@ -156,9 +178,14 @@ class Loop:
         if batch is None:
             batch = self.source.batch(step)
         self.losses, self.norm = train.update(
-            learner.net, learner.optimizer, self.forecaster, batch, step, self.process)
+            learner.net, learner.optimizer, self.forecaster, batch, step, self.process
+        )
         train.average(
-            parallel.local(learner.ema), parallel.local(learner.weights), step, self.config.train.ema)
+            parallel.local(learner.ema),
+            parallel.local(learner.weights),
+            step,
+            self.config.train.ema,
+        )
         self.step += 1
 
     def result(self) -> dict[str, float]:
@@ -184,7 +211,9 @@ def copy_tensors(value):
 
 
 # ----------------------------------------------------------------------------------------------- timing
-def time_calls(trial: Trial, work: Callable[[], object], repeats: int, warmup: int = 3) -> dict[str, float]:
+def time_calls(
+    trial: Trial, work: Callable[[], object], repeats: int, warmup: int = 3
+) -> dict[str, float]:
     """Milliseconds of a call: in a row (as in a loop), waited for one by one, and of the host alone."""
     if trial.tiny:
         repeats, warmup = 2, 1
@@ -198,7 +227,11 @@ def time_calls(trial: Trial, work: Callable[[], object], repeats: int, warmup: i
     measure.synchronize(trial.device)
     row = time.perf_counter() - began
     waited = measure.seconds(work, trial.device, min(repeats, 10), warmup=0)
-    return {"ms": 1e3 * row / repeats, "ms_waited": 1e3 * waited, "ms_host": 1e3 * launched / repeats}
+    return {
+        "ms": 1e3 * row / repeats,
+        "ms_waited": 1e3 * waited,
+        "ms_host": 1e3 * launched / repeats,
+    }
 
 
 def time_first(trial: Trial, work: Callable[[], object]) -> float:
@@ -241,12 +274,20 @@ def count_graphs() -> int:
 def run_command(command: list[str], seconds: float, cwd: Path | None = None) -> str:
     """Run a command; -> its output, which is also logged if it fails or takes longer than `seconds`."""
     try:
-        done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              text=True, timeout=max(seconds, 1))
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=max(seconds, 1),
+        )
     except subprocess.TimeoutExpired as error:
         output = error.output or b""
         print(output.decode(errors="replace") if isinstance(output, bytes) else output)
-        raise AssertionError(f"{' '.join(command[:4])} … took longer than {seconds:.0f} s") from None
+        raise AssertionError(
+            f"{' '.join(command[:4])} … took longer than {seconds:.0f} s"
+        ) from None
     print(done.stdout, flush=True)
     last = " / ".join(done.stdout.strip().splitlines()[-3:])
     require(done.returncode == 0, f"{' '.join(command[:4])} … exit code {done.returncode}: {last}")

@@ -281,7 +281,9 @@ def run(steps: Steps) -> None:
         steps.run("repeat and resume", resume_exactly, trial, dir)
         if not trial.tiny:
             time_ways(COMPILED, dir)
-            steps.run(f"bound: one CUDA graph, batch {rates.batches['small']}", time_graph, trial, rates)
+            steps.run(
+                f"bound: one CUDA graph, batch {rates.batches['small']}", time_graph, trial, rates
+            )
         steps.run("parts of an update", time_parts, trial, rates, dir)
         time_ways(LAST, dir)
         if not trial.tiny:

@@ -12,8 +12,9 @@ next one runs. After each group these files are written:
     OUT/log.txt          what the groups print
     OUT/steps.jsonl      a line for each step as it begins and ends
 
-Exit code 1 when a step failed, or a group was stopped at its limit or crashed; else 0. Steps that are
-left out for lack of time, or because the machine lacks something, are named and are no failures.
+Exit code 1 when a step failed, or a group was stopped at its limit or crashed; else 0. Steps that
+are left out for lack of time, or because the machine lacks something, are named, too, but are no
+failures.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Group(NamedTuple):
     cpu_limit: float
 
 
-# The most important ones first. The limits add up to more than the whole, since most groups end early.
+# The most important ones first. The limits add up to more than the whole, since most groups end
+# early.
 GROUPS = [
     Group("basics", "basics", 70, 240),
     Group("train", "updates", 230, 300),
@@ -61,7 +63,7 @@ GPU_SECONDS = 470
 CPU_SECONDS = 1800
 
 
-# ------------------------------------------------------------------------------------------ the groups
+# --------------------------------------------------------------------------------------- the groups
 def child_command(name: str) -> list[str]:
     return [sys.executable, "-m", "benchmarks.gpu_trial", "--child", name]
 
@@ -114,7 +116,7 @@ def run_group(
 
 
 def record_end(file: Path, group: dict) -> None:
-    """Record as failed the step during which the group ended too early, or else the group itself."""
+    """Record as failed the step in which the group was stopped or crashed, or else the group."""
     if group["ended"] == "completed":
         return
     steps = record.Steps(group["group"], file)
@@ -134,7 +136,7 @@ def run_groups(
     on_cpu: bool,
     command: Callable[[str], list[str]] = child_command,
 ) -> list[dict]:
-    """Run (name, limit) one after the other within `total` seconds; -> the last row of every step."""
+    """Run (name, limit) one by one within `total` seconds; -> the last row of every step."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / "steps.jsonl"
     for old in (file, out / "log.txt"):
@@ -166,7 +168,7 @@ def exit_code(rows: list[dict]) -> int:
     return int(any(row["state"] == "failed" for row in rows))
 
 
-# ----------------------------------------------------------------------------------------- the command
+# -------------------------------------------------------------------------------------- the command
 def run_child(name: str) -> None:
     """The steps of one group, in the process that run_group started."""
     deadline = float(os.environ.get("TRIAL_DEADLINE", "inf"))

@@ -1,4 +1,4 @@
-"""The machine, and whether updates and roll-outs are right and never make the host wait for the GPU."""
+"""The machine; updates and roll-outs that are right and never make the host wait for the GPU."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def measure_matmul(trial: Trial) -> dict:
     }
 
 
-# ---------------------------------------------------------------------------------------------- updates
+# ------------------------------------------------------------------------------------------ updates
 def update_without_waits(trial: Trial, dir: Path, options: dict) -> dict:
     config = build_config(trial, 8, **options)
     source = None
@@ -152,7 +152,7 @@ def skip_bad_gradient(trial: Trial, dir: Path) -> dict:
     return {"weights_unchanged": len(before)}
 
 
-# -------------------------------------------------------------------------------------------- roll-outs
+# ---------------------------------------------------------------------------------------- roll-outs
 def roll_out_without_waits(trial: Trial, options: dict) -> dict:
     defaults = {"sample.steps": 4, "flow.interpolant": "follmer"}
     config = build_config(trial, 8, **{**defaults, **options})

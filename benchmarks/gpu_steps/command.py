@@ -1,4 +1,4 @@
-"""main.py and sample.py as a user runs them: from nothing to a table, stopped and resumed, with jitter."""
+"""main.py and sample.py as users run them: from nothing to a table, resumed, with jitter."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Commands:
     def checkpoint(self, run_id: str) -> Path:
         return self.folder / "outputs/checkpoints" / run_id / "latest.pt"
 
-    # ------------------------------------------------------------------------------------- the steps
+    # ------------------------------------------------------------------------------------ the steps
     def run_from_nothing(self) -> dict:
         """Data, VQVAE, latents, training, forecasts and the table."""
         output = self.train("whole", self.count)

@@ -40,9 +40,9 @@ TINY_AUTOENCODERS = {"river": (32, 2)}
 TIE = 1e-6
 
 
-# ----------------------------------------------------------------------------------------- autoencoders
+# ------------------------------------------------------------------------------------- autoencoders
 class Comparison:
-    """An autoencoder in float32 and contiguous, then in bf16 and channels last, with the same weights."""
+    """An autoencoder in float32, contiguous, then in bf16, channels last, with the same weights."""
 
     def __init__(self, trial: Trial, kind: str, size: int, batch: int):
         self.trial = trial
@@ -135,7 +135,7 @@ def update_vqvae(trial: Trial) -> dict:
     return {"frames_per_s": 1e3 * batch / times["ms"], **times, "loss": float(loss)}
 
 
-# ------------------------------------------------------------------------------------- the latent cache
+# --------------------------------------------------------------------------------- the latent cache
 def random_frames(count: int, size: int) -> np.ndarray:
     """(count, size, size, 3) uint8"""
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
@@ -155,7 +155,7 @@ def write_frames(dir: Path, files: int, count: int, size: int) -> Shards:
 
 @torch.no_grad()
 def cache_latents(trial: Trial) -> dict:
-    """Frames/s of encoding a split into the latent cache, beside encoding frames that are on the device."""
+    """Frames/s of encoding a split into the latent cache, beside frames that are on the device."""
     clear(trial)
     kind, size, files, count = "taming_f8_small", 64, 4, 4096
     if trial.tiny:
@@ -179,7 +179,7 @@ def cache_latents(trial: Trial) -> dict:
     }
 
 
-# ----------------------------------------------------------------------------------- against the CPU
+# ---------------------------------------------------------------------------------- against the CPU
 def compare_jitter(trial: Trial) -> dict:
     settings = configs.Data(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2)
     jitter = augment.draw(settings, 16, np.random.default_rng(0))

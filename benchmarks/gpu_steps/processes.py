@@ -1,4 +1,4 @@
-"""NCCL: DDP and FSDP2 with one process on this GPU, and with several where there are several GPUs."""
+"""NCCL: DDP and FSDP2 with one process on this GPU, and with one process per GPU of several."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ SECONDS_TO_COMPILE = 15
 class Several(int):
     """A number of processes, 1, that compares as more than 1.
 
-    parallel.spread and runtime.Process leave DDP, FSDP2 and collectives out where the world is 1. With
-    this number they run on one GPU, through NCCL.
+    parallel.spread and runtime.Process leave DDP, FSDP2 and collectives out where the world is 1.
+    With this number they run on one GPU, through NCCL.
     """
 
     def __gt__(self, other: int) -> bool:
@@ -84,7 +84,7 @@ def check_collectives(process: runtime.Process) -> dict:
 
 
 def update_among_several(trial: Trial, process: runtime.Process, dir: Path, options: dict) -> dict:
-    """Two updates, moments from a checkpoint, another update; weights change as those of one process."""
+    """Three updates, moments reloaded before the last; the weights change as without NCCL."""
     clear(trial)
     network = {**TINY_NET, "model.depth": 2, "model.dropout": 0.0, "train.precision": "float32"}
     config = build_config(trial, 8, **{**network, **options})

@@ -11,56 +11,40 @@ from benchmarks.gpu_steps.record import LeftOut, Steps
 from benchmarks.gpu_steps.setup import run_command, start
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# file: the package that it needs besides those of the commands
-FILES = {
-    "tests/test_train.py": None,
-    "tests/test_runtime.py": None,
-    "tests/test_sample.py": None,
-    "tests/test_resume.py": None,
-    "tests/test_vqvae.py": None,
-    "tests/test_streams.py": None,
-    "tests/test_augment.py": "albumentations",
-}
-TINY_FILES = ["tests/test_train.py", "tests/test_runtime.py"]
+# (file, the package that it needs besides those of the commands, runs on a CPU too)
+FILES = [
+    ("tests/test_train.py", None, True),
+    ("tests/test_runtime.py", None, True),
+    ("tests/test_sample.py", None, False),
+    ("tests/test_vqvae.py", None, False),
+    ("tests/test_resume.py", None, False),
+    ("tests/test_streams.py", None, False),
+    ("tests/test_augment.py", "albumentations", False),
+]
+SECONDS_TO_START = 15
 
 
 def is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def run_pytest(steps: Steps, files: list[str]) -> dict:
-    """pyproject's options need pytest-xdist, so they are replaced."""
-    if not is_installed("pytest"):
-        raise LeftOut("pytest is not installed")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-o",
-        "addopts=",
-        "-q",
-        "-m",
-        "not cluster",
-        "--tb=short",
-        "-p",
-        "no:cacheprovider",
-    ]
+def run_pytest(steps: Steps, file: str, package: str | None) -> dict:
+    for needed in ("pytest", package):
+        if needed and not is_installed(needed):
+            raise LeftOut(f"{needed} is not installed")
+    # pyproject.toml's options need pytest-xdist, so they are replaced.
+    options = ["-o", "addopts=", "-q", "-m", "not cluster", "--tb=short", "-p", "no:cacheprovider"]
     if is_installed("xdist"):
-        command += ["-n", "4", "--dist", "loadgroup"]
-    output = run_command([*command, *files], steps.left() - 5, ROOT)
+        options += ["-n", "4", "--dist", "loadgroup"]
+    command = [sys.executable, "-m", "pytest", *options, file]
+    output = run_command(command, steps.left() - 5, ROOT)
     last = output.strip().splitlines()[-1]
-    counts = {name: int(count) for count, name in re.findall(r"(\d+) (passed|skipped)", last)}
-    return {"files": len(files), **counts}
+    return {name: int(count) for count, name in re.findall(r"(\d+) (passed|skipped)", last)}
 
 
 def run(steps: Steps) -> None:
     trial = start()
-    files = []
-    for file, package in FILES.items():
-        if trial.tiny and file not in TINY_FILES:
-            continue
-        if package and not is_installed(package):
-            steps.record(file, "left out", reason=f"{package} is not installed")
-            continue
-        files.append(file)
-    steps.run("pytest", run_pytest, steps, files)
+    for file, package, on_cpu in FILES:
+        if on_cpu or not trial.tiny:
+            needs = 0 if trial.tiny else SECONDS_TO_START
+            steps.run(file, run_pytest, steps, file, package, needs=needs)

@@ -88,7 +88,7 @@ def table_of_groups(groups: list[dict], rows: list[dict]) -> list[str]:
 
 
 def section(name: str, rows: list[dict]) -> list[str]:
-    """The steps of a group that passed: those with numbers to compare in a table, then the others."""
+    """The passed steps of a group: those with numbers to compare in a table, then the others."""
     if not rows:
         return []
     lines = [f"## {name}", ""]

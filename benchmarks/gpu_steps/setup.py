@@ -99,7 +99,7 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-# ------------------------------------------------------------------------------------- networks and data
+# -------------------------------------------------------------------------------- networks and data
 def build_config(trial: Trial, batch: int, **options) -> configs.Config:
     """KTH's, with the published network on a GPU. options: "group.field" to value."""
     values = {
@@ -151,7 +151,7 @@ def write_latents(trial: Trial, dir: Path) -> Path:
     return dir
 
 
-# ----------------------------------------------------------------------------------------- the training
+# ------------------------------------------------------------------------------------- the training
 class Loop:
     """The training loop's step, as train.fit does it: a batch, the update, the running average."""
 
@@ -210,11 +210,11 @@ def copy_tensors(value):
     return [copy_tensors(part) for part in value] if isinstance(value, list) else value
 
 
-# ----------------------------------------------------------------------------------------------- timing
+# ------------------------------------------------------------------------------------------- timing
 def time_calls(
     trial: Trial, work: Callable[[], object], repeats: int, warmup: int = 3
 ) -> dict[str, float]:
-    """Milliseconds of a call: in a row (as in a loop), waited for one by one, and of the host alone."""
+    """Milliseconds of a call: in a row (as in a loop), waited for each time, of the host alone."""
     if trial.tiny:
         repeats, warmup = 2, 1
     for _ in range(warmup):
@@ -270,9 +270,9 @@ def count_graphs() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-# ---------------------------------------------------------------------------------------------- commands
+# ----------------------------------------------------------------------------------------- commands
 def run_command(command: list[str], seconds: float, cwd: Path | None = None) -> str:
-    """Run a command; -> its output, which is also logged if it fails or takes longer than `seconds`."""
+    """Run a command; -> its output, which is also logged. It fails if it takes too many seconds."""
     try:
         done = subprocess.run(
             command,
@@ -290,5 +290,6 @@ def run_command(command: list[str], seconds: float, cwd: Path | None = None) -> 
         ) from None
     print(done.stdout, flush=True)
     last = " / ".join(done.stdout.strip().splitlines()[-3:])
-    require(done.returncode == 0, f"{' '.join(command[:4])} … exit code {done.returncode}: {last}")
+    name = " ".join(command[:4])
+    require(done.returncode == 0, f"{name} … exit code {done.returncode}: {last}")
     return done.stdout

@@ -1,4 +1,4 @@
-"""Speed of updates beside the straightforward way, their parts, CUDA graphs, and resuming bit for bit."""
+"""Speed of updates beside the straightforward way, their parts, CUDA graphs, and exact resuming."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from benchmarks.gpu_steps.setup import (
     write_latents,
 )
 
-# Dense bf16 FLOP/s of data sheets. The first name that torch.cuda.get_device_name() contains counts.
+# Dense bf16 FLOP/s of data sheets, by a part of torch.cuda.get_device_name(). The first one counts.
 PEAKS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -96,8 +96,9 @@ class Rates:
 
     def compare(self, batch: int, times: dict, **more) -> dict:
         rate = 1e3 * batch / times["ms"]
-        base = self.straightforward.setdefault(batch, rate)
-        values = {"batch": batch, "samples_per_s": rate, "ratio": rate / base}
+        base = self.straightforward.get(batch)
+        values = {"batch": batch, "samples_per_s": rate}
+        values["ratio"] = rate / base if base else None
         if self.peak:
             values["mfu"] = rate * self.work / self.peak
         values["of_matmul"] = rate * self.work / self.matmul
@@ -112,9 +113,9 @@ def find_peak(name: str) -> float | None:
     return None
 
 
-# ------------------------------------------------------------------------------------------ whole steps
+# -------------------------------------------------------------------------------------- whole steps
 def build_straightforward(trial: Trial, batch: int, dir: Path) -> Callable[[], None]:
-    """An update in float32: AdamW as it comes, averages weight by weight, the loss read at every step."""
+    """An update in float32: AdamW as it comes, averages one by one, the loss read each time."""
     config = build_config(trial, batch, **{"train.precision": "float32"})
     source = data.LatentTriples(config, dir, trial.device)
     net = sample.build_net(config, trial.device)
@@ -142,7 +143,9 @@ def build_straightforward(trial: Trial, batch: int, dir: Path) -> Callable[[], N
 def time_straightforward(trial: Trial, rates: Rates, batch: int, dir: Path) -> dict:
     clear(trial)
     step = build_straightforward(trial, batch, dir)
-    return rates.compare(batch, time_calls(trial, step, 10))
+    times = time_calls(trial, step, 10)
+    rates.straightforward[batch] = 1e3 * batch / times["ms"]
+    return rates.compare(batch, times)
 
 
 def time_way(trial: Trial, rates: Rates, way: Way, dir: Path) -> dict:
@@ -156,7 +159,7 @@ def time_way(trial: Trial, rates: Rates, way: Way, dir: Path) -> dict:
 
 
 def time_graph(trial: Trial, rates: Rates) -> dict:
-    """The eager update as one CUDA graph: a lower bound of its time, since nothing is launched singly."""
+    """The eager update as one CUDA graph: a lower bound of its time, without single launches."""
     clear(trial)
     batch = rates.batches["small"]
     return rates.compare(batch, time_calls(trial, record_graph(trial, batch), 30))
@@ -223,9 +226,9 @@ def time_parts(trial: Trial, rates: Rates, dir: Path) -> dict:
     return {f"{name} ms": time_calls(trial, part, 20)["ms"] for name, part in parts.items()}
 
 
-# --------------------------------------------------------------------------------------------- resuming
+# ----------------------------------------------------------------------------------------- resuming
 def resume_exactly(trial: Trial, dir: Path) -> dict:
-    """Six updates, the same six again, and the last three after a checkpoint: are the weights the same?"""
+    """Six updates, the same six again, and the last three after a checkpoint: the same weights?"""
     config = build_config(trial, 8)
     first = Loop(trial, config, dir)
     for _ in range(3):
@@ -243,7 +246,8 @@ def resume_exactly(trial: Trial, dir: Path) -> dict:
     expected = copy_state(first.learner)
     repeated = compare_states(copy_state(again.learner), expected)
     resumed = compare_states(copy_state(after.learner), expected)
-    # Kernels of a GPU may add in any order; on a CPU, and where repeating is exact, nothing may differ.
+    # Kernels of a GPU may add in any order; on a CPU, and where repeating is exact, nothing may
+    # differ.
     require(trial.on_gpu or repeated == 0, f"repeated, weights differ by {repeated:.2g}")
     require(repeated > 0 or resumed == 0, f"resumed, weights differ by {resumed:.2g}")
     return {

@@ -57,7 +57,7 @@ GROUPS = [
     Group("networks", "networks", 60, 240),
     Group("nccl", "processes", 60, 120),
     Group("command", "command", 90, 400),
-    Group("tests", "project_tests", 90, 300),
+    Group("tests", "project_tests", 90, 200),
 ]
 GPU_SECONDS = 470
 CPU_SECONDS = 1800

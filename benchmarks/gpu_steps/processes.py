@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import sys
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch.distributed as dist
 
 import parallel
 import runtime
+from benchmarks import train_step
 from benchmarks.gpu_steps.record import Steps, require
 from benchmarks.gpu_steps.setup import (
     TINY_NET,
@@ -22,7 +21,6 @@ from benchmarks.gpu_steps.setup import (
     clear,
     copy_state,
     relative_difference,
-    run_command,
     start,
     write_latents,
 )
@@ -68,10 +66,8 @@ def connect(trial: Trial) -> runtime.Process:
     options = {"device_id": trial.device} if trial.on_gpu else {}
     backend = "nccl" if trial.on_gpu else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, **options)
-    groups = {}
-    if "stages" in {field.name for field in dataclasses.fields(runtime.Process)}:
-        groups["stages"] = dist.new_group(backend="gloo")
-    return runtime.Process(0, Several(1), trial.device, **groups)
+    stages = dist.new_group(backend="gloo")
+    return runtime.Process(0, Several(1), trial.device, stages)
 
 
 def check_collectives(process: runtime.Process) -> dict:
@@ -110,36 +106,23 @@ def flatten(weights: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def disconnect(process: runtime.Process) -> dict:
-    if hasattr(process, "close"):
-        process.close()
-    else:
-        dist.destroy_process_group()
+    process.close()
     require(not dist.is_initialized(), "the process group is still there")
     return {}
 
 
-def train_with_torchrun(steps: Steps, count: int, size: str, batch: int, *flags: str) -> dict:
-    """Samples/s of one and of `count` processes, as benchmarks.train_step measures them."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.train_step",
-            "--sizes",
-            size,
-            "--batches",
-            str(batch),
-        ]
-        command += ["--processes", "1", str(count), "--out", folder, *flags]
-        output = run_command(command, steps.left() - 5)
-    one, several = json.loads(output.strip().splitlines()[-1])["runs"]
-    return {
-        "samples_per_s, 1 process": one["samples_per_second"],
-        f"samples_per_s, {count} processes": several["samples_per_second"],
-        "ratio": several["samples_per_second"] / one["samples_per_second"],
-        "peak_gib, 1 process": one["peak_gib"],
-        f"peak_gib, {count} processes": several["peak_gib"],
-    }
+def train_with_torchrun(count: int, size: str, batch: int, shard: bool) -> dict:
+    """Samples/s of one and of `count` processes, as `python -m benchmarks.train_step` starts them."""
+    args = argparse.Namespace(
+        precision="auto", compile="auto", repeats=5, accumulate=1, shard=shard, recompute=False
+    )
+    found = {}
+    for processes in (1, count):
+        run = train_step.launched(args, size, batch, processes)
+        found[f"samples_per_s, {processes}"] = run["samples_per_second"]
+        found[f"peak_gib, {processes}"] = run["peak_gib"]
+    found["ratio"] = found[f"samples_per_s, {count}"] / found["samples_per_s, 1"]
+    return found
 
 
 def run(steps: Steps) -> None:
@@ -150,21 +133,11 @@ def run(steps: Steps) -> None:
         dir = write_latents(trial, Path(folder))
         for name, options in WAYS.items():
             steps.run(name, update_among_several, trial, process, dir, options)
-        if trial.on_gpu:
-            for name, options in COMPILED.items():
-                steps.run(
-                    name,
-                    update_among_several,
-                    trial,
-                    process,
-                    dir,
-                    options,
-                    needs=SECONDS_TO_COMPILE,
-                )
+        for name, options in COMPILED.items() if trial.on_gpu else ():
+            needs = SECONDS_TO_COMPILE
+            steps.run(name, update_among_several, trial, process, dir, options, needs=needs)
     steps.run("end of the process group", disconnect, process)
     count = torch.cuda.device_count()
     if trial.on_gpu and count > 1:
-        steps.run(f"torchrun, DDP, {count} GPUs", train_with_torchrun, steps, count, "B", 32)
-        steps.run(
-            f"torchrun, FSDP2, {count} GPUs", train_with_torchrun, steps, count, "B", 32, "--shard"
-        )
+        steps.run(f"torchrun, DDP, {count} GPUs", train_with_torchrun, count, "B", 32, False)
+        steps.run(f"torchrun, FSDP2, {count} GPUs", train_with_torchrun, count, "B", 32, True)

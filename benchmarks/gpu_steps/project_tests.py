@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 # (file, the package that it needs besides those of the commands, runs on a CPU too)
 FILES = [
     ("tests/test_train.py", None, True),
-    ("tests/test_runtime.py", None, True),
+    ("tests/test_runtime.py", None, False),
     ("tests/test_sample.py", None, False),
     ("tests/test_vqvae.py", None, False),
     ("tests/test_resume.py", None, False),

@@ -108,6 +108,19 @@ def test_a_table_has_only_columns_with_values():
     assert "- Longest kernels of a|b: gemm x2" in lines
 
 
+def test_values_of_a_failed_step_are_kept(tmp_path):
+    def check():
+        record.require(False, "too different", {"samples_per_s": 7.0})
+
+    steps = record.Steps("train", tmp_path / "steps.jsonl")
+    assert steps.run("compiled", check) is None
+    rows = record.read(tmp_path / "steps.jsonl")
+    group = {"group": "train", "limit": 1.0, "seconds": 1.0, "ended": "completed"}
+    text = report.write_markdown([group], rows)
+    assert "- **train: compiled**: too different" in text
+    assert "| compiled (failed) | 7 |" in text
+
+
 def test_a_line_that_was_cut_off_is_skipped(tmp_path):
     file = tmp_path / "steps.jsonl"
     steps = record.Steps("group", file)

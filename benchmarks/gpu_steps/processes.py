@@ -112,7 +112,7 @@ def disconnect(process: runtime.Process) -> dict:
 
 
 def train_with_torchrun(count: int, size: str, batch: int, shard: bool) -> dict:
-    """Samples/s of one and of `count` processes, as `python -m benchmarks.train_step` starts them."""
+    """Samples/s of one and of `count` processes, which torchrun starts."""
     args = argparse.Namespace(
         precision="auto", compile="auto", repeats=5, accumulate=1, shard=shard, recompute=False
     )

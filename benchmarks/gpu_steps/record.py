@@ -18,10 +18,18 @@ class LeftOut(Exception):
     """Raised by a step that this machine cannot run; the message is the reason."""
 
 
-def require(condition: bool, message: str) -> None:
-    """Fail the step, with `message`, unless the condition holds."""
+class Failed(AssertionError):
+    """A step that fails, with the values that were measured before."""
+
+    def __init__(self, message: str, values: dict | None = None):
+        super().__init__(message)
+        self.values = values
+
+
+def require(condition: bool, message: str, values: dict | None = None) -> None:
+    """Fail the step, with `message`, unless the condition holds; record `values` in either case."""
     if not condition:
-        raise AssertionError(message)
+        raise Failed(message, values)
 
 
 class Steps:
@@ -29,7 +37,7 @@ class Steps:
 
     file: JSON lines, appended. deadline: of time.time(), when the group will be stopped.
     A row has `group`, `step`, `state` (began, passed, failed or left out), `seconds`, `reason`
-    (of the last two states) and `values`.
+    (of the last two states) and `values` (of steps that passed, and of some that failed).
     """
 
     def __init__(self, group: str, file: Path, deadline: float = float("inf")):
@@ -61,8 +69,10 @@ class Steps:
             return None
         except Exception as error:
             traceback.print_exc()
-            seconds = time.perf_counter() - began
-            self.record(name, "failed", seconds=seconds, reason=describe_error(error))
+            row = {"seconds": time.perf_counter() - began, "reason": describe_error(error)}
+            if isinstance(error, Failed) and error.values:
+                row["values"] = error.values
+            self.record(name, "failed", **row)
             return None
         self.record(name, "passed", seconds=time.perf_counter() - began, values=values)
         return values
@@ -76,9 +86,11 @@ class Steps:
 
 
 def describe_error(error: Exception) -> str:
-    """The error's type and its message on one line, shortened."""
+    """The error's message on one line, shortened; with its type unless a step checked for it."""
     message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message}"[:ERROR_CHARACTERS]
+    if not isinstance(error, Failed):
+        message = f"{type(error).__name__}: {message}"
+    return message[:ERROR_CHARACTERS]
 
 
 def describe(row: dict) -> str:

@@ -66,7 +66,7 @@ def write_markdown(groups: list[dict], rows: list[dict]) -> str:
     lines += table_of_groups(groups, rows)
     for group in groups:
         name = group["group"]
-        lines += section(name, [row for row in passed if row["group"] == name])
+        lines += section(name, [row for row in rows if row["group"] == name and "values" in row])
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -88,7 +88,7 @@ def table_of_groups(groups: list[dict], rows: list[dict]) -> list[str]:
 
 
 def section(name: str, rows: list[dict]) -> list[str]:
-    """The passed steps of a group: those with numbers to compare in a table, then the others."""
+    """Steps of a group with values: those with numbers to compare in a table, then the others."""
     if not rows:
         return []
     lines = [f"## {name}", ""]
@@ -104,7 +104,8 @@ def section(name: str, rows: list[dict]) -> list[str]:
         headings = ["step"] + [heading for _, heading in columns]
         cells = []
         for row in compared:
-            cells.append([row["step"]] + [show(row["values"].get(key)) for key, _ in columns])
+            name = row["step"] + (" (failed)" if row["state"] == "failed" else "")
+            cells.append([name] + [show(row["values"].get(key)) for key, _ in columns])
         lines += make_table(headings, cells)
     if others:
         cells = [[row["step"], describe(row), f"{row['seconds']:.1f}"] for row in others]

@@ -25,7 +25,7 @@ import sample
 import train
 import vqvae
 from benchmarks import measure
-from benchmarks.gpu_steps.record import require
+from benchmarks.gpu_steps.record import Failed, require
 from shards import write_packed
 
 LATENT_SHAPE = (4, 8, 8)
@@ -273,6 +273,7 @@ def count_graphs() -> int:
 # ----------------------------------------------------------------------------------------- commands
 def run_command(command: list[str], seconds: float, cwd: Path | None = None) -> str:
     """Run a command; -> its output, which is also logged. It fails if it takes too many seconds."""
+    name = " ".join(command[1:4])
     try:
         done = subprocess.run(
             command,
@@ -285,11 +286,8 @@ def run_command(command: list[str], seconds: float, cwd: Path | None = None) -> 
     except subprocess.TimeoutExpired as error:
         output = error.output or b""
         print(output.decode(errors="replace") if isinstance(output, bytes) else output)
-        raise AssertionError(
-            f"{' '.join(command[:4])} … took longer than {seconds:.0f} s"
-        ) from None
+        raise Failed(f"{name} took longer than {seconds:.0f} s") from None
     print(done.stdout, flush=True)
     last = " / ".join(done.stdout.strip().splitlines()[-3:])
-    name = " ".join(command[:4])
-    require(done.returncode == 0, f"{name} … exit code {done.returncode}: {last}")
+    require(done.returncode == 0, f"{name} ended with exit code {done.returncode}: {last}")
     return done.stdout

@@ -27,6 +27,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -174,7 +175,12 @@ def run_child(name: str) -> None:
     deadline = float(os.environ.get("TRIAL_DEADLINE", "inf"))
     steps = record.Steps(name, Path(os.environ["OUT"]) / "steps.jsonl", deadline)
     module = next(group.module for group in GROUPS if group.name == name)
-    importlib.import_module(f"benchmarks.gpu_steps.{module}").run(steps)
+    try:
+        importlib.import_module(f"benchmarks.gpu_steps.{module}").run(steps)
+    except Exception as error:
+        traceback.print_exc()
+        reason = record.describe_error(error)
+        steps.record("outside of its steps", "failed", reason=reason)
 
 
 def parse() -> argparse.Namespace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -66,8 +67,10 @@ def connect(trial: Trial) -> runtime.Process:
     options = {"device_id": trial.device} if trial.on_gpu else {}
     backend = "nccl" if trial.on_gpu else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, **options)
-    stages = dist.new_group(backend="gloo")
-    return runtime.Process(0, Several(1), trial.device, stages)
+    groups = {}
+    if "stages" in {field.name for field in dataclasses.fields(runtime.Process)}:
+        groups["stages"] = dist.new_group(backend="gloo")
+    return runtime.Process(0, Several(1), trial.device, **groups)
 
 
 def check_collectives(process: runtime.Process) -> dict:
@@ -106,7 +109,10 @@ def flatten(weights: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def disconnect(process: runtime.Process) -> dict:
-    process.close()
+    if hasattr(process, "close"):
+        process.close()
+    else:
+        dist.destroy_process_group()
     require(not dist.is_initialized(), "the process group is still there")
     return {}
 

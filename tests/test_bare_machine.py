@@ -46,7 +46,9 @@ def test_every_module_is_imported(bare, tmp_path):
     names = {str(path.relative_to(REPO).with_suffix("")).replace("/", ".").removesuffix(".__init__") for path in files}
     names = sorted(name for name in names - ABOUT_VIDEO_FILES if not name.startswith("."))
     assert len(names) > 50
-    launch(tmp_path, "-c", f"import importlib\nfor name in {names}: importlib.import_module(name)", **bare)
+    script = tmp_path / "import_all.py"
+    script.write_text(f"import importlib\nfor name in {names}: importlib.import_module(name)")
+    launch(tmp_path, str(script), **bare)
 
 
 def test_main_runs_and_says_once_what_is_missing(run):
@@ -98,11 +100,12 @@ def test_a_video_file_is_refused_in_one_line(bare, tmp_path):
 
 
 def test_folders_of_images_are_prepared(bare, tmp_path):
-    for split, count in (("train", 3), ("val", 1), ("test", 1)):
-        for clip in range(count):
+    for split in ("train", "val", "test"):
+        for clip in range(2):
             folder = tmp_path / "frames" / split / f"clip_{clip}"
             folder.mkdir(parents=True)
+            level = len(list(tmp_path.rglob("clip_*")))
             for t in range(4):
-                Image.fromarray(np.full((16, 16, 3), 40 * t + clip, np.uint8)).save(folder / f"{t}.png")
+                Image.fromarray(np.full((16, 16, 3), 40 * t + level, np.uint8)).save(folder / f"{t}.png")
     launch(tmp_path, "-m", "prepare.frames", "--source", "frames", "--out", "out", "--image_size", "16", **bare)
     assert list((tmp_path / "out/train").glob("shard_*.hdf5"))

@@ -44,10 +44,16 @@ def seconds(work: Callable[[], object], device: torch.device, repeats: int, warm
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> float:
-    """FLOP/s of a large product of square matrices."""
-    n = 8192 if device.type == "cuda" else 1536
-    a, b = torch.randn(2, n, n, device=device).to(dtype).unbind()
-    return 2 * n**3 / seconds(lambda: a @ b, device, 5, 2)
+    """FLOP/s of a large product of square matrices: the largest that takes a twentieth of a second,
+    since bf16 on a CPU without support for it can be a thousand times slower than with it."""
+    largest = 8192 if device.type == "cuda" else 3072
+    n = 512
+    while True:
+        a, b = torch.randn(2, n, n, device=device).to(dtype).unbind()
+        taken = seconds(lambda a=a, b=b: a @ b, device, 5, 2)
+        if taken > 0.05 or 2 * n > largest:
+            return 2 * n**3 / taken
+        n *= 2
 
 
 def peak_memory(device: torch.device) -> float:

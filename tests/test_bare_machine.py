@@ -11,7 +11,6 @@ from PIL import Image
 
 MISSING = ("av", "wandb", "moviepy", "albumentations", "imageio_ffmpeg", "lpips", "pybullet", "xdist", "ruff")
 ABOUT_VIDEO_FILES = {"benchmarks.prepare"}
-SMALL = ["--size", "S"]
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +78,13 @@ def test_wandb_asked_for_by_name_is_refused_before_any_work(bare, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", [
+COMMANDS = [
     ["benchmarks.train_step", "--sizes", "S", "--batches", "1", "--repeats", "1", "--compile", "off"],
-    ["benchmarks.sample", *SMALL, "--videos", "1", "--frames", "1", "--steps", "1", "--repeats", "1"],
-    ["benchmarks.memory", *SMALL, "--batch", "4", "--frames", "2", "4"],
-], ids=lambda command: command[0])
+    ["benchmarks.sample", "--size", "S", "--videos", "1", "--frames", "1", "--steps", "1", "--repeats", "1"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_benchmarks_of_speed_run(bare, tmp_path, command):
     said = launch(tmp_path, "-m", *command, "--out", str(tmp_path), **bare).stdout
     assert json.loads(said.strip().splitlines()[-1])["machine"]

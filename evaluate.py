@@ -21,19 +21,20 @@ import torch
 
 import configs
 import data
-import features
-import measures
-import metrics
-import protocols
-import results
-import runtime
-import sample
+from batches.batch import to_frames, to_pixels
+from batches.stream import StreamWindows, spread
+from batches.windows import Windows, check_long_enough, draw_windows, spaced_windows
 from configs import Config
-from console import UserError, progress, run_command
-from protocols import Protocol
+from evaluation import measure, metrics, networks, protocols
+from evaluation.protocols import Protocol
+from forecaster import Forecaster, about
+from forecaster import load as load_forecaster
+from report import results
+from runtime import checkpoints
+from runtime.console import UserError, progress, run_command
+from runtime.folders import Parts
+from runtime.process import Process, start
 from shards import Shards
-from sharing import Parts
-from streams import StreamWindows, spread
 
 PART = 8  # videos measured at a time, and the grain in which processes share the work: a part of the noise's key
 CHANGEABLE = ("videos", "samples", "condition", "predict", "split", "clips", "frames", "seed", "rule", "lpips_net", "fvd_chunk",
@@ -54,9 +55,9 @@ class Source:
     arrays: tuple[np.ndarray, np.ndarray] | None = None  # truth and samples, where they are on disk already
 
 
-def from_checkpoint(args: argparse.Namespace, process: runtime.Process) -> tuple[Source, Path]:
+def from_checkpoint(args: argparse.Namespace, process: Process) -> tuple[Source, Path]:
     """Samples made now; -> (source, folder for the results)."""
-    forecaster, step = sample.load(args.ckpt, process.device, overrides(args), args.dataset, args.interpolant)
+    forecaster, step = load_forecaster(args.ckpt, process.device, overrides(args), args.dataset, args.interpolant)
     if forecaster.config.vqvae.kind == "latents":
         raise UserError(f"{args.ckpt} forecasts latents, and this measures frames: let sample.py make them, then evaluate what "
                         "they look like by --results DIR")
@@ -64,7 +65,7 @@ def from_checkpoint(args: argparse.Namespace, process: runtime.Process) -> tuple
     config = configs.update(forecaster.config, {
         "data.condition": protocol.condition, "data.predict": protocol.predict, "sample.split": protocol.split,
         "sample.num_samples": protocol.samples})
-    shards = sample.open_split(config, protocol.split)
+    shards = data.open_split(config, protocol.split)
     windows = clips_of(protocol, shards, config.data.skip)
     if len(windows.video) < protocol.videos:
         kind = "such clips" if protocol.stream else "clips that do not overlap"
@@ -74,20 +75,20 @@ def from_checkpoint(args: argparse.Namespace, process: runtime.Process) -> tuple
 
     def part(k: int) -> tuple[np.ndarray, np.ndarray, int]:
         rows = slice(k * PART, (k + 1) * PART)
-        truth = sample.read_clips(shards, windows._replace(video=windows.video[rows], start=windows.start[rows]))
+        truth = data.read_clips(shards, windows._replace(video=windows.video[rows], start=windows.start[rows]))
         forecaster.evaluations = 0
         samples = forecaster.forecast(truth[:, :protocol.condition], protocol.predict, protocol.samples,
                                       (protocol.seed, "evaluate", k), quiet=True)
         return truth, samples, forecaster.evaluations
 
-    key = (runtime.digest(forecaster.net), runtime.digest(forecaster.autoencoder), shards.fingerprint())
-    out = sample.results_dir(forecaster, step)
-    source = Source(config, protocol, part, autoencoder_of(forecaster), sample.about(forecaster, step, args.ckpt), key,
-                    sample.frame_rate(shards, config))
+    key = (checkpoints.digest(forecaster.net), checkpoints.digest(forecaster.autoencoder), shards.fingerprint())
+    out = results.results_dir(forecaster, step)
+    source = Source(config, protocol, part, autoencoder_of(forecaster), about(forecaster, step, args.ckpt), key,
+                    data.frame_rate(shards, config))
     return source, out.with_name(f"{out.name}-{protocol.name}")
 
 
-def clips_of(protocol: Protocol, shards: Shards, skip: int) -> data.Windows:
+def clips_of(protocol: Protocol, shards: Shards, skip: int) -> Windows:
     """Those that a protocol asks for, or as many as there are."""
     clip, rng, n = protocol.condition + protocol.predict, np.random.default_rng(protocol.seed), protocol.videos
     if protocol.stream:
@@ -97,16 +98,16 @@ def clips_of(protocol: Protocol, shards: Shards, skip: int) -> data.Windows:
             return every.clips(rng.integers(len(every), size=n))
         k = np.arange(min(n, len(every)))
         return every.clips(spread(k, len(k), len(every)) if protocol.clips == "spaced" else k)
-    data.check_long_enough(shards, clip, skip, "the protocol")
+    check_long_enough(shards, clip, skip, "the protocol")
     if protocol.clips == "random":
-        return data.draw_windows(shards.lengths, clip, skip, n, rng)
-    return data.spaced_windows(shards.lengths, clip, skip, n)
+        return draw_windows(shards.lengths, clip, skip, n, rng)
+    return spaced_windows(shards.lengths, clip, skip, n)
 
 
-def from_results(args: argparse.Namespace, process: runtime.Process) -> tuple[Source, Path]:
+def from_results(args: argparse.Namespace, process: Process) -> tuple[Source, Path]:
     """Samples made before, in a folder of sample.py's or of this program's; -> (source, that folder)."""
-    dir = sample.folder(args.results)
-    sample.check_out(dir)
+    dir = results.folder(args.results)
+    results.check_out(dir)
     (truth, samples), made = results.read_arrays(dir), results.read_metrics(dir)
     config, about = results.config_of(made, dir), made["protocol"]
     S, T = samples.shape[1:3]
@@ -122,17 +123,17 @@ def from_results(args: argparse.Namespace, process: runtime.Process) -> tuple[So
     if wrong := [f"{name} {value}, not {wanted[name]}" for name, value in own.items() if value != wanted[name]]:
         raise UserError(f"{dir} does not go with protocol {protocol.name}: it has {wrong[0]}")
     autoencode, weights, ckpt = None, "", args.ckpt or str(about.get("checkpoint") or "")
-    if set(metrics_of(args, config, protocol)) & set(measures.SETS):
+    if set(metrics_of(args, config, protocol)) & set(measure.SETS):
         if args.ckpt or Path(ckpt).is_file():
-            forecaster, _ = sample.load(ckpt, process.device, overrides(args), args.dataset, args.interpolant)
-            autoencode, weights = autoencoder_of(forecaster), runtime.digest(forecaster.autoencoder)
+            forecaster, _ = load_forecaster(ckpt, process.device, overrides(args), args.dataset, args.interpolant)
+            autoencode, weights = autoencoder_of(forecaster), checkpoints.digest(forecaster.autoencoder)
         else:
             print(f"the FVD of the autoencoder is left out: the checkpoint {ckpt or 'of these samples'} is not there; name one "
                   "by --ckpt")
     part = lambda k: (*(np.array(x[k * PART:(k + 1) * PART]) for x in (truth, samples)), 0)  # noqa: E731
     about = {name: value for name, value in about.items() if name not in (*protocols.FIELDS, "i3d", "lpips")}
     key = (digest(truth), digest(samples), weights)
-    return Source(config, protocol, part, autoencode, about, key, results.frame_rate(about), (truth, samples)), dir
+    return Source(config, protocol, part, autoencode, about, key, results.frame_rate_of(about), (truth, samples)), dir
 
 
 def digest(content) -> str:
@@ -140,19 +141,19 @@ def digest(content) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def autoencoder_of(forecaster: sample.Forecaster) -> Callable[[np.ndarray], np.ndarray]:
+def autoencoder_of(forecaster: Forecaster) -> Callable[[np.ndarray], np.ndarray]:
     """Frames (n, H, W, 3) uint8 through encoder and decoder."""
     @torch.no_grad()
     def autoencode(frames: np.ndarray) -> np.ndarray:
         size = max(1, (1 << 21) // frames[0].size)
-        pixels = (data.to_pixels(frames[k:k + size], forecaster.device) for k in range(0, len(frames), size))
-        return np.concatenate([data.to_frames(forecaster.autoencoder.decode(forecaster.autoencoder.encode(x))) for x in pixels])
+        pixels = (to_pixels(frames[k:k + size], forecaster.device) for k in range(0, len(frames), size))
+        return np.concatenate([to_frames(forecaster.autoencoder.decode(forecaster.autoencoder.encode(x))) for x in pixels])
     return autoencode
 
 
 # ------------------------------------------------------------------------------------------------- measuring and summing up
-def measured(source: Source, which: list[str], nets: measures.Networks, keep: int, mean: np.ndarray | None, parts: Parts,
-             process: runtime.Process) -> None:
+def measured(source: Source, which: list[str], nets: measure.Networks, keep: int, mean: np.ndarray | None, parts: Parts,
+             process: Process) -> None:
     """Every part in a file, by this process and others."""
     V = source.protocol.videos
     with progress(V, "evaluate", "video") as bar:
@@ -161,7 +162,7 @@ def measured(source: Source, which: list[str], nets: measures.Networks, keep: in
                 time.sleep(0.5)
             else:
                 truth, samples, evaluations = source.part(k)
-                tables = measures.measure(truth, samples, mean, source.protocol, which, nets, source.autoencode, seed=k)
+                tables = measure.measure(truth, samples, mean, source.protocol, which, nets, source.autoencode, seed=k)
                 stored = {} if source.arrays else {"truth": truth, "samples": samples[:, :keep]}
                 parts.write(k, {**tables, **stored, "evaluations": np.array([evaluations])})
             bar.update(sum(min(PART, V - k * PART) for k in parts.there()) - bar.n)
@@ -174,7 +175,7 @@ def summed_up(source: Source, which: list[str], networks: dict, parts: Parts) ->
     if evaluations := tables.pop("evaluations").sum():
         about["network_evaluations_per_frame"] = float(evaluations / (protocol.videos * protocol.samples * protocol.predict))
     told = {**about, **protocol.told(which), **networks, "fps": source.fps, "skip": source.config.data.skip}
-    result = {"protocol": told, "config": configs.to_dict(source.config), **measures.summarize(tables, protocol, which)}
+    result = {"protocol": told, "config": configs.to_dict(source.config), **measure.summarize(tables, protocol, which)}
     return truth, samples, result
 
 
@@ -202,44 +203,44 @@ def metrics_of(args: argparse.Namespace, config: Config, protocol: Protocol) -> 
     """Those asked for, or all that the dataset and the protocol have."""
     ball, several = config.dataset.startswith("ball"), protocol.samples > 1
     if not args.metrics:
-        return [name for name in measures.ALL if (ball or name not in measures.BALL) and (several or name != "spread_skill")]
+        return [name for name in measure.ALL if (ball or name not in measure.BALL) and (several or name != "spread_skill")]
     if "spread_skill" in args.metrics and not several:
         raise UserError("spread_skill wants two samples or more of each video, the protocol has one")
     for name in args.metrics:
-        if name not in measures.ALL:
-            raise UserError(f"no metric `{name}`{configs.nearest(name, measures.ALL)}")
-        if name in measures.BALL and not ball:
+        if name not in measure.ALL:
+            raise UserError(f"no metric `{name}`{configs.nearest(name, measure.ALL)}")
+        if name in measure.BALL and not ball:
             raise UserError(f"{name} is for bouncing balls, this is {config.dataset}")
-    return [name for name in measures.ALL if name in args.metrics]
+    return [name for name in measure.ALL if name in args.metrics]
 
 
 def weights_of(which: list[str], protocol: Protocol, args: argparse.Namespace) -> dict[str, Path]:
     """The files of the metric networks that are asked for."""
-    found = {"i3d": args.i3d or args.weights / "i3d.safetensors"} if set(which) & set(measures.SETS) else {}
+    found = {"i3d": args.i3d or args.weights / "i3d.safetensors"} if set(which) & set(measure.SETS) else {}
     if "lpips" in which:
         found["lpips"] = args.weights / f"lpips_{protocol.lpips_net}.safetensors"
     for path in found.values():
         if not path.is_file():
-            raise UserError(f"{path}: no such file; fetch it by `{features.COMMAND}`, or choose --metrics without it")
+            raise UserError(f"{path}: no such file; fetch it by `{networks.COMMAND}`, or choose --metrics without it")
     return found
 
 
-def networks(files: dict[str, Path], protocol: Protocol, device: torch.device) -> measures.Networks:
-    i3d = features.load_i3d(files["i3d"], device) if "i3d" in files else None
-    lpips = features.load_lpips(files["lpips"].parent, protocol.lpips_net, device) if "lpips" in files else None
-    return measures.Networks(i3d, lpips, device)
+def load_networks(files: dict[str, Path], protocol: Protocol, device: torch.device) -> measure.Networks:
+    i3d = networks.load_i3d(files["i3d"], device) if "i3d" in files else None
+    lpips = networks.load_lpips(files["lpips"].parent, protocol.lpips_net, device) if "lpips" in files else None
+    return measure.Networks(i3d, lpips, device)
 
 
 def check(source: Source, which: list[str]) -> None:
     """What the networks want at the least, before hours of work."""
     protocol, size = source.protocol, source.config.data.image_size
-    if set(which) & set(measures.SETS) and protocol.reference == "autoencoded" and source.autoencode is None:
+    if set(which) & set(measure.SETS) and protocol.reference == "autoencoded" and source.autoencode is None:
         raise UserError("--reference autoencoded wants the autoencoder; name the checkpoint by --ckpt")
-    if "lpips" in which and size < features.NETS[protocol.lpips_net]:
-        raise UserError(f"LPIPS ({protocol.lpips_net}) needs frames of {features.NETS[protocol.lpips_net]} pixels, these have "
+    if "lpips" in which and size < networks.NETS[protocol.lpips_net]:
+        raise UserError(f"LPIPS ({protocol.lpips_net}) needs frames of {networks.NETS[protocol.lpips_net]} pixels, these have "
                         f"{size}; choose --metrics without lpips")
-    counted, least = protocol.predict + protocol.condition * protocol.fvd_given, max(features.MIN_FRAMES, protocol.fvd_chunk)
-    if set(which) & set(measures.SETS) and counted < least:
+    counted, least = protocol.predict + protocol.condition * protocol.fvd_given, max(networks.MIN_FRAMES, protocol.fvd_chunk)
+    if set(which) & set(measure.SETS) and counted < least:
         raise UserError(f"fvd and kvd want {least} frames, protocol {protocol.name} counts {counted}; choose others: "
                         "--metrics mse psnr ssim lpips crps energy spread_skill")
 
@@ -249,7 +250,7 @@ def changes(args: argparse.Namespace) -> dict:
 
 
 def overrides(args: argparse.Namespace) -> dict:
-    given = [f"{name}={getattr(args, flag)}" for flag, name in sample.FLAGS.items() if getattr(args, flag, None) is not None
+    given = [f"{name}={getattr(args, flag)}" for flag, name in configs.SAMPLING_FLAGS.items() if getattr(args, flag, None) is not None
              and name.startswith("sample.") and flag != "split"]
     return configs.parse_overrides([*given, *args.set])
 
@@ -258,7 +259,7 @@ def mean_of_training(config: Config) -> np.ndarray | None:
     if config.vqvae.kind == "latents":
         return None
     try:
-        return sample.mean_frame(sample.open_split(config, "train"))
+        return data.mean_frame(data.open_split(config, "train"))
     except UserError as error:
         print(f"the baseline `mean frame` is left out: {error}")
         return None
@@ -269,17 +270,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--ckpt", help="a checkpoint to sample from; with --results, for its autoencoder")
     add("--results", help="a folder of samples made before; the results go there, too")
-    add("--protocol", help=f"{', '.join(protocols.PROTOCOLS)} (default: own). See README and protocols.py")
-    add("--metrics", nargs="+", help=f"of {', '.join(measures.ALL)} (default: all that go with the dataset)")
+    add("--protocol", help=f"{', '.join(protocols.PROTOCOLS)} (default: own). See README and evaluation/protocols.py")
+    add("--metrics", nargs="+", help=f"of {', '.join(measure.ALL)} (default: all that go with the dataset)")
     for field in dataclasses.fields(Protocol):
         if field.name in CHANGEABLE:
             kind = int if isinstance(field.default, int) else str
             add(f"--{field.name}", type=kind, help="changes the protocol, and its name")
     for flag in ("steps", "solver", "diffusion", "grid", "warm_start", "redraw", "format"):
-        add(f"--{flag}", help=f"{sample.FLAGS[flag]}; default: the checkpoint's")
+        add(f"--{flag}", help=f"{configs.SAMPLING_FLAGS[flag]}; default: the checkpoint's")
     add("--keep", type=int, default=4, help="samples of each video that are stored and shown (default 4)")
     add("--weights", type=Path, default=Path("weights/metrics"), help="folder of the metric networks, which "
-        f"`{features.COMMAND}` fetches (default weights/metrics)")
+        f"`{networks.COMMAND}` fetches (default weights/metrics)")
     add("--i3d", type=Path, help="another file of I3D's weights, the usual i3d_torchscript.pt say")
     add("--out", help="folder for the results; default: that of sample.py, its name followed by the protocol's")
     add("--dataset", default="", help="of a published checkpoint, which does not say it")
@@ -293,11 +294,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def evaluated(args: argparse.Namespace, process: runtime.Process, known: dict[bytes, np.ndarray] | None = None) -> Path:
+def evaluated(args: argparse.Namespace, process: Process, known: dict[bytes, np.ndarray] | None = None) -> Path:
     """-> the folder of the results, made now unless they are there. known: features of videos, for those to come again."""
     source, out = (from_results if args.results else from_checkpoint)(args, process)
-    out, which = sample.folder(args.out) if args.out else out, metrics_of(args, source.config, source.protocol)
-    sample.check_out(out)
+    out, which = results.folder(args.out) if args.out else out, metrics_of(args, source.config, source.protocol)
+    results.check_out(out)
     check(source, which)
     files, mean = weights_of(which, source.protocol, args), mean_of_training(source.config)
     told = {name: f"{path.name} {digest(path.read_bytes())[:8]}" for name, path in files.items()}
@@ -309,23 +310,23 @@ def evaluated(args: argparse.Namespace, process: runtime.Process, known: dict[by
 
     def write() -> None:
         truth, samples, result = summed_up(source, which, told, parts)
-        sample.write_results(out, truth, samples, {"plan": plan, **result}, source.fps, source.config.sample.format)
+        results.write_results(out, truth, samples, {"plan": plan, **result}, source.fps, source.config.sample.format)
         shutil.rmtree(parts.dir, ignore_errors=True)
 
     if not done():
-        nets = dataclasses.replace(networks(files, source.protocol, process.device), known=known)
+        nets = dataclasses.replace(load_networks(files, source.protocol, process.device), known=known)
         measured(source, which, nets, args.keep, mean, parts, process)
         parts.sum_up(out.parent, write)
     return out
 
 
 def main() -> None:
-    args, process = parse(), runtime.start()
+    args, process = parse(), start()
     out = evaluated(args, process)
     if process.first:
         result = results.read_metrics(out)
         print(table(result))
-        print(sample.paths(out, results.config_of(result, out).sample.format, args.ckpt or args.results))
+        print(results.paths(out, results.config_of(result, out).sample.format, args.ckpt or args.results))
     process.close()
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from console import UserError, first_line
+from runtime.console import UserError, first_line
 
 FORMAT_VERSION = 1
 RESERVE = 4 << 20  # bytes that stay free on the disk, so that HDF5 can close a file

@@ -1,11 +1,8 @@
-"""The one training loop, after the stages of stages.py (data, autoencoder, latents), and before forecasts and a table."""
+"""The one training loop, after the stages of main.py (data, autoencoder, latents) and before its forecasts."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,69 +11,16 @@ from torch import Tensor, nn
 
 import configs
 import data
-import logs
-import parallel
-import pictures
-import runtime
 import sample
-import stages
-import streams
+from batches.batch import Batch
+from batches.stream import describe_stream_batch, loss_parts
+from batches.windows import Windows, describe_batch, share, spaced_windows
 from configs import Config
-from console import Failure, progress
-from data import Batch
-from runtime import Process
-
-
-def run(config: Config, ckpt: str | None = None) -> None:
-    """All stages of `python main.py`."""
-    process, clock = runtime.start(), Clock()
-    config, path, windows = trained(config, process, ckpt, clock)
-    if process.first:
-        forecaster, step = sample.load(path, process.device)
-        forecaster.config = config  # what the checkpoint says of sampling may be older than this command
-        result, out = sample.evaluate(forecaster, step, windows=windows, ckpt=path)
-        clock.lap("sampling")
-        print(sample.table(result))
-        print(sample.paths(out, config.sample.format, path))
-        print(clock)
-    process.close()
-
-
-def trained(config: Config, process: Process, ckpt: str | None, clock: Clock) -> tuple[Config, Path, data.Windows | None]:
-    """Every stage up to a trained velocity network; -> (config with the latents' statistics, checkpoint, the clips of
-    --overfit)."""
-    dir = Path(config.output.root) / "checkpoints" / config.run_id
-    start = stages.before_any_work(config, dir, process, ckpt)
-    with runtime.stage_lock(config.output.root) if process.first else nullcontext():
-        stages.ensure_data(config, process)
-        clock.lap("data")
-        shards = sample.open_split(config, "train")
-        stages.check_lengths(config, shards)
-        config = stages.with_steps(config, shards)
-        autoencoder = stages.ensure_vqvae(config, shards, process)
-        clock.lap("VQVAE")
-        windows = stages.overfit_windows(config, shards) if config.train.overfit else None
-        source = stages.batches_from(config, shards, autoencoder, windows, process)
-        config = dataclasses.replace(config, latent=stages.latents_of(config, source, autoencoder, start, process))
-        clock.lap("latents")
-    path = fit(config, source, autoencoder, windows, process, dir, start)
-    clock.lap("training")
-    return config, path, windows
-
-
-class Clock:
-    """Seconds of each stage."""
-
-    def __init__(self):
-        self.last, self.laps = time.perf_counter(), []
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps.append((name, now - self.last))
-        self.last = now
-
-    def __str__(self) -> str:
-        return "time           " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.laps)
+from forecaster import Forecaster, build_net
+from report import videos
+from runtime import checkpoints, logs, parallel
+from runtime.console import Failure, progress
+from runtime.process import Process, StopSignals, autocast, generator, learning_rate, seed_of, stopped
 
 
 # ----------------------------------------------------------------------------------------------------------- the training
@@ -91,10 +35,10 @@ class Learner(NamedTuple):
 def begin(config: Config, process: Process, dir: Path, start: dict | None) -> Learner:
     """From new weights, from a checkpoint of this run, or from another run's weights (--ckpt)."""
     train = config.train
-    torch.manual_seed(runtime.seed_of(train.seed, "weights"))
-    net = sample.build_net(config, process.device)
+    torch.manual_seed(seed_of(train.seed, "weights"))
+    net = build_net(config, process.device)
     if start:
-        runtime.load_weights(net, start.get("model", start["ema"]), dir)
+        checkpoints.load_weights(net, start.get("model", start["ema"]), dir)
     net.recompute = train.recompute
     averages = start["ema"] if start else net.state_dict()
     spread = parallel.spread(net, config, process)
@@ -107,8 +51,8 @@ def begin(config: Config, process: Process, dir: Path, start: dict | None) -> Le
     return Learner(spread, weights, ema, optimizer)
 
 
-def fit(config: Config, source: stages.Source, autoencoder: nn.Module,
-        windows: data.Windows | None, process: Process, dir: Path, start: dict | None) -> Path:
+def fit(config: Config, source: data.Source, autoencoder: nn.Module,
+        windows: Windows | None, process: Process, dir: Path, start: dict | None) -> Path:
     """Train the velocity network to config.train.steps; -> its checkpoint."""
     train, device = config.train, process.device
     learner = begin(config, process, dir, start)
@@ -116,10 +60,10 @@ def fit(config: Config, source: stages.Source, autoencoder: nn.Module,
     source.load_state_dict(start.get("replay") if start else None)
     if step >= train.steps:
         return dir / "latest.pt"
-    shown = sample.build_net(config, device).eval() if process.first else None  # with the averages, for previews
-    forecaster = sample.Forecaster(config, shown, autoencoder, device)
-    parts, asked = streams.loss_parts(config, data.share(train.batch_size, process.rank, process.world)), 0
-    with (logs.Log(dir, config, step, enabled=process.first) as log, runtime.StopSignals(process) as signals,
+    shown = build_net(config, device).eval() if process.first else None  # with the averages, for previews
+    forecaster = Forecaster(config, shown, autoencoder, device)
+    parts, asked = loss_parts(config, share(train.batch_size, process.rank, process.world)), 0
+    with (logs.Log(dir, config, step, enabled=process.first) as log, StopSignals(process) as signals,
           progress(train.steps, f"train {config.run_id}", "step", step) as bar):
         since = logs.Recent(train.batch_size, parts)
         if start and "recent" in start:
@@ -152,22 +96,22 @@ def fit(config: Config, source: stages.Source, autoencoder: nn.Module,
                 process.barrier()
     process.barrier()  # until the first has saved and closed its log: a launcher ends all where one has ended
     if asked:
-        raise runtime.stopped(asked, step, dir)
+        raise stopped(asked, step, dir)
     return dir / "latest.pt"
 
 
-def update(net: nn.Module, optimizer, forecaster: sample.Forecaster, batch: Batch, step: int,
+def update(net: nn.Module, optimizer, forecaster: Forecaster, batch: Batch, step: int,
            process: Process) -> tuple[Tensor, Tensor]:
     """One update of the weights; -> (losses (b,), norm of the gradient), which stay on the device. Where the norm is not finite
     the weights stay as they are: on all processes alike, since the gradient is the same on all."""
     train = forecaster.config.train
-    torch.manual_seed(runtime.seed_of(train.seed, "dropout", step, process.rank))
+    torch.manual_seed(seed_of(train.seed, "dropout", step, process.rank))
     for group in optimizer.param_groups:
-        group["lr"] = runtime.learning_rate(step, train.lr, train.steps, train.warmup, train.schedule)
+        group["lr"] = learning_rate(step, train.lr, train.steps, train.warmup, train.schedule)
     buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]  # of batch normalisation
     before = [buffer.clone() for buffer in buffers]
-    noise = runtime.generator(process.device, train.seed, "noise", step, 0)
-    parts, losses = flow_batch(forecaster, batch, noise, data.share(train.batch_size, process.rank, process.world)), []
+    noise = generator(process.device, train.seed, "noise", step, 0)
+    parts, losses = flow_batch(forecaster, batch, noise, share(train.batch_size, process.rank, process.world)), []
     for k, part in enumerate(parts, 1):
         with parallel.last_of_step(net, k == len(parts)):
             losses.append(flow_loss(net, forecaster, *part))
@@ -190,7 +134,7 @@ def first_step(start: dict | None, process: Process, dir: Path) -> int:
     return step
 
 
-def summary(since: logs.Recent, config: Config, step: int, windows: data.Windows | None, dir: Path) -> dict[str, float]:
+def summary(since: logs.Recent, config: Config, step: int, windows: Windows | None, dir: Path) -> dict[str, float]:
     """What there is to log; Failure where no gradient has been finite for too long."""
     values = since.summary()
     if since.longest[0] >= config.train.max_bad_steps:
@@ -198,17 +142,17 @@ def summary(since: logs.Recent, config: Config, step: int, windows: data.Windows
     return values
 
 
-def not_finite(config: Config, count: int, k: int, windows: data.Windows | None, dir: Path) -> Failure:
+def not_finite(config: Config, count: int, k: int, windows: Windows | None, dir: Path) -> Failure:
     """What to tell of batch k, the first of `count` in a row."""
     found = max(dir.glob("step_*.pt"), default="none yet")
-    shards = sample.open_split(config, "train")
+    shards = data.open_split(config, "train")
     clips = config.data.mode == "clips"
-    source = data.describe_batch(config, shards, k, windows) if clips else streams.describe_batch(config, shards, k)
+    source = describe_batch(config, shards, k, windows) if clips else describe_stream_batch(config, shards, k)
     return Failure(f"no finite gradient in {count} updates in a row, from update {k + 1} on, whose batch "
                    f"is of {source}; last good checkpoint: {found}; lower train.lr, or look at the data")
 
 
-def flow_batch(forecaster: sample.Forecaster, batch: Batch, generator: torch.Generator,
+def flow_batch(forecaster: Forecaster, batch: Batch, generator: torch.Generator,
                share: slice) -> list[tuple[Tensor, ...]]:
     """What flow_loss takes, in train.accumulate parts. Flow times and noise are drawn for the whole batch, of which this
     process has `share`: they do not depend on how many there are."""
@@ -220,11 +164,11 @@ def flow_batch(forecaster: sample.Forecaster, batch: Batch, generator: torch.Gen
     return list(zip(*(values.chunk(config.train.accumulate) for values in (x, target, s, x0, context, batch[3]))))
 
 
-def flow_loss(net: nn.Module, forecaster: sample.Forecaster, x: Tensor, target: Tensor, s: Tensor, x0: Tensor, context: Tensor,
+def flow_loss(net: nn.Module, forecaster: Forecaster, x: Tensor, target: Tensor, s: Tensor, x0: Tensor, context: Tensor,
               gap: Tensor) -> Tensor:
     """Weighted squared errors (b,) of the network's output against the interpolant's target (arXiv 2403.13724, eq. 11)."""
     interpolant = forecaster.interpolant
-    with runtime.autocast(forecaster.config.train.precision, x.device):
+    with autocast(forecaster.config.train.precision, x.device):
         output = net(interpolant.network_input(x, s, x0), s, x0, context, gap)
     return interpolant.weight(s) * (output.float() - target).square().mean((1, 2, 3))
 
@@ -259,21 +203,21 @@ def save(dir: Path, config: Config, learner: Learner, autoencoder: nn.Module, st
              "rng": {"seed": config.train.seed}, "replay": replay}
     if config.vqvae.kind == "small":  # ours is small: the checkpoint is then all that sampling needs
         state["vqvae"] = autoencoder.state_dict()
-    runtime.save_checkpoint(dir, state, config.train.keep, config.train.keep_every)
+    checkpoints.save_checkpoint(dir, state, config.train.keep, config.train.keep_every)
 
 
-def preview(forecaster: sample.Forecaster, ema: dict, config: Config, windows: data.Windows | None, step: int, dir: Path,
+def preview(forecaster: Forecaster, ema: dict, config: Config, windows: Windows | None, step: int, dir: Path,
             log: logs.Log) -> None:
     """A few forecasts by the averaged weights, as a picture beside the checkpoints and a video in wandb."""
     forecaster.net.load_state_dict(ema)
-    shards = sample.open_split(config, config.sample.split)
+    shards = data.open_split(config, config.sample.split)
     given = config.data.condition
-    clips = windows or data.spaced_windows(shards.lengths, given + config.data.predict, config.data.skip, 4)
-    truth = sample.read_clips(shards, clips)[:4]
+    clips = windows or spaced_windows(shards.lengths, given + config.data.predict, config.data.skip, 4)
+    truth = data.read_clips(shards, clips)[:4]
     futures = forecaster.forecast(truth[:, :given], config.data.predict, 2, (config.train.seed, "preview"), quiet=True)
     truth = forecaster.shown(truth)
-    pictures.contact_sheet(truth, futures).save(dir / f"forecasts_{step:08d}.png")
+    videos.contact_sheet(truth, futures).save(dir / f"forecasts_{step:08d}.png")
     result = sample.score(truth, futures)
     log.row(step, sample_crps=result["summary"]["crps"]["mean"], sample_psnr=result["summary"]["psnr"]["mean"],
             sample_crps_ratio=result["ratio_to_repeat_last"]["crps"]["all"])
-    log.video(step, "forecasts", pictures.mosaic(truth, futures, rows=4), shards.fps or 10)
+    log.video(step, "forecasts", videos.mosaic(truth, futures, rows=4), shards.fps or 10)

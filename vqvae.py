@@ -14,16 +14,27 @@ import numpy as np
 import torch
 from torch import nn
 
-import autoencoders
 import configs
 import data
-import logs
-import published
-import runtime
-from autoencoders.layers import Published
+from batches.batch import to_pixels
+from batches.windows import draw_windows
 from configs import Config
-from console import UserError, progress
+from models import autoencoders
+from models.autoencoders.layers import Published
+from runtime import checkpoints, logs, published
+from runtime.console import UserError, progress
+from runtime.process import Process, autocast, generator, learning_rate, numpy_generator, seed_of, uses_bf16
 from shards import Shards
+
+
+def ensure_vqvae(config: Config, shards: Shards, process: Process) -> nn.Module:
+    """The frozen autoencoder, trained first where it is our own and absent."""
+    path = config.vqvae.ckpt
+    if not path and config.vqvae.kind != "latents":
+        if process.first:
+            path = train(config, shards, data.open_split(config, data.held_out_split(config)), process.device)
+        path = process.agree(path)
+    return freeze(load(path, config.vqvae.kind), process.device, config.train.precision)
 
 
 # ------------------------------------------------------------------------------------------------------ frozen weights
@@ -35,16 +46,16 @@ def build(vqvae: configs.Vqvae) -> nn.Module:
 def freeze(module: nn.Module, device: torch.device | str = "cpu", precision: str = "float32") -> nn.Module:
     """precision: of the published ones, as train.precision; ours is small and stays in float32."""
     if isinstance(module, Published):
-        module.bf16 = runtime.uses_bf16(precision, torch.device(device))
+        module.bf16 = uses_bf16(precision, torch.device(device))
     return module.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def load(path: str | Path, kind: str = "small") -> nn.Module:
     """A frozen autoencoder, with encode(x) -> z and decode(z) -> x, from a checkpoint of `train` (`small`) or from a
-    published file; kinds: autoencoders.KINDS. `latents`: of a folder for diffusers, or "", see autoencoders/latents.py."""
+    published file; kinds: autoencoders.KINDS. `latents`: of a folder for diffusers, or "", see models/autoencoders/latents.py."""
     if kind == "latents":
         return freeze(autoencoders.build(kind, folder=str(path)))
-    state = runtime.load_checkpoint(path)
+    state = checkpoints.load_checkpoint(path)
     if kind == "small":
         if "model" not in state or not isinstance(state.get("config"), dict):
             raise UserError(f"{path}: not a VQVAE checkpoint (it lacks `model` or `config`)")
@@ -54,7 +65,7 @@ def load(path: str | Path, kind: str = "small") -> nn.Module:
     else:
         vqvae, weights = configs.Vqvae(kind=kind), published.autoencoder_weights(state, path)
     module = build(vqvae)
-    runtime.load_weights(module, weights, path)
+    checkpoints.load_weights(module, weights, path)
     return freeze(module)
 
 
@@ -66,13 +77,6 @@ def run_dir(config: Config, shards: Shards) -> Path:
     return Path(config.output.root) / "checkpoints" / name
 
 
-def random_frames(shards: Shards, n: int, rng: np.random.Generator) -> np.ndarray:
-    """(n, H, W, 3) uint8, uniform over all frames of a split."""
-    flat = np.sort(rng.integers(shards.lengths.sum(), size=n))
-    videos = np.searchsorted(shards.starts, flat, side="right") - 1
-    return np.concatenate([shards.read(v, flat[videos == v] - shards.starts[v]) for v in np.unique(videos)])
-
-
 def frame_pool(shards: Shards, rng: np.random.Generator, max_bytes: int = 1 << 29) -> np.ndarray:
     """(n, H, W, 3) uint8 to train on: the whole split where it fits, else runs of frames from all over it. One pass over
     the files: single frames at random cost more than a training step."""
@@ -80,7 +84,7 @@ def frame_pool(shards: Shards, rng: np.random.Generator, max_bytes: int = 1 << 2
     if shards.lengths.sum() <= fits:
         return np.concatenate([shards.read(v, slice(None)) for v in range(len(shards))])
     run = min(16, int(shards.lengths.max()))
-    windows = data.draw_windows(shards.lengths, run, 0, fits // run, rng)
+    windows = draw_windows(shards.lengths, run, 0, fits // run, rng)
     pool = np.empty((len(windows.video), run, *shards.shape), np.uint8)  # filled in place: a second copy would be as large
     for part, v, a in zip(pool, windows.video, windows.start):
         part[:] = shards.read(v, slice(a, a + run))
@@ -90,7 +94,7 @@ def frame_pool(shards: Shards, rng: np.random.Generator, max_bytes: int = 1 << 2
 @torch.no_grad()
 def validate(module: nn.Module, frames: np.ndarray, device: torch.device) -> float:
     """PSNR in dB of reconstructions, from the squared error over all frames together."""
-    parts = [data.to_pixels(part, device) for part in np.array_split(frames, max(1, len(frames) // 64))]
+    parts = [to_pixels(part, device) for part in np.array_split(frames, max(1, len(frames) // 64))]
     errors = [(module.decode(module.encode(x)) - x).square().mean((1, 2, 3)) / 4 for x in parts]
     return float(-10 * torch.cat(errors).mean().log10())
 
@@ -98,27 +102,27 @@ def validate(module: nn.Module, frames: np.ndarray, device: torch.device) -> flo
 def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> Path:
     """Train the small VQVAE, or go on where it stopped; -> its finished checkpoint. Logs PSNR and codebook perplexity."""
     dir, vqvae = run_dir(config, shards), config.vqvae
-    state = runtime.resume(dir)
+    state = checkpoints.load_latest(dir)
     step = state["step"] if state else 0
     if step >= vqvae.steps:
         return dir / "latest.pt"
-    torch.manual_seed(runtime.seed_of(config.train.seed, "vqvae"))
+    torch.manual_seed(seed_of(config.train.seed, "vqvae"))
     module = build(vqvae).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(module.parameters(), vqvae.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     if state:
-        runtime.load_weights(module, state["model"], dir)
+        checkpoints.load_weights(module, state["model"], dir)
         optimizer.load_state_dict(state["opt"])
-    pool = frame_pool(shards, runtime.rng(config.train.seed, "vqvae-pool"))
-    held_out = random_frames(val, 512, runtime.rng(0, "vqvae-val"))
+    pool = frame_pool(shards, numpy_generator(config.train.seed, "vqvae-pool"))
+    held_out = data.random_frames(val, 512, numpy_generator(0, "vqvae-val"))
     log = logs.Log(dir, config, step)
     with progress(vqvae.steps, "train VQVAE", "step", step) as bar:
         while step < vqvae.steps:
             for group in optimizer.param_groups:
-                group["lr"] = runtime.learning_rate(step, vqvae.lr, vqvae.steps, warmup=min(50, vqvae.steps // 10))
-            frames = pool[runtime.rng(config.train.seed, "vqvae", step).integers(len(pool), size=vqvae.batch_size)]
-            with runtime.autocast(config.train.precision, device):
-                loss, values = module.loss(data.to_pixels(frames, device),
-                                           runtime.generator(device, config.train.seed, "codes", step))
+                group["lr"] = learning_rate(step, vqvae.lr, vqvae.steps, warmup=min(50, vqvae.steps // 10))
+            frames = pool[numpy_generator(config.train.seed, "vqvae", step).integers(len(pool), size=vqvae.batch_size)]
+            with autocast(config.train.precision, device):
+                loss, values = module.loss(to_pixels(frames, device),
+                                           generator(device, config.train.seed, "codes", step))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
@@ -131,7 +135,7 @@ def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> 
                 log.row(step, vqvae_psnr=quality, vqvae_mse=values["mse"].item(),
                         codebook_perplexity=values["perplexity"].item())
                 bar.set_postfix_str(f"PSNR {quality:.1f} dB, perplexity {values['perplexity'].item():.0f}")
-                runtime.save_checkpoint(dir, {"model": module.state_dict(), "opt": optimizer.state_dict(), "step": step,
+                checkpoints.save_checkpoint(dir, {"model": module.state_dict(), "opt": optimizer.state_dict(), "step": step,
                                               "config": configs.to_dict(config), "psnr": quality}, keep=1)
     log.close()
     return dir / "latest.pt"

@@ -18,11 +18,13 @@ import numpy as np
 import torch
 
 import configs
-import data
-import runtime
+from batches.frames import FrameTriples
+from batches.latents import LatentTriples
+from batches.windows import draw_windows
 from benchmarks import measure, results
 from benchmarks.train_step import CLIP_LENGTH, latents
-from console import progress, run_command
+from runtime.console import progress, run_command
+from runtime.process import start
 from shards import Shards, ShardWriter
 
 
@@ -33,16 +35,16 @@ def ways(config: configs.Config, folder: Path, device: torch.device) -> dict:
         for v in range(len(river)):
             writer.add(river.read(v, slice(None)))
     packed, steps = Shards(folder / "packed" / "train"), iter(range(10**9))
-    cached = data.LatentTriples(config, latents(folder), device)
+    cached = LatentTriples(config, latents(folder), device)
     rng = np.random.default_rng(0)
 
     def whole_clips() -> np.ndarray:
-        windows = data.draw_windows(river.lengths, CLIP_LENGTH, 0, n, rng)
+        windows = draw_windows(river.lengths, CLIP_LENGTH, 0, n, rng)
         return np.stack([river.read(v, start + np.arange(CLIP_LENGTH)) for v, start in zip(windows.video, windows.start)])
 
     return {"40 frames, a dataset per frame": whole_clips,
-            "3 frames, a dataset per frame": lambda: data.FrameTriples(config, river)[next(steps)],
-            "3 frames, packed": lambda: data.FrameTriples(config, packed)[next(steps)],
+            "3 frames, a dataset per frame": lambda: FrameTriples(config, river)[next(steps)],
+            "3 frames, packed": lambda: FrameTriples(config, packed)[next(steps)],
             "latents, cached": lambda: cached.batch(next(steps))}
 
 
@@ -53,7 +55,7 @@ def main() -> None:
                         help="timed batches, on a GPU blocks of ten (default 7)")
     parser.add_argument("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
     args = parser.parse_args()
-    device, config = runtime.start().device, configs.build("kth", {"train.batch_size": args.batch})
+    device, config = start().device, configs.build("kth", {"train.batch_size": args.batch})
     line, rows, first = {}, ["| what is read | clips/s | ratio |", "|---|---|---|"], 0.0
     with tempfile.TemporaryDirectory() as folder:
         found = ways(config, Path(folder), device)

@@ -18,11 +18,11 @@ from statistics import median
 import torch
 from torch import Tensor
 
-import autoencoders
-import runtime
 import vqvae
 from benchmarks import results
-from console import UserError, progress, run_command
+from models import autoencoders
+from runtime.console import UserError, progress, run_command
+from runtime.process import start, uses_bf16
 
 SIZES = {"taming_f8_small": 64, "taming_f8": 256, "taming_f16": 256, "river": 128}  # pixels of the frames they were made for
 
@@ -70,7 +70,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.kind not in SIZES:
         raise UserError(f"--kind must be one of {', '.join(SIZES)}, got {args.kind!r}")
-    device, size = runtime.start().device, SIZES[args.kind]
+    device, size = start().device, SIZES[args.kind]
     torch.manual_seed(0)
     x = torch.rand(args.batch, 3, size, size, device=device) * 2 - 1
     rows, line, reference = [], {}, None
@@ -87,7 +87,7 @@ def main() -> None:
             bar.update()
     table = ["| way | frames/s | ratio | relative error of the latents |", "|---|---|---|---|"]
     table += [f"| {name} | {speed:.1f} | {ratio:.2f} | {error:.1e} |" for name, speed, ratio, error in rows]
-    fast = "bf16" if runtime.uses_bf16("auto", device) else "float32"
+    fast = "bf16" if uses_bf16("auto", device) else "float32"
     text = (f"{args.kind}, batches of {args.batch} frames of {size} px, weights as initialised. {results.machine()}. The "
             f"default here is {fast}, channels last; `--set train.precision=float32` forces float32.\n\n" + "\n".join(table))
     print(text, f"\ntable          {results.write('Encoding frames', text, args.out)}")

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import features
-import metrics
-import runtime
 from benchmarks import results
-from console import progress, run_command
+from evaluation import metrics, networks
+from runtime import checkpoints
+from runtime.console import progress, run_command
+from runtime.process import has_fast_bf16, start
 
 
 def videos(n: int, frames: int, size: int, seed: int) -> np.ndarray:
@@ -31,8 +31,8 @@ def videos(n: int, frames: int, size: int, seed: int) -> np.ndarray:
 
 
 def plain(weights: Path, device: torch.device) -> torch.nn.Module:
-    model = features.I3D()
-    runtime.load_weights(model, features.read_weights(weights), weights)
+    model = networks.I3D()
+    checkpoints.load_weights(model, networks.read_weights(weights), weights)
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -58,10 +58,10 @@ def now(device: torch.device) -> float:
 
 
 def measure(model: torch.nn.Module, real: np.ndarray, other: np.ndarray, device: torch.device, name: str) -> dict:
-    features.i3d_features(model, real[:2], device)  # warm-up
+    networks.i3d_features(model, real[:2], device)  # warm-up
     watch, began = Stopwatch(model, device), now(device)
     with progress(len(real) + len(other), name, "video") as bar:
-        a, b = (features.i3d_features(model, x, device, bar=bar) for x in (real, other))
+        a, b = (networks.i3d_features(model, x, device, bar=bar) for x in (real, other))
     value = metrics.fvd(a, b)
     seconds = now(device) - began
     return {"way": name, "seconds": seconds, "seconds_per_video": seconds / (len(real) + len(other)),
@@ -76,11 +76,11 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=Path("weights/metrics"))
     parser.add_argument("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
     args = parser.parse_args()
-    device, weights = runtime.start().device, args.weights / "i3d.safetensors"
+    device, weights = start().device, args.weights / "i3d.safetensors"
     real, other = (videos(args.videos, args.frames, args.size, seed) for seed in (0, 1))
-    ways = {"plain": lambda: plain(weights, device), "ours": lambda: features.load_i3d(weights, device)}
-    if runtime.has_fast_bf16(device):
-        ways["ours, bf16"] = lambda: features.load_i3d(weights, device, "bf16")
+    ways = {"plain": lambda: plain(weights, device), "ours": lambda: networks.load_i3d(weights, device)}
+    if has_fast_bf16(device):
+        ways["ours, bf16"] = lambda: networks.load_i3d(weights, device, "bf16")
     rows = [measure(make(), real, other, device, name) for name, make in ways.items()]
     lines = ["| way | seconds | per video | share in the network | times plain's speed | FVD / plain's |",
              "| --- |" + " ---: |" * 5]

@@ -18,15 +18,17 @@ from pathlib import Path
 import numpy as np
 
 import configs
+import data
 import interpolants
-import logs
-import runtime
 import sample
-import stages
-import train
 import vqvae
 from benchmarks import results
-from console import UserError, progress, run_command
+from forecaster import load as load_forecaster
+from main import Clock, train_network
+from runtime import logs
+from runtime.console import UserError, progress, run_command
+from runtime.folders import stage_lock
+from runtime.process import start
 
 EVALUATIONS = (1, 2, 4, 8, 16, 32, 64)
 PER_STEP = {"heun": 2, "rk4": 4, "stochastic_heun": 2}  # evaluations of the network
@@ -54,7 +56,7 @@ def run_of(name: str, interpolant: str, flow: dict, seed: int, args: argparse.Na
     run_id = f"bench-{name}-{args.width}-{args.steps}{extra}-{seed}".replace(" ", "_").replace(",", "").replace("=", "")
     config = configs.build(overrides={**setting(args), **flow, "flow.interpolant": interpolant, "train.seed": seed,
                                       "output.run_id": run_id, "vqvae.ckpt": vqvae})
-    return train.trained(config, runtime.start(), None, train.Clock())[1]
+    return train_network(config, start(), None, Clock())[1]
 
 
 class Table:
@@ -78,7 +80,7 @@ class Table:
         run = ckpt.parent.name
         if self.key(run, sampler) in self.rows:
             return
-        forecaster, step = sample.load(ckpt, runtime.start().device, sampler)
+        forecaster, step = load_forecaster(ckpt, start().device, sampler)
         truth, futures, _ = sample.forecast_split(forecaster, quiet=True)
         ratio = sample.score(truth, futures)["ratio_to_repeat_last"]
         mse = ratio["mse"]["horizon"]
@@ -199,13 +201,13 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="GROUP.FIELD=VALUE",
                         help="any other field of the trainings")
     args = parser.parse_args()
-    process = runtime.start()
+    process = start()
     if process.world > 1:
         raise UserError("the benchmark runs as one process; start it without torchrun")
     base = configs.build(overrides=setting(args))
-    with runtime.stage_lock(base.output.root):
-        stages.ensure_data(base, process)
-        vqvae_path = str(vqvae.train(base, *(sample.open_split(base, split) for split in ("train", "val")), process.device))
+    with stage_lock(base.output.root):
+        data.ensure_data(base, process)
+        vqvae_path = str(vqvae.train(base, *(data.open_split(base, split) for split in ("train", "val")), process.device))
     runs = {name: [run_of(name, name, {}, seed, args, vqvae_path) for seed in range(args.seeds)] for name in interpolants.TABLE}
     table = Table(Path(base.output.root) / "benchmark" / "interpolants.jsonl")
     parts = [f"ball_stn, {base.data.condition} -> {base.data.predict} frames, {args.videos} held-out clips x {args.samples} "

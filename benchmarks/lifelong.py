@@ -25,18 +25,18 @@ from pathlib import Path
 import numpy as np
 
 import configs
+import data
 import evaluate
-import figures
-import results as folders
-import runtime
-import sample
-import stages
-import streams
-import train
+import vqvae
+from batches.stream import StreamTriples, StreamWindows
 from benchmarks import results
 from configs import Config
-from console import UserError, run_command
-from features import COMMAND
+from evaluation.networks import COMMAND
+from main import Clock, train_network
+from report import plots
+from report.results import read_metrics
+from runtime.console import UserError, run_command
+from runtime.process import start
 from scripts import forgetting
 
 WAYS = {"offline": {"data.mode": "offline"}, "no replay": {"replay.size": "0"}, "replay 5 %": {"replay.size": "0.05"},
@@ -54,7 +54,7 @@ def trained_on(dataset: str, way: str, args: argparse.Namespace) -> tuple[Config
         "train.keep_every": kept, "train.save_every": kept, "wandb.mode": "disabled",
         "output.run_id": f"bench-lifelong-{dataset}-{way.replace(' ', '_').replace('_%', '')}-{args.stream}-{args.seed}",
         **WAYS[way], **configs.parse_overrides(args.set)})
-    config, ckpt, _ = train.trained(config, runtime.start(), None, train.Clock())
+    config, ckpt, _ = train_network(config, start(), None, Clock())
     return config, [ckpt.with_name(f"step_{kept * (k + 1):08d}.pt") for k in range(SEGMENTS)]
 
 
@@ -68,7 +68,7 @@ def evaluated(ckpt: Path, split: str, args: argparse.Namespace, known: dict) -> 
     asked = evaluate.parse([
         "--ckpt", str(ckpt), "--protocol", "lifelong_stream", "--split", split, "--videos", str(args.windows), "--weights",
         str(args.weights), "--metrics", *METRICS, "--keep", "3"])
-    result = folders.read_metrics(evaluate.evaluated(asked, runtime.start(), known))
+    result = read_metrics(evaluate.evaluated(asked, start(), known))
     return result["summary"] | {"mse_ratio": {"mean": result["ratio_to_repeat_last"]["mse"]["all"], "se": None}}
 
 
@@ -118,7 +118,7 @@ def report(args: argparse.Namespace) -> str:
     """Writes the section of RESULTS.md and the figure beside it; -> the numbers in JSON."""
     summaries, curves = evaluate_all(args)
     panels = [(f"{dataset}, {way}", rows, "mse_ratio") for (dataset, way), rows in curves.items()]
-    figures.forgetting(panels, args.out / "lifelong.png", columns=len(args.ways))
+    plots.forgetting(panels, args.out / "lifelong.png", columns=len(args.ways))
     steps = curves[args.datasets[0], args.ways[0]][-1]["updates"]
     lines = [f"Streams of {args.stream:,} frames of 32x32, {steps:,} updates of batch 2 with a conv net of width 64, one seed, "
              f"averaged weights of the last checkpoint. Protocol lifelong_stream: {args.windows} windows from the first frame "
@@ -143,7 +143,7 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-class Peaks(train.Clock):
+class Peaks(Clock):
     """A clock that also notes the peak of the memory, so far, at the end of each stage."""
 
     def __init__(self):
@@ -177,12 +177,12 @@ def read_rates(config: Config) -> dict[str, tuple[float, float]]:
     """Windows a second, by the clock and by the core: of frames and of latents, in order and at random places, and as the
     batches of the training."""
     clip, found = config.data.clip, {}
-    frames = sample.open_split(config, "train")
-    process = runtime.start()
-    autoencoder = stages.ensure_vqvae(config, frames, process)
-    source = streams.StreamTriples(config, stages.ensure_latents(config, frames, autoencoder, process), process.device)
+    frames = data.open_split(config, "train")
+    process = start()
+    autoencoder = vqvae.ensure_vqvae(config, frames, process)
+    source = StreamTriples(config, data.ensure_latents(config, frames, autoencoder, process), process.device)
     for name, shards in (("frames", frames), ("latents", source.shards)):
-        windows = streams.StreamWindows(shards, clip)
+        windows = StreamWindows(shards, clip)
         places = np.random.default_rng(0).integers(len(windows), size=len(windows))
         found[f"{name}, in order"] = rate(windows.__getitem__, len(windows))
         found[f"{name}, at random"] = rate(lambda k, w=windows, p=places: w[int(p[k])], len(windows))
@@ -195,7 +195,7 @@ def read_rates(config: Config) -> dict[str, tuple[float, float]]:
 def memory(args: argparse.Namespace) -> str:
     """The section of RESULTS.md."""
     config, clock = long_stream(args), Peaks()
-    config, ckpt, _ = train.trained(config, runtime.start(), None, clock)
+    config, ckpt, _ = train_network(config, start(), None, clock)
     peaks = ", ".join(f"{value:.2f} GB after {name}" for name, value in clock.peaks)
     size = sum(path.stat().st_size for path in (Path(config.data.root) / "train").glob("*.hdf5")) / 1e9
     rates = read_rates(config)
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="GROUP.FIELD=VALUE",
                         help="any other field of the trainings")
     args = parser.parse_args()
-    if runtime.start().world > 1:
+    if start().world > 1:
         raise UserError("the benchmark runs as one process; start it without torchrun")
     if not args.memory:
         if not (args.weights / "i3d.safetensors").is_file():

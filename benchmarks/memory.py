@@ -17,27 +17,27 @@ from pathlib import Path
 
 import numpy as np
 
-import autoencoders
 import configs
-import runtime
-import sample
 from benchmarks import measure, results
 from benchmarks.train_step import launched
 from configs import Latent
-from console import UserError, progress, run_command
+from forecaster import Forecaster, build_net
+from models import autoencoders
+from runtime.console import UserError, progress, run_command
+from runtime.process import start
 
 VIDEOS, GIVEN = 8, 10
 
 
 def roll_out(frames: int) -> dict:
     """Peak memory, time and size of output of one roll-out of VIDEOS videos of 64 pixels."""
-    device = runtime.start().device
+    device = start().device
     config = configs.build("kth", {"model.size": "", "model.name": "convnet", "model.width": 64, "vqvae.kind": "small",
                                    "vqvae.ckpt": "", "vqvae.width": 32, "sample.steps": 1, "sample.solver": "exact",
                                    "sample.context": "uniform", "sample.batch": VIDEOS})
     config = dataclasses.replace(config, latent=Latent((4, 8, 8), (0.0,) * 4, (1.0,) * 4))
     autoencoder = autoencoders.build("small", downsample=8, channels=4, codes=64, width=32, depth=1)
-    model = sample.Forecaster(config, sample.build_net(config, device).eval(), autoencoder.to(device).eval(), device)
+    model = Forecaster(config, build_net(config, device).eval(), autoencoder.to(device).eval(), device)
     given = np.random.default_rng(0).integers(0, 256, (VIDEOS, GIVEN, 64, 64, 3), dtype=np.uint8)
     model.forecast(given, 4, 1, ("warm",), quiet=True)
     began = time.perf_counter()

@@ -26,8 +26,8 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from console import UserError, progress, run_command
 from prepare import frames, kth
+from runtime.console import UserError, progress, run_command
 from shards import Shards
 
 HERE = Path(__file__).parent

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-import runtime
+from runtime.process import has_fast_bf16
 
 HERE = Path(__file__).parent
 
@@ -17,7 +17,7 @@ def machine() -> str:
     day = datetime.date.today().isoformat()
     if torch.cuda.is_available():
         return f"{day}, {torch.cuda.get_device_name()}, torch {torch.__version__}"
-    amx = "with" if runtime.has_fast_bf16(torch.device("cpu")) else "without"
+    amx = "with" if has_fast_bf16(torch.device("cpu")) else "without"
     return f"{day}, {torch.get_num_threads()} CPU threads ({platform.machine()} {amx} AMX), torch {torch.__version__}"
 
 

@@ -21,21 +21,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import autoencoders
 import configs
-import runtime
 import sample
 import vqvae
 from benchmarks import measure, results
 from configs import Latent
-from console import progress, run_command
+from forecaster import Forecaster, build_net
+from forecaster import load as load_forecaster
+from models import autoencoders
+from runtime.console import progress, run_command
+from runtime.process import start, uses_bf16
 from solvers import integrate
 
 GIVEN = 10
 
 
 @torch.no_grad()
-def plainly(model: sample.Forecaster, given: Tensor, frames: int, batch: int) -> Tensor:
+def plainly(model: Forecaster, given: Tensor, frames: int, batch: int) -> Tensor:
     """The next `frames`, of `batch` videos at a time; latents given (B, T, C, h, w) -> pixels (B, frames, 3, H, W)."""
     config, outputs, rng = model.config.sample, [], np.random.default_rng(0)
     for history in given.split(batch):
@@ -54,20 +56,20 @@ def plainly(model: sample.Forecaster, given: Tensor, frames: int, batch: int) ->
 
 
 @torch.no_grad()
-def ours(model: sample.Forecaster, given: Tensor, frames: int) -> list[np.ndarray]:
+def ours(model: Forecaster, given: Tensor, frames: int) -> list[np.ndarray]:
     """As Forecaster.forecast does it once the given frames are encoded."""
     future = model.roll_out(given, frames, ("benchmark",))
     return [sample.data.to_frames(model.to_pixels(future[:, k])) for k in range(frames)]
 
 
-def kth(args: argparse.Namespace, device: torch.device, precision: str, compiled: str) -> sample.Forecaster:
+def kth(args: argparse.Namespace, device: torch.device, precision: str, compiled: str) -> Forecaster:
     """Weights as initialised, the same for every precision."""
     config = configs.build("kth", {"flow.interpolant": "linear", "model.size": args.size, "train.precision": precision,
                                    "sample.steps": args.steps, "sample.solver": "euler", "sample.compile": compiled})
     config = dataclasses.replace(config, latent=Latent((4, 8, 8), (0.0,) * 4, (1.0,) * 4))
     torch.manual_seed(0)
     autoencoder = vqvae.freeze(autoencoders.build("taming_f8_small"), device, precision)
-    return sample.Forecaster(config, sample.build_net(config, device).eval(), autoencoder, device)
+    return Forecaster(config, build_net(config, device).eval(), autoencoder, device)
 
 
 def same_evaluations(args: argparse.Namespace, device: torch.device) -> tuple[str, dict]:
@@ -96,10 +98,10 @@ def at_equal_crps(args: argparse.Namespace, device: torch.device) -> tuple[str, 
                "train.precision": "float32"}
     own = {"train.precision": args.precision, "sample.compile": args.compile}
     for name, options in (("one video at a time", {**hundred, "sample.batch": 4}), ("all at once", hundred), ("own", own)):
-        model, _ = sample.load(args.ckpt, device, usual)
+        model, _ = load_forecaster(args.ckpt, device, usual)
         from_noise = not model.interpolant.from_reference
         solver = {"sample.solver": "euler" if from_noise else "em", "sample.diffusion": "0" if from_noise else "sigma"}
-        model, _ = sample.load(args.ckpt, device, {**usual, **options, **(solver if name != "own" else {})})
+        model, _ = load_forecaster(args.ckpt, device, {**usual, **options, **(solver if name != "own" else {})})
         began = time.perf_counter()
         truth, samples, _ = sample.forecast_split(model)
         measure.synchronize(device)
@@ -130,11 +132,11 @@ def main() -> None:
     add("--repeats", type=int, default=2, help="timed roll-outs (default 2)")
     add("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
     args = parser.parse_args()
-    device = runtime.start().device
+    device = start().device
     with progress(1, "sample", "run") as bar:
         text, line = (at_equal_crps if args.ckpt else same_evaluations)(args, device)
         bar.update()
-    text = f"{results.machine()}, {'bf16' if runtime.uses_bf16(args.precision, device) else 'float32'}. {text}"
+    text = f"{results.machine()}, {'bf16' if uses_bf16(args.precision, device) else 'float32'}. {text}"
     section = "Sampling, at equal CRPS" if args.ckpt else "Sampling, the same evaluations"
     print(text, f"\ntable          {results.write(section, text, args.out)}")
     print(json.dumps({"benchmark": "sample", "machine": results.machine(), **line}))

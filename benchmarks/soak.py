@@ -21,12 +21,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from runtime import checkpoints
+from runtime.console import Failure, progress, run_command
+
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # run as a file, it finds its neighbours too
 
-import runtime  # noqa: E402
+  # noqa: E402
 from benchmarks import results  # noqa: E402
-from console import Failure, progress, run_command  # noqa: E402
+
+  # noqa: E402
 
 SETTINGS = ["data.stream=4000", "data.held_out=300", "vqvae.steps=60", "vqvae.width=16", "model.width=32",
             "train.batch_size=16", "train.warmup=10", "train.schedule=constant", "train.save_every=25", "train.keep=3",
@@ -41,7 +45,7 @@ def start(folder: Path, settings: list[str]) -> subprocess.Popen:
 
 def checkpoint(folder: Path) -> dict | None:
     dir = folder / "outputs/checkpoints/ball_stn-follmer-0"
-    return runtime.resume(dir) if dir.exists() else None
+    return checkpoints.load_latest(dir) if dir.exists() else None
 
 
 def disturbed(folder: Path, settings: list[str], kills: int, rng: np.random.Generator) -> list[dict]:

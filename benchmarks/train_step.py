@@ -24,16 +24,18 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import autoencoders
 import configs
-import data
-import parallel
-import runtime
-import sample
 import train
+from batches.batch import to_pixels
+from batches.latents import LatentTriples
+from batches.windows import draw_windows
 from benchmarks import measure, results
 from configs import Config, Latent
-from console import UserError, progress, run_command
+from forecaster import Forecaster, build_net
+from models import autoencoders
+from runtime import parallel
+from runtime.console import UserError, progress, run_command
+from runtime.process import Process, generator, start, uses_bf16
 from shards import Shards, write_packed
 
 SHAPE, CLIP_LENGTH = (4, 8, 8), 40
@@ -49,7 +51,7 @@ def setting(args: argparse.Namespace, size: str, batch: int, **more) -> Config:
 def flops(config: Config) -> int:
     """Floating-point operations of the network for one sample, there and back (thrice the way there)."""
     with torch.device("meta"):
-        net = sample.build_net(config, torch.device("meta")).eval()
+        net = build_net(config, torch.device("meta")).eval()
         x, one = torch.empty(1, *SHAPE), torch.ones(1)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             net(x, one, x, x, one)
@@ -57,11 +59,11 @@ def flops(config: Config) -> int:
 
 
 # --------------------------------------------------------------------------------------------------------------- two ways
-def ours(config: Config, dir: Path, process: runtime.Process, repeats: int) -> float:
+def ours(config: Config, dir: Path, process: Process, repeats: int) -> float:
     """Seconds of a step of the training loop."""
-    source = data.LatentTriples(config, dir, process.device, process.rank, process.world)
+    source = LatentTriples(config, dir, process.device, process.rank, process.world)
     learner = train.begin(config, process, dir, None)
-    forecaster = sample.Forecaster(config, None, None, process.device)
+    forecaster = Forecaster(config, None, None, process.device)
     losses, steps = [], iter(range(10**9))
 
     def step() -> None:
@@ -79,22 +81,22 @@ def plainly(config: Config, dir: Path, device: torch.device, repeats: int) -> di
     """Seconds of each part of a step of the straightforward way."""
     shards, rng, n = Shards(dir), np.random.default_rng(0), config.train.batch_size
     encode = autoencoders.build("taming_f8_small").to(device).eval().requires_grad_(False).encode
-    forecaster = sample.Forecaster(config, None, None, device)
-    net = sample.build_net(config, device)
+    forecaster = Forecaster(config, None, None, device)
+    net = build_net(config, device)
     averaged = {name: value.detach().clone() for name, value in net.named_parameters()}
     optimizer = torch.optim.AdamW(net.parameters(), config.train.lr)
 
     def read() -> torch.Tensor:
-        windows = data.draw_windows(shards.lengths, CLIP_LENGTH, 0, n, rng)
+        windows = draw_windows(shards.lengths, CLIP_LENGTH, 0, n, rng)
         clips = [shards.read(v, start + np.arange(CLIP_LENGTH)) for v, start in zip(windows.video, windows.start)]
-        return data.to_pixels(np.stack(clips), device)
+        return to_pixels(np.stack(clips), device)
 
     def encoded(clips: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             return encode(clips[:, :3].flatten(0, 1).contiguous()).unflatten(0, (-1, 3))
 
     def update(z: torch.Tensor) -> None:
-        noise = runtime.generator(device, "noise")
+        noise = generator(device, "noise")
         batch = (z[:, 0], z[:, 1], z[:, 2], torch.ones(n, device=device))
         loss = train.flow_loss(net, forecaster, *train.flow_batch(forecaster, batch, noise, slice(n))[0]).mean()
         optimizer.zero_grad()
@@ -123,7 +125,7 @@ def latents(dir: Path) -> Path:
 def machine(args: argparse.Namespace, device: torch.device) -> dict:
     """The machine's name, the precision, and the rates of matrix products."""
     return {"machine": results.machine(),
-            "precision": "bf16" if runtime.uses_bf16(args.precision, device) else "float32",
+            "precision": "bf16" if uses_bf16(args.precision, device) else "float32",
             "matmul_bf16": measure.matmul_rate(device),
             "matmul_float32": measure.matmul_rate(device, torch.float32)}
 
@@ -136,7 +138,7 @@ def baseline(args: argparse.Namespace, device: torch.device) -> dict[str, float]
         return plainly(config, measure.river_shards(Path(folder), 20, 60), device, args.repeats)
 
 
-def worker(args: argparse.Namespace, process: runtime.Process) -> dict:
+def worker(args: argparse.Namespace, process: Process) -> dict:
     """One size and batch, as all processes that torchrun has started do it together."""
     with tempfile.TemporaryDirectory() as folder:
         config = setting(args, args.sizes[0], args.batches[0] * process.world)
@@ -207,7 +209,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     if args.worker:
-        process = runtime.start()
+        process = start()
         found = worker(args, process)
         if process.first:
             print(json.dumps(found))
@@ -215,7 +217,7 @@ def main() -> None:
         return
     if args.part:
         measured = machine if args.part == "machine" else baseline
-        print(json.dumps(measured(args, runtime.start().device)))
+        print(json.dumps(measured(args, start().device)))
         return
     line = {"benchmark": "train_step", **alone(args, "machine"), "runs": []}
     rows = ["| size | batch | processes | samples/s | TFLOP/s | of the bf16 matmul | peak memory, GiB |", "|" + "---|" * 7]

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from console import UserError, run_command
 from prepare import build, tfrecord
 from prepare.decode import Broken, natural
 from prepare.frames import find_tree, read_tree, split_of
 from prepare.sources import Found, Source, Video, content, digest, files_below
+from runtime.console import UserError, run_command
 
 SIDE = 64  # pixels of the frames in the TFRecords
 CAMERAS = ("image_aux1", "image_main")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from console import UserError, progress, run_command
+from runtime.console import UserError, progress, run_command
 from shards import ShardWriter
 
 BOX, RADIUS, BALLS, SIZE, FPS = 10.0, 1.2, 2, 32, 10.0

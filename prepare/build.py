@@ -32,16 +32,16 @@ import h5py
 import numpy as np
 import PIL
 
-from console import Failure, UserError, progress
 from prepare.decode import AV_VERSION, Broken
 from prepare.sources import Found, Source, Video
+from runtime.console import Failure, UserError, progress
 from shards import PATTERN, Shards, ShardWriter
 
 SPLITS = ("train", "val", "test")
 FORMAT = 1  # of what a shard is made of by a given command; raise it when that changes
 CROPS = {"squeeze": "the whole frame squeezed to {0}x{0}, bicubic", "center": "the centre square resized to {0}x{0}, bicubic"}
 HOW = ("workers", "allow_skips")  # flags that do not change what is written
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)  # what console.py tells in one line
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)  # what runtime/console.py tells in one line
 
 
 class Recipe(NamedTuple):

@@ -12,9 +12,9 @@ import dataclasses
 import re
 from pathlib import Path
 
-from console import run_command
 from prepare import build
 from prepare.sources import Found, Source, Video, find, read_film
+from runtime.console import run_command
 
 NAME = re.compile(r"video_(\d{5})\.mp4", re.ASCII)
 LENGTH = 128  # frames of every video

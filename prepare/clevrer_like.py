@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from console import UserError, run_command
 from prepare import build
 from prepare.sources import Found, Source, Video, digest
 from prepare.tabletop import COLORS, MATERIALS, RADIUS, SHAPES, Scene, Table
+from runtime.console import UserError, run_command
 
 FRAMES, FPS, STEPS = 128, 25.0, 10  # of a video; per second; of physics per frame
 MOST = 6  # objects of a video

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import Image
 
-from console import UserError
+from runtime.console import UserError
 
 try:
     import av

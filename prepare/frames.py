@@ -16,10 +16,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from console import UserError, run_command
 from prepare import build
 from prepare.decode import Broken, Film, natural, why
 from prepare.sources import Found, Source, Video, digest, files_below, frames_of, hidden, member_content, members
+from runtime.console import UserError, run_command
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -13,10 +13,10 @@ import dataclasses
 import re
 from pathlib import Path
 
-from console import UserError, run_command
 from prepare import build
 from prepare.decode import Broken
 from prepare.sources import Found, Source, Video, find, read_film
+from runtime.console import UserError, run_command
 
 ACTIONS = ("boxing", "handclapping", "handwaving", "jogging", "running", "walking")
 NAME = re.compile(r"(person(\d\d)_([a-z]+)_d([1-4]))_uncomp\.avi", re.ASCII)

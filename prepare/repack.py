@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from console import UserError, progress, run_command
+from runtime.console import UserError, progress, run_command
 from shards import PATTERN, RiverFile, Shards, ShardWriter
 
 SPLITS = ("train", "val", "test")

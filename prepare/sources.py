@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from console import UserError, first_line
 from prepare.decode import Broken, Film, crop_boxes, probe, read, why
+from runtime.console import UserError, first_line
 
 ZIP_ERRORS = (zipfile.BadZipFile, OSError, EOFError, KeyError, ValueError, RuntimeError, struct.error, zlib.error)
 LARGEST = 1 << 31  # bytes of one source file, which is held in memory

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from console import UserError, first_line, progress, run_command
-from prepare.folders import command_line, complete, write_manifest
+from runtime.console import UserError, first_line, progress, run_command
+from runtime.folders import command_line, complete, write_manifest
 from shards import ShardWriter
 
 SPLITS = ("train", "val", "test")

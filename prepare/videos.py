@@ -23,9 +23,9 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from console import UserError, progress, run_command
 from prepare.decode import AV_VERSION, Broken, Film, crop_boxes, natural, probe, read
 from prepare.splits import split_at, split_sources, time_cuts
+from runtime.console import UserError, progress, run_command
 from shards import ShardWriter
 
 VIDEOS = (".avi", ".mp4", ".mkv", ".webm", ".mov", ".gif")

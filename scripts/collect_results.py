@@ -19,12 +19,16 @@ import shutil
 import sys
 from pathlib import Path
 
+from report import comparison, summary_page, tables, videos
+from report.methods import Run, Table, differing, rename, run_of, tabulate
+from runtime.console import UserError, progress, run_command
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file, it finds its neighbours too
 
-import pictures as moving  # noqa: E402
-from console import UserError, progress, run_command  # noqa: E402
-from summary import page, pictures, tables  # noqa: E402
-from summary.runs import Run, Table, differing, rename, run_of, tabulate  # noqa: E402
+  # noqa: E402
+  # noqa: E402
+  # noqa: E402
+  # noqa: E402
 
 OURS = re.compile(r"index\.html|summary\.json|(runs|methods)\.csv|table\.(md|tex)|(horizon|summary|mosaic)(-\d+)?\.(png|mp4|gif)")
 
@@ -104,22 +108,22 @@ def write_pictures(found: list[Table], shown: list[list[str]], folder: Path,
     with progress(3 * len(found), "draw", "picture") as bar:
         for k, (table, metrics) in enumerate(zip(found, shown)):
             ending, own = f"-{k + 1}" * (len(found) > 1), {}
-            pictures.summary_plot(table, metrics, folder / f"summary{ending}.png")
+            comparison.summary_plot(table, metrics, folder / f"summary{ending}.png")
             own["summary"] = f"summary{ending}.png"
             bar.update()
-            if pictures.horizon_plot(table, metrics, folder / f"horizon{ending}.png"):
+            if comparison.horizon_plot(table, metrics, folder / f"horizon{ending}.png"):
                 own["horizon"] = f"horizon{ending}.png"
             bar.update()
-            compared = pictures.comparison(table, clips)
+            compared = comparison.comparison(table, clips)
             if isinstance(compared, str):
                 told.append(f"no mosaic of table {k + 1}: {compared}")
             else:
-                own["mosaic"] = f"mosaic{ending}.{moving.usable_format('mp4')}"
+                own["mosaic"] = f"mosaic{ending}.{videos.usable_format('mp4')}"
                 fps = table.methods[0].runs[0].fps
-                moving.write_video(folder / own["mosaic"], pictures.mosaic(*compared), 10 if math.isnan(fps) else fps)
+                videos.write_video(folder / own["mosaic"], comparison.mosaic(*compared), 10 if math.isnan(fps) else fps)
                 if left := len(table.methods) - len(compared[1]):
                     told.append(f"the mosaic of table {k + 1} leaves out {left} of {len(table.methods)} methods, which have no "
-                                f"arrays or come after {pictures.MOST} others")
+                                f"arrays or come after {comparison.MOST} others")
             bar.update()
             made.append(own)
     return made, told
@@ -139,9 +143,9 @@ def write(out: Path, found: list[Table], metrics: list[str], warnings: list[str]
     write_csv(partial / "runs.csv", of_runs)
     write_csv(partial / "methods.csv", of_methods)
     made, told = write_pictures(found, shown, partial, clips)
-    sections = [page.section(table, own, files, out, k) for k, (table, own, files) in enumerate(zip(found, shown, made), 1)]
+    sections = [summary_page.section(table, own, files, out, k) for k, (table, own, files) in enumerate(zip(found, shown, made), 1)]
     texts = ["table.md", "table.tex", "runs.csv", "methods.csv", "summary.json"]
-    (partial / "index.html").write_text(page.page(out.name, sections, found, warnings + told, texts), encoding="utf-8")
+    (partial / "index.html").write_text(summary_page.page(out.name, sections, found, warnings + told, texts), encoding="utf-8")
     summary = {"warnings": warnings + told, "tables": [table.protocol for table in found],
                "methods": [plain(record) for record in of_methods], "runs": [plain(record) for record in of_runs]}
     (partial / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")

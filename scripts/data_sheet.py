@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from runtime.console import UserError, run_command
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from console import UserError, run_command  # noqa: E402
+  # noqa: E402
 from shards import Shards  # noqa: E402
 
 

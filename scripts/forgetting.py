@@ -19,21 +19,35 @@ from pathlib import Path
 
 import numpy as np
 
+import data
+from batches.stream import StreamWindows, frame_range, windows_of
+from evaluation import measure, protocols
+from evaluation.protocols import Protocol
+from forecaster import Forecaster
+from forecaster import load as load_forecaster
+from report import plots, results
+from runtime import logs
+from runtime.console import UserError, progress, run_command
+from runtime.process import Process, start
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import configs  # noqa: E402
 import evaluate  # noqa: E402
-import figures  # noqa: E402
-import logs  # noqa: E402
-import measures  # noqa: E402
-import protocols  # noqa: E402
-import runtime  # noqa: E402
-import sample  # noqa: E402
+
+# noqa: E402
+# noqa: E402
+# noqa: E402
+# noqa: E402
+# noqa: E402
+# noqa: E402
 from configs import Config  # noqa: E402
-from console import UserError, progress, run_command  # noqa: E402
-from protocols import Protocol  # noqa: E402
+
+# noqa: E402
+# noqa: E402
 from shards import Shards  # noqa: E402
-from streams import StreamWindows, frame_range, windows_of  # noqa: E402
+
+  # noqa: E402
 
 METRICS = ("mse", "crps", "minade")  # the last of balls only
 BATCH = 20  # windows forecast at a time
@@ -68,17 +82,17 @@ def asked(config: Config, frames: str, windows: int, samples: int) -> Protocol:
     return protocols.get("lifelong_stream", config, {"split": "train", "videos": windows, "samples": samples, "frames": frames})
 
 
-def measured(forecaster: sample.Forecaster, shards: Shards, protocol: Protocol, process: runtime.Process) -> dict:
+def measured(forecaster: Forecaster, shards: Shards, protocol: Protocol, process: Process) -> dict:
     """{metric: {"mean", "se"}} of one checkpoint's forecasts of one segment; of each metric of pixels also that of repeating
     the last frame, and their ratio."""
     config = forecaster.config
     which = [name for name in METRICS if name != "minade" or config.dataset.startswith("ball")]
-    truth = sample.read_clips(shards, evaluate.clips_of(protocol, shards, config.data.skip))
+    truth = data.read_clips(shards, evaluate.clips_of(protocol, shards, config.data.skip))
     samples = np.concatenate([forecaster.forecast(truth[k:k + BATCH, :protocol.condition], protocol.predict, protocol.samples,
                                                   (protocol.seed, "forgetting", k), quiet=True)
                               for k in range(0, len(truth), BATCH)])
-    nets = measures.Networks(None, None, process.device)
-    result = measures.summarize(measures.measure(truth, samples, None, protocol, which, nets, None, 0), protocol, which)
+    nets = measure.Networks(None, None, process.device)
+    result = measure.summarize(measure.measure(truth, samples, None, protocol, which, nets, None, 0), protocol, which)
     ratios = {f"{name}_ratio": {"mean": value["all"], "se": None} for name, value in result["ratio_to_repeat_last"].items()}
     return result["summary"] | ratios
 
@@ -105,16 +119,16 @@ class Rows:
 
 def curves(run: Path, segments: int, windows: int, samples: int, overrides: dict) -> tuple[list[dict], Path]:
     """-> (rows, folder) of all checkpoints and segments, measured now unless they are on the disk."""
-    process, found = runtime.start(), kept(run)
-    forecaster, step = sample.load(found[max(found)], process.device, overrides)
+    process, found = start(), kept(run)
+    forecaster, step = load_forecaster(found[max(found)], process.device, overrides)
     config = forecaster.config
     if config.data.mode == "clips":
         raise UserError(f"{run} was trained on clips, not along a stream; see data.mode in the README")
-    shards = sample.open_split(config, "train")
+    shards = data.open_split(config, "train")
     trained_on, total = windows_of(config, shards), int(shards.lengths.sum())
     parts = cut(*frame_range(config.data.frames, total), segments)
     wanted = [asked(config, f"{start}:{stop}", windows, samples) for start, stop in parts]
-    out = sample.results_dir(forecaster, step)
+    out = results.results_dir(forecaster, step)
     out = out.parent.with_name(out.parent.name.replace(f"-{step}_", "_", 1)) / f"{config.dataset}-train-forgetting"
     rows = Rows(out, plan_of(config, shards, wanted))
     with progress(len(found) * segments, f"forgetting {config.run_id}", "segment") as bar:
@@ -122,7 +136,7 @@ def curves(run: Path, segments: int, windows: int, samples: int, overrides: dict
             todo = [j for j in range(segments) if rows.lacks(updates, j)]
             bar.update(segments - len(todo))
             if todo:
-                forecaster, _ = sample.load(path, process.device, overrides)
+                forecaster, _ = load_forecaster(path, process.device, overrides)
             for j in todo:
                 seen = share_seen(trained_on, updates, *parts[j], config.data.mode)
                 rows.add({"updates": updates, "segment": j, "frames": wanted[j].frames, "seen": seen,
@@ -171,11 +185,11 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.segments, args.windows, args.samples) < 1:
         raise UserError("--segments, --windows and --samples must be at least 1")
-    if runtime.start().world > 1:
+    if start().world > 1:
         raise UserError("scripts/forgetting.py runs as one process; start it without torchrun")
     rows, out = curves(args.run, args.segments, args.windows, args.samples, configs.parse_overrides(args.set))
     shown = [name for name in METRICS if name in rows[0]]
-    figures.forgetting([(figures.describe(name)[0], rows, name) for name in shown], out / "forgetting.png", losses(args.run))
+    plots.forgetting([(plots.describe(name)[0], rows, name) for name in shown], out / "forgetting.png", losses(args.run))
     print("\n\n".join(table(rows, name) for name in shown))
     print(f"rows           {out / 'forgetting.json'}\nfigure         {out / 'forgetting.png'}")
 

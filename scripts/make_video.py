@@ -12,11 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from report import results, videos
+from runtime.console import UserError, progress, run_command
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file, it finds its neighbours too
 
-import pictures  # noqa: E402
-import results  # noqa: E402
-from console import UserError, progress, run_command  # noqa: E402
+  # noqa: E402
+  # noqa: E402
+  # noqa: E402
 
 LARGEST = 16_000  # pixels of an edge; H.264 ends there
 
@@ -28,15 +31,15 @@ def chosen(args: argparse.Namespace, truth: np.ndarray, condition: int) -> list[
         count = min(6, V) if args.liveliest is None else args.liveliest
         if not 1 <= count <= V:
             raise UserError(f"--liveliest {count}: {args.results} holds {V} clips; take 1 to {V}")
-        return pictures.liveliest(truth, condition)[:count].tolist()
+        return videos.liveliest(truth, condition)[:count].tolist()
     if wrong := [v for v in args.videos if not 0 <= v < V]:
         raise UserError(f"--videos {wrong[0]}: {args.results} holds {V} clips; take 0 to {V - 1}")
     return args.videos
 
 
 def check(args: argparse.Namespace) -> None:
-    if args.out.suffix not in pictures.ENDINGS:
-        raise UserError(f"--out {args.out}: ending {args.out.suffix or 'missing'}; take one of {', '.join(pictures.ENDINGS)}")
+    if args.out.suffix not in videos.ENDINGS:
+        raise UserError(f"--out {args.out}: ending {args.out.suffix or 'missing'}; take one of {', '.join(videos.ENDINGS)}")
     if not args.out.parent.is_dir():
         raise UserError(f"--out {args.out}: there is no folder {args.out.parent}; make it")
     for flag, least in (("size", 1), ("samples", 1 - args.truth)):
@@ -47,8 +50,8 @@ def check(args: argparse.Namespace) -> None:
 
 
 def check_size(clips: int, tracks: int, frame: tuple[int, int], wanted: int) -> None:
-    H, W = (edge * pictures.scale_of(frame[0], wanted) + 3 * pictures.GAP for edge in frame)
-    width, height = tracks * W, clips * (H + pictures.HEADER)
+    H, W = (edge * videos.scale_of(frame[0], wanted) + 3 * videos.GAP for edge in frame)
+    width, height = tracks * W, clips * (H + videos.HEADER)
     if max(width, height) > LARGEST:
         raise UserError(f"a video of {width}x{height} pixels, and {LARGEST} is the most; lower --size or take fewer clips")
 
@@ -56,7 +59,7 @@ def check_size(clips: int, tracks: int, frame: tuple[int, int], wanted: int) -> 
 def make(args: argparse.Namespace) -> str:
     """Write the video; -> what it shows, in words."""
     check(args)
-    args.out = args.out.with_suffix(f".{pictures.usable_format(args.out.suffix[1:])}")
+    args.out = args.out.with_suffix(f".{videos.usable_format(args.out.suffix[1:])}")
     truth, samples = results.read_arrays(args.results)
     if args.samples is not None and args.samples > samples.shape[1]:
         raise UserError(f"--samples {args.samples}: {args.results} holds {samples.shape[1]} of each clip; take no more")
@@ -64,13 +67,13 @@ def make(args: argparse.Namespace) -> str:
     clips = chosen(args, truth, truth.shape[1] - samples.shape[2])
     check_size(len(clips), args.truth + count, truth.shape[2:4], args.size)
     protocol = results.read_metrics(args.results)["protocol"] if (args.results / "metrics.json").is_file() else {}
-    fps, rows = args.fps or results.frame_rate(protocol), []
+    fps, rows = args.fps or results.frame_rate_of(protocol), []
     with progress(len(clips), "draw", "clip") as bar:
         for v in clips:
-            rows.append(pictures.side_by_side(truth[v], samples[v, :count], args.size, bool(args.truth)))
+            rows.append(videos.side_by_side(truth[v], samples[v, :count], args.size, bool(args.truth)))
             bar.update()
     args.out.touch()  # a name that cannot be written is told here, in one line
-    pictures.write_video(args.out, np.concatenate(rows, 1), fps)
+    videos.write_video(args.out, np.concatenate(rows, 1), fps)
     return f"clips {', '.join(map(str, clips))}: {'truth and ' * args.truth}{count} samples, {fps:g} frames a second"
 
 

@@ -70,7 +70,7 @@ def copy_of(run: Path, to: Path, *runs: str) -> Path:
 def command(monkeypatch, capsys):
     """command(folder, script, *arguments) -> (exit code, stderr) of a real command, run in this process: for what ends before
     any work, and sooner so."""
-    from console import run_command
+    from runtime.console import run_command
 
     def run(folder, script, *arguments) -> tuple[int, str]:
         monkeypatch.chdir(folder)

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import data
+import forecaster
 import interpolants
-import runtime
 import solvers
+import train
+from batches import stream, windows
 
 GPU = torch.device("cuda", 0)
 
@@ -106,11 +107,12 @@ def fake_cuda() -> Iterator[None]:
         patch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
         patch.setattr(torch.cuda, "mem_get_info", lambda device: (80 << 30, 80 << 30))
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-        patch.setattr(runtime, "generator", lambda *key: None)
+        for module in (forecaster, train):
+            patch.setattr(module, "generator", lambda *key: None)
         value = on_the_host(interpolants.value)
         patch.setattr(interpolants, "value", value)
         patch.setattr(solvers, "value", value)
-        for module, name in ((solvers, "time_grid"), (solvers, "lever"), (data, "draw_triples")):
+        for module, name in ((solvers, "time_grid"), (solvers, "lever"), (windows, "draw_triples"), (stream, "draw_triples")):
             patch.setattr(module, name, on_the_host(getattr(module, name)))
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from console import run_command
+from runtime.console import run_command
 
 av = pytest.importorskip("av")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-import augment
 import configs
+from batches.frames import Jitter, apply_jitter, draw_jitter
 
 albumentations = pytest.importorskip("albumentations")  # conftest.py keeps its import off the network
 
@@ -25,16 +25,16 @@ def pictures(n: int, frames: int = 3, size: int = 24) -> np.ndarray:
     return out.round().astype(np.uint8)
 
 
-def jittered(frames: np.ndarray, jitter: augment.Jitter) -> np.ndarray:
+def jittered(frames: np.ndarray, jitter: Jitter) -> np.ndarray:
     x = torch.from_numpy(frames).movedim(-1, -3).float() / 255
-    return (augment.apply(x, jitter) * 255).movedim(-3, -1).numpy()
+    return (apply_jitter(x, jitter) * 255).movedim(-3, -1).numpy()
 
 
 @pytest.mark.parametrize("alone", [None, 0, 1, 2, 3])
 def test_it_is_what_albumentations_computes(alone):
     """In whole levels, and its hues in steps of two degrees: so close, not equal."""
     frames = pictures(40)
-    jitter = augment.draw(dataclasses.replace(DATA, brightness=0.4, contrast=0.4, saturation=0.8), 40, np.random.default_rng(1))
+    jitter = draw_jitter(dataclasses.replace(DATA, brightness=0.4, contrast=0.4, saturation=0.8), 40, np.random.default_rng(1))
     if alone is not None:
         neutral = np.array([1, 1, 1, 0], np.float32)
         neutral = np.where(np.arange(4) == alone, jitter.factors, neutral)
@@ -48,7 +48,7 @@ def test_it_is_what_albumentations_computes(alone):
 
 
 def test_factors_are_within_their_strengths_and_orders_are_random():
-    jitter = augment.draw(DATA, 5000, np.random.default_rng(0))
+    jitter = draw_jitter(DATA, 5000, np.random.default_rng(0))
     low, high = jitter.factors.min(0), jitter.factors.max(0)
     assert np.allclose(low, [0.9, 0.9, 0.9, -0.25], atol=0.01) and np.allclose(high, [1.1, 1.1, 1.1, 0.25], atol=0.01)
     assert len(np.unique(jitter.order, axis=0)) == 24 and (np.sort(jitter.order, 1) == np.arange(4)).all()
@@ -56,7 +56,7 @@ def test_factors_are_within_their_strengths_and_orders_are_random():
 
 def test_nothing_drawn_is_nothing_done_and_a_whole_turn_comes_back():
     frames = pictures(6)
-    same = augment.Jitter(np.tile(np.array([1, 1, 1, 0], np.float32), (6, 1)), np.tile(np.arange(4), (6, 1)))
+    same = Jitter(np.tile(np.array([1, 1, 1, 0], np.float32), (6, 1)), np.tile(np.arange(4), (6, 1)))
     assert np.abs(jittered(frames, same) - frames).max() < 1e-2
     turn = same._replace(factors=np.tile(np.array([1, 1, 1, 1], np.float32), (6, 1)))
     assert np.abs(jittered(frames, turn) - frames).max() < 1e-2
@@ -65,6 +65,6 @@ def test_nothing_drawn_is_nothing_done_and_a_whole_turn_comes_back():
 
 
 def test_a_share_of_a_batch_is_jittered_as_in_the_whole():
-    frames, jitter = pictures(8), augment.draw(DATA, 8, np.random.default_rng(2))
+    frames, jitter = pictures(8), draw_jitter(DATA, 8, np.random.default_rng(2))
     whole = jittered(frames, jitter)
     assert np.array_equal(jittered(frames[2:5], jitter.share(slice(2, 5))), whole[2:5])

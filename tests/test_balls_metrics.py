@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-import balls
+from evaluation import balls
 from prepare.balls import BOX, GREEN, RED, YELLOW, World, draw
 
 

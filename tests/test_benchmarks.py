@@ -11,10 +11,10 @@ import torch
 from conftest import launch
 
 import configs
-import data
-import runtime
+from batches.windows import Shards
 from benchmarks import measure, memory, train_step
 from benchmarks import sample as sampling
+from runtime.process import Process, generator
 from solvers import integrate
 
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def test_flops_are_those_of_the_layers(tiny):
 
 
 def test_a_training_step_is_timed_beside_the_straightforward_one(tiny):
-    run = train_step.worker(tiny, runtime.Process(0, 1, CPU))
+    run = train_step.worker(tiny, Process(0, 1, CPU))
     assert run["samples_per_second"] > 0 and run["batch"] == 3 and run["peak_gib"] > 0.05
     line = {"runs": [run]}
     text = "\n".join(train_step.compared(tiny, line, train_step.baseline(tiny, CPU)))
@@ -78,7 +78,7 @@ def test_the_roll_out_is_the_plain_loop(tiny):
     object.__setattr__(model, "config", configs.update(model.config, {"sample.context": "recent:1"}))
     given = torch.randn(3, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     fast = model.roll_out(given, 5, ("key",))
-    history, noise = given, runtime.generator(CPU, "key")
+    history, noise = given, generator(CPU, "key")
     with torch.no_grad():
         for _ in range(5):
             last, before = history[:, -1], history[:, -2]
@@ -155,6 +155,6 @@ def test_reading_is_timed_and_written_down(tmp_path):
 
 
 def test_kth_like_shards_hold_the_walk(tmp_path):
-    shards = data.Shards(measure.river_shards(tmp_path, 3, 45))
+    shards = Shards(measure.river_shards(tmp_path, 3, 45))
     assert shards.lengths.tolist() == [45] * 3 and shards.shape == (64, 64, 3)
     assert np.array_equal(shards.read(0, np.array([7])), measure.frames_of_a_walk(64)[7:8])

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from conftest import launch
 
-from console import UserError
+from report import comparison, summary_page, tables
+from report.methods import differing, rename, run_of, short, tabulate
+from report.tables import best, decimals, latex, markdown, metrics_of
+from runtime.console import UserError
 from scripts.collect_results import folder_of, metrics_files
-from summary import page, pictures, tables
-from summary.runs import differing, rename, run_of, short, tabulate
-from summary.tables import best, decimals, latex, markdown, metrics_of
 
 SCRIPT = "scripts/collect_results.py"
 
@@ -173,7 +173,7 @@ def test_page_is_escaped(tmp_path):
     table.methods[0].nickname = "<script>&"
     for method in table.methods:
         method.runs[0].folder = tmp_path / "a b#1"
-    text = page.section(table, ["crps"], {"mosaic": "mosaic.mp4"}, tmp_path / "summarized" / "x", 1)
+    text = summary_page.section(table, ["crps"], {"mosaic": "mosaic.mp4"}, tmp_path / "summarized" / "x", 1)
     assert "<script>" not in text and "&lt;script&gt;&amp;" in text and 'href="../../a%20b%231/"' in text
 
 
@@ -183,18 +183,18 @@ def test_mosaic_has_a_row_per_clip_and_a_column_per_method(tmp_path):
     own = [result(), result("linear"), result("bridge")]
     runs = [run_of(each, written(tmp_path / str(k), each, truth)) for k, each in enumerate(own)]
     (table,), _ = tabulate(runs)
-    shown, columns = pictures.comparison(table, 2)
+    shown, columns = comparison.comparison(table, 2)
     assert shown.shape == (2, 5, 8, 8, 3) and [name for name, _ in columns] == ["bridge", "follmer", "linear"]
-    frames, cell = pictures.mosaic(shown, columns), 96 + 8
+    frames, cell = comparison.mosaic(shown, columns), 96 + 8
     assert frames.shape == (5, 2 * cell + 16, 4 * cell + 3 * 4, 3)
     assert (frames[:, 20:112, 4:100] == shown[0].repeat(12, -3).repeat(12, -2)[:, :92]).all()
     assert (frames[2:, 20:112, 112:208] == shown[0, 2:].repeat(12, -3).repeat(12, -2)[:, :92] // 2).all()
-    assert pictures.mosaic(shown, [("a name too long for a column", columns[0][1])]).shape[1] > frames.shape[1]
+    assert comparison.mosaic(shown, [("a name too long for a column", columns[0][1])]).shape[1] > frames.shape[1]
     np.save(tmp_path / "0" / "truth.npy", truth[::-1])
-    assert pictures.comparison(table, 2) == "follmer and bridge were not tried on the same clips"
+    assert comparison.comparison(table, 2) == "follmer and bridge were not tried on the same clips"
     for k in range(3):
         (tmp_path / str(k) / "truth.npy").write_bytes(b"damaged")
-    assert "no result has both" in pictures.comparison(table, 2)
+    assert "no result has both" in comparison.comparison(table, 2)
 
 
 # --------------------------------------------------------------------------------------------------------- command

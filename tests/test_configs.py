@@ -2,13 +2,12 @@
 
 import pytest
 
-import branches
 import configs
-from console import UserError
+from runtime.console import UserError
 
 
 def test_every_branch_builds_and_survives_a_checkpoint():
-    for dataset in branches.DATASETS:
+    for dataset in configs.DATASETS:
         config = configs.build(dataset)
         assert config.dataset == dataset
         assert configs.from_dict(configs.to_dict(config)) == config

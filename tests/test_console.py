@@ -2,7 +2,7 @@
 
 import pytest
 
-from console import UserError, run_command
+from runtime.console import UserError, run_command
 
 
 def leave(main) -> int:

@@ -9,9 +9,20 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import configs
-import data
-import runtime
-from console import UserError
+from batches.batch import to_frames, to_pixels
+from batches.frames import FrameTriples
+from batches.latents import (
+    LatentStore,
+    LatentTriples,
+    block_rows,
+    cache_latents,
+    encode_batch_size,
+    encode_on_device,
+    latent_dir,
+    start_copy,
+)
+from batches.windows import check_long_enough, draw_batch, draw_triples, draw_windows, gaps, spaced_windows, span
+from runtime.console import UserError
 from shards import Shards, write_packed
 
 TINY = {"data.clip": 6, "train.batch_size": 8}
@@ -23,11 +34,11 @@ def config(**values):
 
 @pytest.mark.parametrize("clip, skip, wanted", [(5, 0, 5), (16, 4, 76), (3, 1, 5)])
 def test_span(clip, skip, wanted):
-    assert data.span(clip, skip) == wanted
+    assert span(clip, skip) == wanted
 
 
 def test_windows_reach_the_first_and_the_last_start_and_no_further():
-    windows = data.draw_windows(np.array([3, 9, 5]), 5, 0, 4000, np.random.default_rng(0))
+    windows = draw_windows(np.array([3, 9, 5]), 5, 0, 4000, np.random.default_rng(0))
     assert set(windows.video) == {1, 2}  # the first video is too short
     assert set(windows.start[windows.video == 1]) == {0, 1, 2, 3, 4}
     assert set(windows.start[windows.video == 2]) == {0}  # exact fit
@@ -36,11 +47,11 @@ def test_windows_reach_the_first_and_the_last_start_and_no_further():
 
 def test_spaced_windows_never_overlap_and_cover_all():
     lengths = np.array([10, 4, 23])
-    every = data.spaced_windows(lengths, 5, 0, 99)
+    every = spaced_windows(lengths, 5, 0, 99)
     assert list(zip(every.video, every.start)) == [(0, 0), (0, 5), (2, 0), (2, 5), (2, 10), (2, 15)]
-    some = data.spaced_windows(lengths, 5, 0, 3)
+    some = spaced_windows(lengths, 5, 0, 3)
     assert list(zip(some.video, some.start)) == [(0, 0), (2, 0), (2, 10)]
-    skipping = data.spaced_windows(lengths, 5, 1, 99)
+    skipping = spaced_windows(lengths, 5, 1, 99)
     assert list(zip(skipping.video, skipping.start)) == [(0, 0), (2, 0), (2, 9)]
     assert (skipping.start + 8 < lengths[skipping.video]).all()
 
@@ -49,11 +60,11 @@ def test_spaced_windows_never_overlap_and_cover_all():
                                           ("recent:20", {1, 2, 3, 4, 5, 6, 7}), ("log", {1, 2, 3, 4, 5, 6, 7})])
 def test_gaps(rule, wanted):
     u = torch.linspace(0, 1, 10_001, dtype=torch.float64)[:-1]
-    found = data.gaps(u, 7, rule).numpy()
+    found = gaps(u, 7, rule).numpy()
     assert set(found) == wanted
-    assert data.gaps(u[-3:], torch.ones(3, dtype=torch.int64), rule).tolist() == [1, 1, 1]
+    assert gaps(u[-3:], torch.ones(3, dtype=torch.int64), rule).tolist() == [1, 1, 1]
     almost = torch.tensor([1 - 2**-24])  # times 7 it is 7 in float32
-    assert data.gaps(almost, 7, rule).item() == max(wanted)
+    assert gaps(almost, 7, rule).item() == max(wanted)
     if rule == "log":  # P(gap >= g) = 1 - log g / log 8
         assert abs((found >= 4).mean() - (1 - np.log(4) / np.log(8))) < 1e-3
     if rule == "uniform":
@@ -62,8 +73,8 @@ def test_gaps(rule, wanted):
 
 @pytest.mark.parametrize("rule", ["uniform", "recent:3", "log"])
 def test_triples_lie_in_their_windows_in_order(rule):
-    windows = data.draw_windows(np.array([40, 60]), 6, 2, 5000, np.random.default_rng(1))
-    at = data.draw_triples(windows, rule, np.random.default_rng(2))
+    windows = draw_windows(np.array([40, 60]), 6, 2, 5000, np.random.default_rng(1))
+    at = draw_triples(windows, rule, np.random.default_rng(2))
     assert (at.target - at.reference == 3).all() and (at.reference - at.context == 3 * at.gap).all() and (at.gap >= 1).all()
     assert (at.context >= windows.start).all() and (at.target <= windows.start + 15).all()
     assert ((at.target - windows.start) // 3).min() == 2 and ((at.target - windows.start) // 3).max() == 5
@@ -72,12 +83,12 @@ def test_triples_lie_in_their_windows_in_order(rule):
 
 def test_batches_depend_on_seed_and_step_alone_and_processes_share_them():
     lengths, cfg = np.array([50, 70]), config()
-    same, other, seed = (data.draw_batch(c, lengths, k, 0, 1, None) for c, k in
+    same, other, seed = (draw_batch(c, lengths, k, 0, 1, None) for c, k in
                          ((cfg, 3), (cfg, 4), (config(train__seed=1), 3)))
-    again = data.draw_batch(cfg, lengths, 3, 0, 1, None)
+    again = draw_batch(cfg, lengths, 3, 0, 1, None)
     assert all((a == b).all() for a, b in zip(same, again))
     assert (same.target != other.target).any() and (same.target != seed.target).any()
-    halves = [data.draw_batch(cfg, lengths, 3, rank, 2, None) for rank in range(2)]
+    halves = [draw_batch(cfg, lengths, 3, rank, 2, None) for rank in range(2)]
     assert all((np.concatenate(parts) == whole).all() for *parts, whole in zip(*halves, same))
 
 
@@ -89,7 +100,7 @@ def encode(x: torch.Tensor) -> torch.Tensor:
 def test_latent_cache_holds_each_frame_once_and_goes_on_where_it_stopped(make_shards, tmp_path):
     shards = Shards(make_shards([30, 20], shard_bytes=3000))
     assert len(shards.paths) == 2
-    out = data.cache_latents(shards, encode, "weights", tmp_path, torch.device("cpu"))
+    out = cache_latents(shards, encode, "weights", tmp_path, torch.device("cpu"))
     latents = Shards(out, "latents")
     assert latents.lengths.tolist() == [30, 20] and latents.shape == (2, 2, 2)
     levels = latents.read(1, slice(None))[:, 0, 0, 0]
@@ -97,16 +108,16 @@ def test_latent_cache_holds_each_frame_once_and_goes_on_where_it_stopped(make_sh
     first, second = sorted(out.glob("*.hdf5"))
     kept = os.stat(first).st_mtime_ns
     second.unlink()
-    assert data.cache_latents(shards, encode, "weights", tmp_path, torch.device("cpu")) == out
+    assert cache_latents(shards, encode, "weights", tmp_path, torch.device("cpu")) == out
     assert second.exists() and os.stat(first).st_mtime_ns == kept
-    assert data.latent_dir(shards, "other weights", tmp_path) != out
+    assert latent_dir(shards, "other weights", tmp_path) != out
 
 
 def log_calls(monkeypatch, shards) -> list[tuple[str, int]]:
     """-> what happens to blocks of frames, in order: ("read" | "encode" | "fetch", block)."""
     calls = []
     done = {"read": 0, "encode": 0, "copy": 0}
-    read_file, start_copy, encode_block = shards.read_file, data.start_copy, data.encode_on_device
+    read_file, copy_block, encode_block = shards.read_file, start_copy, encode_on_device
 
     def log(what: str) -> None:
         calls.append((what, done[what]))
@@ -123,26 +134,26 @@ def log_calls(monkeypatch, shards) -> list[tuple[str, int]]:
     def copy_logged(z):
         block = done["copy"]
         done["copy"] += 1
-        wait = start_copy(z)
+        wait = copy_block(z)
 
         def wait_logged():
             calls.append(("fetch", block))
             return wait()
         return wait_logged
     monkeypatch.setattr(shards, "read_file", read)
-    monkeypatch.setattr(data, "encode_on_device", encode_logged)
-    monkeypatch.setattr(data, "start_copy", copy_logged)
+    monkeypatch.setattr("batches.latents.encode_on_device", encode_logged)
+    monkeypatch.setattr("batches.latents.start_copy", copy_logged)
     return calls
 
 
 def test_a_block_is_read_and_encoded_before_the_latents_of_the_one_before_are_fetched(
         make_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "BLOCK_FRAMES", 10)
+    monkeypatch.setattr("batches.latents.BLOCK_FRAMES", 10)
     shards = Shards(make_shards([25, 20]))
     calls = log_calls(monkeypatch, shards)
-    out = data.cache_latents(shards, encode, "w", tmp_path, torch.device("cpu"))
+    out = cache_latents(shards, encode, "w", tmp_path, torch.device("cpu"))
     latents = Shards(out, "latents").read_rows(np.arange(45))
-    plain = encode(data.to_pixels(shards.read_rows(np.arange(45)))).half().numpy()
+    plain = encode(to_pixels(shards.read_rows(np.arange(45)))).half().numpy()
     assert np.array_equal(latents, plain)
     assert {call for call in calls if call[0] == "fetch"} == {("fetch", k) for k in range(5)}
     for k in range(4):
@@ -152,7 +163,7 @@ def test_a_block_is_read_and_encoded_before_the_latents_of_the_one_before_are_fe
 
 def test_the_next_block_is_read_while_one_is_encoded_and_no_other(
         make_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "BLOCK_FRAMES", 10)
+    monkeypatch.setattr("batches.latents.BLOCK_FRAMES", 10)
     shards = Shards(make_shards([50]))
     read_file, read = shards.read_file, []
     arrived = threading.Condition()
@@ -171,14 +182,14 @@ def test_the_next_block_is_read_while_one_is_encoded_and_no_other(
             assert len(read) <= block + 2
         return encode(x)
     monkeypatch.setattr(shards, "read_file", read_and_tell)
-    data.cache_latents(shards, encode_when_read, "w", tmp_path, torch.device("cpu"))
+    cache_latents(shards, encode_when_read, "w", tmp_path, torch.device("cpu"))
     assert read == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("error", [UserError("shard_0001.hdf5: damaged"), KeyboardInterrupt()])
 def test_an_error_ends_the_thread_and_keeps_finished_shards(
         error, make_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "BLOCK_FRAMES", 10)
+    monkeypatch.setattr("batches.latents.BLOCK_FRAMES", 10)
     shards = Shards(make_shards([20, 20], shard_bytes=3000))
     read_file = shards.read_file
     readers = []
@@ -195,23 +206,23 @@ def test_an_error_ends_the_thread_and_keeps_finished_shards(
         return encode(x)
     monkeypatch.setattr(shards, "read_file", read)
     with pytest.raises(type(error)) as caught:
-        data.cache_latents(shards, interrupted, "w", tmp_path, torch.device("cpu"))
+        cache_latents(shards, interrupted, "w", tmp_path, torch.device("cpu"))
     assert caught.value is error
     assert threading.main_thread() not in readers
     assert not any(reader.is_alive() for reader in readers)
-    written = [path.name for path in data.latent_dir(shards, "w", tmp_path).iterdir()]
+    written = [path.name for path in latent_dir(shards, "w", tmp_path).iterdir()]
     assert written == ["shard_0001.hdf5"]
 
 
 def test_blocks_are_whole_batches_of_bounded_size():
-    small = data.block_rows(5000, (64, 64, 3), np.dtype(np.uint8))
+    small = block_rows(5000, (64, 64, 3), np.dtype(np.uint8))
     assert [len(rows) for rows in small] == [2048, 2048, 904]
-    large = data.block_rows(5000, (256, 256, 3), np.dtype(np.uint8))
+    large = block_rows(5000, (256, 256, 3), np.dtype(np.uint8))
     assert max(len(rows) for rows in large) * 256 * 256 * 3 <= 64 << 20
     assert np.array_equal(np.concatenate(large), np.arange(5000))
-    batch = data.encode_batch_size(256 * 256 * 3)
+    batch = encode_batch_size(256 * 256 * 3)
     assert all(rows[0] % 2048 % batch == 0 for rows in large)
-    huge = data.block_rows(3, (8192, 8192, 3), np.dtype(np.uint8))
+    huge = block_rows(3, (8192, 8192, 3), np.dtype(np.uint8))
     assert [len(rows) for rows in huge] == [1, 1, 1]
 
 
@@ -222,24 +233,24 @@ def test_frames_are_copied_to_the_device_without_a_wait(monkeypatch):
     def to_device(values, device):
         devices.append(device)
         return torch.as_tensor(values)
-    monkeypatch.setattr(runtime, "to_device", to_device)
-    data.to_pixels(frames, "cuda")
+    monkeypatch.setattr("batches.batch.to_device", to_device)
+    to_pixels(frames, "cuda")
     assert devices == [torch.device("cuda")]
 
 
 def test_encoded_batches_stay_on_the_device_until_the_last(monkeypatch):
     with FakeTensorMode():
         frames = np.zeros((3000, 16, 16, 3), np.uint8)
-        monkeypatch.setattr(runtime, "to_device", lambda values, device: torch.empty(
+        monkeypatch.setattr("batches.batch.to_device", lambda values, device: torch.empty(
             values.shape, dtype=torch.uint8, device=device))
-        z = data.encode_on_device(encode, frames, torch.device("cuda"))
+        z = encode_on_device(encode, frames, torch.device("cuda"))
     assert (z.shape, z.dtype, z.device.type) == ((3000, 2, 4, 4), torch.float16, "cuda")
 
 
 def test_latent_batches_hold_the_frames_they_name(make_shards, tmp_path):
     shards, cfg = Shards(make_shards([30, 20])), config()
-    out = data.cache_latents(shards, encode, "w", tmp_path, torch.device("cpu"))
-    source = data.LatentTriples(cfg, out, torch.device("cpu"))
+    out = cache_latents(shards, encode, "w", tmp_path, torch.device("cpu"))
+    source = LatentTriples(cfg, out, torch.device("cpu"))
     at = source.triples(5)
     target, reference, context, gap = source.batch(5)
     for latents, frames in ((target, at.target), (reference, at.reference), (context, at.context)):
@@ -253,14 +264,14 @@ def test_augmented_batches_match_whatever_the_workers_and_jitter_frames_alike(ma
     batches = {}
     for workers in (0, 2):
         cfg = config(data__brightness=0.3, data__hue=0.1, data__workers=workers, train__steps=5)
-        source = data.FrameTriples(cfg, Shards(dir))
+        source = FrameTriples(cfg, Shards(dir))
         batches[workers] = list(source.batches(2, 4, lambda x: x, torch.device("cpu")))
     assert len(batches[0]) == 2
     for a, b in zip(batches[0], batches[2]):
         assert all(torch.equal(p, q) for p, q in zip(a, b))
-    plain = data.FrameTriples(config(data__brightness=0.3), Shards(dir))
+    plain = FrameTriples(config(data__brightness=0.3), Shards(dir))
     clips = (plain.jittered(torch.from_numpy(plain[2][0]), 2).movedim(2, -1).numpy() + 1) * 127.5
-    at = data.draw_batch(plain.config, plain.shards.lengths, 2, 0, 1, None)
+    at = draw_batch(plain.config, plain.shards.lengths, 2, 0, 1, None)
     truth = np.array([0, 30])[at.video][:, None] + np.stack([at.target, at.reference, at.context], 1)
     factor = clips[:, :, 0, 0, 0].astype(float) / np.maximum(truth, 1)
     bright = truth.min(1) > 10
@@ -271,13 +282,13 @@ def test_augmented_batches_match_whatever_the_workers_and_jitter_frames_alike(ma
 
 def test_too_short_videos_are_named_with_what_to_do(make_shards, tmp_path):
     with pytest.raises(UserError, match=r"the longest video has 5 frames, data.clip needs 6; lower data.clip"):
-        data.check_long_enough(Shards(make_shards([5, 4])), 6, 0, "data.clip")
+        check_long_enough(Shards(make_shards([5, 4])), 6, 0, "data.clip")
 
 
 def test_pixels_and_back():
     frames = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
-    assert (data.to_frames(data.to_pixels(frames)) == frames).all()
-    assert data.to_pixels(frames).min() == -1 and data.to_pixels(frames).max() == 1
+    assert (to_frames(to_pixels(frames)) == frames).all()
+    assert to_pixels(frames).min() == -1 and to_pixels(frames).max() == 1
 
 
 def test_latents_are_gathered_from_their_files_across_shards(tmp_path):
@@ -288,7 +299,7 @@ def test_latents_are_gathered_from_their_files_across_shards(tmp_path):
     shards = Shards(tmp_path, "latents")
     assert isinstance(shards.map_file(0), np.memmap)
     rows = np.array([69, 0, 29, 30, 31, 31, 5])
-    found = data.LatentStore(shards, torch.device("cpu")).gather(rows)
+    found = LatentStore(shards, torch.device("cpu")).gather(rows)
     assert found.dtype == torch.float16 and np.array_equal(found.numpy(), latents[rows])
 
 

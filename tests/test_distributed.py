@@ -18,10 +18,11 @@ import torch.distributed as dist
 from conftest import REPO, TINY, copy_of, launch
 
 import configs
-import parallel
-import runtime
 import train
-from console import UserError
+from main import Clock, train_network
+from runtime import checkpoints, parallel
+from runtime.console import UserError
+from runtime.process import Process, fresh, refuse_shared_gpus, start
 
 # one after the other: two torchruns that start at once may choose the same port
 pytestmark = pytest.mark.xdist_group("processes")
@@ -38,7 +39,7 @@ def folder(tiny_run, tmp_path_factory) -> Path:
 
 
 def state(folder: Path, name: str) -> dict:
-    return runtime.load_checkpoint(folder / "outputs/checkpoints" / name / "latest.pt")
+    return checkpoints.load_checkpoint(folder / "outputs/checkpoints" / name / "latest.pt")
 
 
 def same(a: dict, b: dict, part: str = "model", atol: float = 0.0) -> bool:
@@ -141,12 +142,12 @@ def test_others_wait_at_a_barrier_for_what_the_first_writes(folder, monkeypatch)
     events = []
     save = train.save
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(runtime.Process, "barrier", lambda _: events.append("barrier"))
+    monkeypatch.setattr(Process, "barrier", lambda _: events.append("barrier"))
     monkeypatch.setattr(train, "preview", lambda *_: events.append("preview"))
     monkeypatch.setattr(train, "save", lambda *a: (save(*a), events.append("save")))
     settings = [*TINY, "train.sample_every=4", "output.run_id=barriers"]
     config = configs.build(overrides=configs.parse_overrides(settings))
-    train.trained(config, runtime.start(), None, train.Clock())
+    train_network(config, start(), None, Clock())
     written = [k for k, event in enumerate(events) if event in ("preview", "save")]
     assert len(written) == 5
     assert all(events[k + 1] == "barrier" for k in written)
@@ -185,7 +186,7 @@ def test_processes_started_again_do_not_meet_what_dead_ones_left():
         for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):  # three attempts; rank 1 of the second may see the first's welcome
             parts = []
             for rank in order:
-                parts.append(pool.submit(runtime.fresh, connect(), rank, 3))
+                parts.append(pool.submit(fresh, connect(), rank, 3))
                 time.sleep(0.1)
             parts = [part.result(timeout=20) for part in parts]
             assert not any(part.check(["address"]) for part in parts)
@@ -201,7 +202,7 @@ def test_processes_that_share_a_gpu_are_all_refused(gpus, shared):
     agent = dist.TCPStore("localhost", 0, is_master=True)
     connect = lambda: dist.TCPStore("localhost", agent.port, is_master=False)  # noqa: E731
     with ThreadPoolExecutor(3) as pool:
-        asked = [pool.submit(runtime.refuse_shared_gpus, connect(), rank, 3, gpu)
+        asked = [pool.submit(refuse_shared_gpus, connect(), rank, 3, gpu)
                  for rank, gpu in enumerate(gpus)]
         for answer in asked:
             if shared:
@@ -215,7 +216,7 @@ def test_processes_that_share_a_gpu_are_all_refused(gpus, shared):
 def alone_of_two():
     """A process that takes the ways of several, in a group of one."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield runtime.Process(0, 2, torch.device("cpu"))
+    yield Process(0, 2, torch.device("cpu"))
     dist.destroy_process_group()
 
 

@@ -13,9 +13,9 @@ import torch
 from conftest import REPO, copy_of, launch
 
 import evaluate
-import features
-import sample
-import sharing
+from evaluation import networks
+from forecaster import Forecaster
+from runtime.folders import Parts
 
 CKPT = "outputs/checkpoints/ball_stn-follmer-0/latest.pt"
 PLAIN = ["--ckpt", CKPT, "--metrics", "mse", "psnr", "ssim", "crps", "energy", "spread_skill", "minade", "colorkl", "two_balls"]
@@ -71,15 +71,15 @@ def test_samples_made_before_give_the_same_numbers(folder, here):
 def test_a_run_that_was_cut_off_goes_on(folder, here, monkeypatch):
     command = [*PLAIN, "--videos", "20", "--out"]
     with monkeypatch.context() as patch:
-        write = sharing.Parts.write
-        patch.setattr(sharing.Parts, "write", lambda parts, k, arrays: write(parts, k, arrays) if k != 1 else 1 / 0)
+        write = Parts.write
+        patch.setattr(Parts, "write", lambda parts, k, arrays: write(parts, k, arrays) if k != 1 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
             here(*command, "cut")
     kept, = folder.glob(".cut.*/part_0000.npz")
     asked = []
     with monkeypatch.context() as patch:
-        forecast = sample.Forecaster.forecast
-        patch.setattr(sample.Forecaster, "forecast", lambda *a, **k: asked.append(a[4]) or forecast(*a, **k))
+        forecast = Forecaster.forecast
+        patch.setattr(Forecaster, "forecast", lambda *a, **k: asked.append(a[4]) or forecast(*a, **k))
         here(*command, "cut")
     assert [key[-1] for key in asked] == [1, 2] and not kept.exists()
     here(*command, "whole")
@@ -99,9 +99,9 @@ def test_two_processes_at_once_end_in_one_result(folder):
 
 def test_fvd_alone_and_with_an_autoencoder_that_was_not_there_before(folder, here, monkeypatch, tmp_path):
     """I3D is a stand-in: the mean colour of three frames."""
-    monkeypatch.setattr(features, "load_i3d", lambda path, device: torch.nn.Identity())
+    monkeypatch.setattr(networks, "load_i3d", lambda path, device: torch.nn.Identity())
     seen = lambda net, videos, device: videos[:, :3].mean((2, 3)).reshape(len(videos), -1)  # noqa: E731
-    monkeypatch.setattr(features, "i3d_features", seen)
+    monkeypatch.setattr(networks, "i3d_features", seen)
     (tmp_path / "i3d.safetensors").write_bytes(b"")
     common = ["--metrics", "fvd", "--weights", str(tmp_path)]
     printed = here("--ckpt", CKPT, "--predict", "12", "--videos", "6", "--out", "far", *common)

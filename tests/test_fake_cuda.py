@@ -11,23 +11,23 @@ import torch
 from fake_cuda import GPU, HostWait, fake_cuda, no_host_waits
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-import augment
-import autoencoders
 import configs
-import data
 import interpolants
-import parallel
-import runtime
-import sample
 import shards
 import solvers
-import streams
 import train
 import vqvae
+from batches.frames import apply_jitter, draw_jitter
+from batches.latents import LatentTriples
+from batches.stream import StreamTriples
+from forecaster import Forecaster, build_net
+from models import autoencoders
+from runtime import parallel
+from runtime.process import Process
 
 LATENT = configs.Latent((4, 8, 8), (0.0,) * 4, (1.0,) * 4)
 SMALL_NET = {"model.size": "", "model.width": 16, "model.depth": 1, "model.mid_depth": 1, "model.heads": 2}
-PROCESS = runtime.Process(0, 1, GPU)
+PROCESS = Process(0, 1, GPU)
 
 
 def small_config(**options) -> configs.Config:
@@ -54,7 +54,7 @@ def latents(tmp_path):
 def run_updates(config: configs.Config, source, monkeypatch) -> None:
     """Two updates and averages as train.fit makes them, from batches of `source`."""
     learner = train.begin(config, PROCESS, None, None)
-    forecaster = sample.Forecaster(config, None, None, GPU)
+    forecaster = Forecaster(config, None, None, GPU)
 
     def set_gradients(loss: torch.Tensor) -> None:
         assert loss.device == GPU and not loss.shape
@@ -82,7 +82,7 @@ UPDATES = [
 @pytest.mark.parametrize("options", UPDATES, ids=str)
 def test_an_update_waits_for_nothing(gpu, latents, monkeypatch, options):
     config = small_config(**options)
-    run_updates(config, data.LatentTriples(config, latents, GPU), monkeypatch)
+    run_updates(config, LatentTriples(config, latents, GPU), monkeypatch)
 
 
 @pytest.mark.parametrize("fits", [True, False])
@@ -90,7 +90,7 @@ def test_latents_reach_the_gpu_without_a_wait(gpu, latents, monkeypatch, fits):
     if not fits:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1000))
     config = small_config()
-    source = data.LatentTriples(config, latents, GPU)
+    source = LatentTriples(config, latents, GPU)
     assert (source.store.parts[0].device == GPU) == fits
     run_updates(config, source, monkeypatch)
 
@@ -98,15 +98,15 @@ def test_latents_reach_the_gpu_without_a_wait(gpu, latents, monkeypatch, fits):
 @pytest.mark.parametrize("mode, name", [("stream", "uvit"), ("stream", "joint"), ("offline", "joint")])
 def test_an_update_on_a_stream_waits_for_nothing(gpu, latents, monkeypatch, mode, name):
     config = small_config(**{"data.mode": mode, "model.name": name, "data.clip": 8, "data.condition": 4})
-    run_updates(config, streams.StreamTriples(config, latents, GPU), monkeypatch)
+    run_updates(config, StreamTriples(config, latents, GPU), monkeypatch)
 
 
 def test_jittered_frames_are_encoded_without_a_wait(gpu):
     settings = configs.Data(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.25)
-    jitter = augment.draw(settings, 4, np.random.default_rng(0))
+    jitter = draw_jitter(settings, 4, np.random.default_rng(0))
     frames = torch.rand(4, 3, 3, 16, 16, device=GPU)
     with no_host_waits():
-        assert augment.apply(frames, jitter).device == GPU
+        assert apply_jitter(frames, jitter).device == GPU
 
 
 # --------------------------------------------------------------------------------------------------------- a roll-out
@@ -118,8 +118,8 @@ def small_autoencoder():
 def run_roll_out(**options) -> int:
     """A roll-out of two frames; -> the number of operations that it launches."""
     config = small_config(**{"vqvae.kind": "small", "vqvae.ckpt": "", **options})
-    net = sample.build_net(config, GPU).eval()
-    forecaster = sample.Forecaster(config, net, small_autoencoder(), GPU)
+    net = build_net(config, GPU).eval()
+    forecaster = Forecaster(config, net, small_autoencoder(), GPU)
     given = torch.randn(2, 6, *LATENT.shape, device=GPU)
     forecaster.prepare(2)
     with no_host_waits() as found:
@@ -205,7 +205,7 @@ def test_a_wait_planted_in_the_update_is_found(gpu, latents, monkeypatch, plant)
     monkeypatch.setattr(interpolants.Interpolant, "weight", lambda it, s: plant(weight(it, s)))
     config = small_config()
     with pytest.raises(CAUGHT):
-        run_updates(config, data.LatentTriples(config, latents, GPU), monkeypatch)
+        run_updates(config, LatentTriples(config, latents, GPU), monkeypatch)
 
 
 @pytest.mark.parametrize("plant", PLANTS)

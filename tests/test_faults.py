@@ -15,12 +15,12 @@ import torch
 from conftest import REPO, TINY, copy_of, launch
 
 import configs
-import data
-import logs
-import runtime
-import stages
 import train
-from console import Failure, UserError
+from batches.frames import FrameTriples
+from main import Clock, before_any_work, train_network
+from runtime import checkpoints, logs
+from runtime.console import Failure, UserError
+from runtime.process import Process, StopSignals, start
 from shards import Shards, ShardWriter, write_packed
 
 RUN = "outputs/checkpoints/ball_stn-follmer-0"
@@ -204,7 +204,7 @@ def test_a_damaged_frame_read_by_a_worker_is_one_line_too(tmp_path, command):
             raw.write(bytes(place.size))
     config = configs.build("videos", configs.parse_overrides(
         [*TINY, "data.image_size=32", f"data.root={tmp_path / 'd'}", "data.hue=0.1", "data.workers=1"]))
-    source = data.FrameTriples(config, Shards(tmp_path / "d/train")).batches(0, 2, lambda x: x, torch.device("cpu"))
+    source = FrameTriples(config, Shards(tmp_path / "d/train")).batches(0, 2, lambda x: x, torch.device("cpu"))
     with pytest.raises(UserError, match="shard_0001.hdf5: damaged, frames cannot be read") as caught:
         next(source)
     assert "\n" not in str(caught.value)
@@ -218,12 +218,12 @@ def copy(tiny_run, tmp_path):
 
 
 def change(path, **values):
-    torch.save({**runtime.load_checkpoint(path), **values}, path)
+    torch.save({**checkpoints.load_checkpoint(path), **values}, path)
 
 
 @pytest.mark.parametrize("spoil, message", [
     (lambda run: [p.write_text("not a checkpoint") for p in run.glob("*.pt")], "none of its 3 checkpoints can be read"),
-    (lambda run: [change(p, config={**runtime.load_checkpoint(p)["config"], "extra": 1, "train": {"momentum": 1}})
+    (lambda run: [change(p, config={**checkpoints.load_checkpoint(p)["config"], "extra": 1, "train": {"momentum": 1}})
                   for p in run.glob("*.pt")], "train.momentum, which this version does not know"),
     (lambda run: change(run / "latest.pt", model={}), "not weights of this architecture"),
 ])
@@ -245,7 +245,7 @@ def test_latents_that_are_not_finite_are_told(copy, command):
 
 def test_the_latents_of_another_autoencoder_are_not_gone_on_with(copy, command):
     for path in (copy / RUN).glob("*.pt"):
-        state = runtime.load_checkpoint(path)
+        state = checkpoints.load_checkpoint(path)
         state["config"]["latent"]["vqvae"] = "another"
         torch.save(state, path)
     code, err = command(copy, "main.py", "--set", *TINY, "train.steps=15")
@@ -255,7 +255,7 @@ def test_the_latents_of_another_autoencoder_are_not_gone_on_with(copy, command):
 def test_a_batch_that_processes_cannot_share_is_told(tmp_path):
     config = configs.build(overrides={"train.batch_size": 8})
     with pytest.raises(UserError, match="train.batch_size = 8 cannot be shared alike by 3 processes"):
-        stages.before_any_work(config, tmp_path, runtime.Process(0, 3, torch.device("cpu")), None)
+        before_any_work(config, tmp_path, Process(0, 3, torch.device("cpu")), None)
 
 
 # ------------------------------------------------------------------------------------------------------------- a full disk
@@ -268,9 +268,9 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(copy):
     done = launch(copy, "main.py", *more, check=False)
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: outputs/checkpoints/full/step_00000015.pt")
     assert "the last good checkpoint is outputs/checkpoints/full/step_00000010.pt" in done.stderr
-    assert runtime.load_checkpoint(dir / "latest.pt")["step"] == 10 and not list(dir.glob(".*"))
+    assert checkpoints.load_checkpoint(dir / "latest.pt")["step"] == 10 and not list(dir.glob(".*"))
     launch(copy, "main.py", *more)
-    assert runtime.load_checkpoint(dir / "latest.pt")["step"] == 25
+    assert checkpoints.load_checkpoint(dir / "latest.pt")["step"] == 25
 
 
 # --------------------------------------------------------------------------------------------------------------- signals
@@ -291,14 +291,14 @@ def test_a_signal_ends_the_run_after_its_step(copy, name, code, more):
         err = process.communicate(timeout=60)[1]
     finally:
         process.kill()
-    step = runtime.load_checkpoint(dir / "latest.pt")["step"]
+    step = checkpoints.load_checkpoint(dir / "latest.pt")["step"]
     assert process.returncode == code, err
     assert f"stopped by {name} after update {step}, which is saved in" in err.splitlines()[-1]
 
 
 def test_a_second_ctrl_c_stops_at_once():
     before = signal.getsignal(signal.SIGINT)
-    with runtime.StopSignals(runtime.Process(0, 1, torch.device("cpu"))) as signals:
+    with StopSignals(Process(0, 1, torch.device("cpu"))) as signals:
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.agreed(1) == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
@@ -315,10 +315,10 @@ def trained(folder, monkeypatch, poisoned=(), **values):
     monkeypatch.setattr(train, "flow_loss", lambda *a: loss(*a) * (float("nan") if next(count) in poisoned else 1.0))
     overrides = configs.parse_overrides([*TINY, "train.schedule=constant", "output.run_id=poisoned"])
     config = configs.build(overrides={**overrides, **values})
-    path = train.trained(config, runtime.start(), None, train.Clock())[1]
+    path = train_network(config, start(), None, Clock())[1]
     monkeypatch.setattr(train, "flow_loss", loss)
     rows = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
-    return runtime.load_checkpoint(path), rows
+    return checkpoints.load_checkpoint(path), rows
 
 
 def test_an_update_without_a_finite_gradient_is_left_out_and_counted(copy, monkeypatch):
@@ -357,7 +357,7 @@ def test_too_many_in_a_row_end_the_run_and_name_their_batch(copy, monkeypatch):
                                       r"data/ball_stn/train: shard_0001.hdf5, video 0, frames \d+, \d+, \d+; .*and 4 more; "
                                       r"last good checkpoint: outputs/checkpoints/poisoned/step_00000005.pt"):
         trained(copy, monkeypatch, poisoned=range(7, 100), **{"train.max_bad_steps": 3})
-    state = runtime.load_checkpoint("outputs/checkpoints/poisoned/latest.pt")
+    state = checkpoints.load_checkpoint("outputs/checkpoints/poisoned/latest.pt")
     assert all(value.isfinite().all() for value in state["model"].values())
 
 

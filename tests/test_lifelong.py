@@ -13,16 +13,14 @@ from PIL import Image
 
 import configs
 import evaluate
-import features
-import figures
-import measures
-import protocols
-import runtime
-import sample
-import streams
-import train
+from batches.stream import StreamWindows
 from benchmarks import lifelong
-from console import UserError
+from evaluation import measure, networks, protocols
+from forecaster import Forecaster
+from main import Clock, train_network
+from report import plots
+from runtime.console import UserError
+from runtime.process import start
 from scripts import forgetting
 from shards import Shards
 
@@ -95,11 +93,11 @@ def test_lifelong_stream_is_half_a_window_given_half_of_the_other():
 
 def test_features_of_known_videos_are_not_computed_again(monkeypatch):
     seen = []
-    monkeypatch.setattr(features, "i3d_features", lambda net, videos, device: seen.extend(videos[:, 0, 0, 0, 0]) or
+    monkeypatch.setattr(networks, "i3d_features", lambda net, videos, device: seen.extend(videos[:, 0, 0, 0, 0]) or
                         videos[:, :, 0, 0, 0].astype(np.float32))
     videos = np.arange(4, dtype=np.uint8)[:, None, None, None, None, None].repeat(10, 2).repeat(3, 5)
-    nets = measures.Networks(None, None, torch.device("cpu"), known={})
-    first, again = measures.seen_by_i3d(videos[:3], nets), measures.seen_by_i3d(videos, nets)
+    nets = measure.Networks(None, None, torch.device("cpu"), known={})
+    first, again = measure.seen_by_i3d(videos[:3], nets), measure.seen_by_i3d(videos, nets)
     assert seen == [0, 1, 2, 3] and (again[:3] == first).all() and (again[:, 0, 0] == [0, 1, 2, 3]).all()
 
 
@@ -111,7 +109,7 @@ def folder(tiny_run, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         config = configs.build(overrides=configs.parse_overrides(["data.mode=stream", *STREAM, "output.run_id=along"]))
-        train.trained(config, runtime.start(), None, train.Clock())
+        train_network(config, start(), None, Clock())
     return folder
 
 
@@ -142,7 +140,7 @@ def test_evaluation_along_the_stream(folder, monkeypatch, capsys):
 
 def test_fvd_of_ten_frames(folder, monkeypatch, capsys):
     if not (WEIGHTS / "i3d.safetensors").is_file():
-        pytest.skip(f"the metric networks' weights are not in {WEIGHTS}; fetch them by `{features.COMMAND}`")
+        pytest.skip(f"the metric networks' weights are not in {WEIGHTS}; fetch them by `{networks.COMMAND}`")
     run(evaluate.main, folder, monkeypatch, capsys, "--ckpt", f"{RUN}/latest.pt", "--protocol", "lifelong_stream", "--metrics",
         "fvd", "kvd", "--videos", "3", "--out", "ten", "--weights", str(WEIGHTS))
     found = json.loads((folder / "ten/metrics.json").read_text())["summary"]
@@ -151,8 +149,8 @@ def test_fvd_of_ten_frames(folder, monkeypatch, capsys):
 
 def test_forgetting_has_a_row_for_every_checkpoint_and_segment(folder, monkeypatch, capsys):
     command = ["--run", RUN, "--segments", "3", "--windows", "4", "--samples", "2"]
-    asked, forecast = [], sample.Forecaster.forecast
-    monkeypatch.setattr(sample.Forecaster, "forecast", lambda *a, **k: asked.append(a[1].shape) or forecast(*a, **k))
+    asked, forecast = [], Forecaster.forecast
+    monkeypatch.setattr(Forecaster, "forecast", lambda *a, **k: asked.append(a[1].shape) or forecast(*a, **k))
     printed = run(forgetting.main, folder, monkeypatch, capsys, *command)
     out = folder / "outputs/results/along/convnet_exact-sigma-2/ball_stn-train-forgetting"
     rows = json.loads((out / "forgetting.json").read_text())["rows"]
@@ -185,7 +183,7 @@ def test_mistakes_about_forgetting_are_told(folder, command, arguments, message)
 
 
 def test_a_segment_is_seen_when_its_windows_are(make_shards):
-    windows = streams.StreamWindows(Shards(make_shards([100])), 10, "chunked")
+    windows = StreamWindows(Shards(make_shards([100])), 10, "chunked")
     assert [forgetting.share_seen(windows, n, 50, 100, "stream") for n in (0, 5, 6, 10)] == [0, 0, 0.2, 1]
     assert forgetting.share_seen(windows, 0, 50, 100, "offline") == 1
     assert forgetting.cut(10, 20, 3) == [(10, 13), (13, 16), (16, 20)]
@@ -196,18 +194,18 @@ def test_curves_of_forgetting_tell_what_was_not_seen(tmp_path):
             for n in (1, 2, 3) for k in range(3)]
     pictures = []
     for name, seen in (("some", rows), ("none", [{**row, "seen": 0.0} for row in rows])):
-        figures.forgetting([("a", seen, "mse"), ("b", seen, "mse")], tmp_path / f"{name}.png",
+        plots.forgetting([("a", seen, "mse"), ("b", seen, "mse")], tmp_path / f"{name}.png",
                            [{"step": k, "loss_live": 1.0, "loss_replay": 0.5} for k in range(50)])
         pictures.append(np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")))
-    colors = [(picture == [int(figures.SEGMENTS[1][k:k + 2], 16) for k in (1, 3, 5)]).all(-1).sum() for picture in pictures]
+    colors = [(picture == [int(plots.SEGMENTS[1][k:k + 2], 16) for k in (1, 3, 5)]).all(-1).sum() for picture in pictures]
     assert colors[0] > 300 > colors[1]
 
 
 # ----------------------------------------------------------------------------------------------------------- the benchmark
 def test_the_benchmark_writes_its_table_and_does_nothing_twice(tmp_path, monkeypatch, capsys):
     """I3D is a stand-in: the mean colour of three frames."""
-    monkeypatch.setattr(features, "load_i3d", lambda path, device: torch.nn.Identity())
-    monkeypatch.setattr(features, "i3d_features", lambda net, videos, device: videos[:, :3].mean((2, 3)).reshape(-1, 9))
+    monkeypatch.setattr(networks, "load_i3d", lambda path, device: torch.nn.Identity())
+    monkeypatch.setattr(networks, "i3d_features", lambda net, videos, device: videos[:, :3].mean((2, 3)).reshape(-1, 9))
     (tmp_path / "i3d.safetensors").write_bytes(b"")
     small = [item for item in TINY if item.startswith(("vqvae.", "model.", "sample.steps"))]
     command = ["--datasets", "ball_stn", "--ways", "offline", "no replay", "--stream", "100", "--windows", "4",
@@ -220,7 +218,7 @@ def test_the_benchmark_writes_its_table_and_does_nothing_twice(tmp_path, monkeyp
     text = (tmp_path / "RESULTS.md").read_text()
     assert "## Lifelong learning" in text and "| no replay |" in text and "| autoencoder alone |" in text
     assert "| ball_stn | FVD, train | FVD, test |" in text and (tmp_path / "lifelong.png").stat().st_size > 10_000
-    monkeypatch.setattr(sample.Forecaster, "forecast", None)
+    monkeypatch.setattr(Forecaster, "forecast", None)
     assert run(lifelong.main, tmp_path, monkeypatch, capsys, *command) == printed
 
 

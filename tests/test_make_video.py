@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import REPO
 
-import pictures
+from report import videos
 
 av = pytest.importorskip("av")
 
@@ -25,7 +25,7 @@ def saved(tmp_path):
 def written(monkeypatch, saved, command, *flags, name="a.mp4") -> tuple[np.ndarray, float]:
     """The frames that go into the file, and their rate."""
     seen = []
-    monkeypatch.setattr(pictures, "write_video", lambda path, frames, fps: seen.append((frames, fps)))
+    monkeypatch.setattr(videos, "write_video", lambda path, frames, fps: seen.append((frames, fps)))
     assert command(saved, "scripts/make_video.py", "--results", saved, "--out", name, *flags)[0] == 0
     return seen[0]
 
@@ -34,13 +34,13 @@ def test_clips_samples_and_size_are_those_asked_for(monkeypatch, saved, command)
     truth, samples = np.load(saved / "truth.npy"), np.load(saved / "samples.npy")
     frames, fps = written(monkeypatch, saved, command, "--videos", 3, 1, "--samples", 2, "--size", 30)
     assert fps == 10
-    assert (frames == np.concatenate([pictures.side_by_side(truth[v], samples[v, :2], 32) for v in (3, 1)], 1)).all()
+    assert (frames == np.concatenate([videos.side_by_side(truth[v], samples[v, :2], 32) for v in (3, 1)], 1)).all()
     frames, fps = written(monkeypatch, saved, command, "--liveliest", 1, "--truth", 0, "--fps", 2.5)
-    first = pictures.liveliest(truth, 2)[0]
-    assert (frames == pictures.side_by_side(truth[first], samples[first], 128, with_truth=False)).all() and fps == 2.5
-    assert frames.shape[2] == 3 * (128 + 2 * pictures.GAP) + 2 * pictures.GAP
+    first = videos.liveliest(truth, 2)[0]
+    assert (frames == videos.side_by_side(truth[first], samples[first], 128, with_truth=False)).all() and fps == 2.5
+    assert frames.shape[2] == 3 * (128 + 2 * videos.GAP) + 2 * videos.GAP
     frames, _ = written(monkeypatch, saved, command, "--samples", 0)
-    assert frames.shape[1:3] == (4 * (128 + 2 * pictures.GAP + pictures.HEADER), 128 + 2 * pictures.GAP)
+    assert frames.shape[1:3] == (4 * (128 + 2 * videos.GAP + videos.HEADER), 128 + 2 * videos.GAP)
 
 
 def test_the_rate_is_that_of_the_results(monkeypatch, saved, command):
@@ -56,7 +56,7 @@ def test_every_kind_of_file_holds_every_frame(saved, command, name):
         shown = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
         assert video.streams.video[0].average_rate == 5
     truth, samples = np.load(saved / "truth.npy"), np.load(saved / "samples.npy")
-    wanted = pictures.side_by_side(truth[2], samples[2, :1])
+    wanted = videos.side_by_side(truth[2], samples[2, :1])
     assert len(shown) == 5 and np.abs(shown[4][:wanted.shape[1], :wanted.shape[2]].astype(float) - wanted[4]).mean() < 20
 
 

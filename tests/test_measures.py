@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-import features
-import measures
-import metrics
+from evaluation import measure, metrics, networks
+from evaluation.protocols import Protocol
 from prepare.balls import World, draw
-from protocols import Protocol
 
 CPU = torch.device("cpu")
 
@@ -23,21 +21,21 @@ def balls_of(n: int, frames: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture
-def nets(monkeypatch) -> measures.Networks:
+def nets(monkeypatch) -> measure.Networks:
     """Stand-ins for I3D and LPIPS: a random projection of a few frames, and the absolute difference."""
     matrix = np.random.default_rng(0).standard_normal((8 * 8 * 3 * 2, 400)) / 10
     seen = lambda net, videos, device: videos[:, [0, -1], ::4, ::4].reshape(len(videos), -1) / 255 @ matrix  # noqa: E731
-    monkeypatch.setattr(features, "i3d_features", seen)
-    monkeypatch.setattr(features, "lpips_distance", lambda net, a, b, device: np.abs(a / 255 - b / 255).mean((1, 2, 3)))
-    return measures.Networks(torch.nn.Identity(), torch.nn.Identity(), CPU)
+    monkeypatch.setattr(networks, "i3d_features", seen)
+    monkeypatch.setattr(networks, "lpips_distance", lambda net, a, b, device: np.abs(a / 255 - b / 255).mean((1, 2, 3)))
+    return measure.Networks(torch.nn.Identity(), torch.nn.Identity(), CPU)
 
 
-def found(truth, samples, protocol, nets, which=measures.ALL, autoencode=lambda frames: frames):
+def found(truth, samples, protocol, nets, which=measure.ALL, autoencode=lambda frames: frames):
     mean = truth.mean((0, 1)).astype(np.uint8)
-    parts = [measures.measure(truth[k:k + 2], samples[k:k + 2], mean, protocol, list(which), nets, autoencode, k)
+    parts = [measure.measure(truth[k:k + 2], samples[k:k + 2], mean, protocol, list(which), nets, autoencode, k)
              for k in range(0, len(truth), 2)]
     tables = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return measures.summarize(tables, protocol, list(which))
+    return measure.summarize(tables, protocol, list(which))
 
 
 def test_a_perfect_forecast(nets):
@@ -64,7 +62,7 @@ def test_numbers_are_those_of_the_metrics(nets):
     assert np.allclose(result["horizon"]["mse_repeat_last"], ((repeated - y) ** 2).mean((0, 2, 3, 4)), rtol=1e-4)
     against = metrics.crps(x, y).mean() / np.abs(repeated - y).mean()
     assert np.isclose(result["ratio_to_repeat_last"]["crps"]["all"], against, 1e-4)
-    seen = [features.i3d_features(None, videos, CPU) for videos in (other[:, 0], truth[:, 3:])]
+    seen = [networks.i3d_features(None, videos, CPU) for videos in (other[:, 0], truth[:, 3:])]
     assert np.isclose(result["summary"]["fvd"]["mean"], metrics.fvd(*seen))
     assert sum(result["rank_histogram"]) == truth[:, 3:].size and result["summary"]["fvd"]["se"] > 0
     assert result["summary"]["minade"]["mean"] > 3 and len(result["horizon_se"]["lpips"]) == 12
@@ -72,7 +70,7 @@ def test_numbers_are_those_of_the_metrics(nets):
 
 def test_what_fvd_looks_at(nets):
     videos = np.arange(2 * 25)[:, None].reshape(2, 1, 25, 1, 1, 1).repeat(3, -1)
-    of = lambda **fields: measures.pieces(videos, 22, protocol(**fields))[..., 0, 0, 0]  # noqa: E731
+    of = lambda **fields: measure.pieces(videos, 22, protocol(**fields))[..., 0, 0, 0]  # noqa: E731
     assert of().shape == (2, 1, 22) and of()[0, 0, 0] == 3
     assert of(fvd_given=True)[0, 0].tolist() == list(range(25))
     assert of(fvd_chunk=10)[0].tolist() == [list(range(3, 13)), list(range(13, 23))]  # two frames stay out
@@ -97,5 +95,5 @@ def test_of_one_video_and_of_one_sample(nets):
 
 def test_only_what_is_asked_for(nets):
     truth = balls_of(2, 15)
-    result = found(truth, truth[:, None, 3:].repeat(2, 1), protocol(), measures.Networks(None, None, CPU), ["psnr"])
+    result = found(truth, truth[:, None, 3:].repeat(2, 1), protocol(), measure.Networks(None, None, CPU), ["psnr"])
     assert set(result["summary"]) == {"psnr", "psnr_repeat_last", "psnr_mean_frame"} and result["ratio_to_repeat_last"] == {}

@@ -11,9 +11,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from console import UserError
 from prepare import metric_weights
 from prepare.metric_weights import FILES, LPIPS, SLICES, convert_i3d, convert_lpips, read_arrays
+from runtime.console import UserError
 
 
 class Hostile:

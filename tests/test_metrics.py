@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-import metrics
+from evaluation import metrics
 
 
 def arrays(V=2, S=4, T=3, seed=0):

@@ -12,11 +12,9 @@ import pytest
 from PIL import Image
 
 import configs
-import figures
-import pages
-import pictures
-import protocols
-from console import UserError
+from evaluation import protocols
+from report import page, plots, videos
+from runtime.console import UserError
 
 V, S, T, P, H, W = 3, 2, 6, 4, 16, 20
 HOSTILE = "</script><script>window.hacked = 1</script>\"'><img src=x onerror=window.hacked=1>&amp;"
@@ -44,8 +42,8 @@ def fill(dir, **changes):
                          "train": {"seed": 3}},
               "summary": summary, "horizon": {"crps": [0.1] * P, "crps_repeat_last": [0.2] * P}, **changes}
     (dir / "metrics.json").write_text(json.dumps(result))
-    pictures.contact_sheet(truth, samples).save(dir / "contact_sheet.png")
-    figures.rank_histogram(np.array([4, 5, 6]), dir / "rank_histogram.png")
+    videos.contact_sheet(truth, samples).save(dir / "contact_sheet.png")
+    plots.rank_histogram(np.array([4, 5, 6]), dir / "rank_histogram.png")
     return dir
 
 
@@ -53,7 +51,7 @@ def fill(dir, **changes):
 def folder(tmp_path_factory):
     """With a results folder and its page."""
     top = tmp_path_factory.mktemp("pages")
-    pages.result_page(fill(top / "c" / "model" / "data"))
+    page.result_page(fill(top / "c" / "model" / "data"))
     return top
 
 
@@ -84,7 +82,7 @@ def test_a_page_holds_all_it_shows_and_strings_of_files_stay_text(folder):
 
 def test_sheets_hold_every_frame_exactly(folder):
     data, (truth, samples) = sheets_of((folder / "c/model/data/index.html").read_text()), arrays()
-    order = pictures.liveliest(truth, T - P)
+    order = videos.liveliest(truth, T - P)
     assert (data["given"], data["frames"], data["fps"], len(data["sheets"])) == (T - P, T, 8, V)
     for v, sheet in zip(order, data["sheets"]):
         image = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet.partition(",")[2]))).convert("RGB"))
@@ -93,11 +91,11 @@ def test_sheets_hold_every_frame_exactly(folder):
 
 
 def test_too_many_clips_or_samples_are_left_out_and_the_page_says_so(tmp_path):
-    page = pages.result_page(fill(tmp_path), futures=1, limit=1).read_text()
-    assert len(sheets_of(page)["sheets"]) == 1 and page.count("<canvas") == 2
-    assert f"1 of {V} clips" in page and f"Truth and 1 of {S} samples" in page
-    liveliest = pictures.liveliest(arrays()[0], T - P)[0]
-    assert f"<h3>clip {liveliest}</h3>" in page
+    text = page.result_page(fill(tmp_path), futures=1, limit=1).read_text()
+    assert len(sheets_of(text)["sheets"]) == 1 and text.count("<canvas") == 2
+    assert f"1 of {V} clips" in text and f"Truth and 1 of {S} samples" in text
+    liveliest = videos.liveliest(arrays()[0], T - P)[0]
+    assert f"<h3>clip {liveliest}</h3>" in text
 
 
 def test_metrics_stand_beside_the_baselines(folder):
@@ -110,23 +108,23 @@ def test_metrics_stand_beside_the_baselines(folder):
 
 def test_the_protocol_is_told_in_words_and_the_config_as_settings():
     told = protocols.get("own", configs.build("videos"), {"videos": 3}).told(["psnr", "fvd"])
-    said = pages.in_words({**told, "skip": 0, "reencode": True, "checkpoint": "", "odd": 7})
+    said = page.in_words({**told, "skip": 0, "reencode": True, "checkpoint": "", "odd": 7})
     assert said[0].startswith("Protocol own-videos_3: 3 test clips") and "Fvd and kvd look at the forecast frames" in said[2]
     assert said[3:] == ["The checkpoint's own task, whatever it was trained on.",
                         "A forecast frame passes through the autoencoder’s pixels before it is forecast from.",
                         "odd: 7."]
-    assert pages.settings({"dataset": "kth", "flow": {"c": 0.1, "name": "x"}, "latent": {"shape": [4, 8, 8]}}) == \
+    assert page.settings({"dataset": "kth", "flow": {"c": 0.1, "name": "x"}, "latent": {"shape": [4, 8, 8]}}) == \
         "dataset=kth\nflow.c=0.1\nflow.name=x\nlatent.shape=[4, 8, 8]"
 
 
 def test_a_folder_that_holds_no_results_is_a_mistake(tmp_path):
     with pytest.raises(UserError, match="metrics.json: no such file; name a results folder"):
-        pages.result_page(tmp_path)
+        page.result_page(tmp_path)
     with pytest.raises(UserError, match="lacks one of protocol"):
-        pages.result_page(fill(tmp_path, summary=[]))
+        page.result_page(fill(tmp_path, summary=[]))
     (fill(tmp_path) / "samples.npy").unlink()
     with pytest.raises(UserError, match="samples.npy: no such file"):
-        pages.result_page(tmp_path)
+        page.result_page(tmp_path)
     assert not (tmp_path / "index.html").exists()
 
 
@@ -134,8 +132,8 @@ def test_a_page_without_pictures_horizon_or_metrics(tmp_path):
     fill(tmp_path, summary={}, horizon={}, protocol={}, config={})
     for name in ("contact_sheet.png", "rank_histogram.png"):
         (tmp_path / name).unlink()
-    page = pages.result_page(tmp_path).read_text()
-    assert "<h1>? · ?</h1>" in page and "<img" not in page and page.count("<canvas") == V * (1 + S)
+    text = page.result_page(tmp_path).read_text()
+    assert "<h1>? · ?</h1>" in text and "<img" not in text and text.count("<canvas") == V * (1 + S)
 
 
 # --------------------------------------------------------------------------------------------------------- in a browser
@@ -174,17 +172,17 @@ class TestInABrowser:
     def test_the_scrubber_shows_the_same_frame_of_every_clip_exactly(self, browser, folder):
         opened(browser, folder / PAGE)
         truth, samples = arrays()
-        order = pictures.liveliest(truth, T - P)
+        order = videos.liveliest(truth, T - P)
         for t in (0, T - P, T - 1):
             scrub(browser, t + 1)
             assert browser.run(f"return {FRAMES}") == [t + 1] * V
             shown = np.array(browser.run(SHOWN)).reshape(V, 1 + S, H, W, 4)
-            wanted = np.stack([[frames[t] for _, frames in pictures.tracks(truth[v], samples[v])] for v in order])
+            wanted = np.stack([[frames[t] for _, frames in videos.tracks(truth[v], samples[v])] for v in order])
             assert (shown[..., :3] == wanted).all()
             phase = "given" if t < T - P else f"forecast {t + 1 - (T - P)} of {P}"
             assert browser.run("return document.getElementById('where').textContent") == f"frame {t + 1} of {T}: {phase}"
             color = browser.run("return getComputedStyle(document.querySelector('canvas')).borderTopColor")
-            assert color == "rgb{}".format(pictures.GIVEN if t < T - P else pictures.FORECAST)
+            assert color == "rgb{}".format(videos.GIVEN if t < T - P else videos.FORECAST)
         assert browser.run("return window.hacked") is None and browser.errors() == []
 
     def test_play_moves_all_clips_and_pause_stops_them(self, browser, folder):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import pictures
+from report import videos
 
 av = pytest.importorskip("av")
 
@@ -17,34 +17,34 @@ def clip():
 
 def test_conditioning_and_forecast_frames_have_their_own_edges():
     truth, samples = clip()
-    frames = pictures.framed(truth[0], 2, 4)
-    assert (frames[1, 0, 0] == pictures.GIVEN).all() and (frames[2, 0, 0] == pictures.FORECAST).all()
-    assert (frames[:, pictures.GAP:-pictures.GAP:4, pictures.GAP:-pictures.GAP:4] == truth[0]).all()
+    frames = videos.framed(truth[0], 2, 4)
+    assert (frames[1, 0, 0] == videos.GIVEN).all() and (frames[2, 0, 0] == videos.FORECAST).all()
+    assert (frames[:, videos.GAP:-videos.GAP:4, videos.GAP:-videos.GAP:4] == truth[0]).all()
 
 
 def test_samples_begin_with_the_given_frames():
     truth, samples = clip()
-    tracks = pictures.tracks(truth[0], samples[0])
+    tracks = videos.tracks(truth[0], samples[0])
     assert [label for label, _ in tracks] == ["truth", "sample 1", "sample 2", "sample 3"]
     assert (tracks[2][1][:2] == truth[0, :2]).all() and (tracks[2][1][2:] == samples[0, 1]).all()
 
 
 def test_contact_sheet_shows_each_shown_frame_in_its_place():
     truth, samples = clip()
-    sheet = np.asarray(pictures.contact_sheet(truth, samples))
-    factor, cell = 8, 8 * 8 + 2 * pictures.GAP
+    sheet = np.asarray(videos.contact_sheet(truth, samples))
+    factor, cell = 8, 8 * 8 + 2 * videos.GAP
     assert sheet.shape[1] == 60 + 5 * cell
-    top = pictures.HEADER + pictures.GAP
+    top = videos.HEADER + videos.GAP
     for t in range(5):
-        left = 60 + t * cell + pictures.GAP
+        left = 60 + t * cell + videos.GAP
         assert (sheet[top:top + 64:factor, left:left + 64:factor] == truth[0, t]).all()
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
 def test_videos_play_with_every_frame(tmp_path, name):
     truth, samples = clip()
-    frames = pictures.mosaic(truth, samples)
-    pictures.write_video(tmp_path / name, frames, 10)
+    frames = videos.mosaic(truth, samples)
+    videos.write_video(tmp_path / name, frames, 10)
     if name.endswith("gif"):
         with Image.open(tmp_path / name) as gif:
             assert gif.n_frames == 5 and gif.info["duration"] == 100
@@ -61,5 +61,5 @@ def test_the_liveliest_videos_come_first_by_what_was_given():
     truth[1, 1, :2] = 255  # some motion among the given frames
     truth[3, 1] = 255  # more
     truth[2, 4:] = 255  # and some that only the forecast could know of
-    assert pictures.liveliest(truth, 3).tolist() == [3, 1, 0, 2]
-    assert pictures.liveliest(truth, 1).tolist() == [3, 1, 0, 2]
+    assert videos.liveliest(truth, 3).tolist() == [3, 1, 0, 2]
+    assert videos.liveliest(truth, 1).tolist() == [3, 1, 0, 2]

@@ -8,9 +8,9 @@ import torch
 from conftest import TINY, launch
 
 import configs
-import data
-import runtime
 import vqvae
+from batches.batch import to_frames
+from runtime import checkpoints
 from shards import Shards, ShardWriter
 
 RUN = [*(value for value in TINY if not value.startswith("vqvae")), "data.root=data/plaicraft"]
@@ -40,11 +40,11 @@ def test_latents_train_and_samples_stay_latents(folder, mode):
     latents, samples = np.load(result / "latents.npy"), np.load(result / "samples.npy")
     assert latents.dtype == np.float16 and latents.shape == (*samples.shape[:3], 4, 8, 12) and samples.shape[3:] == (8, 12, 3)
     shown = vqvae.load("", "latents").decode(torch.from_numpy(latents[0, 0]).float())
-    assert np.abs(data.to_frames(shown).astype(int) - samples[0, 0]).max() <= 1
+    assert np.abs(to_frames(shown).astype(int) - samples[0, 0]).max() <= 1
     clips, truth = Shards(folder / "data/plaicraft/test", "latents"), np.load(result / "truth.npy")
-    assert np.abs(truth[0, 0].astype(int) - data.to_frames(vqvae.load("", "latents").decode(
+    assert np.abs(truth[0, 0].astype(int) - to_frames(vqvae.load("", "latents").decode(
         torch.from_numpy(clips.read(0, np.array([0]))).float()))[0]).max() <= 1
-    state = runtime.load_checkpoint(folder / "outputs/checkpoints" / mode / "latest.pt")
+    state = checkpoints.load_checkpoint(folder / "outputs/checkpoints" / mode / "latest.pt")
     assert "vqvae" not in state and state["config"]["latent"]["shape"] == (4, 8, 12)
     assert state["step"] == (6 if mode == "clips" else 23 + 18 + 33)  # windows of 8 frames, none across two sessions
     refused = launch(folder, "evaluate.py", "--ckpt", f"outputs/checkpoints/{mode}/latest.pt", check=False)

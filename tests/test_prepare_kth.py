@@ -9,8 +9,8 @@ import pytest
 from conftest import launch
 from raw import decoded, psnr, tree_bytes, walk, write_video, zipped
 
-from console import UserError
 from prepare import build, kth
+from runtime.console import UserError
 from shards import Shards, ShardWriter
 
 PERSONS, ACTIONS, SCENARIOS = (1, 2, 21), ("jogging", "walking"), (1, 3, 4)

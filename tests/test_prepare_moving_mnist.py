@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from test_metric_weights import Hostile
 
-from console import UserError
 from prepare import mnist, moving_mnist
 from prepare.mnist import MEMBER, read_mnist
 from prepare.moving_mnist import FASTEST, STEP, draw, fold, reflect, stochastic
+from runtime.console import UserError
 from shards import Shards
 
 COUNTS = {"train": 24, "test": 10}

@@ -11,9 +11,9 @@ import pytest
 import torch
 from raw import exit_code
 
-from console import UserError
 from prepare import build, plaicraft
 from prepare.plaicraft import digest_of
+from runtime.console import UserError
 from shards import Shards
 
 SHAPE, PER_FILE = (4, 6, 10), 10

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from console import UserError
 from prepare import decode, splits, videos
+from runtime.console import UserError
 from shards import Shards
 
 av = pytest.importorskip("av")

@@ -3,8 +3,8 @@
 import pytest
 
 import configs
-import protocols
-from console import UserError
+from evaluation import protocols
+from runtime.console import UserError
 
 
 def test_names_are_those_of_the_table_and_all_are_said_in_words():

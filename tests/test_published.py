@@ -11,17 +11,15 @@ import torch
 import torch.nn.functional as F
 from conftest import DATA, launch, reference_weights
 
-import autoencoders
 import configs
 import models
-import published
-import runtime
-import sample
-import stages
 import vqvae
-from autoencoders.taming import VARIANTS, Attention, Taming
-from console import UserError
+from forecaster import load as load_forecaster
+from models import autoencoders
+from models.autoencoders.taming import VARIANTS, Attention, Taming
 from prepare import videos
+from runtime import checkpoints, published, resume
+from runtime.console import UserError
 
 CPU = torch.device("cpu")
 
@@ -174,7 +172,7 @@ def save_with_config(path, state: dict, monkeypatch, **attributes) -> None:
 def river_file(path, taming_file=None, **more):
     weights = prefixed("vector_field_regressor.", network(**more))
     if taming_file:
-        weights.update(prefixed("ae.", runtime.load_checkpoint(taming_file)["state_dict"]))
+        weights.update(prefixed("ae.", checkpoints.load_checkpoint(taming_file)["state_dict"]))
     torch.save({"model": weights, "optimizer": {}, "lr_scheduler": {}, "global_step": 300}, path)
     return path
 
@@ -191,7 +189,7 @@ def predecessor_file(path, monkeypatch, **attributes):
 
 def test_a_river_model_is_linear_and_read_off_its_weights(tmp_path, taming_file):
     path = river_file(tmp_path / "model.pth", taming_file)
-    forecaster, step = sample.load(path, CPU, {"data.predict": 3, "sample.steps": 7}, dataset="kth")
+    forecaster, step = load_forecaster(path, CPU, {"data.predict": 3, "sample.steps": 7}, dataset="kth")
     config = forecaster.config
     assert (config.flow.interpolant, config.flow.output, config.latent.shape, step) == ("linear", "drift", (4, 8, 8), 300)
     assert (config.model.width, config.model.depth, config.model.mid_depth, config.model.heads) == (32, 2, 1, 8)
@@ -204,7 +202,7 @@ def test_a_river_model_is_linear_and_read_off_its_weights(tmp_path, taming_file)
 
 def test_a_predecessor_model_is_sampled_from_its_averaged_weights(tmp_path, taming_file, monkeypatch):
     path = predecessor_file(tmp_path / "kth_model_ours.pt", monkeypatch)
-    forecaster, step = sample.load(path, CPU, {"vqvae.ckpt": str(taming_file)})
+    forecaster, step = load_forecaster(path, CPU, {"vqvae.ckpt": str(taming_file)})
     config, weights = forecaster.config, network(2)
     assert (config.dataset, config.flow.interpolant, config.flow.c, step) == ("kth", "follmer", 0.1, 250_000)
     assert (config.data.condition, config.data.predict) == (5, 2)  # as its config has it
@@ -215,29 +213,29 @@ def test_what_a_predecessor_file_does_not_say_is_taken_from_flags(tmp_path, tami
     odd = dict(interpolant_type=None, condition_frames=True, frames_to_generate=[3], dataset=None)
     path = predecessor_file(tmp_path / "kth" / "m.pt", monkeypatch, **odd)
     overrides = {"vqvae.ckpt": str(taming_file)}
-    config = sample.load(path, CPU, overrides, dataset="kth", interpolant="follmer")[0].config
+    config = load_forecaster(path, CPU, overrides, dataset="kth", interpolant="follmer")[0].config
     assert (config.flow.interpolant, config.data.condition, config.data.predict, config.run_id) == ("follmer", 10, 30, "kth-m")
 
 
 @pytest.mark.parametrize("change", [{"config": None}, {"config": "kth"}, {"step": "late"}, {"step": [1], "config": 3}])
 def test_odd_contents_are_passed_over(change, tmp_path, taming_file):
     path = river_file(tmp_path / "model.pth", taming_file)
-    torch.save({**runtime.load_checkpoint(path), "global_step": 9, **change}, path)
-    assert sample.load(path, CPU, dataset="kth")[1] == (0 if "step" in change else 9)
+    torch.save({**checkpoints.load_checkpoint(path), "global_step": 9, **change}, path)
+    assert load_forecaster(path, CPU, dataset="kth")[1] == (0 if "step" in change else 9)
 
 
 def test_a_named_autoencoder_goes_before_the_one_in_the_file(tmp_path, taming_file):
     path = river_file(tmp_path / "model.pth", taming_file)
     with pytest.raises(UserError, match="nowhere: no such checkpoint"):
-        sample.load(path, CPU, {"vqvae.ckpt": "nowhere"}, dataset="kth")
+        load_forecaster(path, CPU, {"vqvae.ckpt": "nowhere"}, dataset="kth")
 
 
 def test_batch_normalisation_is_seen_in_the_weights(tmp_path):
     path = river_file(tmp_path / "model.pth", out_norm="bn")
-    state = published.checkpoint(runtime.load_checkpoint(path), path, "bair_64", {})
+    state = published.checkpoint(checkpoints.load_checkpoint(path), path, "bair_64", {})
     assert state["config"]["model"]["out_norm"] == "bn"
     with pytest.raises(UserError, match="was trained with model.out_norm = bn, so ln"):
-        published.checkpoint(runtime.load_checkpoint(path), path, "bair_64", {"model.out_norm": "ln"})
+        published.checkpoint(checkpoints.load_checkpoint(path), path, "bair_64", {"model.out_norm": "ln"})
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -252,7 +250,7 @@ def test_batch_normalisation_is_seen_in_the_weights(tmp_path):
     ({"dataset": "kth", "overrides": {"vqvae.ckpt": "nowhere.ckpt"}}, "nowhere.ckpt: no such checkpoint")])
 def test_a_clash_with_a_river_model_is_an_error(flags, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        sample.load(river_file(tmp_path / "model.pth"), CPU, **flags)
+        load_forecaster(river_file(tmp_path / "model.pth"), CPU, **flags)
 
 
 @pytest.mark.parametrize("attributes, flags, message", [
@@ -266,7 +264,7 @@ def test_a_clash_with_a_river_model_is_an_error(flags, message, tmp_path):
     ({"interpolant_type": "other"}, {}, "names the interpolant 'other'; known: linear, ours, follmer")])
 def test_a_clash_with_a_predecessor_model_is_an_error(attributes, flags, message, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=message):
-        sample.load(predecessor_file(tmp_path / "m.pt", monkeypatch, **attributes), CPU, **flags)
+        load_forecaster(predecessor_file(tmp_path / "m.pt", monkeypatch, **attributes), CPU, **flags)
 
 
 def test_training_starts_from_a_published_model(tmp_path):
@@ -274,11 +272,11 @@ def test_training_starts_from_a_published_model(tmp_path):
     sizes = {f"model.{name}": value for name, value in SIZES.items()}
     config = configs.build("kth", {**sizes, "flow.interpolant": "linear"})
     weights = network()
-    assert all(torch.equal(value, weights[name]) for name, value in stages.check_start(config, str(path))["ema"].items())
+    assert all(torch.equal(value, weights[name]) for name, value in resume.check_start(config, str(path))["ema"].items())
     with pytest.raises(UserError, match="flow.interpolant = linear, so follmer"):
-        stages.check_start(configs.build("kth", sizes), str(path))
+        resume.check_start(configs.build("kth", sizes), str(path))
     with pytest.raises(UserError, match="its network is another .model.depth: 2 -> 4"):
-        stages.check_start(configs.build("kth", {**sizes, "model.depth": 4, "flow.interpolant": "linear"}), str(path))
+        resume.check_start(configs.build("kth", {**sizes, "model.depth": 4, "flow.interpolant": "linear"}), str(path))
 
 
 # ------------------------------------------------------------------------------------------------------------ hostile
@@ -320,7 +318,7 @@ def test_admitted_names_do_nothing(tmp_path, monkeypatch):
         patch.setattr(configs, "Config", Stand)
         torch.save({"model": network(), "config": Call()}, tmp_path / "m.pt")
     with pytest.raises(UserError, match="can be loaded safely"):
-        runtime.load_checkpoint(tmp_path / "m.pt")
+        checkpoints.load_checkpoint(tmp_path / "m.pt")
 
 
 @pytest.mark.parametrize("content", [b"error code: 1015", b"Gone", b"this is not it", b"about:blank", b"\x80\x02.", b"",
@@ -328,11 +326,11 @@ def test_admitted_names_do_nothing(tmp_path, monkeypatch):
 def test_files_that_are_no_checkpoints_at_all(content, tmp_path):
     (tmp_path / "latest.pt").write_bytes(content)
     with pytest.raises(UserError, match="latest.pt: not a checkpoint that can be loaded safely") as caught:
-        runtime.load_checkpoint(tmp_path / "latest.pt")
+        checkpoints.load_checkpoint(tmp_path / "latest.pt")
     assert str(caught.value).isprintable()
     torch.save({"step": 3}, tmp_path / "step_00000003.pt")
     with pytest.warns(UserWarning, match="trying the one before"):
-        assert runtime.resume(tmp_path) == {"step": 3}
+        assert checkpoints.load_latest(tmp_path) == {"step": 3}
 
 
 # ------------------------------------------------------------------------------------------------------------ from end to end

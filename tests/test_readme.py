@@ -6,7 +6,6 @@ import pytest
 import torch
 from conftest import REPO
 
-import branches
 import configs
 from interpolants import Interpolant, across
 
@@ -26,7 +25,7 @@ def test_pictures_and_files_named_in_the_readme_exist():
 
 
 def test_every_dataset_and_setting_it_names_exists():
-    assert all(f"`{name}`" in README for name in branches.DATASETS)
+    assert all(f"`{name}`" in README for name in configs.DATASETS)
     for name in re.findall(r"\b((?:data|replay|vqvae|model|flow|train|sample|output|wandb)\.[a-z_]+)=", README):
         assert name in configs.settable(), name
 

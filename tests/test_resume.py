@@ -8,12 +8,13 @@ import torch
 from conftest import TINY, copy_of
 
 import configs
-import data
 import interpolants
-import parallel
-import runtime
-import train
-from console import Stopped
+from batches.frames import FrameTriples
+from batches.latents import LatentTriples
+from main import Clock, train_network
+from runtime import checkpoints, parallel
+from runtime.console import Stopped
+from runtime.process import StopSignals, start
 from shards import Shards
 
 CPU = torch.device("cpu")
@@ -28,8 +29,8 @@ def trained(folder, name, monkeypatch, *settings):
     """The state after `python main.py --set TINY …`, less the sampling."""
     monkeypatch.chdir(folder)
     overrides = configs.parse_overrides([*TINY, "train.schedule=constant", f"output.run_id={name}", *settings])
-    path = train.trained(configs.build(overrides=overrides), runtime.start(), None, train.Clock())[1]
-    return runtime.load_checkpoint(path)
+    path = train_network(configs.build(overrides=overrides), start(), None, Clock())[1]
+    return checkpoints.load_checkpoint(path)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def rows(folder, name) -> list[dict]:
 def test_stopped_and_gone_on_is_bit_for_bit_the_same(folder, monkeypatch, settings):
     name = settings[0].replace("=", "-")
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="after update 6"):  # between two logs and two checkpoints
-        patch.setattr(runtime.StopSignals, "agreed", lambda self, step, last: signal.SIGTERM if step == 6 else 0)
+        patch.setattr(StopSignals, "agreed", lambda self, step, last: signal.SIGTERM if step == 6 else 0)
         trained(folder, f"{name}-parts", monkeypatch, *settings)
     parts = trained(folder, f"{name}-parts", monkeypatch, *settings)
     whole = trained(folder, f"{name}-whole", monkeypatch, *settings)
@@ -76,12 +77,12 @@ def test_the_data_of_a_step_does_not_depend_on_the_number_of_processes(folder, w
     monkeypatch.chdir(folder)
     config = configs.build(overrides=configs.parse_overrides([*TINY, "data.hue=0.3", "data.saturation=0.5"]))
     shards = Shards("data/ball_stn/train")
-    whole = next(data.FrameTriples(config, shards).batches(3, 4, pixels, CPU))
-    parts = [next(data.FrameTriples(config, shards, rank, world).batches(3, 4, pixels, CPU)) for rank in range(world)]
+    whole = next(FrameTriples(config, shards).batches(3, 4, pixels, CPU))
+    parts = [next(FrameTriples(config, shards, rank, world).batches(3, 4, pixels, CPU)) for rank in range(world)]
     assert all(torch.equal(torch.cat(part), values) for part, values in zip(zip(*parts), whole))
     latents = next(folder.glob("outputs/latents/*/train"))
-    whole = data.LatentTriples(config, latents, CPU).batch(3)
-    parts = [data.LatentTriples(config, latents, CPU, rank, world) for rank in range(world)]
+    whole = LatentTriples(config, latents, CPU).batch(3)
+    parts = [LatentTriples(config, latents, CPU, rank, world) for rank in range(world)]
     for k, part in enumerate(zip(*(source.batch(3) for source in parts))):
         assert torch.equal(torch.cat(part), whole[k])
     assert all(torch.equal(a, b) for a, b in zip(parts[1].batch(3, whole=True), whole))

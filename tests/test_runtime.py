@@ -12,9 +12,9 @@ import torch.distributed as dist
 from conftest import REPO
 
 import configs
-import logs
-import runtime
-from console import Failure, UserError
+from runtime import checkpoints, logs, process
+from runtime.console import Failure, UserError
+from runtime.process import autocast, connect, learning_rate, numpy_generator, seed_of, start
 
 
 def state(step):
@@ -23,54 +23,54 @@ def state(step):
 
 def test_checkpoints_are_kept_pruned_and_resumed(tmp_path):
     for step in (5, 10, 15):
-        runtime.save_checkpoint(tmp_path, state(step), keep=2)
+        checkpoints.save_checkpoint(tmp_path, state(step), keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest.pt", "step_00000010.pt", "step_00000015.pt"]
-    assert runtime.resume(tmp_path)["step"] == 15 and runtime.resume(tmp_path / "new") is None
+    assert checkpoints.load_latest(tmp_path)["step"] == 15 and checkpoints.load_latest(tmp_path / "new") is None
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path):
     for step in (5, 10):
-        runtime.save_checkpoint(tmp_path, state(step), keep=2)
+        checkpoints.save_checkpoint(tmp_path, state(step), keep=2)
     newest = tmp_path / "step_00000010.pt"
     content = newest.read_bytes()
     newest.write_bytes(content[:len(content) // 2])  # latest.pt is the same file
     with pytest.warns(UserWarning, match="latest.pt.*trying the one before"):
-        assert runtime.resume(tmp_path)["step"] == 5
+        assert checkpoints.load_latest(tmp_path)["step"] == 5
 
 
 def test_all_checkpoints_damaged_is_an_error_not_a_new_start(tmp_path):
-    runtime.save_checkpoint(tmp_path, state(5), keep=2)
+    checkpoints.save_checkpoint(tmp_path, state(5), keep=2)
     (tmp_path / "step_00000005.pt").write_bytes(b"damaged")
     with pytest.warns(UserWarning), pytest.raises(UserError, match="none of its 2 checkpoints can be read"):
-        runtime.resume(tmp_path)
+        checkpoints.load_latest(tmp_path)
 
 
 def test_a_save_that_dies_half_way_leaves_the_last_one(tmp_path, monkeypatch):
-    runtime.save_checkpoint(tmp_path, state(5), keep=2)
+    checkpoints.save_checkpoint(tmp_path, state(5), keep=2)
 
     def die(*_):
         raise OSError("no space left on device")
     monkeypatch.setattr(os, "fsync", die)
     with pytest.raises(Failure, match=r"step_00000010.pt: cannot be written \(no space .* last good checkpoint is .*00005.pt"):
-        runtime.save_checkpoint(tmp_path, state(10), keep=2)
-    assert runtime.resume(tmp_path)["step"] == 5
+        checkpoints.save_checkpoint(tmp_path, state(10), keep=2)
+    assert checkpoints.load_latest(tmp_path)["step"] == 5
 
 
 def test_weights_must_fit_in_full():
     module = torch.nn.Linear(2, 3)
-    runtime.load_weights(module, {"weight": torch.ones(3, 2), "bias": torch.ones(3)}, "f.pt")
+    checkpoints.load_weights(module, {"weight": torch.ones(3, 2), "bias": torch.ones(3)}, "f.pt")
     assert (module.weight == 1).all()
     for weights, message in (({"weight": torch.ones(3, 2)}, "bias is missing"),
                              ({**module.state_dict(), "x": torch.ones(1)}, "x is unknown"),
                              ({"weight": torch.ones(2, 2), "bias": torch.ones(3)}, r"weight is \(2, 2\), not \(3, 2\)")):
         with pytest.raises(UserError, match=message):
-            runtime.load_weights(module, weights, "f.pt")
+            checkpoints.load_weights(module, weights, "f.pt")
 
 
 def test_seeds_depend_on_every_part_of_the_key():
     keys = [(0, "a", 1), (1, "a", 1), (0, "b", 1), (0, "a", 2), (0, "a1"), (0, "a", 1, 0)]
-    assert len({runtime.seed_of(*key) for key in keys}) == len(keys)
-    assert runtime.rng(3, "x").integers(1 << 60) == runtime.rng(3, "x").integers(1 << 60)
+    assert len({seed_of(*key) for key in keys}) == len(keys)
+    assert numpy_generator(3, "x").integers(1 << 60) == numpy_generator(3, "x").integers(1 << 60)
 
 
 def test_log_drops_rows_that_will_be_done_again_and_a_line_cut_short(tmp_path):
@@ -89,10 +89,10 @@ def test_log_drops_rows_that_will_be_done_again_and_a_line_cut_short(tmp_path):
 
 
 def test_learning_rate_starts_above_zero_peaks_after_warmup_and_ends_near_zero():
-    rate = [runtime.learning_rate(k, 2.0, 100, 10) for k in range(100)]
+    rate = [learning_rate(k, 2.0, 100, 10) for k in range(100)]
     assert rate[0] == 0.2 and rate[9] == rate[10] == 2.0 and rate[99] < 0.002
-    assert runtime.learning_rate(99, 2.0, 100, 10, "constant") == 2.0
-    assert runtime.learning_rate(0, 2.0, 100, 0) == 2.0
+    assert learning_rate(99, 2.0, 100, 10, "constant") == 2.0
+    assert learning_rate(0, 2.0, 100, 0) == 2.0
 
 
 def test_wandb_is_offline_without_a_key(monkeypatch, tmp_path):
@@ -106,9 +106,9 @@ def test_wandb_is_offline_without_a_key(monkeypatch, tmp_path):
 
 def test_bf16_only_where_asked_or_fast():
     cpu = torch.device("cpu")
-    with runtime.autocast("bf16", cpu):
+    with autocast("bf16", cpu):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
-    with runtime.autocast("float32", cpu):
+    with autocast("float32", cpu):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
@@ -135,7 +135,7 @@ class Gpus:
 @pytest.fixture
 def several_gpus(monkeypatch):
     """several_gpus(local, visible) -> (what start() returns as one of four, what it called)"""
-    runtime.connect.cache_clear()
+    connect.cache_clear()
     calls = {}
 
     class Store(dist.HashStore):
@@ -150,17 +150,17 @@ def several_gpus(monkeypatch):
         monkeypatch.setattr(torch, "cuda", gpus)
         monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
         monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, local, 4)]))
-        monkeypatch.setattr(runtime, "fresh", lambda store, *_: store)
-        monkeypatch.setattr(runtime, "refuse_shared_gpus",
+        monkeypatch.setattr(process, "fresh", lambda store, *_: store)
+        monkeypatch.setattr(process, "refuse_shared_gpus",
                             lambda *asked: calls.update(gpu=asked[-1]))
         monkeypatch.setattr(dist, "init_process_group",
                             lambda *a, **named: calls.update(default=(*a, named)))
         monkeypatch.setattr(dist, "new_group", lambda **named: calls.update(stages=named))
-        process = runtime.start()
-        assert gpus.used == process.device
-        return process, calls
+        own = start()
+        assert gpus.used == own.device
+        return own, calls
     yield begin
-    runtime.connect.cache_clear()
+    connect.cache_clear()
 
 
 def test_nccl_connects_at_once_and_stages_have_a_longer_timeout(several_gpus):

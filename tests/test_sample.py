@@ -10,12 +10,13 @@ import torch
 import configs
 import interpolants
 import models
-import parallel
-import runtime
 import sample
 import solvers
-from console import UserError
+from forecaster import Forecaster
+from forecaster import load as load_forecaster
 from interpolants import across, divide
+from runtime import parallel
+from runtime.console import UserError
 
 NAMES = tuple(interpolants.TABLE)
 SMOOTH = ("linear", "trig", "follmer", "follmer_linear")  # not the bridge, whose gamma has two kinks of width 0.01
@@ -244,7 +245,7 @@ def steps_to_a_known_end(output, steps, solver) -> float:
     """x(1) by a solver for a network that knows x_1 = 2, with hardly any noise, from x_0 = 0."""
     it, x1 = interpolants.get("follmer", c=1e-6, output=output, k=0.5), torch.tensor([[2.0]], dtype=torch.float64)
     answer = (lambda x, s: x1 / 0.5) if output == "residual" else (lambda x, s: 2 * across(s, x) * x1)
-    return sample.integrate(answer, it, torch.zeros_like(x1), steps, solver, "sigma", torch.Generator().manual_seed(0)).item()
+    return solvers.integrate(answer, it, torch.zeros_like(x1), steps, solver, "sigma", torch.Generator().manual_seed(0)).item()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
@@ -258,7 +259,7 @@ def test_exact_solver_does_not_fade_the_picture_as_euler_does(steps):
 def test_steps_cover_the_unit_interval_exactly():
     seen = []
     x0 = torch.zeros(2, 3)
-    sample.integrate(lambda x, s: seen.append(s.tolist()) or torch.zeros_like(x), interpolants.get("linear"), x0, 4)
+    solvers.integrate(lambda x, s: seen.append(s.tolist()) or torch.zeros_like(x), interpolants.get("linear"), x0, 4)
     assert seen == [[k / 4] * 2 for k in range(4)]
 
 
@@ -274,7 +275,7 @@ def test_warm_start_begins_part_of_the_way_from_the_reference():
     seen = []
     x0 = torch.full((5_000, 1), 3.0, dtype=torch.float64)
     field = lambda x, s: seen.append((s[0].item(), x)) or torch.zeros_like(x)  # noqa: E731
-    sample.integrate(field, interpolants.get("linear"), x0, 2, "euler", "0", torch.Generator().manual_seed(0), warm_start=0.4)
+    solvers.integrate(field, interpolants.get("linear"), x0, 2, "euler", "0", torch.Generator().manual_seed(0), warm_start=0.4)
     assert [s for s, _ in seen] == pytest.approx([0.4, 0.7])
     assert abs(seen[0][1].mean() - 1.2) < 0.03 and abs(seen[0][1].std() - 0.6) < 0.02
 
@@ -287,7 +288,7 @@ def test_warm_start_begins_part_of_the_way_from_the_reference():
     ("exact", "0", {"warm_start": 1.0}, "warm_start must be in")])
 def test_impossible_combinations_are_named(solver, diffusion, options, message):
     with pytest.raises(ValueError, match=message):
-        sample.integrate(lambda x, s: x, interpolants.get("linear"), torch.zeros(1, 1), 2, solver, diffusion, **options)
+        solvers.integrate(lambda x, s: x, interpolants.get("linear"), torch.zeros(1, 1), 2, solver, diffusion, **options)
 
 
 @pytest.mark.parametrize("solver, steps, evaluations", [("exact", 4, 4), ("exact2", 4, 4), ("heun", 3, 6), ("rk4", 2, 8),
@@ -319,10 +320,10 @@ class Grey(torch.nn.Module):
         return torch.nn.functional.interpolate(z, scale_factor=4).expand(-1, 3, -1, -1)
 
 
-def forecaster(**values) -> sample.Forecaster:
+def forecaster(**values) -> Forecaster:
     config = configs.build(overrides={"sample.steps": 2, **values})
     latent = configs.Latent(shape=(1, 2, 2), mean=(0.1,), std=(0.5,), delta=0.2)
-    return sample.Forecaster(configs.dataclasses.replace(config, latent=latent), NextIsContext(), Grey(), torch.device("cpu"))
+    return Forecaster(configs.dataclasses.replace(config, latent=latent), NextIsContext(), Grey(), torch.device("cpu"))
 
 
 def test_roll_out_gives_each_frame_its_reference_and_a_near_context():
@@ -394,7 +395,7 @@ def test_foreign_and_hostile_checkpoints_are_refused_in_one_line(tmp_path):
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
     for name, message in (("evil.pt", "safely"), ("text.pt", "safely"), ("other.pt", "lacks"), ("absent.pt", "no such")):
         with pytest.raises(UserError, match=message) as caught:
-            sample.load(tmp_path / name, torch.device("cpu"))
+            load_forecaster(tmp_path / name, torch.device("cpu"))
         assert name in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "pwned").exists()
 
@@ -414,7 +415,7 @@ def test_a_compiled_network_forecasts_the_same(tiny_run, monkeypatch, count_grap
     monkeypatch.chdir(folder)
     path, found = folder / "outputs/checkpoints/ball_stn-follmer-0/latest.pt", []
     for mode, graphs in (("off", 0), ("default", 1)):
-        model, _ = sample.load(path, torch.device("cpu"), {"sample.compile": mode})
+        model, _ = load_forecaster(path, torch.device("cpu"), {"sample.compile": mode})
         given = torch.randn(4, 3, *model.config.latent.shape, generator=torch.Generator().manual_seed(0))
         found.append(model.roll_out(given, 4, ("key",)))
         assert count_graphs() == graphs
@@ -457,7 +458,7 @@ def test_weights_cast_once_give_what_autocast_gives(monkeypatch):
     found = []
     for cast in (True, False):
         if not cast:
-            monkeypatch.setattr(runtime, "cast_weights", lambda net, dtype: None)
+            monkeypatch.setattr("forecaster.cast_weights", lambda net, dtype: None)
         model = forecaster(**{"train.precision": "bf16"})
         torch.manual_seed(0)
         model.net = models.build("uvit", (1, 2, 2), width=16, depth=1, mid_depth=1, heads=2).eval()

@@ -7,9 +7,9 @@ import h5py
 import numpy as np
 import pytest
 
-import data
-from console import UserError
+from batches.latents import cache_latents
 from prepare.repack import RiverWriter
+from runtime.console import UserError
 from shards import Rows, Shards, ShardWriter, write_packed
 
 
@@ -162,7 +162,7 @@ def test_a_stream_with_a_shard_left_out_falls_into_two(tmp_path):
         shards = Shards(tmp_path / "s", skip_bad=True)
     assert shards.lengths.tolist() == [2, 4] and values(shards.read(1, slice(None))) == [4, 5, 6, 7]
     encode = lambda x: x[:, :1]  # noqa: E731
-    assert Shards(data.cache_latents(shards, encode, "w", tmp_path, "cpu"), "latents").lengths.tolist() == [2, 4]
+    assert Shards(cache_latents(shards, encode, "w", tmp_path, "cpu"), "latents").lengths.tolist() == [2, 4]
     (tmp_path / "s/shard_0002.hdf5").unlink()
     assert Shards(tmp_path / "s").lengths.tolist() == [2, 4]
 

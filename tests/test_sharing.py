@@ -6,12 +6,12 @@ import time
 import numpy as np
 import pytest
 
-import sharing
-from console import Failure
+from runtime.console import Failure
+from runtime.folders import Parts, lock
 
 
 def test_several_share_the_parts_without_doing_one_twice(tmp_path):
-    done, parts = [], sharing.Parts(tmp_path / "parts", 12, lambda: False)
+    done, parts = [], Parts(tmp_path / "parts", 12, lambda: False)
 
     def work(name: str, first: int) -> None:
         for k in parts.ours(first):
@@ -32,18 +32,18 @@ def test_several_share_the_parts_without_doing_one_twice(tmp_path):
 
 def test_what_is_there_is_not_done_again_and_what_another_summed_up_ends_it(tmp_path):
     over = []
-    parts = sharing.Parts(tmp_path / "parts", 3, lambda: bool(over))
+    parts = Parts(tmp_path / "parts", 3, lambda: bool(over))
     work = parts.ours()
     parts.write(next(work), {"k": np.zeros(1)})
-    assert next(work) == 1 and list(sharing.Parts(tmp_path / "parts", 3, lambda: True).ours()) == []
+    assert next(work) == 1 and list(Parts(tmp_path / "parts", 3, lambda: True).ours()) == []
     over.append(1)
     assert list(work) == []
 
 
 def test_one_process_writes_and_a_folder_that_has_gone_is_told(tmp_path):
-    parts, wrote = sharing.Parts(tmp_path / "parts", 1, lambda: bool(wrote)), []
+    parts, wrote = Parts(tmp_path / "parts", 1, lambda: bool(wrote)), []
     (tmp_path / "parts").mkdir()
-    with sharing.lock(tmp_path) as ours:
+    with lock(tmp_path) as ours:
         thread = threading.Thread(target=parts.sum_up, args=(tmp_path, lambda: wrote.append(1)))
         thread.start()
         time.sleep(0.3)
@@ -52,15 +52,15 @@ def test_one_process_writes_and_a_folder_that_has_gone_is_told(tmp_path):
     assert wrote == [1]
     parts.sum_up(tmp_path, lambda: wrote.append(2))
     assert wrote == [1]
-    gone = sharing.Parts(tmp_path / "gone", 1, lambda: False)
+    gone = Parts(tmp_path / "gone", 1, lambda: False)
     with pytest.raises(Failure, match="gone has gone: another process wrote other results in its place"):
         gone.sum_up(tmp_path, lambda: None)
 
 
 def test_the_lock_of_one_is_refused_to_another_and_given_back(tmp_path):
-    with sharing.lock(tmp_path / "file") as first, sharing.lock(tmp_path / "file") as second:
+    with lock(tmp_path / "file") as first, lock(tmp_path / "file") as second:
         assert first and not second
-    with sharing.lock(tmp_path / "file") as again:
+    with lock(tmp_path / "file") as again:
         assert again
-    with sharing.lock(tmp_path / "nowhere" / "file") as none:
+    with lock(tmp_path / "nowhere" / "file") as none:
         assert not none

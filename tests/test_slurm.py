@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import REPO, TINY, copy_of
 
-import runtime
+from runtime import checkpoints
 
 NEEDED = ("sbatch", "slurmctld", "slurmd", "munged")
 pytestmark = [pytest.mark.skipif(not all(map(shutil.which, NEEDED)) or os.geteuid() != 0,
@@ -133,11 +133,11 @@ def test_preempted_it_comes_back_and_finishes(folder, slurm):
     wait_for((dir / "step_00000200.pt").exists, lambda: text_of(log))
     subprocess.run(["scancel", "--signal=USR1", job], env=slurm, check=True)  # as SLURM does two minutes before the end
     wait_for(lambda: "stopped by SIGUSR1" in text_of(log), lambda: text_of(log))
-    stopped = runtime.load_checkpoint(dir / "latest.pt")["step"]
-    wait_for(lambda: runtime.load_checkpoint(dir / "latest.pt")["step"] > stopped, lambda: text_of(log))  # it came back
+    stopped = checkpoints.load_checkpoint(dir / "latest.pt")["step"]
+    wait_for(lambda: checkpoints.load_checkpoint(dir / "latest.pt")["step"] > stopped, lambda: text_of(log))  # it came back
     subprocess.run(["scontrol", "requeue", job], env=slurm, check=True)  # as a preempting job does
     wait_for_end(slurm, job, log)
-    assert runtime.load_checkpoint(dir / "latest.pt")["step"] == 1300 and text_of(log).count("crps / repeat last") == 1
+    assert checkpoints.load_checkpoint(dir / "latest.pt")["step"] == 1300 and text_of(log).count("crps / repeat last") == 1
 
 
 def test_two_tasks_train_together(folder, slurm):
@@ -146,7 +146,7 @@ def test_two_tasks_train_together(folder, slurm):
     log = folder / f"slurm-driftcast-{job}.out"
     wait_for_end(slurm, job, log)
     assert text_of(log).count("crps / repeat last") == 1
-    assert runtime.load_checkpoint(folder / "outputs/checkpoints/two/latest.pt")["step"] == 12
+    assert checkpoints.load_checkpoint(folder / "outputs/checkpoints/two/latest.pt")["step"] == 12
 
 
 def test_an_array_over_interpolants_and_seeds_and_samples_from_it(folder, slurm):
@@ -154,7 +154,7 @@ def test_an_array_over_interpolants_and_seeds_and_samples_from_it(folder, slurm)
                  SETTINGS=" ".join(TINY))
     wait_for_end(slurm, job, folder / f"slurm-driftcast-array-{job}_0.out")
     runs = [folder / f"outputs/checkpoints/ball_stn-{name}-{seed}/latest.pt" for name in ("linear", "follmer") for seed in "01"]
-    weights = [runtime.load_checkpoint(path)["model"]["conv_in.weight"] for path in runs]
+    weights = [checkpoints.load_checkpoint(path)["model"]["conv_in.weight"] for path in runs]
     assert not any(torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
     job = submit(folder, slurm, "sample.sbatch", CKPT=str(runs[0]), FLAGS="--num_videos 1 --out mine")
     wait_for_end(slurm, job, folder / f"slurm-driftcast-sample-{job}.out")

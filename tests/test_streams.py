@@ -10,15 +10,17 @@ import torch
 from conftest import REPO, TINY, copy_of, launch
 
 import configs
-import data
 import models
-import runtime
-import sample
-import streams
-import train
-from branches import DATASETS
-from console import Stopped, UserError
+from batches.stream import Reservoir, StreamTriples, StreamWindows, capacity, loss_parts
+from batches.windows import share
+from configs import DATASETS
+from forecaster import Forecaster
+from forecaster import load as load_forecaster
+from main import Clock, train_network
 from models.joint import apart, below
+from runtime import checkpoints
+from runtime.console import Stopped, UserError
+from runtime.process import StopSignals, start
 from shards import Shards, ShardWriter
 
 CPU = torch.device("cpu")
@@ -34,7 +36,7 @@ class Lengths:
 
 
 def starts(lengths, clip, *options, **more) -> list[int]:
-    windows = streams.StreamWindows(Lengths(*lengths), clip, *options, **more)
+    windows = StreamWindows(Lengths(*lengths), clip, *options, **more)
     return windows.starts(np.arange(len(windows))).tolist()
 
 
@@ -70,7 +72,7 @@ def test_a_range_of_frames_cuts_windows_off(frames, stride, wanted):
 
 def test_windows_with_frames_left_out():
     assert starts([8], 3, skip=2) == [0, 1] and starts([14], 3, "chunked", skip=2) == [0, 7]
-    assert streams.StreamWindows(Lengths(14), 3, "chunked", skip=2).rows(np.array([1])).tolist() == [[7, 10, 13]]
+    assert StreamWindows(Lengths(14), 3, "chunked", skip=2).rows(np.array([1])).tolist() == [[7, 10, 13]]
 
 
 @pytest.mark.parametrize("options, message", [
@@ -79,7 +81,7 @@ def test_windows_with_frames_left_out():
     (("chunked", 0, "5:"), "4 frames within data.frames=5:, a window needs 5")])
 def test_streams_that_are_too_short_are_named(options, message):
     with pytest.raises(UserError, match=message):
-        streams.StreamWindows(Lengths(9), 5, *options)
+        StreamWindows(Lengths(9), 5, *options)
 
 
 @pytest.mark.parametrize("key", ["frames", "latents"])
@@ -93,7 +95,7 @@ def test_items_hold_the_frames_that_they_name_across_shards(tmp_path, key, strid
         writer.add(rows[50:])
     shards = Shards(tmp_path, key)
     assert len(shards.paths) > 2 and shards.lengths.tolist() == [50, 10]
-    windows = streams.StreamWindows(shards, 7, stride, 13 * (stride == "spaced"))
+    windows = StreamWindows(shards, 7, stride, 13 * (stride == "spaced"))
     for k in range(len(windows)):
         item, places = windows[k]
         assert item.shape == (7, *shape) and (item[:, 0, 0, 0] == places).all() and (np.diff(places) == 1).all()
@@ -106,11 +108,11 @@ def test_items_hold_the_frames_that_they_name_across_shards(tmp_path, key, strid
 @pytest.mark.parametrize("size, wanted", [("0", 0), ("7", 7), ("5000", 1000), ("0.05", 50), ("0.0001", 1), ("1.0", 1000),
                                           ("full", 1000)])
 def test_capacity(size, wanted):
-    assert streams.capacity(size, 1000) == wanted
+    assert capacity(size, 1000) == wanted
 
 
-def filled(capacity: int, seen: int, seed: int = 0) -> streams.Reservoir:
-    reservoir = streams.Reservoir(capacity, seed)
+def filled(capacity: int, seen: int, seed: int = 0) -> Reservoir:
+    reservoir = Reservoir(capacity, seed)
     for _ in range(seen):
         reservoir.add()
     return reservoir
@@ -149,13 +151,13 @@ def test_the_reservoir_is_saved_as_it_was_when_windows_have_been_read_ahead():
     for seen in (99, 80, 40, 7, 3):
         state = ahead.state_dict(seen)
         assert state["seen"] == seen and torch.equal(state["slots"], states[seen]["slots"])
-    again = streams.Reservoir(6, 0)
+    again = Reservoir(6, 0)
     again.load_state_dict(states[40])
     for _ in range(59):
         again.add()
     assert torch.equal(again.state_dict(99)["slots"], states[99]["slots"])
     with pytest.raises(UserError, match="holds 6 windows, this stream's 7"):
-        streams.Reservoir(7, 0).load_state_dict(states[3])
+        Reservoir(7, 0).load_state_dict(states[3])
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
@@ -168,9 +170,9 @@ def latents(tmp_path):
     return tmp_path / "z"
 
 
-def source(dir, *settings, rank=0, world=1, **values) -> streams.StreamTriples:
+def source(dir, *settings, rank=0, world=1, **values) -> StreamTriples:
     settings = configs.parse_overrides(["data.mode=stream", "train.batch_size=4", "replay.size=6", *settings])
-    return streams.StreamTriples(configs.build(overrides=settings | values), dir, CPU, rank, world)
+    return StreamTriples(configs.build(overrides=settings | values), dir, CPU, rank, world)
 
 
 def places(part: torch.Tensor) -> np.ndarray:
@@ -249,7 +251,7 @@ def test_a_stream_goes_on_from_what_was_consumed_not_from_what_was_read_ahead(la
     ("0", 1, 2, {"loss_live": (0, 2)})])
 def test_the_live_part_of_the_loss(size, rank, world, wanted):
     config = configs.build(overrides={"data.mode": "stream", "train.batch_size": 4, "replay.size": size})
-    parts = streams.loss_parts(config, data.share(4, rank, world))
+    parts = loss_parts(config, share(4, rank, world))
     assert {name: (part.start, part.stop) for name, part in parts.items()} == wanted
 
 
@@ -298,7 +300,7 @@ def folder(tiny_run, tmp_path_factory):
 def trained(folder, name, monkeypatch, *settings) -> dict:
     monkeypatch.chdir(folder)
     config = configs.build(overrides=configs.parse_overrides([*STREAM, f"output.run_id={name}", *settings]))
-    return runtime.load_checkpoint(train.trained(config, runtime.start(), None, train.Clock())[1])
+    return checkpoints.load_checkpoint(train_network(config, start(), None, Clock())[1])
 
 
 def rows(folder, name) -> list[dict]:
@@ -315,7 +317,7 @@ def same(a: dict, b: dict, *parts: str) -> bool:
 def test_stopped_in_the_stream_and_gone_on_is_bit_for_bit_the_same(folder, monkeypatch, settings):
     name = settings[0].replace("=", "-")
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="after update 6"):
-        patch.setattr(runtime.StopSignals, "agreed", lambda self, step, last: signal.SIGTERM if step == 6 else 0)
+        patch.setattr(StopSignals, "agreed", lambda self, step, last: signal.SIGTERM if step == 6 else 0)
         trained(folder, f"{name}-parts", monkeypatch, *settings)
     parts = trained(folder, f"{name}-parts", monkeypatch, *settings)
     whole = trained(folder, f"{name}-whole", monkeypatch, *settings)
@@ -347,7 +349,7 @@ def test_two_processes_train_on_the_stream_of_one(folder, monkeypatch):
     trained(folder, "one", monkeypatch, "train.steps=8", "replay.size=3")
     launch(folder, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(REPO / "main.py"), *settings,
            "output.run_id=two", CUDA_VISIBLE_DEVICES="")
-    one, two = (runtime.load_checkpoint(folder / "outputs/checkpoints" / name / "latest.pt") for name in ("one", "two"))
+    one, two = (checkpoints.load_checkpoint(folder / "outputs/checkpoints" / name / "latest.pt") for name in ("one", "two"))
     assert torch.equal(one["replay"]["slots"], two["replay"]["slots"]) and two["replay"]["seen"] == 8
     losses = [[row["loss_live"] for row in rows(folder, name)] for name in ("one", "two")]  # the first process has the live one
     assert len(losses[0]) == 2 and np.allclose(*losses, rtol=1e-3)
@@ -372,7 +374,7 @@ def test_a_joint_network_goes_on_from_its_own_frames():
                                       "sample.diffusion": "0", "sample.steps": 2})
     latent = configs.Latent((3, 2, 2), (0.0,) * 3, (1.0,) * 3, delta=2.0)
     seen = []
-    forecaster = sample.Forecaster(dataclasses.replace(config, latent=latent), Straight(2.0, seen), None, CPU)
+    forecaster = Forecaster(dataclasses.replace(config, latent=latent), Straight(2.0, seen), None, CPU)
     given = torch.arange(5.0).view(1, 5, 1, 1, 1).expand(2, 5, 3, 2, 2)
     future = forecaster.roll_out(given, 6, (0,))
     assert future.shape == (2, 6, 3, 2, 2)
@@ -395,7 +397,7 @@ def test_the_joint_network_sees_its_past_and_no_more_than_that():
 
 def test_a_joint_run_forecasts(folder, monkeypatch):
     trained(folder, "joint", monkeypatch, "model.name=joint")
-    forecaster, _ = sample.load(folder / "outputs/checkpoints/joint/latest.pt", CPU)
+    forecaster, _ = load_forecaster(folder / "outputs/checkpoints/joint/latest.pt", CPU)
     assert forecaster.config.latent.shape == (4, 8, 8)
     given = np.random.default_rng(0).integers(0, 255, (2, 4, 32, 32, 3), np.uint8)
     assert forecaster.forecast(given, 6, 2, (0,), quiet=True).shape == (2, 2, 6, 32, 32, 3)

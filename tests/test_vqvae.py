@@ -8,11 +8,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import configs
-import runtime
 import vqvae
-from autoencoders.layers import nearest, nearest_index
-from autoencoders.small import Codebook, SmallVQVAE, count_codes
-from console import UserError
+from models.autoencoders.layers import nearest, nearest_index
+from models.autoencoders.small import Codebook, SmallVQVAE, count_codes
+from runtime import checkpoints
+from runtime.console import UserError
 from shards import Shards
 
 
@@ -111,24 +111,24 @@ def test_an_update_of_the_codebook_does_not_wait_for_the_gpu():
 
 def test_training_stopped_half_way_goes_on_bit_for_bit(make_shards, tmp_path, monkeypatch):
     shards, cpu = Shards(make_shards([60, 40], size=16)), torch.device("cpu")
-    whole = runtime.load_checkpoint(vqvae.train(config(tmp_path / "a", train__save_every=20), shards, shards, cpu))
-    cfg, save = config(tmp_path / "b", train__save_every=20), runtime.save_checkpoint
+    whole = checkpoints.load_checkpoint(vqvae.train(config(tmp_path / "a", train__save_every=20), shards, shards, cpu))
+    cfg, save = config(tmp_path / "b", train__save_every=20), checkpoints.save_checkpoint
 
     def save_and_stop(dir, state, keep):
         save(dir, state, keep)
         raise KeyboardInterrupt
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(runtime, "save_checkpoint", save_and_stop)
+        patch.setattr(checkpoints, "save_checkpoint", save_and_stop)
         vqvae.train(cfg, shards, shards, cpu)
-    assert runtime.resume(vqvae.run_dir(cfg, shards))["step"] == 20
-    parts = runtime.load_checkpoint(vqvae.train(cfg, shards, shards, cpu))
+    assert checkpoints.load_latest(vqvae.run_dir(cfg, shards))["step"] == 20
+    parts = checkpoints.load_checkpoint(vqvae.train(cfg, shards, shards, cpu))
     assert parts["step"] == 60 and all(torch.equal(parts["model"][name], whole["model"][name]) for name in whole["model"])
 
 
 def test_training_learns_and_a_finished_one_is_left_alone(make_shards, tmp_path):
     shards, cfg, cpu = Shards(make_shards([60, 40], size=16)), config(tmp_path), torch.device("cpu")
     path = vqvae.train(cfg, shards, shards, cpu)
-    whole = runtime.load_checkpoint(path)
+    whole = checkpoints.load_checkpoint(path)
     assert whole["step"] == 60 and whole["psnr"] > 14  # grey images of all levels: an untrained one gives about 8
     before = path.stat().st_mtime_ns
     assert vqvae.train(cfg, shards, shards, cpu) == path and path.stat().st_mtime_ns == before  # finished: nothing to do

@@ -13,10 +13,9 @@ import h5py
 import numpy as np
 import torch
 
-import data
-import sample
-import streams
 import train
+from batches.latents import LatentTriples
+from batches.stream import StreamTriples
 from benchmarks import measure
 from benchmarks.gpu_steps.record import Steps, require
 from benchmarks.gpu_steps.setup import (
@@ -27,20 +26,21 @@ from benchmarks.gpu_steps.setup import (
     no_host_waits,
     random_latents,
     relative_difference,
-    start,
+    start_trial,
     write_latents,
 )
+from forecaster import build_net
 
 MODULES = [
     "main",
     "train",
     "sample",
     "evaluate",
-    "stages",
-    "streams",
-    "features",
-    "measures",
-    "summary.page",
+    "data",
+    "batches.stream",
+    "evaluation.networks",
+    "evaluation.measure",
+    "report.summary_page",
     "benchmarks.train_step",
     "benchmarks.sample",
     "benchmarks.memory",
@@ -120,7 +120,7 @@ def update_without_waits(trial: Trial, dir: Path, options: dict) -> dict:
     config = build_config(trial, 8, **options)
     source = None
     if config.data.mode == "stream":
-        source = streams.StreamTriples(config, dir, trial.device)
+        source = StreamTriples(config, dir, trial.device)
     loop = Loop(trial, config, dir, source=source)
     batches = iter(loop.source.batches(0, 4))
     # The first updates allocate memory and choose algorithms.
@@ -139,7 +139,7 @@ def skip_bad_gradient(trial: Trial, dir: Path) -> dict:
     loop()
     learner = loop.learner
     before = {name: value.clone() for name, value in learner.weights.items()}
-    batch = data.LatentTriples(config, dir, trial.device).batch(0)
+    batch = LatentTriples(config, dir, trial.device).batch(0)
     batch[0].fill_(float("nan"))
     _, norm = train.update(learner.net, learner.optimizer, loop.forecaster, batch, 1, trial.process)
     changed = [
@@ -172,7 +172,7 @@ def compare_with_cpu(trial: Trial) -> dict:
     """The network in float32: TF32 as it is set everywhere, and exact products, against the CPU."""
     config = build_config(trial, 4, **{"train.precision": "float32"})
     torch.manual_seed(0)
-    net = sample.build_net(config, torch.device("cpu")).eval()
+    net = build_net(config, torch.device("cpu")).eval()
     z, reference, context = torch.randn(3, 4, 4, 8, 8)
     inputs = (z, torch.rand(4), reference, context, torch.ones(4))
     with torch.no_grad():
@@ -192,7 +192,7 @@ def compare_with_cpu(trial: Trial) -> dict:
 
 
 def run(steps: Steps) -> None:
-    trial = start()
+    trial = start_trial()
     steps.run("machine", describe_machine, trial)
     steps.run("imports", import_modules)
     if trial.on_gpu:

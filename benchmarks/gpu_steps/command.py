@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-import parallel
 from benchmarks.gpu_steps.record import Steps, require
-from benchmarks.gpu_steps.setup import Trial, run_command, start
+from benchmarks.gpu_steps.setup import Trial, run_command, start_trial
+from runtime import parallel
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SETTINGS = [
@@ -106,7 +106,7 @@ class Commands:
 
 
 def run(steps: Steps) -> None:
-    trial = start()
+    trial = start_trial()
     with tempfile.TemporaryDirectory() as folder:
         commands = Commands(steps, trial, Path(folder))
         steps.run("main.py from nothing to a table", commands.run_from_nothing)

@@ -12,14 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-import augment
-import autoencoders
 import configs
-import data
-import features
-import runtime
 import vqvae
-from autoencoders import layers
+from batches.batch import to_pixels
+from batches.frames import apply_jitter, draw_jitter
+from batches.latents import cache_latents
 from benchmarks.gpu_steps.record import Failed, Steps, require
 from benchmarks.gpu_steps.setup import (
     Trial,
@@ -27,10 +24,14 @@ from benchmarks.gpu_steps.setup import (
     no_host_waits,
     peak_gib,
     relative_difference,
-    start,
+    start_trial,
     time_calls,
     time_first,
 )
+from evaluation import networks
+from models import autoencoders
+from models.autoencoders import layers
+from runtime.process import autocast, generator
 from shards import Shards, write_packed
 
 # kind: (pixels, frames at once)
@@ -120,9 +121,9 @@ def update_vqvae(trial: Trial) -> dict:
 
     def step() -> torch.Tensor:
         # As vqvae.train computes it.
-        with runtime.autocast("auto", device):
-            noise = runtime.generator(device, "codes", next(counter))
-            loss, _ = module.loss(data.to_pixels(frames, device), noise)
+        with autocast("auto", device):
+            noise = generator(device, "codes", next(counter))
+            loss, _ = module.loss(to_pixels(frames, device), noise)
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
@@ -159,7 +160,7 @@ def write_frames(dir: Path, files: int, count: int, size: int) -> Shards:
 
 
 @torch.no_grad()
-def cache_latents(trial: Trial) -> dict:
+def time_cache(trial: Trial) -> dict:
     """Frames/s of encoding a split into the latent cache, beside frames that are on the device."""
     clear(trial)
     kind, size, files, count = "taming_f8_small", 64, 4, 4096
@@ -173,7 +174,7 @@ def cache_latents(trial: Trial) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         shards = write_frames(Path(folder) / "train", files, count, size)
         began = time.perf_counter()
-        out = data.cache_latents(shards, module.encode, "trial", folder, trial.device)
+        out = cache_latents(shards, module.encode, "trial", folder, trial.device)
         cached = files * count / (time.perf_counter() - began)
         shape = Shards(out, "latents").map_file(0).shape
     require(shape[0] == count, f"{shape[0]} latents of {count} frames")
@@ -187,24 +188,24 @@ def cache_latents(trial: Trial) -> dict:
 # ---------------------------------------------------------------------------------- against the CPU
 def compare_jitter(trial: Trial) -> dict:
     settings = configs.Data(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2)
-    jitter = augment.draw(settings, 16, np.random.default_rng(0))
+    jitter = draw_jitter(settings, 16, np.random.default_rng(0))
     frames = torch.rand(16, 3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     there = frames.to(trial.device)
     difference = float(
-        (augment.apply(there, jitter).cpu() - augment.apply(frames, jitter)).abs().max()
+        (apply_jitter(there, jitter).cpu() - apply_jitter(frames, jitter)).abs().max()
     )
     require(difference < 1e-3, f"largest difference {difference:.2g}")
     with no_host_waits(trial):
-        augment.apply(there, jitter)
+        apply_jitter(there, jitter)
     return {
         "largest_difference": difference,
-        **time_calls(trial, partial(augment.apply, there, jitter), 10),
+        **time_calls(trial, partial(apply_jitter, there, jitter), 10),
     }
 
 
 def build_i3d() -> nn.Module:
     """Random weights that keep the size of activations, folded as load_i3d does it."""
-    model = features.I3D()
+    model = networks.I3D()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
@@ -220,9 +221,9 @@ def compare_i3d(trial: Trial) -> dict:
     """Features in float32 of one clip against the CPU's; clips/s of several."""
     model = build_i3d()
     clips = np.stack([random_frames(10, 64)] * (1 if trial.tiny else 8))
-    expected = torch.from_numpy(features.i3d_features(model, clips[:1], "cpu"))
+    expected = torch.from_numpy(networks.i3d_features(model, clips[:1], "cpu"))
     model = model.to(trial.device)
-    compute = partial(features.i3d_features, model, clips, trial.device)
+    compute = partial(networks.i3d_features, model, clips, trial.device)
     first = time_first(trial, compute)
     difference = relative_difference(torch.from_numpy(compute()[:1]), expected)
     require(difference < 1e-3, f"relative difference {difference:.2g}")
@@ -232,7 +233,7 @@ def compare_i3d(trial: Trial) -> dict:
 
 
 def run(steps: Steps) -> None:
-    trial = start()
+    trial = start_trial()
     kinds = TINY_AUTOENCODERS if trial.tiny else AUTOENCODERS
     for kind, (size, batch) in kinds.items():
         comparison = Comparison(trial, kind, size, batch)
@@ -241,6 +242,6 @@ def run(steps: Steps) -> None:
         steps.run(f"{name}: bf16, channels last", comparison.time_fast)
     steps.run("nearest codes against float64", check_nearest_codes, trial)
     steps.run("an update of our VQVAE, without waits", update_vqvae, trial)
-    steps.run("latent cache", cache_latents, trial)
+    steps.run("latent cache", time_cache, trial)
     steps.run("colour jitter against the CPU", compare_jitter, trial)
     steps.run("I3D against the CPU", compare_i3d, trial)

@@ -10,8 +10,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-import parallel
-import runtime
 from benchmarks import train_step
 from benchmarks.gpu_steps.record import Steps, require
 from benchmarks.gpu_steps.setup import (
@@ -22,9 +20,11 @@ from benchmarks.gpu_steps.setup import (
     clear,
     copy_state,
     relative_difference,
-    start,
+    start_trial,
     write_latents,
 )
+from runtime import parallel
+from runtime.process import Process, StopSignals
 
 WAYS = {
     "DDP": {},
@@ -62,27 +62,27 @@ class Several(int):
     __hash__ = int.__hash__
 
 
-def connect(trial: Trial) -> runtime.Process:
+def connect(trial: Trial) -> Process:
     """Start a process group of one, as runtime.start does it for several."""
     options = {"device_id": trial.device} if trial.on_gpu else {}
     backend = "nccl" if trial.on_gpu else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, **options)
     groups = {}
-    if "stages" in {field.name for field in dataclasses.fields(runtime.Process)}:
+    if "stages" in {field.name for field in dataclasses.fields(Process)}:
         groups["stages"] = dist.new_group(backend="gloo")
-    return runtime.Process(0, Several(1), trial.device, **groups)
+    return Process(0, Several(1), trial.device, **groups)
 
 
-def check_collectives(process: runtime.Process) -> dict:
+def check_collectives(process: Process) -> dict:
     process.barrier()
     value = {"path": Path("x"), "numbers": [1, 2.5]}
     require(process.agree(value) == value, "agree changed the value")
-    signal = runtime.StopSignals(process).agreed(0)
+    signal = StopSignals(process).agreed(0)
     require(signal == 0, f"signal {signal} was agreed on, none was sent")
     return {"backend": dist.get_backend()}
 
 
-def update_among_several(trial: Trial, process: runtime.Process, dir: Path, options: dict) -> dict:
+def update_among_several(trial: Trial, process: Process, dir: Path, options: dict) -> dict:
     """Three updates, moments reloaded before the last; the weights change as without NCCL."""
     clear(trial)
     network = {**TINY_NET, "model.depth": 2, "model.dropout": 0.0, "train.precision": "float32"}
@@ -108,7 +108,7 @@ def flatten(weights: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([weights[name].double().flatten() for name in sorted(weights)])
 
 
-def disconnect(process: runtime.Process) -> dict:
+def disconnect(process: Process) -> dict:
     if hasattr(process, "close"):
         process.close()
     else:
@@ -132,7 +132,7 @@ def train_with_torchrun(count: int, size: str, batch: int, shard: bool) -> dict:
 
 
 def run(steps: Steps) -> None:
-    trial = start()
+    trial = start_trial()
     process = connect(trial)
     steps.run("collectives", check_collectives, process)
     with tempfile.TemporaryDirectory() as folder:

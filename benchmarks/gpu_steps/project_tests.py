@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.gpu_steps.record import LeftOut, Steps
-from benchmarks.gpu_steps.setup import run_command, start
+from benchmarks.gpu_steps.setup import run_command, start_trial
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # (file, the package that it needs besides those of the commands, runs on a CPU too)
@@ -43,7 +43,7 @@ def run_pytest(steps: Steps, file: str, package: str | None) -> dict:
 
 
 def run(steps: Steps) -> None:
-    trial = start()
+    trial = start_trial()
     for file, package, on_cpu in FILES:
         if on_cpu or not trial.tiny:
             needs = 0 if trial.tiny else SECONDS_TO_START

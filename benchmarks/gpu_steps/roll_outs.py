@@ -7,7 +7,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-import parallel
 from benchmarks import sample as benchmark
 from benchmarks.gpu_steps.record import Failed, Steps, require
 from benchmarks.gpu_steps.setup import (
@@ -21,12 +20,13 @@ from benchmarks.gpu_steps.setup import (
     profile_kernels,
     random_latents,
     relative_difference,
-    start,
+    start_trial,
     time_calls,
     time_first,
 )
 from configs import GRAPHS
-from sample import Forecaster
+from forecaster import Forecaster
+from runtime import parallel
 
 GIVEN = 10
 # Compiled bf16 rounds less often than eager bf16; float32 on a CPU only changes the order of sums.
@@ -157,7 +157,7 @@ def check_weights(sizes: Sizes) -> dict:
 
 
 def run(steps: Steps) -> None:
-    trial = start()
+    trial = start_trial()
     sizes = Sizes(trial)
     for videos in sizes.videos.values():
         steps.run(f"straightforward float32, {videos} videos", time_straightforward, sizes, videos)

@@ -16,16 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import autoencoders
 import configs
-import data
-import parallel
-import runtime
-import sample
 import train
 import vqvae
+from batches.batch import Batch
+from batches.latents import LatentTriples
 from benchmarks import measure
 from benchmarks.gpu_steps.record import Failed, require
+from forecaster import Forecaster, build_net
+from models import autoencoders
+from runtime import parallel
+from runtime.process import Process, start
 from shards import write_packed
 
 LATENT_SHAPE = (4, 8, 8)
@@ -44,7 +45,7 @@ TINY_NET = {
 class Trial:
     """The process, and whether sizes are tiny, as on a CPU."""
 
-    process: runtime.Process
+    process: Process
     tiny: bool
 
     @property
@@ -56,9 +57,9 @@ class Trial:
         return self.device.type == "cuda"
 
 
-def start() -> Trial:
+def start_trial() -> Trial:
     tiny = os.environ.get("DEVICE") == "cpu"
-    process = runtime.start()
+    process = start()
     require(
         tiny or process.device.type == "cuda", "no GPU is visible; set DEVICE=cpu for tiny sizes"
     )
@@ -126,12 +127,12 @@ def build_autoencoder(trial: Trial, precision: str) -> nn.Module:
 
 def build_forecaster(
     trial: Trial, config: configs.Config, autoencoder: bool = True
-) -> sample.Forecaster:
+) -> Forecaster:
     """Weights as initialised, the same for every config of one network."""
     torch.manual_seed(0)
-    net = sample.build_net(config, trial.device).eval()
+    net = build_net(config, trial.device).eval()
     module = build_autoencoder(trial, config.train.precision) if autoencoder else None
-    return sample.Forecaster(config, net, module, trial.device)
+    return Forecaster(config, net, module, trial.device)
 
 
 def random_latents(trial: Trial, videos: int, frames: int) -> Tensor:
@@ -160,19 +161,19 @@ class Loop:
         trial: Trial,
         config: configs.Config,
         dir: Path,
-        process: runtime.Process | None = None,
+        process: Process | None = None,
         source=None,
         start: dict | None = None,
     ):
         self.process = process or trial.process
         self.config = config
-        self.source = source or data.LatentTriples(config, dir, trial.device)
+        self.source = source or LatentTriples(config, dir, trial.device)
         self.learner = train.begin(config, self.process, dir, start)
-        self.forecaster = sample.Forecaster(config, None, None, trial.device)
+        self.forecaster = Forecaster(config, None, None, trial.device)
         self.step = 0
         self.losses = self.norm = None
 
-    def __call__(self, batch: data.Batch | None = None) -> None:
+    def __call__(self, batch: Batch | None = None) -> None:
         """An update on the next batch of the latents, or on the one given."""
         learner, step = self.learner, self.step
         if batch is None:

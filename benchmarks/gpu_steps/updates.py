@@ -11,11 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-import data
-import parallel
-import runtime
-import sample
 import train
+from batches.latents import LatentTriples
 from benchmarks import measure, train_step
 from benchmarks.gpu_steps.record import Steps, require
 from benchmarks.gpu_steps.setup import (
@@ -27,11 +24,14 @@ from benchmarks.gpu_steps.setup import (
     copy_state,
     peak_gib,
     profile_kernels,
-    start,
+    start_trial,
     time_calls,
     time_first,
     write_latents,
 )
+from forecaster import Forecaster, build_net
+from runtime import parallel
+from runtime.process import generator, uses_bf16
 
 # Dense bf16 FLOP/s of data sheets, by a part of torch.cuda.get_device_name(). The first one counts.
 PEAKS = {
@@ -88,7 +88,7 @@ class Rates:
 
     def describe(self) -> dict:
         return {
-            "precision": "bf16" if runtime.uses_bf16("auto", self.trial.device) else "float32",
+            "precision": "bf16" if uses_bf16("auto", self.trial.device) else "float32",
             "gflop_per_sample": self.work / 1e9,
             "matmul_tflops": self.matmul / 1e12,
             "peak_tflops": self.peak / 1e12 if self.peak else "unknown",
@@ -117,15 +117,15 @@ def find_peak(name: str) -> float | None:
 def build_straightforward(trial: Trial, batch: int, dir: Path) -> Callable[[], None]:
     """An update in float32: AdamW as it comes, averages one by one, the loss read each time."""
     config = build_config(trial, batch, **{"train.precision": "float32"})
-    source = data.LatentTriples(config, dir, trial.device)
-    net = sample.build_net(config, trial.device)
-    forecaster = sample.Forecaster(config, None, None, trial.device)
+    source = LatentTriples(config, dir, trial.device)
+    net = build_net(config, trial.device)
+    forecaster = Forecaster(config, None, None, trial.device)
     averages = {name: value.detach().clone() for name, value in net.named_parameters()}
     optimizer = torch.optim.AdamW(net.parameters(), config.train.lr)
     counter = itertools.count()
 
     def step() -> None:
-        noise = runtime.generator(trial.device, "noise")
+        noise = generator(trial.device, "noise")
         parts = train.flow_batch(forecaster, source.batch(next(counter)), noise, slice(batch))
         loss = train.flow_loss(net, forecaster, *parts[0]).mean()
         optimizer.zero_grad()
@@ -169,8 +169,8 @@ def record_graph(trial: Trial, batch: int) -> Callable[[], None]:
     """Forward, backward, clipping, AdamW and averaging, recorded once; -> the replay."""
     config = build_config(trial, batch)
     device = trial.device
-    net = sample.build_net(config, device)
-    forecaster = sample.Forecaster(config, None, None, device)
+    net = build_net(config, device)
+    forecaster = Forecaster(config, None, None, device)
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=True, capturable=True)
     x, target, x0, context = torch.randn(4, batch, *LATENT_SHAPE, device=device)
     s = torch.rand(batch, device=device)
@@ -213,7 +213,7 @@ def time_parts(trial: Trial, rates: Rates, dir: Path) -> dict:
     shape = (batch, *LATENT_SHAPE)
 
     def draw_noise() -> torch.Tensor:
-        return torch.randn(shape, generator=runtime.generator(device, "noise"), device=device)
+        return torch.randn(shape, generator=generator(device, "noise"), device=device)
 
     parts = {
         "batch": lambda: loop.source.batch(3),
@@ -267,7 +267,7 @@ def compare_states(a: dict, b: dict) -> float:
 
 
 def run(steps: Steps) -> None:
-    trial = start()
+    trial = start_trial()
     rates = Rates(trial)
     steps.run("work and rates", rates.describe)
 

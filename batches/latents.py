@@ -1,0 +1,197 @@
+"""Latents: encoded once, cached, gathered."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batches.batch import Batch, to_pixels
+from batches.windows import Triples, Windows, check_long_enough, draw_batch
+from configs import Config
+from runtime.console import UserError, progress
+from runtime.process import to_device
+from shards import Shards, write_packed
+
+# Limits of what is read at once to be encoded.
+BLOCK_FRAMES = 2048
+BLOCK_BYTES = 64 << 20
+
+
+# ---------------------------------------------------------------------------------------------- latents, encoded once
+def latent_dir(shards: Shards, weights_digest: str, root: str) -> Path:
+    name = hashlib.blake2b(f"{shards.fingerprint()} {weights_digest}".encode(), digest_size=8).hexdigest()
+    return Path(root) / "latents" / name / shards.dir.name
+
+
+def encode_batch_size(frame_values: int) -> int:
+    """Frames that are encoded at once, for frames of that many values."""
+    return max(1, (1 << 18) // frame_values * 8)
+
+
+@torch.no_grad()
+def encode_on_device(encode: Callable[[Tensor], Tensor], frames: np.ndarray,
+                     device: torch.device | str) -> Tensor:
+    """(n, H, W, 3) uint8 -> (n, C, h, w) float16 on the device, without a host wait. Latents stay
+    as they are, on the host."""
+    if frames.dtype != np.uint8:
+        return torch.from_numpy(frames.astype(np.float16))
+    batch = encode_batch_size(frames[0].size)
+    starts = range(0, len(frames), batch)
+    return torch.cat([encode(to_pixels(frames[i:i + batch], device)).half() for i in starts])
+
+
+def start_copy(values: Tensor) -> Callable[[], np.ndarray]:
+    """Start to copy a tensor to the host -> a function that waits for the copy and returns it."""
+    # From a GPU, torch makes a non-blocking copy in pinned memory.
+    host = values.to("cpu", non_blocking=True)
+    copied = None
+    if values.is_cuda:
+        copied = torch.cuda.current_stream(values.device).record_event()
+
+    def wait() -> np.ndarray:
+        if copied is not None:
+            copied.synchronize()
+        return host.numpy()
+    return wait
+
+
+def encode_frames(encode: Callable[[Tensor], Tensor], frames: np.ndarray,
+                  device: torch.device | str) -> np.ndarray:
+    """(n, H, W, 3) uint8 -> (n, C, h, w) float16. Latents stay as they are."""
+    return start_copy(encode_on_device(encode, frames, device))()
+
+
+def read_ahead(read: Callable[..., np.ndarray], items: Iterable[tuple]) -> Iterator[np.ndarray]:
+    """read(*item) of each item in order, by a thread that reads one item ahead. An error of the
+    thread is raised here. The thread ends with the iterator, which the caller closes."""
+    with ThreadPoolExecutor(1, "read-ahead") as pool:
+        ahead = None
+        for item in items:
+            following = pool.submit(read, *item)
+            if ahead is not None:
+                yield ahead.result()
+            ahead = following
+        if ahead is not None:
+            yield ahead.result()
+
+
+def block_rows(count: int, shape: tuple[int, ...], dtype: np.dtype) -> list[np.ndarray]:
+    """The rows of a file of `count` frames, in blocks of at most BLOCK_FRAMES and BLOCK_BYTES (or
+    one batch)."""
+    # Whole batches: the limit in bytes does not change which frames are encoded together.
+    values = int(np.prod(shape))
+    batch = encode_batch_size(values)
+    step = max(batch, BLOCK_BYTES // (values * dtype.itemsize) // batch * batch)
+    blocks = []
+    for start in range(0, count, BLOCK_FRAMES):
+        stop = min(start + BLOCK_FRAMES, count)
+        blocks += [np.arange(a, min(a + step, stop)) for a in range(start, stop, step)]
+    return blocks
+
+
+def cache_latents(shards: Shards, encode: Callable[[Tensor], Tensor], weights_digest: str, root: str,
+                  device: torch.device | str) -> Path:
+    """Encode every frame of a split once, a latent shard per frame shard; shards that are there
+    already are kept. While a block of frames is encoded, a thread reads the next one, and a GPU's
+    latents of the block before are fetched."""
+    out = latent_dir(shards, weights_digest, root)
+    out.mkdir(parents=True, exist_ok=True)
+    todo = []
+    reads = []
+    for k, (file, path) in enumerate(zip(shards.files, shards.paths)):
+        if len(file.lengths) and not (out / path.name).exists():
+            blocks = block_rows(int(file.lengths.sum()), file.shape, file.dtype)
+            todo.append((file, out / path.name, blocks))
+            reads += [(k, rows) for rows in blocks]
+    total = sum(len(rows) for _, rows in reads)
+    frames = read_ahead(shards.read_file, reads)
+    with progress(total, f"encode {shards.dir.name}", "frame") as bar, closing(frames):
+        for file, path, blocks in todo:
+            parts = []
+            wait = None
+            for rows in blocks:
+                following = start_copy(encode_on_device(encode, next(frames), device))
+                # Wait for the block before only now that the device has work again.
+                if wait is not None:
+                    parts.append(np.array(wait()))
+                wait = following
+                bar.update(len(rows))
+            parts.append(np.array(wait()))
+            write_packed(path, "latents", np.concatenate(parts), file.lengths,
+                         {"continues": file.continues, "fps": file.fps or 0.0})
+    return out
+
+
+class LatentStore:
+    """All latents of a split, gathered by flat index: on the GPU where they fit in half of what is free there, else in their
+    files, memory-mapped: the system keeps as many in memory as it can spare, once for all processes. UserError naming the
+    file for latents that are not finite."""
+
+    def __init__(self, shards: Shards, device: torch.device):
+        maps = [shards.map_file(k) for k in range(len(shards.paths))]
+        for rows, path in zip(maps, shards.paths):
+            check_finite(rows, path)
+        self.device, self.starts = device, shards.file_starts
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # and nobody writes to it
+            self.parts = [torch.from_numpy(rows) for rows in maps]
+        if device.type == "cuda" and sum(part.nbytes for part in self.parts) < torch.cuda.mem_get_info(device)[0] // 2:
+            whole = torch.empty(int(self.starts[-1]), *shards.shape, dtype=self.parts[0].dtype, device=device)
+            for part, start in zip(self.parts, self.starts):
+                whole[int(start):int(start) + len(part)] = part
+            self.parts, self.starts = [whole], shards.file_starts[[0, -1]]
+
+    def gather(self, rows: np.ndarray) -> Tensor:
+        """(n,) int64 flat indices -> (n, C, h, w) on the device, as stored."""
+        if len(self.parts) == 1:
+            found = self.parts[0][to_device(rows, self.parts[0].device)]
+        else:
+            at = torch.from_numpy(rows)
+            owner = np.searchsorted(self.starts, rows, side="right") - 1
+            found = torch.empty(len(rows), *self.parts[0].shape[1:], dtype=self.parts[0].dtype)
+            for k in np.unique(owner):
+                mine = torch.from_numpy(np.flatnonzero(owner == k))
+                found[mine] = self.parts[k][at[mine] - int(self.starts[k])]
+        return to_device(found, self.device)
+
+
+def check_finite(latents: np.ndarray, path: Path) -> None:
+    for start in range(0, len(latents), 4096):
+        if not np.isfinite(latents[start:start + 4096]).all():
+            raise UserError(f"{path}: latents that are not finite, from frame {start} on; look at the autoencoder's weights, "
+                            "and delete the file to have it made again")
+
+
+class LatentTriples:
+    """Batches of triples gathered from latents. batch(k) -> target, reference, context (b, C, h, w) as stored (not
+    normalised), gap (b,) float32."""
+
+    def __init__(self, config: Config, dir: Path, device: torch.device, rank: int = 0, world: int = 1,
+                 fixed: Windows | None = None):
+        self.shards = Shards(dir, "latents")
+        self.store = LatentStore(self.shards, device)
+        self.config, self.device = config, device
+        self.rank, self.world, self.fixed = rank, world, fixed
+        check_long_enough(self.shards, config.data.clip, config.data.skip, "data.clip")
+
+    def triples(self, k: int, whole: bool = False) -> Triples:
+        rank, world = (0, 1) if whole else (self.rank, self.world)
+        return draw_batch(self.config, self.shards.lengths, k, rank, world, self.fixed)
+
+    def batch(self, k: int, whole: bool = False) -> Batch:
+        at = self.triples(k, whole)
+        base = self.shards.starts[at.video]
+        x = self.store.gather(np.concatenate([base + at.target, base + at.reference, base + at.context]))
+        return *x.float().chunk(3), to_device(at.gap.astype(np.float32), self.device)
+
+    def batches(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:
+        """This process's share of them, or the whole."""
+        return (self.batch(k, whole) for k in range(start, stop))

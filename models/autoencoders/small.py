@@ -1,0 +1,98 @@
+"""A VQVAE of our own, for data without published weights."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.autoencoders.layers import lookup, nearest, nearest_index
+
+
+class ResBlock(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h)))
+
+
+def count_codes(index: Tensor, codes: int) -> Tensor:
+    """How often each code was chosen, (codes,) float32, exact up to 2^24. Unlike bincount, it does
+    not wait for the GPU."""
+    ones = torch.ones(len(index), device=index.device)
+    return torch.zeros(codes, device=index.device).index_add_(0, index, ones)
+
+
+class Codebook(nn.Module):
+    """K codes of C dimensions, followed as exponential moving averages of the latents assigned to them (van den Oord et
+    al. 2017, appendix A.1). Codes that no latent has chosen for long restart at a latent of the batch at hand."""
+
+    def __init__(self, codes: int, dim: int, decay: float = 0.99):
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("codes", torch.randn(codes, dim))
+        self.register_buffer("count", torch.zeros(codes))
+        self.register_buffer("total", torch.zeros(codes, dim))
+
+    @torch.no_grad()
+    def update(self, z: Tensor, index: Tensor, count: Tensor,
+               generator: torch.Generator | None) -> None:
+        """index: of nearest_index; count: of count_codes."""
+        flat = z.movedim(1, -1).reshape(-1, z.shape[1]).float()
+        # A tensor, not a bool: the host would wait for the GPU at every update.
+        first = ~self.count.any()
+        total = torch.zeros_like(self.total).index_add_(0, index, flat)
+        self.count.lerp_(count, 1 - self.decay)
+        self.total.lerp_(total, 1 - self.decay)
+        mean = self.count.mean()
+        dead = first | (self.count < 0.01 * mean)
+        pick = torch.randint(len(flat), (len(self.codes),), generator=generator, device=flat.device)
+        self.total.copy_(torch.where(dead[:, None], flat[pick] * mean, self.total))
+        self.count.copy_(torch.where(dead, mean, self.count))
+        self.codes.copy_(self.total / self.count[:, None])
+
+
+class SmallVQVAE(nn.Module):
+    """A VQVAE small enough to train on two cores in two minutes: all of its blocks work at latent resolution.
+
+    (B, 3, H, W) in [-1, 1] <-> (B, channels, H / downsample, W / downsample).
+    """
+
+    def __init__(self, downsample: int = 4, channels: int = 4, codes: int = 1024, width: int = 96, depth: int = 2):
+        super().__init__()
+        f = downsample
+        # Patches overlap by half their size on each side, so that a shape crossing a border is seen whole.
+        self.encoder = nn.Sequential(nn.Conv2d(3, width, 2 * f, stride=f, padding=f // 2),
+                                     *[ResBlock(width) for _ in range(depth)],
+                                     nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, channels, 1))
+        self.codebook = Codebook(codes, channels)
+        self.decoder = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1),
+                                     *[ResBlock(width) for _ in range(depth + 1)],
+                                     nn.GroupNorm(8, width), nn.SiLU(),
+                                     nn.Conv2d(width, 3 * f * f, 3, padding=1), nn.PixelShuffle(f))
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.encoder(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.decoder(nearest(z, self.codebook.codes)).clamp(-1, 1)
+
+    def loss(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Training loss and what to log of it: reconstruction MSE in [0, 1] pixel units, codebook perplexity."""
+        z = self.encoder(x).float()
+        index = nearest_index(z, self.codebook.codes)
+        count = count_codes(index, len(self.codebook.codes))
+        if self.training:
+            self.codebook.update(z.detach(), index, count, generator)
+        code = lookup(index, self.codebook.codes, z)
+        reconstruction = self.decoder(z + (code - z).detach()).float()  # straight-through
+        error, commitment = F.mse_loss(reconstruction, x), F.mse_loss(z, code)
+        share = count / len(index)
+        perplexity = torch.exp(-(share * (share + 1e-10).log()).sum())
+        # The commitment is weighed by the error's own size, so that its share stays the same as both shrink.
+        return error + 0.25 * error.detach() * commitment, {"mse": error.detach() / 4, "perplexity": perplexity}

@@ -28,60 +28,172 @@ def stream(dataset: str) -> dict[str, Any]:
     the maze), the first half of a window given."""
     known = {"ball_stn": (10, 2, 1), "ball_nstn": (10, 2, 1), "plaicraft": (20, 8, 2)}
     clip, batch, live = known.get(dataset, (20, 4, 2))
-    return {"data.clip": clip, "data.condition": clip // 2, "data.predict": clip // 2, "train.batch_size": batch,
-            "replay.n_live": live, "replay.size": "0.2" if dataset == "plaicraft" else "0.05", "train.steps": 0,
-            "train.schedule": "constant",
-            "train.log_every": 100, "train.sample_every": 0, "train.save_every": 1_000, "train.ema": 0.999,
-            **{f"data.{jitter}": 0.0 for jitter in ("brightness", "contrast", "saturation", "hue")}}
+    return {
+        "data.clip": clip,
+        "data.condition": clip // 2,
+        "data.predict": clip // 2,
+        "train.batch_size": batch,
+        "replay.n_live": live,
+        "replay.size": "0.2" if dataset == "plaicraft" else "0.05",
+        "train.steps": 0,
+        "train.schedule": "constant",
+        "train.log_every": 100,
+        "train.sample_every": 0,
+        "train.save_every": 1_000,
+        "train.ema": 0.999,
+        **{f"data.{jitter}": 0.0 for jitter in ("brightness", "contrast", "saturation", "hue")},
+    }
 
 
 def clips(dataset: str) -> dict[str, Any]:
     published = {  # RIVER's and the predecessor's training, shared by their datasets
-        "model.name": "uvit", "model.width": 768, "model.depth": 4, "model.mid_depth": 5, "model.heads": 8,
-        "model.dropout": 0.05, "flow.c": 0.1, "flow.output": "drift", "flow.weight": "published", "flow.normalize": False,
-        "data.context": "uniform", "sample.context": "uniform",
-        "train.steps": 400_000, "train.batch_size": 256, "train.lr": 2e-4, "train.warmup": 10_000,
-        "train.schedule": "constant", "train.beta2": 0.999, "train.ema": 0.9999, "train.log_every": 100,
-        "train.sample_every": 10_000, "train.save_every": 5_000, "sample.steps": 100, "sample.reencode": False}
+        "model.name": "uvit",
+        "model.width": 768,
+        "model.depth": 4,
+        "model.mid_depth": 5,
+        "model.heads": 8,
+        "model.dropout": 0.05,
+        "flow.c": 0.1,
+        "flow.output": "drift",
+        "flow.weight": "published",
+        "flow.normalize": False,
+        "data.context": "uniform",
+        "sample.context": "uniform",
+        "train.steps": 400_000,
+        "train.batch_size": 256,
+        "train.lr": 2e-4,
+        "train.warmup": 10_000,
+        "train.schedule": "constant",
+        "train.beta2": 0.999,
+        "train.ema": 0.9999,
+        "train.log_every": 100,
+        "train.sample_every": 10_000,
+        "train.save_every": 5_000,
+        "sample.steps": 100,
+        "sample.reencode": False,
+    }
     if dataset in ("ball_stn", "ball_nstn"):
-        return {"data.root": f"data/{dataset}", "data.generate": "balls", "data.color_shift": dataset == "ball_nstn"}
-    ours = {"data.root": f"data/{dataset}", "data.image_size": 64, "data.clip": 16, "data.condition": 8, "data.predict": 16,
-            "sample.num_videos": 32, "sample.solver": "exact2", "sample.grid": "cosine", "sample.steps": 10,
-            "sample.redraw": "frame", "sample.reencode": False, "vqvae.batch_size": 32, "model.width": 96,
-            "train.steps": 6_000, "train.batch_size": 16, "train.ema": 0.998, "train.sample_every": 2_000}
+        return {
+            "data.root": f"data/{dataset}",
+            "data.generate": "balls",
+            "data.color_shift": dataset == "ball_nstn",
+        }
+    ours = {
+        "data.root": f"data/{dataset}",
+        "data.image_size": 64,
+        "data.clip": 16,
+        "data.condition": 8,
+        "data.predict": 16,
+        "sample.num_videos": 32,
+        "sample.solver": "exact2",
+        "sample.grid": "cosine",
+        "sample.steps": 10,
+        "sample.redraw": "frame",
+        "sample.reencode": False,
+        "vqvae.batch_size": 32,
+        "model.width": 96,
+        "train.steps": 6_000,
+        "train.batch_size": 16,
+        "train.ema": 0.998,
+        "train.sample_every": 2_000,
+    }
     if dataset in ("videos", "moving_mnist"):
         return ours | ({} if dataset == "videos" else {"data.condition": 10, "data.predict": 10})
     if dataset == "wmaze":
         return ours | {"data.generate": "maze", "data.stream": 20_000, "data.held_out": 2_000}
     if dataset == "plaicraft":  # latents of frames of 768 x 1280 pixels, 10 a second
-        return ours | {"data.image_size": 768, "data.clip": 20, "data.condition": 10, "data.predict": 10,
-                       "vqvae.kind": "latents", "vqvae.downsample": 8, "train.batch_size": 8, "sample.num_videos": 16,
-                       "sample.num_samples": 2, "sample.batch": 8}
+        return ours | {
+            "data.image_size": 768,
+            "data.clip": 20,
+            "data.condition": 10,
+            "data.predict": 10,
+            "vqvae.kind": "latents",
+            "vqvae.downsample": 8,
+            "train.batch_size": 8,
+            "sample.num_videos": 16,
+            "sample.num_samples": 2,
+            "sample.batch": 8,
+        }
     if dataset == "clevrer_like":  # clips as CLEVRER's, networks for two cores
-        return ours | {"data.image_size": 128, "data.clip": 16, "data.skip": 4, "data.condition": 2, "data.predict": 14,
-                       "vqvae.downsample": 8, "vqvae.codes": 8192, "vqvae.batch_size": 16, "vqvae.steps": 2_000,
-                       "train.steps": 4_000, "sample.num_videos": 16, "sample.steps": 5, "sample.reencode": True}
+        return ours | {
+            "data.image_size": 128,
+            "data.clip": 16,
+            "data.skip": 4,
+            "data.condition": 2,
+            "data.predict": 14,
+            "vqvae.downsample": 8,
+            "vqvae.codes": 8192,
+            "vqvae.batch_size": 16,
+            "vqvae.steps": 2_000,
+            "train.steps": 4_000,
+            "sample.num_videos": 16,
+            "sample.steps": 5,
+            "sample.reencode": True,
+        }
     if dataset == "kth":
-        return published | {"data.root": "data/kth", "data.image_size": 64, "data.clip": 40, "data.condition": 10,
-                            "data.predict": 30, "vqvae.kind": "taming_f8_small", "vqvae.downsample": 8,
-                            "vqvae.codes": 16384, "vqvae.ckpt": "weights/river_kth_64/vqvae.ckpt"}
+        return published | {
+            "data.root": "data/kth",
+            "data.image_size": 64,
+            "data.clip": 40,
+            "data.condition": 10,
+            "data.predict": 30,
+            "vqvae.kind": "taming_f8_small",
+            "vqvae.downsample": 8,
+            "vqvae.codes": 16384,
+            "vqvae.ckpt": "weights/river_kth_64/vqvae.ckpt",
+        }
     if dataset == "clevrer":
-        return published | {"data.root": "data/clevrer", "data.image_size": 128, "data.clip": 16, "data.skip": 4,
-                            "data.condition": 2, "data.predict": 14, "data.brightness": 0.1, "data.contrast": 0.1,
-                            "data.saturation": 0.1, "data.hue": 0.25, "vqvae.kind": "river", "vqvae.downsample": 8,
-                            "vqvae.codes": 8192, "vqvae.ckpt": "weights/river_clevrer_128/vqvae.pth"}
+        return published | {
+            "data.root": "data/clevrer",
+            "data.image_size": 128,
+            "data.clip": 16,
+            "data.skip": 4,
+            "data.condition": 2,
+            "data.predict": 14,
+            "data.brightness": 0.1,
+            "data.contrast": 0.1,
+            "data.saturation": 0.1,
+            "data.hue": 0.25,
+            "vqvae.kind": "river",
+            "vqvae.downsample": 8,
+            "vqvae.codes": 8192,
+            "vqvae.ckpt": "weights/river_clevrer_128/vqvae.pth",
+        }
     if dataset in ("bair_64", "bair_256"):
         small = dataset == "bair_64"
-        return published | {"data.root": f"data/{dataset}", "data.image_size": 64 if small else 256, "data.clip": 16,
-                            "data.condition": 1, "data.predict": 15, "vqvae.kind": "taming_f8_small" if small else "taming_f16",
-                            "vqvae.downsample": 8 if small else 16, "vqvae.channels": 4 if small else 8, "vqvae.codes": 16384,
-                            "vqvae.ckpt": f"weights/river_{dataset}/vqvae.ckpt", "model.out_norm": "ln" if small else "bn",
-                            "train.steps": 300_000, "train.lr": 1e-4, "train.warmup": 5_000, "train.weight_decay": 5e-6}
+        return published | {
+            "data.root": f"data/{dataset}",
+            "data.image_size": 64 if small else 256,
+            "data.clip": 16,
+            "data.condition": 1,
+            "data.predict": 15,
+            "vqvae.kind": "taming_f8_small" if small else "taming_f16",
+            "vqvae.downsample": 8 if small else 16,
+            "vqvae.channels": 4 if small else 8,
+            "vqvae.codes": 16384,
+            "vqvae.ckpt": f"weights/river_{dataset}/vqvae.ckpt",
+            "model.out_norm": "ln" if small else "bn",
+            "train.steps": 300_000,
+            "train.lr": 1e-4,
+            "train.warmup": 5_000,
+            "train.weight_decay": 5e-6,
+        }
     raise UserError(f"no dataset `{dataset}`{nearest(dataset, DATASETS)}")
 
 
-DATASETS = ("ball_stn", "ball_nstn", "wmaze", "moving_mnist", "clevrer_like", "plaicraft", "videos",
-            "kth", "clevrer", "bair_64", "bair_256")
+DATASETS = (
+    "ball_stn",
+    "ball_nstn",
+    "wmaze",
+    "moving_mnist",
+    "clevrer_like",
+    "plaicraft",
+    "videos",
+    "kth",
+    "clevrer",
+    "bair_64",
+    "bair_256",
+)
 
 
 PREPARE = {  # the command that makes the shards of a dataset which is not generated
@@ -92,14 +204,32 @@ PREPARE = {  # the command that makes the shards of a dataset which is not gener
     "kth": "python -m prepare.kth --source FOLDER_OF_KTH --out {root} --image_size {size}",
     "clevrer": "python -m prepare.clevrer --source FOLDER_OF_CLEVRER --out {root} --image_size {size}",
     "bair_64": "python -m prepare.bair --source softmotion30_44k --out {root} --image_size {size}",
-    "bair_256": "python -m prepare.bair --source FOLDER_OF_BAIR_FRAMES --out {root} --image_size {size}"}
-FETCH = {dataset: f"hf download cvg-unibe/{name} --local-dir weights/{name}" for dataset, name in (  # its published VQVAE
-    ("kth", "river_kth_64"), ("clevrer", "river_clevrer_128"), ("bair_64", "river_bair_64"), ("bair_256", "river_bair_256"))}
+    "bair_256": "python -m prepare.bair --source FOLDER_OF_BAIR_FRAMES --out {root} --image_size {size}",
+}
+FETCH = {
+    dataset: f"hf download cvg-unibe/{name} --local-dir weights/{name}"
+    for dataset, name in (  # its published VQVAE
+        ("kth", "river_kth_64"),
+        ("clevrer", "river_clevrer_128"),
+        ("bair_64", "river_bair_64"),
+        ("bair_256", "river_bair_256"),
+    )
+}
 
 
-SAMPLING_FLAGS = {"num_videos": "sample.num_videos", "num_samples": "sample.num_samples", "num_frames": "data.predict",
-         "steps": "sample.steps", "solver": "sample.solver", "diffusion": "sample.diffusion", "grid": "sample.grid",
-         "warm_start": "sample.warm_start", "redraw": "sample.redraw", "split": "sample.split", "format": "sample.format"}
+SAMPLING_FLAGS = {
+    "num_videos": "sample.num_videos",
+    "num_samples": "sample.num_samples",
+    "num_frames": "data.predict",
+    "steps": "sample.steps",
+    "solver": "sample.solver",
+    "diffusion": "sample.diffusion",
+    "grid": "sample.grid",
+    "warm_start": "sample.warm_start",
+    "redraw": "sample.redraw",
+    "split": "sample.split",
+    "format": "sample.format",
+}
 
 
 def check(ok: bool, name: str, rule: str, value: object) -> None:
@@ -108,8 +238,12 @@ def check(ok: bool, name: str, rule: str, value: object) -> None:
 
 
 def check_context(name: str, value: str) -> None:
-    check(value in ("uniform", "log") or re.fullmatch(r"recent:[1-9]\d*", value) is not None, name,
-          "uniform, log or recent:K with K >= 1", value)
+    check(
+        value in ("uniform", "log") or re.fullmatch(r"recent:[1-9]\d*", value) is not None,
+        name,
+        "uniform, log or recent:K with K >= 1",
+        value,
+    )
 
 
 def at_least(group: str, low: float, **values: float) -> None:
@@ -131,7 +265,9 @@ class Data:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0  # random shift +- this, in turns of the colour wheel
-    skip_bad: bool = False  # shards that cannot be opened are warned of and left out; otherwise the run stops
+    skip_bad: bool = (
+        False  # shards that cannot be opened are warned of and left out; otherwise the run stops
+    )
     workers: int = 4  # loader processes where augmentation forbids the latent cache
     generate: str = ""  # "balls" or "maze": the shards are made where they are absent
     stream: int = 100_000  # frames of the generated training stream
@@ -144,23 +280,53 @@ class Data:
 
     def __post_init__(self):
         at_least("data", 3, clip=self.clip)
-        at_least("data", 1, condition=self.condition, predict=self.predict, stream=self.stream, held_out=self.held_out)
+        at_least(
+            "data",
+            1,
+            condition=self.condition,
+            predict=self.predict,
+            stream=self.stream,
+            held_out=self.held_out,
+        )
         at_least("data", 0, skip=self.skip, workers=self.workers)
         check(self.image_size >= 8, "data.image_size", ">= 8", self.image_size)
         check_context("data.context", self.context)
         for name in ("brightness", "contrast", "saturation", "hue"):
             top = 0.5 if name == "hue" else 1.0
-            check(0 <= getattr(self, name) <= top, f"data.{name}", f"in [0, {top}]", getattr(self, name))
-        check(self.generate in ("", "balls", "maze"), "data.generate", "empty, balls or maze", self.generate)
+            check(
+                0 <= getattr(self, name) <= top,
+                f"data.{name}",
+                f"in [0, {top}]",
+                getattr(self, name),
+            )
+        check(
+            self.generate in ("", "balls", "maze"),
+            "data.generate",
+            "empty, balls or maze",
+            self.generate,
+        )
         check(self.mode in MODES, "data.mode", "clips, stream or offline", self.mode)
-        check(self.windows in STRIDES, "data.windows", "continuous, chunked or spaced", self.windows)
+        check(
+            self.windows in STRIDES, "data.windows", "continuous, chunked or spaced", self.windows
+        )
         spaced = self.windows == "spaced"
-        check(self.num_windows >= 1 if spaced else self.num_windows == 0, "data.num_windows",
-              ">= 1 with data.windows=spaced, and 0 without", self.num_windows)
-        check(re.fullmatch(r"(\d*:\d*)?", self.frames) is not None, "data.frames", "START:STOP, or empty", self.frames)
+        check(
+            self.num_windows >= 1 if spaced else self.num_windows == 0,
+            "data.num_windows",
+            ">= 1 with data.windows=spaced, and 0 without",
+            self.num_windows,
+        )
+        check(
+            re.fullmatch(r"(\d*:\d*)?", self.frames) is not None,
+            "data.frames",
+            "START:STOP, or empty",
+            self.frames,
+        )
         if self.mode != "clips" and self.augmented:
-            raise UserError(f"data.mode={self.mode} takes each frame as it is; set data.brightness, contrast, saturation and "
-                            "hue to 0")
+            raise UserError(
+                f"data.mode={self.mode} takes each frame as it is; set data.brightness, contrast, saturation and "
+                "hue to 0"
+            )
 
     @property
     def augmented(self) -> bool:
@@ -170,13 +336,20 @@ class Data:
 @dataclass(frozen=True)
 class Replay:
     """Of data.mode=stream."""
+
     size: str = "0.05"  # windows that the reservoir holds: a number, a fraction of the stream's, full, or 0 for no replay
     n_live: int = 1  # windows of a batch that are the live one, each with a triple and noise of its own; the rest is replay
 
     def __post_init__(self):
-        number = re.fullmatch(r"\d+", self.size) or (re.fullmatch(r"\d*\.\d+", self.size) and 0 < float(self.size) <= 1)
-        check(self.size == "full" or bool(number), "replay.size", "a number of windows, a fraction like 0.05, or full",
-              self.size)
+        number = re.fullmatch(r"\d+", self.size) or (
+            re.fullmatch(r"\d*\.\d+", self.size) and 0 < float(self.size) <= 1
+        )
+        check(
+            self.size == "full" or bool(number),
+            "replay.size",
+            "a number of windows, a fraction like 0.05, or full",
+            self.size,
+        )
         at_least("replay", 1, n_live=self.n_live)
 
 
@@ -196,16 +369,33 @@ class Vqvae:
 
     def __post_init__(self):
         from models.autoencoders import KINDS  # imported late: it needs torch
+
         check(self.kind in KINDS, "vqvae.kind", " or ".join(KINDS), self.kind)
-        at_least("vqvae", 1, channels=self.channels, depth=self.depth, steps=self.steps, batch_size=self.batch_size)
-        check(self.downsample in (2, 4, 8, 16), "vqvae.downsample", "2, 4, 8 or 16", self.downsample)
+        at_least(
+            "vqvae",
+            1,
+            channels=self.channels,
+            depth=self.depth,
+            steps=self.steps,
+            batch_size=self.batch_size,
+        )
+        check(
+            self.downsample in (2, 4, 8, 16), "vqvae.downsample", "2, 4, 8 or 16", self.downsample
+        )
         check(self.codes >= 2, "vqvae.codes", ">= 2", self.codes)
         check(self.width >= 8 and self.width % 8 == 0, "vqvae.width", "a multiple of 8", self.width)
         check(0 < self.lr < 1, "vqvae.lr", "in (0, 1)", self.lr)
 
 
-SIZES = {size: dict(zip(("name", "width", "depth", "mid_depth", "heads"), ("uvit", *numbers))) for size, numbers in (
-    ("S", (384, 4, 5, 6)), ("B", (768, 4, 5, 8)), ("L", (1024, 8, 5, 16)), ("XL", (1280, 14, 5, 16)))}
+SIZES = {
+    size: dict(zip(("name", "width", "depth", "mid_depth", "heads"), ("uvit", *numbers)))
+    for size, numbers in (
+        ("S", (384, 4, 5, 6)),
+        ("B", (768, 4, 5, 8)),
+        ("L", (1024, 8, 5, 16)),
+        ("XL", (1280, 14, 5, 16)),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -217,38 +407,81 @@ class Model:
     mid_depth: int = 1  # blocks in between
     heads: int = 4  # of attention
     dropout: float = 0.0
-    out_norm: str = "ln"  # uvit's last normalisation: ln, or bn as RIVER has it on BAIR at 256 pixels
+    out_norm: str = (
+        "ln"  # uvit's last normalisation: ln, or bn as RIVER has it on BAIR at 256 pixels
+    )
 
     def __post_init__(self):
-        check(self.name in ("convnet", "joint", "uvit"), "model.name", "convnet, joint or uvit", self.name)
+        check(
+            self.name in ("convnet", "joint", "uvit"),
+            "model.name",
+            "convnet, joint or uvit",
+            self.name,
+        )
         check(self.size in ("", *SIZES), "model.size", f"empty, {', '.join(SIZES)}", self.size)
         check(not self.size or self.name == "uvit", "model.size", "empty but for a uvit", self.size)
         at_least("model", 1, depth=self.depth, mid_depth=self.mid_depth, heads=self.heads)
-        check(self.width >= 8 and self.width % (4 if self.name == "uvit" else 8) == 0, "model.width",
-              "a multiple of 8 (uvit: 4)", self.width)
-        check(self.width % self.heads == 0, "model.width", f"a multiple of model.heads = {self.heads}", self.width)
+        check(
+            self.width >= 8 and self.width % (4 if self.name == "uvit" else 8) == 0,
+            "model.width",
+            "a multiple of 8 (uvit: 4)",
+            self.width,
+        )
+        check(
+            self.width % self.heads == 0,
+            "model.width",
+            f"a multiple of model.heads = {self.heads}",
+            self.width,
+        )
         check(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
-        check(self.out_norm in ("ln", "bn")[:1 + (self.name == "uvit")], "model.out_norm", "ln (uvit: or bn)", self.out_norm)
+        check(
+            self.out_norm in ("ln", "bn")[: 1 + (self.name == "uvit")],
+            "model.out_norm",
+            "ln (uvit: or bn)",
+            self.out_norm,
+        )
 
 
 @dataclass(frozen=True)
 class Flow:
     interpolant: str = "follmer"  # see interpolants.TABLE
     c: float = 1.0  # size of the noise
-    output: str = "residual"  # the network's output: residual (of x_1) or drift (the target as published)
-    weight: str = "velocity"  # of the squared error: published, velocity or uniform; see Interpolant.weight
+    output: str = (
+        "residual"  # the network's output: residual (of x_1) or drift (the target as published)
+    )
+    weight: str = (
+        "velocity"  # of the squared error: published, velocity or uniform; see Interpolant.weight
+    )
     times: str = "uniform"  # density of the flow time in training: uniform, or logit_normal (arXiv 2403.03206)
     s_min: float = 1e-4  # flow time in training lies in [s_min, 1 - s_min]
     normalize: bool = True  # latents to zero mean and unit variance per channel
 
     def __post_init__(self):
         import interpolants  # imported late: it needs torch, and `prepare/` may read configs without
+
         if self.interpolant not in interpolants.TABLE:
-            raise UserError(f"no interpolant `{self.interpolant}`{nearest(self.interpolant, interpolants.TABLE)}")
+            raise UserError(
+                f"no interpolant `{self.interpolant}`{nearest(self.interpolant, interpolants.TABLE)}"
+            )
         check(0 < self.c < 1e6, "flow.c", "in (0, 1e6)", self.c)
-        check(self.output in interpolants.OUTPUTS, "flow.output", " or ".join(interpolants.OUTPUTS), self.output)
-        check(self.weight in interpolants.WEIGHTINGS, "flow.weight", " or ".join(interpolants.WEIGHTINGS), self.weight)
-        check(self.times in ("uniform", "logit_normal"), "flow.times", "uniform or logit_normal", self.times)
+        check(
+            self.output in interpolants.OUTPUTS,
+            "flow.output",
+            " or ".join(interpolants.OUTPUTS),
+            self.output,
+        )
+        check(
+            self.weight in interpolants.WEIGHTINGS,
+            "flow.weight",
+            " or ".join(interpolants.WEIGHTINGS),
+            self.weight,
+        )
+        check(
+            self.times in ("uniform", "logit_normal"),
+            "flow.times",
+            "uniform or logit_normal",
+            self.times,
+        )
         check(0 <= self.s_min < 0.5, "flow.s_min", "in [0, 0.5)", self.s_min)
 
 
@@ -283,20 +516,48 @@ class Train:
     overfit: bool = False  # one batch of clips, over and over, sampled from the same clips
 
     def __post_init__(self):
-        at_least("train", 1, batch_size=self.batch_size, log_every=self.log_every,
-                 save_every=self.save_every, keep=self.keep, max_bad_steps=self.max_bad_steps, accumulate=self.accumulate)
-        at_least("train", 0, steps=self.steps, warmup=self.warmup, sample_every=self.sample_every, seed=self.seed,
-                 weight_decay=self.weight_decay, keep_every=self.keep_every)
+        at_least(
+            "train",
+            1,
+            batch_size=self.batch_size,
+            log_every=self.log_every,
+            save_every=self.save_every,
+            keep=self.keep,
+            max_bad_steps=self.max_bad_steps,
+            accumulate=self.accumulate,
+        )
+        at_least(
+            "train",
+            0,
+            steps=self.steps,
+            warmup=self.warmup,
+            sample_every=self.sample_every,
+            seed=self.seed,
+            weight_decay=self.weight_decay,
+            keep_every=self.keep_every,
+        )
         check(0 < self.lr < 1, "train.lr", "in (0, 1)", self.lr)
         check(self.compile in COMPILE, "train.compile", " or ".join(COMPILE), self.compile)
         if self.accumulate > 1 and self.compile in GRAPHS:
-            raise UserError(f"train.compile={self.compile} replays CUDA graphs, which write the gradients of all parts into "
-                            "one place; with train.accumulate set train.compile=default")
-        check(self.schedule in ("cosine", "constant"), "train.schedule", "cosine or constant", self.schedule)
+            raise UserError(
+                f"train.compile={self.compile} replays CUDA graphs, which write the gradients of all parts into "
+                "one place; with train.accumulate set train.compile=default"
+            )
+        check(
+            self.schedule in ("cosine", "constant"),
+            "train.schedule",
+            "cosine or constant",
+            self.schedule,
+        )
         check(0 <= self.beta2 < 1, "train.beta2", "in [0, 1)", self.beta2)
         check(0 < self.clip_norm < 1e9, "train.clip_norm", "in (0, 1e9)", self.clip_norm)
         check(0 <= self.ema < 1, "train.ema", "in [0, 1)", self.ema)
-        check(self.precision in ("auto", "bf16", "float32"), "train.precision", "auto, bf16 or float32", self.precision)
+        check(
+            self.precision in ("auto", "bf16", "float32"),
+            "train.precision",
+            "auto, bf16 or float32",
+            self.precision,
+        )
 
 
 @dataclass(frozen=True)
@@ -306,12 +567,18 @@ class Sample:
     diffusion: str = "auto"  # 0 (ODE), sigma (as trained), follmer, or a number scaling sigma; auto: what the solver is
     #                          for, and for exact and exact2 sigma from the reference, 0 from noise
     grid: str = "uniform"  # of the solver's steps: uniform, cosine or power:P, (k / N)^P
-    warm_start: float = 0.0  # begin at this flow time, from the last frame in place of the next (RIVER)
+    warm_start: float = (
+        0.0  # begin at this flow time, from the last frame in place of the next (RIVER)
+    )
     first: float = 0.0  # ask the network at this flow time in place of s = 0, where an output may hold nothing of x_1
     tolerance: float = 1e-4  # of dopri5, which takes as many steps as it needs
     context: str = "recent:3"  # as data.context, over the whole history
-    redraw: str = "step"  # draw the context anew at every evaluation of the network, or once a `frame`
-    reencode: bool = True  # pass each forecast through pixels before it is forecast from: errors do not pile up
+    redraw: str = (
+        "step"  # draw the context anew at every evaluation of the network, or once a `frame`
+    )
+    reencode: bool = (
+        True  # pass each forecast through pixels before it is forecast from: errors do not pile up
+    )
     num_videos: int = 64
     num_samples: int = 4  # futures per video
     split: str = "test"
@@ -320,7 +587,14 @@ class Sample:
     compile: str = "off"  # the network, as train.compile; pays for long roll-outs on a GPU
 
     def __post_init__(self):
-        at_least("sample", 1, steps=self.steps, num_videos=self.num_videos, num_samples=self.num_samples, batch=self.batch)
+        at_least(
+            "sample",
+            1,
+            steps=self.steps,
+            num_videos=self.num_videos,
+            num_samples=self.num_samples,
+            batch=self.batch,
+        )
         check(0 <= self.warm_start < 1, "sample.warm_start", "in [0, 1)", self.warm_start)
         check(0 <= self.first < 1, "sample.first", "in [0, 1)", self.first)
         check(0 < self.tolerance < 1, "sample.tolerance", "in (0, 1)", self.tolerance)
@@ -328,7 +602,9 @@ class Sample:
         check(self.compile in COMPILE, "sample.compile", " or ".join(COMPILE), self.compile)
         check(self.redraw in ("step", "frame"), "sample.redraw", "step or frame", self.redraw)
         check(self.format in ("mp4", "gif"), "sample.format", "mp4 or gif", self.format)
-        check(self.split in ("train", "val", "test"), "sample.split", "train, val or test", self.split)
+        check(
+            self.split in ("train", "val", "test"), "sample.split", "train, val or test", self.split
+        )
 
 
 @dataclass(frozen=True)
@@ -339,18 +615,25 @@ class Output:
 
 @dataclass(frozen=True)
 class Wandb:
-    mode: str = "auto"  # auto: online where a key is configured, else offline; or online, offline, disabled
+    mode: str = (
+        "auto"  # auto: online where a key is configured, else offline; or online, offline, disabled
+    )
     entity: str = ""
     project: str = "driftcast"
 
     def __post_init__(self):
-        check(self.mode in ("auto", "online", "offline", "disabled"), "wandb.mode", "auto, online, offline or disabled",
-              self.mode)
+        check(
+            self.mode in ("auto", "online", "offline", "disabled"),
+            "wandb.mode",
+            "auto, online, offline or disabled",
+            self.mode,
+        )
 
 
 @dataclass(frozen=True)
 class Latent:
     """Measured by the run, not set: what the flow's latents look like. It travels in the checkpoint."""
+
     shape: tuple[int, ...] = ()  # (C, h, w)
     mean: tuple[float, ...] = ()  # per channel
     std: tuple[float, ...] = ()
@@ -378,27 +661,38 @@ class Config:
         check(size % f == 0, "data.image_size", f"a multiple of vqvae.downsample = {f}", size)
         self.check_mode()
         import solvers
+
         try:
             solvers.check(self.sample.solver, self.diffusion, self.sample.grid)
         except ValueError as error:
             raise UserError(f"sample.{error}") from None
         if self.sample.solver == "dopri5" and self.sample.redraw == "step":
-            raise UserError("sample.solver=dopri5 chooses its steps by what the network answers, so the context must stay the "
-                            "same over a frame; set sample.redraw=frame")
+            raise UserError(
+                "sample.solver=dopri5 chooses its steps by what the network answers, so the context must stay the "
+                "same over a frame; set sample.redraw=frame"
+            )
 
     def check_mode(self) -> None:
         if self.data.mode == "clips":
             at_least("train", 1, steps=self.train.steps)
             if self.halves:
-                raise UserError("model.name=joint forecasts half a window at once; it goes with data.mode=stream or offline")
+                raise UserError(
+                    "model.name=joint forecasts half a window at once; it goes with data.mode=stream or offline"
+                )
         elif self.train.overfit:
-            raise UserError("--overfit 1 learns a few clips by heart; it goes with data.mode=clips only")
+            raise UserError(
+                "--overfit 1 learns a few clips by heart; it goes with data.mode=clips only"
+            )
         elif self.replay.n_live > self.train.batch_size:
-            raise UserError(f"replay.n_live = {self.replay.n_live} live windows do not fit in train.batch_size = "
-                            f"{self.train.batch_size}")
+            raise UserError(
+                f"replay.n_live = {self.replay.n_live} live windows do not fit in train.batch_size = "
+                f"{self.train.batch_size}"
+            )
         elif self.halves and self.data.condition < self.halves[0]:
-            raise UserError(f"model.name=joint of data.clip = {self.data.clip} is given {self.halves[0]} frames; set "
-                            f"data.condition to as many at least, not {self.data.condition}")
+            raise UserError(
+                f"model.name=joint of data.clip = {self.data.clip} is given {self.halves[0]} frames; set "
+                f"data.condition to as many at least, not {self.data.condition}"
+            )
 
     @property
     def halves(self) -> tuple[int, int] | None:
@@ -413,12 +707,19 @@ class Config:
             return self.sample.diffusion
         import interpolants
         import solvers
-        free = interpolants.TABLE[self.flow.interpolant].from_reference and self.sample.solver not in solvers.ODE
+
+        free = (
+            interpolants.TABLE[self.flow.interpolant].from_reference
+            and self.sample.solver not in solvers.ODE
+        )
         return "sigma" if free or self.sample.solver in solvers.SDE else "0"
 
     @property
     def run_id(self) -> str:
-        default = f"{self.dataset}-{self.flow.interpolant}-{self.train.seed}" + "-overfit" * self.train.overfit
+        default = (
+            f"{self.dataset}-{self.flow.interpolant}-{self.train.seed}"
+            + "-overfit" * self.train.overfit
+        )
         default += f"-{self.data.mode}" * (self.data.mode != "clips")
         return self.output.run_id or default
 
@@ -436,8 +737,12 @@ def parse_value(name: str, text: str, kind: type) -> Any:
 def settable() -> dict[str, type]:
     """{"group.field": type} of everything that --set reaches."""
     groups = {f.name: get_type_hints(Config)[f.name] for f in dataclasses.fields(Config)}
-    return {f"{group}.{name}": kind for group, cls in groups.items() if dataclasses.is_dataclass(cls) and group != "latent"
-            for name, kind in get_type_hints(cls).items()}
+    return {
+        f"{group}.{name}": kind
+        for group, cls in groups.items()
+        if dataclasses.is_dataclass(cls) and group != "latent"
+        for name, kind in get_type_hints(cls).items()
+    }
 
 
 def parse_overrides(items: list[str]) -> dict[str, Any]:
@@ -460,14 +765,20 @@ def update(config: Config, values: dict[str, Any]) -> Config:
     for name, value in values.items():
         group, attribute = name.split(".")
         groups.setdefault(group, {})[attribute] = value
-    return replace(config, **{group: replace(getattr(config, group), **items) for group, items in groups.items()})
+    return replace(
+        config,
+        **{group: replace(getattr(config, group), **items) for group, items in groups.items()},
+    )
 
 
 def build(dataset: str = "ball_stn", overrides: dict[str, Any] | None = None) -> Config:
     """The shared section, the dataset's branch (of streams, where one is asked for), the sizes that model.size stands for, then
     the overrides."""
     overrides = overrides or {}
-    named = {f"model.{name}": value for name, value in SIZES.get(overrides.get("model.size", ""), {}).items()}
+    named = {
+        f"model.{name}": value
+        for name, value in SIZES.get(overrides.get("model.size", ""), {}).items()
+    }
     values = branch(dataset, overrides.get("data.mode", "clips")) | named | overrides
     if values.get("train.overfit"):
         values["sample.split"] = "train"  # sampled from the clips that it learns
@@ -489,7 +800,9 @@ def from_dict(values: dict) -> Config:
         if dataclasses.is_dataclass(kind):
             known = {g.name for g in dataclasses.fields(kind)}
             if unknown := sorted(set(value) - known):
-                raise UserError(f"the checkpoint's config has {f.name}.{unknown[0]}, which this version does not know")
+                raise UserError(
+                    f"the checkpoint's config has {f.name}.{unknown[0]}, which this version does not know"
+                )
             if kind is Flow and value.get("output") == "drift":
                 value = {"weight": "published", **value}
             value = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
@@ -499,6 +812,10 @@ def from_dict(values: dict) -> Config:
 
 def differences(old: Config, new: Config, groups: tuple[str, ...]) -> list[str]:
     """Fields of these groups in which two configs differ, as `group.field: old -> new`."""
-    return [f"{group}.{f.name}: {getattr(a, f.name)!r} -> {getattr(b, f.name)!r}" for group in groups
-            for a, b in [(getattr(old, group), getattr(new, group))]
-            for f in dataclasses.fields(a) if getattr(a, f.name) != getattr(b, f.name)]
+    return [
+        f"{group}.{f.name}: {getattr(a, f.name)!r} -> {getattr(b, f.name)!r}"
+        for group in groups
+        for a, b in [(getattr(old, group), getattr(new, group))]
+        for f in dataclasses.fields(a)
+        if getattr(a, f.name) != getattr(b, f.name)
+    ]

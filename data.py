@@ -29,10 +29,14 @@ from shards import Shards
 def read_clips(shards: Shards, windows: Windows) -> np.ndarray:
     """(V, clip, H, W, 3) uint8"""
     offsets = np.arange(windows.clip) * windows.stride
-    return np.stack([shards.read(v, start + offsets) for v, start in zip(windows.video, windows.start)])
+    return np.stack(
+        [shards.read(v, start + offsets) for v, start in zip(windows.video, windows.start)]
+    )
 
 
-def mean_frame(shards: Shards, shown: Callable[[np.ndarray], np.ndarray] = lambda frames: frames) -> np.ndarray:
+def mean_frame(
+    shards: Shards, shown: Callable[[np.ndarray], np.ndarray] = lambda frames: frames
+) -> np.ndarray:
     """The mean over (at most 2,000 of) a split's frames, (H, W, 3) uint8. shown: Forecaster's, where shards hold latents."""
     frames = random_frames(shards, min(2_000, int(shards.lengths.sum())), np.random.default_rng(0))
     return shown(frames[None])[0].mean(0).round().astype(np.uint8)
@@ -45,15 +49,21 @@ def frame_rate(shards: Shards, config: Config) -> float:
 def open_split(config: Config, split: str) -> Shards:
     root = Path(config.data.root)
     if not any((root / split).glob("shard_*.hdf5")):
-        there = [name for name in ("train", "val", "test") if any((root / name).glob("shard_*.hdf5"))]
+        there = [
+            name for name in ("train", "val", "test") if any((root / name).glob("shard_*.hdf5"))
+        ]
         instead = f"; for {there[0]}: --set sample.split={there[0]}" if there else ""
-        raise UserError(f"no shards in {root / split}; splits that are there: {', '.join(there) or 'none'}{instead}")
+        raise UserError(
+            f"no shards in {root / split}; splits that are there: {', '.join(there) or 'none'}{instead}"
+        )
     if config.vqvae.kind == "latents":
         return Shards(root / split, "latents", config.data.skip_bad)
     shards = Shards(root / split, skip_bad=config.data.skip_bad)
     if shards.shape[:2] != (config.data.image_size,) * 2:
-        raise UserError(f"{shards.dir}: frames of {shards.shape[1]}x{shards.shape[0]} pixels, but data.image_size is "
-                        f"{config.data.image_size}; set it, or prepare the shards again")
+        raise UserError(
+            f"{shards.dir}: frames of {shards.shape[1]}x{shards.shape[0]} pixels, but data.image_size is "
+            f"{config.data.image_size}; set it, or prepare the shards again"
+        )
     return shards
 
 
@@ -74,9 +84,13 @@ def with_steps(config: Config, shards: Shards) -> Config:
         return config
     count = len(windows_of(config, shards))
     if config.data.mode == "stream" and config.train.steps > count:
-        raise UserError(f"train.steps = {config.train.steps:,}, but the stream of {shards.dir} has {count:,} windows, each "
-                        "seen once; lower train.steps (0: all of them) or lengthen the stream")
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=config.train.steps or count))
+        raise UserError(
+            f"train.steps = {config.train.steps:,}, but the stream of {shards.dir} has {count:,} windows, each "
+            "seen once; lower train.steps (0: all of them) or lengthen the stream"
+        )
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, steps=config.train.steps or count)
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- data to batches
@@ -86,10 +100,16 @@ def missing(config: Config) -> list[str]:
     if not config.data.generate and not any((root / "train").glob("shard_*.hdf5")):
         command = PREPARE[config.dataset].format(root=root, size=config.data.image_size)
         found.append(f"no shards {root / 'train' / 'shard_*.hdf5'} (make them: {command})")
-    if config.vqvae.ckpt and config.vqvae.kind != "latents" and not Path(config.vqvae.ckpt).is_file():
+    if (
+        config.vqvae.ckpt
+        and config.vqvae.kind != "latents"
+        and not Path(config.vqvae.ckpt).is_file()
+    ):
         command = FETCH.get(config.dataset)
         fetch = f"fetch them: {command}; or " if command else ""
-        found.append(f"no VQVAE weights {config.vqvae.ckpt} ({fetch}train our own: --set vqvae.kind=small vqvae.ckpt=)")
+        found.append(
+            f"no VQVAE weights {config.vqvae.ckpt} ({fetch}train our own: --set vqvae.kind=small vqvae.ckpt=)"
+        )
     return found
 
 
@@ -99,42 +119,67 @@ def ensure_data(config: Config, process: Process) -> None:
         return
     generator = importlib.import_module(f"prepare.{config.data.generate}")
     options = {"color_shift": config.data.color_shift} if config.data.generate == "balls" else {}
-    wanted = {"train": config.data.stream, "val": config.data.held_out, "test": config.data.held_out}
+    wanted = {
+        "train": config.data.stream,
+        "val": config.data.held_out,
+        "test": config.data.held_out,
+    }
     if not Path(config.data.root).exists() and process.first:
         command = f"main.py --dataset {config.dataset}"
-        generator.make(config.data.root, wanted, size=config.data.image_size, command=command, **options)
+        generator.make(
+            config.data.root, wanted, size=config.data.image_size, command=command, **options
+        )
     process.barrier()
     for split, count in wanted.items():
         shards = open_split(config, split)
-        there, source = shards.files[0].file.attrs.get("source", ""), generator.source_name(**options)
+        there, source = (
+            shards.files[0].file.attrs.get("source", ""),
+            generator.source_name(**options),
+        )
         if (shards.lengths.sum(), there) != (count, source):
-            raise UserError(f"{shards.dir} holds {shards.lengths.sum()} frames ({there or 'of unknown source'}), but data."
-                            f"stream, held_out and color_shift ask for {count} ({source}); set them, or another data.root")
+            raise UserError(
+                f"{shards.dir} holds {shards.lengths.sum()} frames ({there or 'of unknown source'}), but data."
+                f"stream, held_out and color_shift ask for {count} ({source}); set them, or another data.root"
+            )
 
 
 def held_out_split(config: Config) -> str:
-    return next(s for s in ("val", "test", "train") if any((Path(config.data.root) / s).glob("shard_*.hdf5")))
+    return next(
+        s
+        for s in ("val", "test", "train")
+        if any((Path(config.data.root) / s).glob("shard_*.hdf5"))
+    )
 
 
 def overfit_windows(config: Config, shards: Shards) -> Windows:
-    return spaced_windows(shards.lengths, config.data.condition + config.data.predict, config.data.skip, OVERFIT_CLIPS)
+    return spaced_windows(
+        shards.lengths, config.data.condition + config.data.predict, config.data.skip, OVERFIT_CLIPS
+    )
 
 
 class Source(NamedTuple):
     """Where batches come from: batches(start, stop, whole=False) are this process's share of those, or the whole. `measured`,
     called alike, gives those that the latents' statistics are of; the rest is what a stream has to remember."""
+
     batches: Callable[..., Iterator[Batch]]
     measured: Callable[..., Iterator[Batch]]
     state_dict: Callable[[int], dict | None] = lambda step: None  # after `step` updates
     load_state_dict: Callable[[dict | None], None] = lambda state: None
 
 
-def batches_from(config: Config, shards: Shards, autoencoder: nn.Module, windows: Windows | None,
-                 process: Process) -> Source:
+def batches_from(
+    config: Config,
+    shards: Shards,
+    autoencoder: nn.Module,
+    windows: Windows | None,
+    process: Process,
+) -> Source:
     """From the latent cache, as a stream or not, or from frames where augmentation forbids the cache."""
     if config.data.augmented and windows is None:
         frames = FrameTriples(config, shards, process.rank, process.world)
-        read = lambda start, stop, whole=False: frames.batches(start, stop, autoencoder.encode, process.device, whole)  # noqa: E731
+        read = lambda start, stop, whole=False: frames.batches(
+            start, stop, autoencoder.encode, process.device, whole
+        )  # noqa: E731
         return Source(read, read)
     dir = ensure_latents(config, shards, autoencoder, process)
     if config.data.mode != "clips":
@@ -144,7 +189,9 @@ def batches_from(config: Config, shards: Shards, autoencoder: nn.Module, windows
     return Source(latents.batches, latents.batches)
 
 
-def ensure_latents(config: Config, shards: Shards, autoencoder: nn.Module, process: Process) -> Path:
+def ensure_latents(
+    config: Config, shards: Shards, autoencoder: nn.Module, process: Process
+) -> Path:
     """The folder with the latents of a split, each frame encoded once."""
     weights = checkpoints.digest(autoencoder) + " bf16" * getattr(autoencoder, "bf16", False)
     if process.first:
@@ -153,15 +200,18 @@ def ensure_latents(config: Config, shards: Shards, autoencoder: nn.Module, proce
     return latent_dir(shards, weights, config.output.root)
 
 
-def latents_of(config: Config, source: Source, autoencoder: nn.Module, start: dict | None,
-               process: Process) -> Latent:
+def latents_of(
+    config: Config, source: Source, autoencoder: nn.Module, start: dict | None, process: Process
+) -> Latent:
     """The latents' statistics: of the run that goes on, or measured by the first process."""
     weights = checkpoints.digest(autoencoder)
     if start and "config" in start:
         latent = configs.from_dict(start["config"]).latent
         if latent.vqvae != weights:
-            raise UserError(f"run {config.run_id} was trained on the latents of another VQVAE; restore its weights, or name "
-                            "a new run: --set output.run_id=NAME")
+            raise UserError(
+                f"run {config.run_id} was trained on the latents of another VQVAE; restore its weights, or name "
+                "a new run: --set output.run_id=NAME"
+            )
         return latent
     return process.agree(dataclasses.replace(measure_latents(config, source), vqvae=weights))
 
@@ -169,7 +219,9 @@ def latents_of(config: Config, source: Source, autoencoder: nn.Module, start: di
 def measure_latents(config: Config, source: Source) -> Latent:
     """Shape and statistics of the latents, from some 2,000 triples (300 where each must be encoded first)."""
     count = -(-(300 if config.data.augmented else 2_000) // config.train.batch_size)
-    pairs = [(target, reference) for target, reference, _, _ in source.measured(0, count, whole=True)]
+    pairs = [
+        (target, reference) for target, reference, _, _ in source.measured(0, count, whole=True)
+    ]
     x1, x0 = (torch.cat(part).double().cpu() for part in zip(*pairs))
     C = x1.shape[1]
     mean, std = torch.zeros(C, dtype=x1.dtype), torch.ones(C, dtype=x1.dtype)
@@ -177,8 +229,10 @@ def measure_latents(config: Config, source: Source) -> Latent:
         mean, std = x1.mean((0, 2, 3)), x1.std((0, 2, 3)).clamp(min=1e-6)
     delta = ((x1 - x0) / std.view(-1, 1, 1)).square().mean().sqrt().item()
     if not 0 < delta < float("inf"):
-        raise UserError(f"{config.data.root}: the training videos stand still (or their latents are not finite: {delta}); "
-                        "there is nothing to forecast")
+        raise UserError(
+            f"{config.data.root}: the training videos stand still (or their latents are not finite: {delta}); "
+            "there is nothing to forecast"
+        )
     scale = ((x1 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)).square().mean().sqrt().item()
     C, h, w = x1.shape[1:]
     h //= config.halves[1] if config.halves else 1  # of frames that lie below one another
@@ -189,4 +243,6 @@ def random_frames(shards: Shards, n: int, rng: np.random.Generator) -> np.ndarra
     """(n, H, W, 3) uint8, uniform over all frames of a split."""
     flat = np.sort(rng.integers(shards.lengths.sum(), size=n))
     videos = np.searchsorted(shards.starts, flat, side="right") - 1
-    return np.concatenate([shards.read(v, flat[videos == v] - shards.starts[v]) for v in np.unique(videos)])
+    return np.concatenate(
+        [shards.read(v, flat[videos == v] - shards.starts[v]) for v in np.unique(videos)]
+    )

@@ -37,14 +37,28 @@ from runtime.process import Process, start
 from shards import Shards
 
 PART = 8  # videos measured at a time, and the grain in which processes share the work: a part of the noise's key
-CHANGEABLE = ("videos", "samples", "condition", "predict", "split", "clips", "frames", "seed", "rule", "lpips_net", "fvd_chunk",
-              "fvd_samples", "reference")
+CHANGEABLE = (
+    "videos",
+    "samples",
+    "condition",
+    "predict",
+    "split",
+    "clips",
+    "frames",
+    "seed",
+    "rule",
+    "lpips_net",
+    "fvd_chunk",
+    "fvd_samples",
+    "reference",
+)
 
 
 # ------------------------------------------------------------------------------------------------- where forecasts come from
 @dataclasses.dataclass
 class Source:
     """What is evaluated. part(k) -> (truth, samples, network evaluations) of videos k * PART and after."""
+
     config: Config
     protocol: Protocol
     part: Callable[[int], tuple[np.ndarray, np.ndarray, int]]
@@ -52,48 +66,91 @@ class Source:
     about: dict  # of the sampler and the checkpoint, for metrics.json
     key: tuple  # names of all that is measured: network, autoencoder, data
     fps: float
-    arrays: tuple[np.ndarray, np.ndarray] | None = None  # truth and samples, where they are on disk already
+    arrays: tuple[np.ndarray, np.ndarray] | None = (
+        None  # truth and samples, where they are on disk already
+    )
 
 
 def from_checkpoint(args: argparse.Namespace, process: Process) -> tuple[Source, Path]:
     """Samples made now; -> (source, folder for the results)."""
-    forecaster, step = load_forecaster(args.ckpt, process.device, overrides(args), args.dataset, args.interpolant)
+    forecaster, step = load_forecaster(
+        args.ckpt, process.device, overrides(args), args.dataset, args.interpolant
+    )
     if forecaster.config.vqvae.kind == "latents":
-        raise UserError(f"{args.ckpt} forecasts latents, and this measures frames: let sample.py make them, then evaluate what "
-                        "they look like by --results DIR")
+        raise UserError(
+            f"{args.ckpt} forecasts latents, and this measures frames: let sample.py make them, then evaluate what "
+            "they look like by --results DIR"
+        )
     protocol = protocols.get(args.protocol or "own", forecaster.config, changes(args))
-    config = configs.update(forecaster.config, {
-        "data.condition": protocol.condition, "data.predict": protocol.predict, "sample.split": protocol.split,
-        "sample.num_samples": protocol.samples})
+    config = configs.update(
+        forecaster.config,
+        {
+            "data.condition": protocol.condition,
+            "data.predict": protocol.predict,
+            "sample.split": protocol.split,
+            "sample.num_samples": protocol.samples,
+        },
+    )
     shards = data.open_split(config, protocol.split)
     windows = clips_of(protocol, shards, config.data.skip)
     if len(windows.video) < protocol.videos:
         kind = "such clips" if protocol.stream else "clips that do not overlap"
-        print(f"{shards.dir} has {len(windows.video)} {kind} of {windows.clip} frames, not {protocol.videos}")
+        print(
+            f"{shards.dir} has {len(windows.video)} {kind} of {windows.clip} frames, not {protocol.videos}"
+        )
         protocol = dataclasses.replace(protocol, videos=len(windows.video))
     forecaster.config = config = configs.update(config, {"sample.num_videos": protocol.videos})
 
     def part(k: int) -> tuple[np.ndarray, np.ndarray, int]:
         rows = slice(k * PART, (k + 1) * PART)
-        truth = data.read_clips(shards, windows._replace(video=windows.video[rows], start=windows.start[rows]))
+        truth = data.read_clips(
+            shards, windows._replace(video=windows.video[rows], start=windows.start[rows])
+        )
         forecaster.evaluations = 0
-        samples = forecaster.forecast(truth[:, :protocol.condition], protocol.predict, protocol.samples,
-                                      (protocol.seed, "evaluate", k), quiet=True)
+        samples = forecaster.forecast(
+            truth[:, : protocol.condition],
+            protocol.predict,
+            protocol.samples,
+            (protocol.seed, "evaluate", k),
+            quiet=True,
+        )
         return truth, samples, forecaster.evaluations
 
-    key = (checkpoints.digest(forecaster.net), checkpoints.digest(forecaster.autoencoder), shards.fingerprint())
+    key = (
+        checkpoints.digest(forecaster.net),
+        checkpoints.digest(forecaster.autoencoder),
+        shards.fingerprint(),
+    )
     out = results.results_dir(forecaster, step)
-    source = Source(config, protocol, part, autoencoder_of(forecaster), about(forecaster, step, args.ckpt), key,
-                    data.frame_rate(shards, config))
+    source = Source(
+        config,
+        protocol,
+        part,
+        autoencoder_of(forecaster),
+        about(forecaster, step, args.ckpt),
+        key,
+        data.frame_rate(shards, config),
+    )
     return source, out.with_name(f"{out.name}-{protocol.name}")
 
 
 def clips_of(protocol: Protocol, shards: Shards, skip: int) -> Windows:
     """Those that a protocol asks for, or as many as there are."""
-    clip, rng, n = protocol.condition + protocol.predict, np.random.default_rng(protocol.seed), protocol.videos
+    clip, rng, n = (
+        protocol.condition + protocol.predict,
+        np.random.default_rng(protocol.seed),
+        protocol.videos,
+    )
     if protocol.stream:
         stride = "chunked" if protocol.clips == "chunked" else "continuous"
-        every = StreamWindows(shards, clip, stride, frames=protocol.frames, skip=skip, settings=("--frames", "--predict"))
+        every = StreamWindows(
+            shards,
+            clip,
+            stride,
+            frames=protocol.frames,
+            skip=skip,
+            settings=("--frames", "--predict"),
+        )
         if protocol.clips == "random":
             return every.clips(rng.integers(len(every), size=n))
         k = np.arange(min(n, len(every)))
@@ -112,28 +169,69 @@ def from_results(args: argparse.Namespace, process: Process) -> tuple[Source, Pa
     config, about = results.config_of(made, dir), made["protocol"]
     S, T = samples.shape[1:3]
     if (counted := about.get("samples_per_video") or S) > S:
-        raise UserError(f"{dir} keeps {S} of the {counted} samples that its numbers are of; evaluate the checkpoint again")
-    own = {"videos": len(truth), "samples": S, "condition": truth.shape[1] - T, "predict": T,
-           **{name: about.get(name, usual) for name, usual in (("split", "test"), ("clips", "spaced"), ("stream", False),
-                                                             ("frames", ""), ("seed", 0))}}
+        raise UserError(
+            f"{dir} keeps {S} of the {counted} samples that its numbers are of; evaluate the checkpoint again"
+        )
+    own = {
+        "videos": len(truth),
+        "samples": S,
+        "condition": truth.shape[1] - T,
+        "predict": T,
+        **{
+            name: about.get(name, usual)
+            for name, usual in (
+                ("split", "test"),
+                ("clips", "spaced"),
+                ("stream", False),
+                ("frames", ""),
+                ("seed", 0),
+            )
+        },
+    }
     protocol = protocols.get(args.protocol or "own", config, changes(args))
     if (args.protocol or "own") == "own":
-        protocol = dataclasses.replace(protocol, **{name: own[name] for name in own if getattr(args, name, None) is None})
+        protocol = dataclasses.replace(
+            protocol, **{name: own[name] for name in own if getattr(args, name, None) is None}
+        )
     wanted = {name: getattr(protocol, name) for name in own}
-    if wrong := [f"{name} {value}, not {wanted[name]}" for name, value in own.items() if value != wanted[name]]:
+    if wrong := [
+        f"{name} {value}, not {wanted[name]}"
+        for name, value in own.items()
+        if value != wanted[name]
+    ]:
         raise UserError(f"{dir} does not go with protocol {protocol.name}: it has {wrong[0]}")
     autoencode, weights, ckpt = None, "", args.ckpt or str(about.get("checkpoint") or "")
     if set(metrics_of(args, config, protocol)) & set(measure.SETS):
         if args.ckpt or Path(ckpt).is_file():
-            forecaster, _ = load_forecaster(ckpt, process.device, overrides(args), args.dataset, args.interpolant)
-            autoencode, weights = autoencoder_of(forecaster), checkpoints.digest(forecaster.autoencoder)
+            forecaster, _ = load_forecaster(
+                ckpt, process.device, overrides(args), args.dataset, args.interpolant
+            )
+            autoencode, weights = (
+                autoencoder_of(forecaster),
+                checkpoints.digest(forecaster.autoencoder),
+            )
         else:
-            print(f"the FVD of the autoencoder is left out: the checkpoint {ckpt or 'of these samples'} is not there; name one "
-                  "by --ckpt")
-    part = lambda k: (*(np.array(x[k * PART:(k + 1) * PART]) for x in (truth, samples)), 0)  # noqa: E731
-    about = {name: value for name, value in about.items() if name not in (*protocols.FIELDS, "i3d", "lpips")}
+            print(
+                f"the FVD of the autoencoder is left out: the checkpoint {ckpt or 'of these samples'} is not there; name one "
+                "by --ckpt"
+            )
+    part = lambda k: (*(np.array(x[k * PART : (k + 1) * PART]) for x in (truth, samples)), 0)  # noqa: E731
+    about = {
+        name: value
+        for name, value in about.items()
+        if name not in (*protocols.FIELDS, "i3d", "lpips")
+    }
     key = (digest(truth), digest(samples), weights)
-    return Source(config, protocol, part, autoencode, about, key, results.frame_rate_of(about), (truth, samples)), dir
+    return Source(
+        config,
+        protocol,
+        part,
+        autoencode,
+        about,
+        key,
+        results.frame_rate_of(about),
+        (truth, samples),
+    ), dir
 
 
 def digest(content) -> str:
@@ -143,17 +241,33 @@ def digest(content) -> str:
 
 def autoencoder_of(forecaster: Forecaster) -> Callable[[np.ndarray], np.ndarray]:
     """Frames (n, H, W, 3) uint8 through encoder and decoder."""
+
     @torch.no_grad()
     def autoencode(frames: np.ndarray) -> np.ndarray:
         size = max(1, (1 << 21) // frames[0].size)
-        pixels = (to_pixels(frames[k:k + size], forecaster.device) for k in range(0, len(frames), size))
-        return np.concatenate([to_frames(forecaster.autoencoder.decode(forecaster.autoencoder.encode(x))) for x in pixels])
+        pixels = (
+            to_pixels(frames[k : k + size], forecaster.device) for k in range(0, len(frames), size)
+        )
+        return np.concatenate(
+            [
+                to_frames(forecaster.autoencoder.decode(forecaster.autoencoder.encode(x)))
+                for x in pixels
+            ]
+        )
+
     return autoencode
 
 
 # ------------------------------------------------------------------------------------------------- measuring and summing up
-def measured(source: Source, which: list[str], nets: measure.Networks, keep: int, mean: np.ndarray | None, parts: Parts,
-             process: Process) -> None:
+def measured(
+    source: Source,
+    which: list[str],
+    nets: measure.Networks,
+    keep: int,
+    mean: np.ndarray | None,
+    parts: Parts,
+    process: Process,
+) -> None:
     """Every part in a file, by this process and others."""
     V = source.protocol.videos
     with progress(V, "evaluate", "video") as bar:
@@ -162,34 +276,58 @@ def measured(source: Source, which: list[str], nets: measure.Networks, keep: int
                 time.sleep(0.5)
             else:
                 truth, samples, evaluations = source.part(k)
-                tables = measure.measure(truth, samples, mean, source.protocol, which, nets, source.autoencode, seed=k)
+                tables = measure.measure(
+                    truth, samples, mean, source.protocol, which, nets, source.autoencode, seed=k
+                )
                 stored = {} if source.arrays else {"truth": truth, "samples": samples[:, :keep]}
                 parts.write(k, {**tables, **stored, "evaluations": np.array([evaluations])})
             bar.update(sum(min(PART, V - k * PART) for k in parts.there()) - bar.n)
 
 
-def summed_up(source: Source, which: list[str], networks: dict, parts: Parts) -> tuple[np.ndarray, np.ndarray, dict]:
+def summed_up(
+    source: Source, which: list[str], networks: dict, parts: Parts
+) -> tuple[np.ndarray, np.ndarray, dict]:
     """-> (truth, the samples that are kept, metrics.json)"""
     tables, protocol, about = parts.read(), source.protocol, dict(source.about)
     truth, samples = source.arrays or (tables.pop("truth"), tables.pop("samples"))
     if evaluations := tables.pop("evaluations").sum():
-        about["network_evaluations_per_frame"] = float(evaluations / (protocol.videos * protocol.samples * protocol.predict))
-    told = {**about, **protocol.told(which), **networks, "fps": source.fps, "skip": source.config.data.skip}
-    result = {"protocol": told, "config": configs.to_dict(source.config), **measure.summarize(tables, protocol, which)}
+        about["network_evaluations_per_frame"] = float(
+            evaluations / (protocol.videos * protocol.samples * protocol.predict)
+        )
+    told = {
+        **about,
+        **protocol.told(which),
+        **networks,
+        "fps": source.fps,
+        "skip": source.config.data.skip,
+    }
+    result = {
+        "protocol": told,
+        "config": configs.to_dict(source.config),
+        **measure.summarize(tables, protocol, which),
+    }
     return truth, samples, result
 
 
 def table(result: dict) -> str:
     """What a person reads: each metric beside the baselines, and how it was measured."""
     summary = result["summary"]
-    others = {"repeat last": "_repeat_last", "mean frame": "_mean_frame", "autoencoder": "_autoencoder"}
+    others = {
+        "repeat last": "_repeat_last",
+        "mean frame": "_mean_frame",
+        "autoencoder": "_autoencoder",
+    }
     head = f"{'metric':<26}{'forecast':>20}" + "".join(f"{name:>14}" for name in others)
     lines = [*protocols.in_words(result["protocol"]), "", head, "-" * len(head)]
     for name, value in summary.items():
         if not name.endswith(tuple(others.values())):
             unit = f" ({metrics.ABOUT[name][1]})" if metrics.ABOUT[name][1] else ""
-            cells = [number(summary.get(name + suffix, {}).get("mean")) for suffix in others.values()]
-            own = number(value["mean"]) + (f" ± {number(value['se'])}" if value["se"] is not None else "")
+            cells = [
+                number(summary.get(name + suffix, {}).get("mean")) for suffix in others.values()
+            ]
+            own = number(value["mean"]) + (
+                f" ± {number(value['se'])}" if value["se"] is not None else ""
+            )
             lines.append(f"{name + unit:<26}{own:>20}" + "".join(f"{cell:>14}" for cell in cells))
     return "\n".join(lines)
 
@@ -203,9 +341,15 @@ def metrics_of(args: argparse.Namespace, config: Config, protocol: Protocol) -> 
     """Those asked for, or all that the dataset and the protocol have."""
     ball, several = config.dataset.startswith("ball"), protocol.samples > 1
     if not args.metrics:
-        return [name for name in measure.ALL if (ball or name not in measure.BALL) and (several or name != "spread_skill")]
+        return [
+            name
+            for name in measure.ALL
+            if (ball or name not in measure.BALL) and (several or name != "spread_skill")
+        ]
     if "spread_skill" in args.metrics and not several:
-        raise UserError("spread_skill wants two samples or more of each video, the protocol has one")
+        raise UserError(
+            "spread_skill wants two samples or more of each video, the protocol has one"
+        )
     for name in args.metrics:
         if name not in measure.ALL:
             raise UserError(f"no metric `{name}`{configs.nearest(name, measure.ALL)}")
@@ -216,33 +360,58 @@ def metrics_of(args: argparse.Namespace, config: Config, protocol: Protocol) -> 
 
 def weights_of(which: list[str], protocol: Protocol, args: argparse.Namespace) -> dict[str, Path]:
     """The files of the metric networks that are asked for."""
-    found = {"i3d": args.i3d or args.weights / "i3d.safetensors"} if set(which) & set(measure.SETS) else {}
+    found = (
+        {"i3d": args.i3d or args.weights / "i3d.safetensors"}
+        if set(which) & set(measure.SETS)
+        else {}
+    )
     if "lpips" in which:
         found["lpips"] = args.weights / f"lpips_{protocol.lpips_net}.safetensors"
     for path in found.values():
         if not path.is_file():
-            raise UserError(f"{path}: no such file; fetch it by `{networks.COMMAND}`, or choose --metrics without it")
+            raise UserError(
+                f"{path}: no such file; fetch it by `{networks.COMMAND}`, or choose --metrics without it"
+            )
     return found
 
 
-def load_networks(files: dict[str, Path], protocol: Protocol, device: torch.device) -> measure.Networks:
+def load_networks(
+    files: dict[str, Path], protocol: Protocol, device: torch.device
+) -> measure.Networks:
     i3d = networks.load_i3d(files["i3d"], device) if "i3d" in files else None
-    lpips = networks.load_lpips(files["lpips"].parent, protocol.lpips_net, device) if "lpips" in files else None
+    lpips = (
+        networks.load_lpips(files["lpips"].parent, protocol.lpips_net, device)
+        if "lpips" in files
+        else None
+    )
     return measure.Networks(i3d, lpips, device)
 
 
 def check(source: Source, which: list[str]) -> None:
     """What the networks want at the least, before hours of work."""
     protocol, size = source.protocol, source.config.data.image_size
-    if set(which) & set(measure.SETS) and protocol.reference == "autoencoded" and source.autoencode is None:
-        raise UserError("--reference autoencoded wants the autoencoder; name the checkpoint by --ckpt")
+    if (
+        set(which) & set(measure.SETS)
+        and protocol.reference == "autoencoded"
+        and source.autoencode is None
+    ):
+        raise UserError(
+            "--reference autoencoded wants the autoencoder; name the checkpoint by --ckpt"
+        )
     if "lpips" in which and size < networks.NETS[protocol.lpips_net]:
-        raise UserError(f"LPIPS ({protocol.lpips_net}) needs frames of {networks.NETS[protocol.lpips_net]} pixels, these have "
-                        f"{size}; choose --metrics without lpips")
-    counted, least = protocol.predict + protocol.condition * protocol.fvd_given, max(networks.MIN_FRAMES, protocol.fvd_chunk)
+        raise UserError(
+            f"LPIPS ({protocol.lpips_net}) needs frames of {networks.NETS[protocol.lpips_net]} pixels, these have "
+            f"{size}; choose --metrics without lpips"
+        )
+    counted, least = (
+        protocol.predict + protocol.condition * protocol.fvd_given,
+        max(networks.MIN_FRAMES, protocol.fvd_chunk),
+    )
     if set(which) & set(measure.SETS) and counted < least:
-        raise UserError(f"fvd and kvd want {least} frames, protocol {protocol.name} counts {counted}; choose others: "
-                        "--metrics mse psnr ssim lpips crps energy spread_skill")
+        raise UserError(
+            f"fvd and kvd want {least} frames, protocol {protocol.name} counts {counted}; choose others: "
+            "--metrics mse psnr ssim lpips crps energy spread_skill"
+        )
 
 
 def changes(args: argparse.Namespace) -> dict:
@@ -250,8 +419,11 @@ def changes(args: argparse.Namespace) -> dict:
 
 
 def overrides(args: argparse.Namespace) -> dict:
-    given = [f"{name}={getattr(args, flag)}" for flag, name in configs.SAMPLING_FLAGS.items() if getattr(args, flag, None) is not None
-             and name.startswith("sample.") and flag != "split"]
+    given = [
+        f"{name}={getattr(args, flag)}"
+        for flag, name in configs.SAMPLING_FLAGS.items()
+        if getattr(args, flag, None) is not None and name.startswith("sample.") and flag != "split"
+    ]
     return configs.parse_overrides([*given, *args.set])
 
 
@@ -270,22 +442,49 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--ckpt", help="a checkpoint to sample from; with --results, for its autoencoder")
     add("--results", help="a folder of samples made before; the results go there, too")
-    add("--protocol", help=f"{', '.join(protocols.PROTOCOLS)} (default: own). See README and evaluation/protocols.py")
-    add("--metrics", nargs="+", help=f"of {', '.join(measure.ALL)} (default: all that go with the dataset)")
+    add(
+        "--protocol",
+        help=f"{', '.join(protocols.PROTOCOLS)} (default: own). See README and evaluation/protocols.py",
+    )
+    add(
+        "--metrics",
+        nargs="+",
+        help=f"of {', '.join(measure.ALL)} (default: all that go with the dataset)",
+    )
     for field in dataclasses.fields(Protocol):
         if field.name in CHANGEABLE:
             kind = int if isinstance(field.default, int) else str
             add(f"--{field.name}", type=kind, help="changes the protocol, and its name")
     for flag in ("steps", "solver", "diffusion", "grid", "warm_start", "redraw", "format"):
         add(f"--{flag}", help=f"{configs.SAMPLING_FLAGS[flag]}; default: the checkpoint's")
-    add("--keep", type=int, default=4, help="samples of each video that are stored and shown (default 4)")
-    add("--weights", type=Path, default=Path("weights/metrics"), help="folder of the metric networks, which "
-        f"`{networks.COMMAND}` fetches (default weights/metrics)")
+    add(
+        "--keep",
+        type=int,
+        default=4,
+        help="samples of each video that are stored and shown (default 4)",
+    )
+    add(
+        "--weights",
+        type=Path,
+        default=Path("weights/metrics"),
+        help="folder of the metric networks, which "
+        f"`{networks.COMMAND}` fetches (default weights/metrics)",
+    )
     add("--i3d", type=Path, help="another file of I3D's weights, the usual i3d_torchscript.pt say")
-    add("--out", help="folder for the results; default: that of sample.py, its name followed by the protocol's")
+    add(
+        "--out",
+        help="folder for the results; default: that of sample.py, its name followed by the protocol's",
+    )
     add("--dataset", default="", help="of a published checkpoint, which does not say it")
     add("--interpolant", default="", help="likewise")
-    add("--set", nargs="+", action="extend", default=[], metavar="GROUP.FIELD=VALUE", help="any other field")
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="GROUP.FIELD=VALUE",
+        help="any other field",
+    )
     args = parser.parse_args(arguments)
     if not args.ckpt and not args.results:
         raise UserError("nothing to evaluate: give --ckpt FILE or --results DIR")
@@ -294,27 +493,49 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def evaluated(args: argparse.Namespace, process: Process, known: dict[bytes, np.ndarray] | None = None) -> Path:
+def evaluated(
+    args: argparse.Namespace, process: Process, known: dict[bytes, np.ndarray] | None = None
+) -> Path:
     """-> the folder of the results, made now unless they are there. known: features of videos, for those to come again."""
     source, out = (from_results if args.results else from_checkpoint)(args, process)
-    out, which = results.folder(args.out) if args.out else out, metrics_of(args, source.config, source.protocol)
+    out, which = (
+        results.folder(args.out) if args.out else out,
+        metrics_of(args, source.config, source.protocol),
+    )
     results.check_out(out)
     check(source, which)
     files, mean = weights_of(which, source.protocol, args), mean_of_training(source.config)
     told = {name: f"{path.name} {digest(path.read_bytes())[:8]}" for name, path in files.items()}
-    settings = {name: group for name, group in configs.to_dict(source.config).items() if name not in ("output", "wandb")}
-    plan = (source.key, source.protocol, settings, told, None if mean is None else digest(mean), which, args.keep, PART)
+    settings = {
+        name: group
+        for name, group in configs.to_dict(source.config).items()
+        if name not in ("output", "wandb")
+    }
+    plan = (
+        source.key,
+        source.protocol,
+        settings,
+        told,
+        None if mean is None else digest(mean),
+        which,
+        args.keep,
+        PART,
+    )
     plan = digest(repr(plan).encode())[:16]
     done = lambda: (out / "metrics.json").exists() and results.read_metrics(out).get("plan") == plan  # noqa: E731
     parts = Parts(out.with_name(f".{out.name}.{plan}"), -(-source.protocol.videos // PART), done)
 
     def write() -> None:
         truth, samples, result = summed_up(source, which, told, parts)
-        results.write_results(out, truth, samples, {"plan": plan, **result}, source.fps, source.config.sample.format)
+        results.write_results(
+            out, truth, samples, {"plan": plan, **result}, source.fps, source.config.sample.format
+        )
         shutil.rmtree(parts.dir, ignore_errors=True)
 
     if not done():
-        nets = dataclasses.replace(load_networks(files, source.protocol, process.device), known=known)
+        nets = dataclasses.replace(
+            load_networks(files, source.protocol, process.device), known=known
+        )
         measured(source, which, nets, args.keep, mean, parts, process)
         parts.sum_up(out.parent, write)
     return out
@@ -326,7 +547,11 @@ def main() -> None:
     if process.first:
         result = results.read_metrics(out)
         print(table(result))
-        print(results.paths(out, results.config_of(result, out).sample.format, args.ckpt or args.results))
+        print(
+            results.paths(
+                out, results.config_of(result, out).sample.format, args.ckpt or args.results
+            )
+        )
     process.close()
 
 

@@ -59,13 +59,19 @@ class Interpolant:
     wiener = False  # W = sqrt(s) eps and X_0 = x_0 exactly; otherwise W = eps
     from_reference = True  # starts at x_0; otherwise at noise
 
-    def __init__(self, c: float = 0.1, output: str = "drift", k: float = 1.0, weighting: str = "published"):
+    def __init__(
+        self, c: float = 0.1, output: str = "drift", k: float = 1.0, weighting: str = "published"
+    ):
         if output not in OUTPUTS or weighting not in WEIGHTINGS:
-            raise ValueError(f"output must be one of {', '.join(OUTPUTS)} and weighting one of {', '.join(WEIGHTINGS)}, "
-                             f"got {output!r} and {weighting!r}")
+            raise ValueError(
+                f"output must be one of {', '.join(OUTPUTS)} and weighting one of {', '.join(WEIGHTINGS)}, "
+                f"got {output!r} and {weighting!r}"
+            )
         self.c, self.output, self.k, self.weighting = c, output, k, weighting
 
-    def at(self, coefficient: Callable[[Tensor], Tensor], s: Tensor | float, x: Tensor) -> Tensor | float:
+    def at(
+        self, coefficient: Callable[[Tensor], Tensor], s: Tensor | float, x: Tensor
+    ) -> Tensor | float:
         """coefficient(s), to multiply x: a float for a float s, (B, 1, …) for s of shape (B,)."""
         return value(coefficient, s) if isinstance(s, float) else across(coefficient(s), x)
 
@@ -75,25 +81,45 @@ class Interpolant:
 
     def d_gamma(self, s: Tensor) -> Tensor:
         """Infinite at s = 0 for the Föllmer family, whose gamma grows like sqrt(s)."""
-        return self.d_sigma(s) * s.sqrt() + self.sigma(s) / (2 * s.sqrt()) if self.wiener else self.d_sigma(s)
+        return (
+            self.d_sigma(s) * s.sqrt() + self.sigma(s) / (2 * s.sqrt())
+            if self.wiener
+            else self.d_sigma(s)
+        )
 
     def interpolate(self, s: Tensor, x0: Tensor, x1: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """(x_s, target), the target being what the network's output is compared with."""
         w = across(s.sqrt(), x1) * eps if self.wiener else eps
-        x = across(self.alpha(s), x1) * x0 + across(self.beta(s), x1) * x1 + across(self.sigma(s), x1) * w
+        x = (
+            across(self.alpha(s), x1) * x0
+            + across(self.beta(s), x1) * x1
+            + across(self.sigma(s), x1) * w
+        )
         if self.output == "residual":
             return x, (x1 - x0 if self.from_reference else x1) / self.k
-        return x, across(self.d_alpha(s), x1) * x0 + across(self.d_beta(s), x1) * x1 + across(self.d_sigma(s), x1) * w
+        return x, across(self.d_alpha(s), x1) * x0 + across(self.d_beta(s), x1) * x1 + across(
+            self.d_sigma(s), x1
+        ) * w
 
     def weight(self, s: Tensor) -> Tensor:
         """Weight of the squared error of the output, (B,), by `weighting`: `published`, 1 on the error of the target;
         `velocity`, 1 / (1-s)^2 on that of E[x_1|x], which is how it enters the velocity of a path that ends at x_1;
         `uniform`, 1 on that of E[x_1|x]. At most 25, since each grows without bound somewhere in [0, 1]."""
-        share = self.d_beta(s) - divide(self.d_sigma(s) * self.beta(s), self.sigma(s), 0.0)  # d target / d x_1, at fixed x_s
-        of_x1 = {"published": share**2, "velocity": (1 - s).clamp(min=0.2) ** -2, "uniform": torch.ones_like(s)}
+        share = self.d_beta(s) - divide(
+            self.d_sigma(s) * self.beta(s), self.sigma(s), 0.0
+        )  # d target / d x_1, at fixed x_s
+        of_x1 = {
+            "published": share**2,
+            "velocity": (1 - s).clamp(min=0.2) ** -2,
+            "uniform": torch.ones_like(s),
+        }
         weight = of_x1[self.weighting]
         if self.output == "drift":
-            weight = torch.ones_like(s) if self.weighting == "published" else weight / share.abs().clamp(min=1e-6) ** 2
+            weight = (
+                torch.ones_like(s)
+                if self.weighting == "published"
+                else weight / share.abs().clamp(min=1e-6) ** 2
+            )
         return weight.clamp(max=25)
 
     def network_input(self, x: Tensor, s: Tensor | float, x0: Tensor) -> Tensor:
@@ -112,7 +138,9 @@ class Interpolant:
         """Standard deviation of x_s given x_0, at least 1e-8."""
         return (self.beta(s) ** 2 * self.k**2 + self.gamma(s) ** 2).sqrt().clamp(min=1e-8)
 
-    def solve(self, output: Tensor, x: Tensor, s: Tensor | float, x0: Tensor) -> tuple[Tensor, Tensor]:
+    def solve(
+        self, output: Tensor, x: Tensor, s: Tensor | float, x0: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """(E[x_1|x], E[W|x]) from the network's output. Where s = 0 carries no x_1 (beta'(0) = 0), x_0 stands for it."""
         alpha, beta, sigma = (self.at(f, s, x) for f in (self.alpha, self.beta, self.sigma))
         rest = x - alpha * x0
@@ -124,10 +152,14 @@ class Interpolant:
         d_rest = output - d_alpha * x0
         determinant = beta * d_sigma - d_beta * sigma
         unknown = divide(rest, beta, x0)  # at s = 1 of some, x_s is x_1
-        return (divide(d_sigma * rest - sigma * d_rest, determinant, unknown),
-                divide(beta * d_rest - d_beta * rest, determinant, 0.0))
+        return (
+            divide(d_sigma * rest - sigma * d_rest, determinant, unknown),
+            divide(beta * d_rest - d_beta * rest, determinant, 0.0),
+        )
 
-    def estimate(self, output: Tensor, x: Tensor, s: Tensor | float, x0: Tensor) -> tuple[Tensor, Tensor]:
+    def estimate(
+        self, output: Tensor, x: Tensor, s: Tensor | float, x0: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """(E[x_1|x], E[eps|x]); the latter is 0 at s = 0 of the Föllmer family, where x_s holds no noise yet."""
         x1, w = self.solve(output, x, s, x0)
         return x1, divide(w, self.at(torch.sqrt, s, x), 0.0) if self.wiener else w
@@ -148,7 +180,9 @@ class Interpolant:
         """Drift of the probability-flow ODE, E[dx_s/ds | x_s = x]."""
         return self.drift(output, x, s, x0, 0.0)
 
-    def drift(self, output: Tensor, x: Tensor, s: Tensor | float, x0: Tensor, g: Tensor | float) -> Tensor:
+    def drift(
+        self, output: Tensor, x: Tensor, s: Tensor | float, x0: Tensor, g: Tensor | float
+    ) -> Tensor:
         """Drift of dX = drift ds + g dW with the marginals of x_s: velocity + g^2/2 score. g: (B,) or a float, >= 0.
 
         In terms of W the noise part is (sigma' + (sigma^2 - g^2) / (2 sigma q)) W with q = s for the Föllmer family
@@ -176,7 +210,11 @@ class Interpolant:
         if self.wiener:
             s = s.clamp(min=1e-12)  # the limit at 0
         gamma = self.gamma(s)
-        return (2 * gamma * (gamma * self.d_beta(s) / self.beta(s) - self.d_gamma(s))).clamp(min=0).sqrt()
+        return (
+            (2 * gamma * (gamma * self.d_beta(s) / self.beta(s) - self.d_gamma(s)))
+            .clamp(min=0)
+            .sqrt()
+        )
 
     def memory(self, name: str, s: Tensor, t: Tensor) -> Tensor:
         """rho = exp(-1/2 int_s^t g^2 / gamma^2 du), (B,): how much of eps at s is left at t, under diffusion `name`."""
@@ -220,22 +258,40 @@ class Linear(Interpolant):
 
     from_reference = False
 
-    def alpha(self, s): return torch.zeros_like(s)
-    def d_alpha(self, s): return torch.zeros_like(s)
-    def beta(self, s): return s
-    def d_beta(self, s): return torch.ones_like(s)
-    def sigma(self, s): return 1 - s
-    def d_sigma(self, s): return -torch.ones_like(s)
+    def alpha(self, s):
+        return torch.zeros_like(s)
+
+    def d_alpha(self, s):
+        return torch.zeros_like(s)
+
+    def beta(self, s):
+        return s
+
+    def d_beta(self, s):
+        return torch.ones_like(s)
+
+    def sigma(self, s):
+        return 1 - s
+
+    def d_sigma(self, s):
+        return -torch.ones_like(s)
 
 
 class Trig(Linear):
     """x_s = sin(pi s/2) x_1 + cos(pi s/2) eps: from noise at constant variance (arXiv 2303.08797)."""
 
     # sines only, since a sine is 0 exactly where it should be
-    def beta(self, s): return torch.sin(s * (math.pi / 2))
-    def d_beta(self, s): return torch.sin((1 - s) * (math.pi / 2)) * (math.pi / 2)
-    def sigma(self, s): return torch.sin((1 - s) * (math.pi / 2))
-    def d_sigma(self, s): return -torch.sin(s * (math.pi / 2)) * (math.pi / 2)
+    def beta(self, s):
+        return torch.sin(s * (math.pi / 2))
+
+    def d_beta(self, s):
+        return torch.sin((1 - s) * (math.pi / 2)) * (math.pi / 2)
+
+    def sigma(self, s):
+        return torch.sin((1 - s) * (math.pi / 2))
+
+    def d_sigma(self, s):
+        return -torch.sin(s * (math.pi / 2)) * (math.pi / 2)
 
 
 class Follmer(Interpolant):
@@ -243,19 +299,33 @@ class Follmer(Interpolant):
 
     wiener = True
 
-    def alpha(self, s): return 1 - s
-    def d_alpha(self, s): return -torch.ones_like(s)
-    def beta(self, s): return s**2
-    def d_beta(self, s): return 2 * s
-    def sigma(self, s): return self.c * (1 - s)
-    def d_sigma(self, s): return torch.full_like(s, -self.c)
+    def alpha(self, s):
+        return 1 - s
+
+    def d_alpha(self, s):
+        return -torch.ones_like(s)
+
+    def beta(self, s):
+        return s**2
+
+    def d_beta(self, s):
+        return 2 * s
+
+    def sigma(self, s):
+        return self.c * (1 - s)
+
+    def d_sigma(self, s):
+        return torch.full_like(s, -self.c)
 
 
 class FollmerLinear(Follmer):
     """x_s = (1-s) x_0 + s x_1 + c (1-s) W_s: the same with beta = s, so that the drift at s = 0 tells of x_1."""
 
-    def beta(self, s): return s
-    def d_beta(self, s): return torch.ones_like(s)
+    def beta(self, s):
+        return s
+
+    def d_beta(self, s):
+        return torch.ones_like(s)
 
 
 class Bridge(Interpolant):
@@ -264,13 +334,26 @@ class Bridge(Interpolant):
 
     m = 0.01
 
-    def alpha(self, s): return 1 - s
-    def d_alpha(self, s): return -torch.ones_like(s)
-    def beta(self, s): return s
-    def d_beta(self, s): return torch.ones_like(s)
-    def sigma(self, s): return (self.m**2 + self.c**2 * s * (1 - s)).sqrt()
-    def d_sigma(self, s): return self.c**2 * (1 - 2 * s) / (2 * self.sigma(s))
-    def process_sigma(self, s): return torch.full_like(s, self.c)
+    def alpha(self, s):
+        return 1 - s
+
+    def d_alpha(self, s):
+        return -torch.ones_like(s)
+
+    def beta(self, s):
+        return s
+
+    def d_beta(self, s):
+        return torch.ones_like(s)
+
+    def sigma(self, s):
+        return (self.m**2 + self.c**2 * s * (1 - s)).sqrt()
+
+    def d_sigma(self, s):
+        return self.c**2 * (1 - 2 * s) / (2 * self.sigma(s))
+
+    def process_sigma(self, s):
+        return torch.full_like(s, self.c)
 
     def process_memory(self, s, t):
         """int c^2 / gamma^2 du in partial fractions, gamma^2 = c^2 (u - low) (high - u)."""
@@ -279,14 +362,25 @@ class Bridge(Interpolant):
         return ((s - low) * (high - t) / ((high - s) * (t - low))) ** (1 / (2 * width))
 
     # the noise grows and shrinks like a square root at the two ends
-    def u_of(self, s): return torch.asin(s.sqrt()) * (2 / math.pi)
-    def s_of(self, u): return torch.sin(u * (math.pi / 2)) ** 2, torch.sin(u * math.pi) * (math.pi / 2)
+    def u_of(self, s):
+        return torch.asin(s.sqrt()) * (2 / math.pi)
+
+    def s_of(self, u):
+        return torch.sin(u * (math.pi / 2)) ** 2, torch.sin(u * math.pi) * (math.pi / 2)
 
 
 OUTPUTS, WEIGHTINGS = ("drift", "residual"), ("published", "velocity", "uniform")
-TABLE = {"linear": Linear, "follmer": Follmer, "follmer_linear": FollmerLinear, "bridge": Bridge, "trig": Trig}
+TABLE = {
+    "linear": Linear,
+    "follmer": Follmer,
+    "follmer_linear": FollmerLinear,
+    "bridge": Bridge,
+    "trig": Trig,
+}
 
 
-def get(name: str, c: float = 0.1, output: str = "drift", k: float = 1.0, weighting: str = "published") -> Interpolant:
+def get(
+    name: str, c: float = 0.1, output: str = "drift", k: float = 1.0, weighting: str = "published"
+) -> Interpolant:
     """The interpolant of that name. KeyError for an unknown one."""
     return TABLE[name](c=c, output=output, k=k, weighting=weighting)

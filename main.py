@@ -29,19 +29,27 @@ from runtime.process import Process, start
 def before_any_work(config: Config, dir: Path, process: Process, ckpt: str | None) -> dict | None:
     """Mistakes that can be known now are told now; -> the checkpoint to go on from, or to start from (--ckpt)."""
     if problems := data.missing(config):
-        raise UserError(f"--dataset {config.dataset}, looked in {Path.cwd()}: " + "; ".join(problems))
+        raise UserError(
+            f"--dataset {config.dataset}, looked in {Path.cwd()}: " + "; ".join(problems)
+        )
     if process.first:
         logs.wandb_mode(config.wandb.mode)
     parts = process.world * config.train.accumulate
     if config.train.batch_size % parts:
-        asked = f"{process.world} processes" + f" in {config.train.accumulate} parts each" * (config.train.accumulate > 1)
-        raise UserError(f"train.batch_size = {config.train.batch_size} cannot be shared alike by {asked}; make it a multiple "
-                        f"of {parts}")
+        asked = f"{process.world} processes" + f" in {config.train.accumulate} parts each" * (
+            config.train.accumulate > 1
+        )
+        raise UserError(
+            f"train.batch_size = {config.train.batch_size} cannot be shared alike by {asked}; make it a multiple "
+            f"of {parts}"
+        )
     state = checkpoints.load_latest(dir)
     if state is None:
         return {**resume.check_start(config, ckpt), "step": 0} if ckpt else None
     if ckpt and process.first:
-        print(f"{dir} has begun already and goes on from its own checkpoint; --ckpt {ckpt} is left alone")
+        print(
+            f"{dir} has begun already and goes on from its own checkpoint; --ckpt {ckpt} is left alone"
+        )
     resume.check_same_run(configs.from_dict(state["config"]), config, dir)
     return state
 
@@ -61,8 +69,12 @@ def plan(config: Config) -> list[str]:
     steps = f"{config.train.steps}" if config.train.steps else "as many as the stream has windows:"
     if config.data.mode != "clips":
         done += f", data.mode={config.data.mode}, {config.data.windows} windows of {config.data.clip} frames"
-    lines.append(f"train {config.model.name} ({config.flow.interpolant}) for {steps} updates{done}, in {dir}")
-    lines.append(f"forecast {config.sample.num_videos} {config.sample.split} clips, {config.sample.num_samples} futures each")
+    lines.append(
+        f"train {config.model.name} ({config.flow.interpolant}) for {steps} updates{done}, in {dir}"
+    )
+    lines.append(
+        f"forecast {config.sample.num_videos} {config.sample.split} clips, {config.sample.num_samples} futures each"
+    )
     return lines
 
 
@@ -72,7 +84,9 @@ def run(config: Config, ckpt: str | None = None) -> None:
     config, path, windows = train_network(config, process, ckpt, clock)
     if process.first:
         forecaster, step = load_forecaster(path, process.device)
-        forecaster.config = config  # what the checkpoint says of sampling may be older than this command
+        forecaster.config = (
+            config  # what the checkpoint says of sampling may be older than this command
+        )
         result, out = sample.evaluate(forecaster, step, windows=windows, ckpt=path)
         clock.lap("sampling")
         print(sample.table(result))
@@ -81,7 +95,9 @@ def run(config: Config, ckpt: str | None = None) -> None:
     process.close()
 
 
-def train_network(config: Config, process: Process, ckpt: str | None, clock: Clock) -> tuple[Config, Path, Windows | None]:
+def train_network(
+    config: Config, process: Process, ckpt: str | None, clock: Clock
+) -> tuple[Config, Path, Windows | None]:
     """Every stage up to a trained velocity network; -> (config with the latents' statistics, checkpoint, the clips of
     --overfit)."""
     dir = Path(config.output.root) / "checkpoints" / config.run_id
@@ -96,7 +112,9 @@ def train_network(config: Config, process: Process, ckpt: str | None, clock: Clo
         clock.lap("VQVAE")
         windows = data.overfit_windows(config, shards) if config.train.overfit else None
         source = data.batches_from(config, shards, autoencoder, windows, process)
-        config = dataclasses.replace(config, latent=data.latents_of(config, source, autoencoder, start, process))
+        config = dataclasses.replace(
+            config, latent=data.latents_of(config, source, autoencoder, start, process)
+        )
         clock.lap("latents")
     path = train.fit(config, source, autoencoder, windows, process, dir, start)
     clock.lap("training")
@@ -115,24 +133,51 @@ class Clock:
         self.last = now
 
     def __str__(self) -> str:
-        return "time           " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.laps)
+        return "time           " + ", ".join(
+            f"{name} {seconds:.0f} s" for name, seconds in self.laps
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python main.py", description="Train a video forecaster and sample from it. "
-                                     "The same command run again goes on where the last one stopped.")
+    parser = argparse.ArgumentParser(
+        prog="python main.py",
+        description="Train a video forecaster and sample from it. "
+        "The same command run again goes on where the last one stopped.",
+    )
     parser.add_argument("--dataset", default="ball_stn", help=", ".join(DATASETS))
     parser.add_argument("--interpolant", default="follmer", help=", ".join(interpolants.TABLE))
-    parser.add_argument("--overfit", type=int, choices=(0, 1), default=0, help="1: learn one batch of clips by heart")
+    parser.add_argument(
+        "--overfit",
+        type=int,
+        choices=(0, 1),
+        default=0,
+        help="1: learn one batch of clips by heart",
+    )
     parser.add_argument("--ckpt", help="a checkpoint whose weights to start from")
     parser.add_argument("--wandb_entity", default="")
     parser.add_argument("--wandb_project", default="driftcast")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="GROUP.FIELD=VALUE",
-                        help="any other field of configs.py, e.g. train.steps=5000 model.width=192")
-    parser.add_argument("--dry_run", type=int, choices=(0, 1), default=0, help="1: print the merged config and the plan")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="GROUP.FIELD=VALUE",
+        help="any other field of configs.py, e.g. train.steps=5000 model.width=192",
+    )
+    parser.add_argument(
+        "--dry_run",
+        type=int,
+        choices=(0, 1),
+        default=0,
+        help="1: print the merged config and the plan",
+    )
     args = parser.parse_args()
-    flags = {"flow.interpolant": args.interpolant, "train.overfit": bool(args.overfit),
-             "wandb.entity": args.wandb_entity, "wandb.project": args.wandb_project}
+    flags = {
+        "flow.interpolant": args.interpolant,
+        "train.overfit": bool(args.overfit),
+        "wandb.entity": args.wandb_entity,
+        "wandb.project": args.wandb_project,
+    }
     config = configs.build(args.dataset, flags | configs.parse_overrides(args.set))
     if args.dry_run:
         print(json.dumps(configs.to_dict(config), indent=1))

@@ -27,7 +27,17 @@ from runtime.console import UserError, first_line
 FORMAT_VERSION = 1
 RESERVE = 4 << 20  # bytes that stay free on the disk, so that HDF5 can close a file
 PATTERN = "shard_*.hdf5"
-DAMAGED = (OSError, KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError, OverflowError)
+DAMAGED = (
+    OSError,
+    KeyError,
+    IndexError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+)
 
 
 class PackedFile:
@@ -35,14 +45,22 @@ class PackedFile:
 
     def __init__(self, file: h5py.File, path: Path, key: str):
         if key not in file or "lengths" not in file:
-            raise UserError(f"{path}: holds neither `{key}` with `lengths` (packed) nor `len` (RIVER); prepare it again")
+            raise UserError(
+                f"{path}: holds neither `{key}` with `lengths` (packed) nor `len` (RIVER); prepare it again"
+            )
         self.file, self.data, self.path, self.rows = file, own(file[key], file), path, {}
         self.lengths = own(file["lengths"], file)[:].astype(np.int64)
         self.continues = bool(file.attrs.get("continues", False))
-        self.fps, self.shape, self.dtype = float(file.attrs.get("fps", 0)) or None, self.data.shape[1:], self.data.dtype
+        self.fps, self.shape, self.dtype = (
+            float(file.attrs.get("fps", 0)) or None,
+            self.data.shape[1:],
+            self.data.dtype,
+        )
         if self.lengths.sum() != len(self.data):
-            raise UserError(f"{path}: `lengths` add up to {self.lengths.sum()} frames but `{key}` holds "
-                            f"{len(self.data)}; prepare it again")
+            raise UserError(
+                f"{path}: `lengths` add up to {self.lengths.sum()} frames but `{key}` holds "
+                f"{len(self.data)}; prepare it again"
+            )
 
     def read(self, flat: np.ndarray) -> np.ndarray:
         return self._rows(self.data).read(flat)
@@ -63,9 +81,15 @@ class RiverFile:
 
     def __init__(self, file: h5py.File, path: Path):
         self.file, self.fps = file, float(file.attrs.get("fps", 0)) or None
-        lengths = {name: int(own(file["len"][name], file)[()]) for name in sorted(file["len"], key=int)}
-        self.names = [name for name, length in lengths.items() if length]  # RIVER's converter writes empty ones too, and
-        self.lengths = np.array([lengths[name] for name in self.names], np.int64)  # shards without a video
+        lengths = {
+            name: int(own(file["len"][name], file)[()]) for name in sorted(file["len"], key=int)
+        }
+        self.names = [
+            name for name, length in lengths.items() if length
+        ]  # RIVER's converter writes empty ones too, and
+        self.lengths = np.array(
+            [lengths[name] for name in self.names], np.int64
+        )  # shards without a video
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         for name, length in zip(self.names, self.lengths):
             file[name][str(length - 1)]  # a KeyError where a video ends too early
@@ -74,7 +98,10 @@ class RiverFile:
 
     def read(self, flat: np.ndarray) -> np.ndarray:
         videos = np.searchsorted(self.starts, flat, side="right") - 1
-        frames = [own(self.file[self.names[v]][str(i - self.starts[v])], self.file) for v, i in zip(videos, flat)]
+        frames = [
+            own(self.file[self.names[v]][str(i - self.starts[v])], self.file)
+            for v, i in zip(videos, flat)
+        ]
         return np.stack([frame[()] for frame in frames])
 
 
@@ -83,8 +110,12 @@ def own(data: h5py.Dataset, file: h5py.File) -> h5py.Dataset:
     or to fill the memory. ValueError otherwise."""
     if data.file.filename != file.filename or data.external or data.is_virtual:
         raise ValueError(f"{data.name} links to another file")
-    if data.nbytes > 1100 * data.id.get_storage_size() + (1 << 20):  # deflate makes at most a thousandth of it
-        raise ValueError(f"{data.name} declares {data.nbytes:,} bytes, of which the file cannot hold a thousandth")
+    if data.nbytes > 1100 * data.id.get_storage_size() + (
+        1 << 20
+    ):  # deflate makes at most a thousandth of it
+        raise ValueError(
+            f"{data.name} declares {data.nbytes:,} bytes, of which the file cannot hold a thousandth"
+        )
     return data
 
 
@@ -98,12 +129,14 @@ class Rows:
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         if len(rows) and (np.diff(rows) == 1).all():
-            return self.data[rows[0]:rows[-1] + 1]
+            return self.data[rows[0] : rows[-1] + 1]
         if self.raw is None or not len(rows):
             unique, inverse = np.unique(rows, return_inverse=True)
             return self.data[unique][inverse]
         out = np.empty((len(rows), *self.data.shape[1:]), self.data.dtype)
-        for row, offset in zip(out.reshape(len(rows), out[0].size).view(np.uint8), self.offsets[rows]):
+        for row, offset in zip(
+            out.reshape(len(rows), out[0].size).view(np.uint8), self.offsets[rows]
+        ):
             self.raw.seek(offset)
             if self.raw.readinto(row) != row.nbytes:
                 raise OSError(f"the file ends before byte {offset + row.nbytes}")
@@ -112,14 +145,20 @@ class Rows:
 
 def offsets(data: h5py.Dataset) -> np.ndarray | None:
     """Where in its file each row of a dataset lies, in bytes; None where they lie there in another form."""
-    if data.id.get_create_plist().get_nfilters() or not data.dtype.isnative or data.file.userblock_size:
+    if (
+        data.id.get_create_plist().get_nfilters()
+        or not data.dtype.isnative
+        or data.file.userblock_size
+    ):
         return None
     size = data.dtype.itemsize * int(np.prod(data.shape[1:]))
     if data.chunks is None:
         start = data.id.get_offset()
         return None if start is None else start + size * np.arange(len(data))
     starts = np.full(-(-len(data) // data.chunks[0]), -1)
-    data.id.chunk_iter(lambda chunk: starts.__setitem__(chunk.chunk_offset[0] // data.chunks[0], chunk.byte_offset))
+    data.id.chunk_iter(
+        lambda chunk: starts.__setitem__(chunk.chunk_offset[0] // data.chunks[0], chunk.byte_offset)
+    )
     if data.chunks[1:] != data.shape[1:] or (starts < 0).any():
         return None
     rows = np.arange(len(data))
@@ -152,8 +191,10 @@ class Shards:
         for k in full:
             file, head = self.files[k], self.files[k].lengths
             if file.shape != first.shape:
-                raise UserError(f"{self.paths[k]}: frames of {file.shape}, but {self.paths[full[0]].name} has {first.shape}; "
-                                "a split has one resolution")
+                raise UserError(
+                    f"{self.paths[k]}: frames of {file.shape}, but {self.paths[full[0]].name} has {first.shape}; "
+                    "a split has one resolution"
+                )
             if self.continues(k) and lengths:
                 lengths[-1] += int(head[0])
                 head = head[1:]
@@ -168,7 +209,11 @@ class Shards:
     def continues(self, k: int) -> bool:
         """Does file k begin with more frames of the last video of the file before it, which is there?"""
         number = lambda path: int("".join(filter(str.isdigit, path.stem)) or 0)  # noqa: E731
-        return self.files[k].continues and k > 0 and number(self.paths[k]) == number(self.paths[k - 1]) + 1
+        return (
+            self.files[k].continues
+            and k > 0
+            and number(self.paths[k]) == number(self.paths[k - 1]) + 1
+        )
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -192,13 +237,23 @@ class Shards:
         try:
             file = h5py.File(path, "r")
         except OSError as error:
-            raise UserError(f"{path}: not a readable HDF5 file ({first_line(error)}); prepare it again") from None
+            raise UserError(
+                f"{path}: not a readable HDF5 file ({first_line(error)}); prepare it again"
+            ) from None
         try:
             opened = RiverFile(file, path) if "len" in file else PackedFile(file, path, self.key)
         except DAMAGED as error:
-            raise UserError(f"{path}: not a whole shard ({first_line(error)}); prepare it again") from None
-        if self.key == "frames" and len(opened.lengths) and (opened.dtype, *opened.shape[2:]) != (np.uint8, 3):
-            raise UserError(f"{path}: frames of {opened.shape} {opened.dtype}, not (height, width, 3) uint8; prepare it again")
+            raise UserError(
+                f"{path}: not a whole shard ({first_line(error)}); prepare it again"
+            ) from None
+        if (
+            self.key == "frames"
+            and len(opened.lengths)
+            and (opened.dtype, *opened.shape[2:]) != (np.uint8, 3)
+        ):
+            raise UserError(
+                f"{path}: frames of {opened.shape} {opened.dtype}, not (height, width, 3) uint8; prepare it again"
+            )
         return opened
 
     def __getstate__(self) -> dict:
@@ -206,9 +261,13 @@ class Shards:
 
     def _flat(self, video: int, frames: np.ndarray | slice) -> np.ndarray:
         length = self.lengths[video]
-        local = np.arange(length)[frames] if isinstance(frames, slice) else np.asarray(frames, np.int64)
+        local = (
+            np.arange(length)[frames] if isinstance(frames, slice) else np.asarray(frames, np.int64)
+        )
         if len(local) and (local.min() < 0 or local.max() >= length):
-            raise IndexError(f"{self.dir}[{video}]: frames {local.min()}..{local.max()} of a video of {length}")
+            raise IndexError(
+                f"{self.dir}[{video}]: frames {local.min()}..{local.max()} of a video of {length}"
+            )
         return self.starts[video] + local
 
     def read(self, video: int, frames: np.ndarray | slice) -> np.ndarray:
@@ -230,7 +289,9 @@ class Shards:
         parts = [(owner == k, k) for k in np.unique(owner)]
         if len(parts) == 1:
             return self.read_file(parts[0][1], flat - self.file_starts[parts[0][1]], extra)
-        pieces = [(mask, self.read_file(k, flat[mask] - self.file_starts[k], extra)) for mask, k in parts]
+        pieces = [
+            (mask, self.read_file(k, flat[mask] - self.file_starts[k], extra)) for mask, k in parts
+        ]
         out = np.empty((len(flat), *pieces[0][1].shape[1:]), pieces[0][1].dtype)
         for mask, piece in pieces:
             out[mask] = piece
@@ -248,14 +309,20 @@ class Shards:
         """All frames of file k as an array that lies on the disk (read-only; in memory where the file is chunked, and cannot
         be mapped)."""
         file = self.files[k]
-        start = file.data.id.get_offset() if isinstance(file, PackedFile) and offsets(file.data) is not None else None
+        start = (
+            file.data.id.get_offset()
+            if isinstance(file, PackedFile) and offsets(file.data) is not None
+            else None
+        )
         if start is None:  # chunked, compressed, empty, or RIVER's
             return self.read_file(k, np.arange(int(file.lengths.sum())))
         return np.memmap(self.paths[k], file.dtype, "r", start, file.data.shape)
 
     def path_of(self, video: int, frame: int) -> Path:
         """The file that holds a frame."""
-        return self.paths[np.searchsorted(self.file_starts, self.starts[video] + frame, side="right") - 1]
+        return self.paths[
+            np.searchsorted(self.file_starts, self.starts[video] + frame, side="right") - 1
+        ]
 
     def fingerprint(self) -> str:
         """A name for the contents: the files' names with the digests stored by ShardWriter, or size and date where foreign."""
@@ -283,10 +350,23 @@ class ShardWriter:
     that another writer makes. Raises UserError where the directory already holds shards.
     """
 
-    def __init__(self, dir: str | Path, key: str = "frames", fps: float | None = None, source: str = "",
-                 command: str = "", shard_bytes: int = 1 << 28, continues: bool = False):
+    def __init__(
+        self,
+        dir: str | Path,
+        key: str = "frames",
+        fps: float | None = None,
+        source: str = "",
+        command: str = "",
+        shard_bytes: int = 1 << 28,
+        continues: bool = False,
+    ):
         self.dir, self.key, self.shard_bytes = Path(dir), key, shard_bytes
-        self.attrs = {"format_version": FORMAT_VERSION, "fps": fps or 0.0, "source": source, "command": command}
+        self.attrs = {
+            "format_version": FORMAT_VERSION,
+            "fps": fps or 0.0,
+            "source": source,
+            "command": command,
+        }
         self.dir.mkdir(parents=True, exist_ok=True)
         if any(self.dir.glob(PATTERN)):
             raise UserError(f"{self.dir} already holds shards; remove it or choose another folder")
@@ -325,7 +405,9 @@ class ShardWriter:
         for name, array in arrays.items():  # all checked before any is written
             if len(array) != len(frames):
                 raise ValueError(f"{name}: {len(array)} rows beside {len(frames)} frames")
-            if self._file is not None and (name not in self._file or array.shape[1:] != self._file[name].shape[1:]):
+            if self._file is not None and (
+                name not in self._file or array.shape[1:] != self._file[name].shape[1:]
+            ):
                 raise ValueError(f"{name}: rows of {array.shape[1:]} are not what this shard holds")
         if self._file is None:
             self._start(arrays, continues=not new)
@@ -335,7 +417,7 @@ class ShardWriter:
         for name, array in arrays.items():
             data, array = self._file[name], np.ascontiguousarray(array)
             data.resize(len(data) + len(array), axis=0)
-            data[-len(array):] = array
+            data[-len(array) :] = array
             self._digest.update(array)
         self._lengths[-1] += len(frames)
         self._bytes += frames.nbytes
@@ -349,8 +431,13 @@ class ShardWriter:
         self._file = h5py.File(self._temporary(), "w")
         for name, array in arrays.items():
             row = array.dtype.itemsize * int(np.prod(array.shape[1:]))
-            self._file.create_dataset(name, (0, *array.shape[1:]), array.dtype, maxshape=(None, *array.shape[1:]),
-                                      chunks=(max(1, (1 << 16) // row), *array.shape[1:]))
+            self._file.create_dataset(
+                name,
+                (0, *array.shape[1:]),
+                array.dtype,
+                maxshape=(None, *array.shape[1:]),
+                chunks=(max(1, (1 << 16) // row), *array.shape[1:]),
+            )
         self._file.attrs.update(self.attrs, continues=continues)
         self._lengths, self._bytes, self._digest = [0], 0, hashlib.blake2b(digest_size=16)
         self._claimed, self._reserved = 0, 0
@@ -369,7 +456,11 @@ class ShardWriter:
                 try:
                     os.posix_fallocate(file.fileno(), self._reserved, step)
                 except OSError as error:
-                    if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # of file systems that cannot
+                    if error.errno not in (
+                        errno.EINVAL,
+                        errno.EOPNOTSUPP,
+                        errno.ENOSYS,
+                    ):  # of file systems that cannot
                         raise OSError(error.errno, error.strerror, str(self.dir)) from None
         self._reserved += step
 
@@ -390,13 +481,18 @@ class ShardWriter:
             self._finish()
 
 
-def write_packed(path: str | Path, key: str, rows: np.ndarray, lengths: np.ndarray, attrs: dict) -> None:
+def write_packed(
+    path: str | Path, key: str, rows: np.ndarray, lengths: np.ndarray, attrs: dict
+) -> None:
     """One packed shard from an array at hand, stored contiguously so that it can be memory-mapped."""
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
     need_space(temporary, rows.nbytes)
     with h5py.File(temporary, "w") as file:
         file[key], file["lengths"] = rows, np.asarray(lengths, np.int64)
-        file.attrs.update(attrs, format_version=FORMAT_VERSION,
-                          digest=hashlib.blake2b(np.ascontiguousarray(rows), digest_size=16).hexdigest())
+        file.attrs.update(
+            attrs,
+            format_version=FORMAT_VERSION,
+            digest=hashlib.blake2b(np.ascontiguousarray(rows), digest_size=16).hexdigest(),
+        )
     os.replace(temporary, path)

@@ -18,7 +18,9 @@ from interpolants import Interpolant, scale_of, value
 
 Field = Callable[[Tensor, Tensor], Tensor] | Callable[[Tensor, float], Tensor]
 ODE, SDE, ANY = ("euler", "heun", "rk4", "dopri5"), ("em", "stochastic_heun"), ("exact", "exact2")
-FIRST_MOMENT = 1e-5  # where dopri5 takes over from the exact first step, which no tolerance controls
+FIRST_MOMENT = (
+    1e-5  # where dopri5 takes over from the exact first step, which no tolerance controls
+)
 
 
 def check(solver: str, diffusion: str, grid: str = "uniform") -> None:
@@ -28,10 +30,16 @@ def check(solver: str, diffusion: str, grid: str = "uniform") -> None:
     if diffusion not in ("sigma", "follmer") and not 0 <= number(diffusion) < float("inf"):
         raise ValueError(f"diffusion must be 0, sigma, follmer or a number >= 0, got {diffusion!r}")
     if solver in ODE and noisy(diffusion):
-        raise ValueError(f"solver {solver} solves the ODE, diffusion 0; for {diffusion} take {' or '.join((*SDE, 'exact'))}")
+        raise ValueError(
+            f"solver {solver} solves the ODE, diffusion 0; for {diffusion} take {' or '.join((*SDE, 'exact'))}"
+        )
     if solver in SDE and not noisy(diffusion):
-        raise ValueError(f"solver {solver} solves an SDE; for diffusion 0 take {', '.join(ODE)} or exact")
-    if grid not in ("uniform", "cosine") and not 0 < number(grid.removeprefix("power:")) < float("inf"):
+        raise ValueError(
+            f"solver {solver} solves an SDE; for diffusion 0 take {', '.join(ODE)} or exact"
+        )
+    if grid not in ("uniform", "cosine") and not 0 < number(grid.removeprefix("power:")) < float(
+        "inf"
+    ):
         raise ValueError(f"grid must be uniform, cosine or power:P with P > 0, got {grid!r}")
 
 
@@ -61,10 +69,21 @@ def normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
-def integrate(field: Field, interpolant: Interpolant, x0: Tensor, steps: int, solver: str = "exact",
-              diffusion: str | float = "0", generator: torch.Generator | None = None, *, grid: str = "uniform",
-              warm_start: float = 0.0, first: float = 0.0, tolerance: float = 1e-4,
-              float_times: bool = False) -> Tensor:
+def integrate(
+    field: Field,
+    interpolant: Interpolant,
+    x0: Tensor,
+    steps: int,
+    solver: str = "exact",
+    diffusion: str | float = "0",
+    generator: torch.Generator | None = None,
+    *,
+    grid: str = "uniform",
+    warm_start: float = 0.0,
+    first: float = 0.0,
+    tolerance: float = 1e-4,
+    float_times: bool = False,
+) -> Tensor:
     """Carry x_s from s = 0 to 1 in `steps` steps; -> x_1, (B, …) like x0.
 
     field(x, s) -> network output, s: (B,). x0: the reference (for interpolants that start at noise only its shape
@@ -78,7 +97,9 @@ def integrate(field: Field, interpolant: Interpolant, x0: Tensor, steps: int, so
     diffusion = str(diffusion)
     check(solver, diffusion, grid)
     if not 0 <= warm_start < 1 or steps < 1:
-        raise ValueError(f"warm_start must be in [0, 1) and steps >= 1, got {warm_start} and {steps}")
+        raise ValueError(
+            f"warm_start must be in [0, 1) and steps >= 1, got {warm_start} and {steps}"
+        )
     x = x0
     if warm_start or not interpolant.wiener:
         begin = float(warm_start)
@@ -97,6 +118,7 @@ def integrate(field: Field, interpolant: Interpolant, x0: Tensor, steps: int, so
 @dataclass(frozen=True)
 class Dynamics:
     """What is integrated: one network's field under one interpolant and diffusion."""
+
     field: Field
     interpolant: Interpolant
     x0: Tensor
@@ -219,6 +241,7 @@ def rk4_step(dynamics: Dynamics, x: Tensor, s: float, t: float) -> Tensor:
 
 def dopri5(dynamics: Dynamics, x: Tensor, moments: list[float], tolerance: float) -> Tensor:
     from torchdiffeq import odeint  # imported late: no other solver needs it
+
     s = moments[0]
     if s == 0 and dynamics.interpolant.from_reference:
         x, s = exact_step(dynamics, x, s, FIRST_MOMENT), FIRST_MOMENT
@@ -246,5 +269,11 @@ def stochastic_heun_step(dynamics: Dynamics, x: Tensor, s: float, t: float) -> T
     return moved + h / 2 * (drift + dynamics.drift(moved + h * drift, t, name)[0])
 
 
-STEPS = {"exact": exact_step, "euler": euler_step, "heun": heun_step, "rk4": rk4_step, "em": em_step,
-         "stochastic_heun": stochastic_heun_step}
+STEPS = {
+    "exact": exact_step,
+    "euler": euler_step,
+    "heun": heun_step,
+    "rk4": rk4_step,
+    "em": em_step,
+    "stochastic_heun": stochastic_heun_step,
+}

@@ -23,7 +23,15 @@ from models import autoencoders
 from models.autoencoders.layers import Published
 from runtime import checkpoints, logs, published
 from runtime.console import UserError, progress
-from runtime.process import Process, autocast, generator, learning_rate, numpy_generator, seed_of, uses_bf16
+from runtime.process import (
+    Process,
+    autocast,
+    generator,
+    learning_rate,
+    numpy_generator,
+    seed_of,
+    uses_bf16,
+)
 from shards import Shards
 
 
@@ -32,18 +40,28 @@ def ensure_vqvae(config: Config, shards: Shards, process: Process) -> nn.Module:
     path = config.vqvae.ckpt
     if not path and config.vqvae.kind != "latents":
         if process.first:
-            path = train(config, shards, data.open_split(config, data.held_out_split(config)), process.device)
+            path = train(
+                config, shards, data.open_split(config, data.held_out_split(config)), process.device
+            )
         path = process.agree(path)
     return freeze(load(path, config.vqvae.kind), process.device, config.train.precision)
 
 
 # ------------------------------------------------------------------------------------------------------ frozen weights
 def build(vqvae: configs.Vqvae) -> nn.Module:
-    sizes = dict(downsample=vqvae.downsample, channels=vqvae.channels, codes=vqvae.codes, width=vqvae.width, depth=vqvae.depth)
+    sizes = dict(
+        downsample=vqvae.downsample,
+        channels=vqvae.channels,
+        codes=vqvae.codes,
+        width=vqvae.width,
+        depth=vqvae.depth,
+    )
     return autoencoders.build(vqvae.kind, **sizes if vqvae.kind == "small" else {})
 
 
-def freeze(module: nn.Module, device: torch.device | str = "cpu", precision: str = "float32") -> nn.Module:
+def freeze(
+    module: nn.Module, device: torch.device | str = "cpu", precision: str = "float32"
+) -> nn.Module:
     """precision: of the published ones, as train.precision; ours is small and stays in float32."""
     if isinstance(module, Published):
         module.bf16 = uses_bf16(precision, torch.device(device))
@@ -85,7 +103,9 @@ def frame_pool(shards: Shards, rng: np.random.Generator, max_bytes: int = 1 << 2
         return np.concatenate([shards.read(v, slice(None)) for v in range(len(shards))])
     run = min(16, int(shards.lengths.max()))
     windows = draw_windows(shards.lengths, run, 0, fits // run, rng)
-    pool = np.empty((len(windows.video), run, *shards.shape), np.uint8)  # filled in place: a second copy would be as large
+    pool = np.empty(
+        (len(windows.video), run, *shards.shape), np.uint8
+    )  # filled in place: a second copy would be as large
     for part, v, a in zip(pool, windows.video, windows.start):
         part[:] = shards.read(v, slice(a, a + run))
     return pool.reshape(-1, *shards.shape)
@@ -108,7 +128,9 @@ def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> 
         return dir / "latest.pt"
     torch.manual_seed(seed_of(config.train.seed, "vqvae"))
     module = build(vqvae).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(module.parameters(), vqvae.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        module.parameters(), vqvae.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+    )
     if state:
         checkpoints.load_weights(module, state["model"], dir)
         optimizer.load_state_dict(state["opt"])
@@ -118,11 +140,18 @@ def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> 
     with progress(vqvae.steps, "train VQVAE", "step", step) as bar:
         while step < vqvae.steps:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, vqvae.lr, vqvae.steps, warmup=min(50, vqvae.steps // 10))
-            frames = pool[numpy_generator(config.train.seed, "vqvae", step).integers(len(pool), size=vqvae.batch_size)]
+                group["lr"] = learning_rate(
+                    step, vqvae.lr, vqvae.steps, warmup=min(50, vqvae.steps // 10)
+                )
+            frames = pool[
+                numpy_generator(config.train.seed, "vqvae", step).integers(
+                    len(pool), size=vqvae.batch_size
+                )
+            ]
             with autocast(config.train.precision, device):
-                loss, values = module.loss(to_pixels(frames, device),
-                                           generator(device, config.train.seed, "codes", step))
+                loss, values = module.loss(
+                    to_pixels(frames, device), generator(device, config.train.seed, "codes", step)
+                )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
@@ -132,10 +161,25 @@ def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> 
             if step % min(config.train.save_every, 200) == 0 or step == vqvae.steps:
                 quality = validate(module.eval(), held_out, device)
                 module.train()
-                log.row(step, vqvae_psnr=quality, vqvae_mse=values["mse"].item(),
-                        codebook_perplexity=values["perplexity"].item())
-                bar.set_postfix_str(f"PSNR {quality:.1f} dB, perplexity {values['perplexity'].item():.0f}")
-                checkpoints.save_checkpoint(dir, {"model": module.state_dict(), "opt": optimizer.state_dict(), "step": step,
-                                              "config": configs.to_dict(config), "psnr": quality}, keep=1)
+                log.row(
+                    step,
+                    vqvae_psnr=quality,
+                    vqvae_mse=values["mse"].item(),
+                    codebook_perplexity=values["perplexity"].item(),
+                )
+                bar.set_postfix_str(
+                    f"PSNR {quality:.1f} dB, perplexity {values['perplexity'].item():.0f}"
+                )
+                checkpoints.save_checkpoint(
+                    dir,
+                    {
+                        "model": module.state_dict(),
+                        "opt": optimizer.state_dict(),
+                        "step": step,
+                        "config": configs.to_dict(config),
+                        "psnr": quality,
+                    },
+                    keep=1,
+                )
     log.close()
     return dir / "latest.pt"

@@ -20,4 +20,14 @@ def to_pixels(frames: np.ndarray | Tensor, device: torch.device | str = "cpu") -
 
 def to_frames(pixels: Tensor) -> np.ndarray:
     """(…, 3, H, W) in [-1, 1] -> (…, H, W, 3) uint8."""
-    return pixels.float().add(1).mul(127.5).round_().clamp_(0, 255).byte().movedim(-3, -1).cpu().numpy()
+    return (
+        pixels.float()
+        .add(1)
+        .mul(127.5)
+        .round_()
+        .clamp_(0, 255)
+        .byte()
+        .movedim(-3, -1)
+        .cpu()
+        .numpy()
+    )

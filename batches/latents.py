@@ -27,7 +27,9 @@ BLOCK_BYTES = 64 << 20
 
 # ---------------------------------------------------------------------------------------------- latents, encoded once
 def latent_dir(shards: Shards, weights_digest: str, root: str) -> Path:
-    name = hashlib.blake2b(f"{shards.fingerprint()} {weights_digest}".encode(), digest_size=8).hexdigest()
+    name = hashlib.blake2b(
+        f"{shards.fingerprint()} {weights_digest}".encode(), digest_size=8
+    ).hexdigest()
     return Path(root) / "latents" / name / shards.dir.name
 
 
@@ -37,15 +39,16 @@ def encode_batch_size(frame_values: int) -> int:
 
 
 @torch.no_grad()
-def encode_on_device(encode: Callable[[Tensor], Tensor], frames: np.ndarray,
-                     device: torch.device | str) -> Tensor:
+def encode_on_device(
+    encode: Callable[[Tensor], Tensor], frames: np.ndarray, device: torch.device | str
+) -> Tensor:
     """(n, H, W, 3) uint8 -> (n, C, h, w) float16 on the device, without a host wait. Latents stay
     as they are, on the host."""
     if frames.dtype != np.uint8:
         return torch.from_numpy(frames.astype(np.float16))
     batch = encode_batch_size(frames[0].size)
     starts = range(0, len(frames), batch)
-    return torch.cat([encode(to_pixels(frames[i:i + batch], device)).half() for i in starts])
+    return torch.cat([encode(to_pixels(frames[i : i + batch], device)).half() for i in starts])
 
 
 def start_copy(values: Tensor) -> Callable[[], np.ndarray]:
@@ -60,11 +63,13 @@ def start_copy(values: Tensor) -> Callable[[], np.ndarray]:
         if copied is not None:
             copied.synchronize()
         return host.numpy()
+
     return wait
 
 
-def encode_frames(encode: Callable[[Tensor], Tensor], frames: np.ndarray,
-                  device: torch.device | str) -> np.ndarray:
+def encode_frames(
+    encode: Callable[[Tensor], Tensor], frames: np.ndarray, device: torch.device | str
+) -> np.ndarray:
     """(n, H, W, 3) uint8 -> (n, C, h, w) float16. Latents stay as they are."""
     return start_copy(encode_on_device(encode, frames, device))()
 
@@ -97,8 +102,13 @@ def block_rows(count: int, shape: tuple[int, ...], dtype: np.dtype) -> list[np.n
     return blocks
 
 
-def cache_latents(shards: Shards, encode: Callable[[Tensor], Tensor], weights_digest: str, root: str,
-                  device: torch.device | str) -> Path:
+def cache_latents(
+    shards: Shards,
+    encode: Callable[[Tensor], Tensor],
+    weights_digest: str,
+    root: str,
+    device: torch.device | str,
+) -> Path:
     """Encode every frame of a split once, a latent shard per frame shard; shards that are there
     already are kept. While a block of frames is encoded, a thread reads the next one, and a GPU's
     latents of the block before are fetched."""
@@ -125,8 +135,13 @@ def cache_latents(shards: Shards, encode: Callable[[Tensor], Tensor], weights_di
                 wait = following
                 bar.update(len(rows))
             parts.append(np.array(wait()))
-            write_packed(path, "latents", np.concatenate(parts), file.lengths,
-                         {"continues": file.continues, "fps": file.fps or 0.0})
+            write_packed(
+                path,
+                "latents",
+                np.concatenate(parts),
+                file.lengths,
+                {"continues": file.continues, "fps": file.fps or 0.0},
+            )
     return out
 
 
@@ -141,12 +156,19 @@ class LatentStore:
             check_finite(rows, path)
         self.device, self.starts = device, shards.file_starts
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # and nobody writes to it
+            warnings.filterwarnings(
+                "ignore", message="The given NumPy array is not writable"
+            )  # and nobody writes to it
             self.parts = [torch.from_numpy(rows) for rows in maps]
-        if device.type == "cuda" and sum(part.nbytes for part in self.parts) < torch.cuda.mem_get_info(device)[0] // 2:
-            whole = torch.empty(int(self.starts[-1]), *shards.shape, dtype=self.parts[0].dtype, device=device)
+        if (
+            device.type == "cuda"
+            and sum(part.nbytes for part in self.parts) < torch.cuda.mem_get_info(device)[0] // 2
+        ):
+            whole = torch.empty(
+                int(self.starts[-1]), *shards.shape, dtype=self.parts[0].dtype, device=device
+            )
             for part, start in zip(self.parts, self.starts):
-                whole[int(start):int(start) + len(part)] = part
+                whole[int(start) : int(start) + len(part)] = part
             self.parts, self.starts = [whole], shards.file_starts[[0, -1]]
 
     def gather(self, rows: np.ndarray) -> Tensor:
@@ -165,17 +187,26 @@ class LatentStore:
 
 def check_finite(latents: np.ndarray, path: Path) -> None:
     for start in range(0, len(latents), 4096):
-        if not np.isfinite(latents[start:start + 4096]).all():
-            raise UserError(f"{path}: latents that are not finite, from frame {start} on; look at the autoencoder's weights, "
-                            "and delete the file to have it made again")
+        if not np.isfinite(latents[start : start + 4096]).all():
+            raise UserError(
+                f"{path}: latents that are not finite, from frame {start} on; look at the autoencoder's weights, "
+                "and delete the file to have it made again"
+            )
 
 
 class LatentTriples:
     """Batches of triples gathered from latents. batch(k) -> target, reference, context (b, C, h, w) as stored (not
     normalised), gap (b,) float32."""
 
-    def __init__(self, config: Config, dir: Path, device: torch.device, rank: int = 0, world: int = 1,
-                 fixed: Windows | None = None):
+    def __init__(
+        self,
+        config: Config,
+        dir: Path,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+        fixed: Windows | None = None,
+    ):
         self.shards = Shards(dir, "latents")
         self.store = LatentStore(self.shards, device)
         self.config, self.device = config, device
@@ -189,7 +220,9 @@ class LatentTriples:
     def batch(self, k: int, whole: bool = False) -> Batch:
         at = self.triples(k, whole)
         base = self.shards.starts[at.video]
-        x = self.store.gather(np.concatenate([base + at.target, base + at.reference, base + at.context]))
+        x = self.store.gather(
+            np.concatenate([base + at.target, base + at.reference, base + at.context])
+        )
         return *x.float().chunk(3), to_device(at.gap.astype(np.float32), self.device)
 
     def batches(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:

@@ -48,7 +48,7 @@ def spread(k: np.ndarray, count: int, total: int) -> np.ndarray:
 
 
 def frame_range(text: str, frames: int) -> tuple[int, int]:
-    """"START:STOP" of a stream of `frames`, either may be absent -> (start, stop)."""
+    """ "START:STOP" of a stream of `frames`, either may be absent -> (start, stop)."""
     start, _, stop = text.partition(":")
     return int(start or 0), int(stop or frames)
 
@@ -64,25 +64,39 @@ class StreamWindows:
     UserError where there are too few frames.
     """
 
-    def __init__(self, shards: Shards, length: int, stride: str = "continuous", count: int = 0, frames: str = "",
-                 skip: int = 0, settings: tuple[str, str] = ("data.frames", "data.clip")):
+    def __init__(
+        self,
+        shards: Shards,
+        length: int,
+        stride: str = "continuous",
+        count: int = 0,
+        frames: str = "",
+        skip: int = 0,
+        settings: tuple[str, str] = ("data.frames", "data.clip"),
+    ):
         self.shards, self.stride, self.skip = shards, stride, skip
         self.offsets = np.arange(length) * (skip + 1)
         self.span = span(length, skip)
         start, stop = frame_range(frames, int(shards.lengths.sum()))
         if stop > shards.lengths.sum() or start >= stop:
-            raise UserError(f"{shards.dir}: a stream of {shards.lengths.sum():,} frames, {settings[0]}={frames} is no part of "
-                            "it")
+            raise UserError(
+                f"{shards.dir}: a stream of {shards.lengths.sum():,} frames, {settings[0]}={frames} is no part of "
+                "it"
+            )
         self.first, lengths = cut(shards.lengths, start, stop)
         self.ends = np.cumsum(places(lengths, self.span, stride))
         self.total = int(self.ends[-1])
         self.count = count if stride == "spaced" else self.total
         if not self.total:
-            raise UserError(f"{shards.dir}: its longest video has {lengths.max()} frames within {settings[0]}={frames or ':'}, "
-                            f"a window needs {self.span}; lower {settings[1]}")
+            raise UserError(
+                f"{shards.dir}: its longest video has {lengths.max()} frames within {settings[0]}={frames or ':'}, "
+                f"a window needs {self.span}; lower {settings[1]}"
+            )
         if self.count > self.total:
-            raise UserError(f"{shards.dir}: {count:,} windows asked for, but only {self.total:,} of {self.span} frames begin "
-                            "at different ones; lower data.num_windows")
+            raise UserError(
+                f"{shards.dir}: {count:,} windows asked for, but only {self.total:,} of {self.span} frames begin "
+                "at different ones; lower data.num_windows"
+            )
 
     def __len__(self) -> int:
         return self.count
@@ -133,7 +147,9 @@ class Reservoir:
     def __init__(self, capacity: int, seed: int):
         self.capacity, self.seed, self.seen = capacity, seed, 0
         self.slots = np.arange(capacity)  # slot k is window k until another takes its place
-        self.replaced: deque[tuple[int, int, int]] = deque(maxlen=AHEAD)  # (by window, slot, window that was there)
+        self.replaced: deque[tuple[int, int, int]] = deque(
+            maxlen=AHEAD
+        )  # (by window, slot, window that was there)
 
     def __len__(self) -> int:
         return min(self.seen, self.capacity)
@@ -154,7 +170,9 @@ class Reservoir:
     def state_dict(self, seen: int) -> dict:
         """What it was when `seen` windows had been seen: others may have been read ahead of the training since."""
         if not 0 <= self.seen - seen <= AHEAD:
-            raise ValueError(f"the reservoir has seen {self.seen} windows, and cannot go back to {seen}")
+            raise ValueError(
+                f"the reservoir has seen {self.seen} windows, and cannot go back to {seen}"
+            )
         slots = self.slots.copy()
         for window, slot, old in reversed(self.replaced):
             if window >= seen:
@@ -163,8 +181,10 @@ class Reservoir:
 
     def load_state_dict(self, state: dict) -> None:
         if len(state["slots"]) != self.capacity:
-            raise UserError(f"the checkpoint's reservoir holds {len(state['slots'])} windows, this stream's {self.capacity}: "
-                            "is it the same stream? restore it, or name a new run: --set output.run_id=NAME")
+            raise UserError(
+                f"the checkpoint's reservoir holds {len(state['slots'])} windows, this stream's {self.capacity}: "
+                "is it the same stream? restore it, or name a new run: --set output.run_id=NAME"
+            )
         self.seen, self.slots = state["seen"], state["slots"].numpy().copy()
         self.replaced.clear()
 
@@ -173,16 +193,24 @@ class Reservoir:
 class StreamTriples:
     """Batches from the latents of a stream, in order with replay, or offline; as data.LatentTriples has them."""
 
-    def __init__(self, config: Config, dir: Path, device: torch.device, rank: int = 0, world: int = 1):
+    def __init__(
+        self, config: Config, dir: Path, device: torch.device, rank: int = 0, world: int = 1
+    ):
         self.config, self.device, self.rank, self.world = config, device, rank, world
         self.shards = Shards(dir, "latents")
         self.store = LatentStore(self.shards, device)
         self.windows = windows_of(config, self.shards)
-        self.reservoir = Reservoir(capacity(config.replay.size, len(self.windows)), config.train.seed)
+        self.reservoir = Reservoir(
+            capacity(config.replay.size, len(self.windows)), config.train.seed
+        )
 
     def batches(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:
         """This process's share of them, or the whole. In order, they go on where the last ones ended."""
-        return self.anywhere(start, stop, whole) if self.config.data.mode == "offline" else self.in_order(start, stop, whole)
+        return (
+            self.anywhere(start, stop, whole)
+            if self.config.data.mode == "offline"
+            else self.in_order(start, stop, whole)
+        )
 
     def in_order(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:
         if start != self.reservoir.seen:
@@ -197,7 +225,9 @@ class StreamTriples:
         """Of windows drawn from the whole stream: nothing here has an order, and the reservoir stays as it is."""
         for k in range(start, stop):
             rng = numpy_generator(self.config.train.seed, "batch", k)
-            yield self.batch(rng.integers(len(self.windows), size=self.config.train.batch_size), rng, whole)
+            yield self.batch(
+                rng.integers(len(self.windows), size=self.config.train.batch_size), rng, whole
+            )
 
     def live_and_past(self, k: int, rng: np.random.Generator) -> np.ndarray:
         """(B,) numbers of windows: n_live times k, then of the past. Where there is none, k throughout."""
@@ -213,10 +243,16 @@ class StreamTriples:
         own = slice(0, B) if whole else share(B, self.rank, self.world)
         if self.config.halves:
             rows = self.windows.rows(chosen[own])
-            return halves(self.store.gather(rows.ravel()).float().unflatten(0, rows.shape), self.config.halves[0])
+            return halves(
+                self.store.gather(rows.ravel()).float().unflatten(0, rows.shape),
+                self.config.halves[0],
+            )
         start = self.windows.starts(chosen)
-        at = draw_triples(Windows(np.zeros_like(start), start, clip, self.config.data.skip + 1),
-                               self.config.data.context, rng)
+        at = draw_triples(
+            Windows(np.zeros_like(start), start, clip, self.config.data.skip + 1),
+            self.config.data.context,
+            rng,
+        )
         x = self.store.gather(np.concatenate([at.target[own], at.reference[own], at.context[own]]))
         return *x.float().chunk(3), to_device(at.gap[own].astype(np.float32), self.device)
 
@@ -233,7 +269,7 @@ def halves(x: Tensor, given: int) -> Batch:
     """Windows (B, T, C, h, w) as a batch for models/joint.py: target (B, C, (T - given) h, w), the last given frame as often,
     and context (B, C, given h, w), frames below one another; gap is 1."""
     B, T = x.shape[:2]
-    last = x[:, given - 1:given].expand(-1, T - given, -1, -1, -1)
+    last = x[:, given - 1 : given].expand(-1, T - given, -1, -1, -1)
     return below(x[:, given:]), below(last), below(x[:, :given]), torch.ones(B, device=x.device)
 
 

@@ -16,6 +16,7 @@ from shards import Shards
 
 class Triples(NamedTuple):
     """Where the three frames of each item lie; all (B,) int64. gap = (reference - context) / stride, >= 1."""
+
     video: np.ndarray
     target: np.ndarray
     reference: np.ndarray
@@ -25,6 +26,7 @@ class Triples(NamedTuple):
 
 class Windows(NamedTuple):
     """Runs of `clip` frames, `stride` apart, all (W,) int64."""
+
     video: np.ndarray
     start: np.ndarray
     clip: int
@@ -48,7 +50,9 @@ def gaps(u: Tensor, available: Tensor | int, rule: str) -> Tensor:
     return torch.minimum(1 + (u * top).long(), top)
 
 
-def draw_windows(lengths: np.ndarray, clip: int, skip: int, n: int, rng: np.random.Generator) -> Windows:
+def draw_windows(
+    lengths: np.ndarray, clip: int, skip: int, n: int, rng: np.random.Generator
+) -> Windows:
     """n random windows: a video, uniformly among those long enough, then a start, uniformly up to the last that fits."""
     fits = np.flatnonzero(lengths >= span(clip, skip))
     video = fits[rng.integers(len(fits), size=n)]
@@ -80,19 +84,29 @@ def draw_triples(windows: Windows, rule: str, rng: np.random.Generator) -> Tripl
 def check_long_enough(shards: Shards, clip: int, skip: int, field: str) -> None:
     need, longest = span(clip, skip), int(shards.lengths.max())
     if longest < need:
-        raise UserError(f"{shards.dir}: the longest video has {longest} frames, {field} needs {need}; "
-                        f"lower {field} or prepare longer clips")
+        raise UserError(
+            f"{shards.dir}: the longest video has {longest} frames, {field} needs {need}; "
+            f"lower {field} or prepare longer clips"
+        )
 
 
-def draw_batch(config: Config, lengths: np.ndarray, k: int, rank: int, world: int, fixed: Windows | None) -> Triples:
+def draw_batch(
+    config: Config, lengths: np.ndarray, k: int, rank: int, world: int, fixed: Windows | None
+) -> Triples:
     """This process's share of batch k. `fixed` windows (overfitting) are drawn from in place of all."""
-    rng, n, data = numpy_generator(config.train.seed, "batch", k), config.train.batch_size, config.data
+    rng, n, data = (
+        numpy_generator(config.train.seed, "batch", k),
+        config.train.batch_size,
+        config.data,
+    )
     if fixed is None:
         windows = draw_windows(lengths, data.clip, data.skip, n, rng)
     else:
         pick = rng.integers(len(fixed.video), size=n)
         windows = fixed._replace(video=fixed.video[pick], start=fixed.start[pick])
-    return Triples(*(part[share(n, rank, world)] for part in draw_triples(windows, data.context, rng)))
+    return Triples(
+        *(part[share(n, rank, world)] for part in draw_triples(windows, data.context, rng))
+    )
 
 
 def share(n: int, rank: int, world: int) -> slice:
@@ -103,6 +117,12 @@ def share(n: int, rank: int, world: int) -> slice:
 def describe_batch(config: Config, shards: Shards, k: int, fixed: Windows | None) -> str:
     """Where batch k comes from, for a person."""
     at = draw_batch(config, shards.lengths, k, 0, 1, fixed)
-    named = [f"{shards.path_of(v, t).name}, video {v}, frames {c}, {r}, {t}"
-             for v, t, r, c in zip(at.video[:4], at.target, at.reference, at.context)]
-    return f"{shards.dir}: " + "; ".join(named) + f"; and {len(at.video) - 4} more" * (len(at.video) > 4)
+    named = [
+        f"{shards.path_of(v, t).name}, video {v}, frames {c}, {r}, {t}"
+        for v, t, r, c in zip(at.video[:4], at.target, at.reference, at.context)
+    ]
+    return (
+        f"{shards.dir}: "
+        + "; ".join(named)
+        + f"; and {len(at.video) - 4} more" * (len(at.video) > 4)
+    )

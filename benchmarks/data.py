@@ -40,19 +40,29 @@ def ways(config: configs.Config, folder: Path, device: torch.device) -> dict:
 
     def whole_clips() -> np.ndarray:
         windows = draw_windows(river.lengths, CLIP_LENGTH, 0, n, rng)
-        return np.stack([river.read(v, start + np.arange(CLIP_LENGTH)) for v, start in zip(windows.video, windows.start)])
+        return np.stack(
+            [
+                river.read(v, start + np.arange(CLIP_LENGTH))
+                for v, start in zip(windows.video, windows.start)
+            ]
+        )
 
-    return {"40 frames, a dataset per frame": whole_clips,
-            "3 frames, a dataset per frame": lambda: FrameTriples(config, river)[next(steps)],
-            "3 frames, packed": lambda: FrameTriples(config, packed)[next(steps)],
-            "latents, cached": lambda: cached.batch(next(steps))}
+    return {
+        "40 frames, a dataset per frame": whole_clips,
+        "3 frames, a dataset per frame": lambda: FrameTriples(config, river)[next(steps)],
+        "3 frames, packed": lambda: FrameTriples(config, packed)[next(steps)],
+        "latents, cached": lambda: cached.batch(next(steps)),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.data", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--batch", type=int, default=32, help="clips per batch (default 32)")
-    parser.add_argument("--repeats", type=int, default=7,
-                        help="timed batches, on a GPU blocks of ten (default 7)")
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="timed batches, on a GPU blocks of ten (default 7)"
+    )
     parser.add_argument("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
     args = parser.parse_args()
     device, config = start().device, configs.build("kth", {"train.batch_size": args.batch})
@@ -66,8 +76,10 @@ def main() -> None:
                 line[name] = {"clips_per_second": rate, "ratio": rate / first}
                 rows.append(f"| {name} | {rate:,.0f} | {line[name]['ratio']:.1f} |")
                 bar.update()
-    text = (f"Batches of {args.batch} clips of KTH-like frames of 64 px, one process, files in the system's cache. "
-            f"{results.machine()}.\n\n" + "\n".join(rows))
+    text = (
+        f"Batches of {args.batch} clips of KTH-like frames of 64 px, one process, files in the system's cache. "
+        f"{results.machine()}.\n\n" + "\n".join(rows)
+    )
     print(text, f"\ntable          {results.write('Reading batches', text, args.out)}")
     print(json.dumps({"benchmark": "data", "machine": results.machine(), "ways": line}))
 

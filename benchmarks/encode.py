@@ -24,7 +24,12 @@ from models import autoencoders
 from runtime.console import UserError, progress, run_command
 from runtime.process import start, uses_bf16
 
-SIZES = {"taming_f8_small": 64, "taming_f8": 256, "taming_f16": 256, "river": 128}  # pixels of the frames they were made for
+SIZES = {
+    "taming_f8_small": 64,
+    "taming_f8": 256,
+    "taming_f16": 256,
+    "river": 128,
+}  # pixels of the frames they were made for
 
 
 def ways(kind: str, device: torch.device, compiled: bool) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -61,11 +66,19 @@ def synchronize(device: torch.device) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.encode", description=__doc__.splitlines()[0])
-    parser.add_argument("--kind", default="taming_f8_small", help=f"{', '.join(SIZES)} (default taming_f8_small, KTH's)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.encode", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--kind",
+        default="taming_f8_small",
+        help=f"{', '.join(SIZES)} (default taming_f8_small, KTH's)",
+    )
     parser.add_argument("--batch", type=int, default=32, help="frames at once (default 32)")
     parser.add_argument("--repeats", type=int, default=5, help="timed passes of each (default 5)")
-    parser.add_argument("--compile", action="store_true", help="with torch.compile too (minutes of compiling)")
+    parser.add_argument(
+        "--compile", action="store_true", help="with torch.compile too (minutes of compiling)"
+    )
     parser.add_argument("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
     args = parser.parse_args()
     if args.kind not in SIZES:
@@ -83,15 +96,29 @@ def main() -> None:
             error = ((z - reference).norm() / reference.norm()).item()
             ratio = speed / rows[0][1] if rows else 1.0
             rows.append((name, speed, ratio, error))
-            line[name] = {"frames_per_second": round(speed, 2), "ratio": round(ratio, 3), "relative_error": error}
+            line[name] = {
+                "frames_per_second": round(speed, 2),
+                "ratio": round(ratio, 3),
+                "relative_error": error,
+            }
             bar.update()
     table = ["| way | frames/s | ratio | relative error of the latents |", "|---|---|---|---|"]
-    table += [f"| {name} | {speed:.1f} | {ratio:.2f} | {error:.1e} |" for name, speed, ratio, error in rows]
+    table += [
+        f"| {name} | {speed:.1f} | {ratio:.2f} | {error:.1e} |"
+        for name, speed, ratio, error in rows
+    ]
     fast = "bf16" if uses_bf16("auto", device) else "float32"
-    text = (f"{args.kind}, batches of {args.batch} frames of {size} px, weights as initialised. {results.machine()}. The "
-            f"default here is {fast}, channels last; `--set train.precision=float32` forces float32.\n\n" + "\n".join(table))
+    text = (
+        f"{args.kind}, batches of {args.batch} frames of {size} px, weights as initialised. {results.machine()}. The "
+        f"default here is {fast}, channels last; `--set train.precision=float32` forces float32.\n\n"
+        + "\n".join(table)
+    )
     print(text, f"\ntable          {results.write('Encoding frames', text, args.out)}")
-    print(json.dumps({"benchmark": "encode", "kind": args.kind, "machine": results.machine(), "ways": line}))
+    print(
+        json.dumps(
+            {"benchmark": "encode", "kind": args.kind, "machine": results.machine(), "ways": line}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,11 @@ from runtime.process import has_fast_bf16, start
 
 def videos(n: int, frames: int, size: int, seed: int) -> np.ndarray:
     """(n, frames, size, size, 3) uint8: noise that is smooth in space and in time."""
-    noise = torch.from_numpy(np.random.default_rng(seed).random((n, 3, frames // 4 + 1, size // 8, size // 8), np.float32))
+    noise = torch.from_numpy(
+        np.random.default_rng(seed).random(
+            (n, 3, frames // 4 + 1, size // 8, size // 8), np.float32
+        )
+    )
     smooth = torch.nn.functional.interpolate(noise, (frames, size, size), mode="trilinear")
     return (smooth * 255).round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous().numpy()
 
@@ -57,20 +61,31 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def measure(model: torch.nn.Module, real: np.ndarray, other: np.ndarray, device: torch.device, name: str) -> dict:
+def measure(
+    model: torch.nn.Module, real: np.ndarray, other: np.ndarray, device: torch.device, name: str
+) -> dict:
     networks.i3d_features(model, real[:2], device)  # warm-up
     watch, began = Stopwatch(model, device), now(device)
     with progress(len(real) + len(other), name, "video") as bar:
         a, b = (networks.i3d_features(model, x, device, bar=bar) for x in (real, other))
     value = metrics.fvd(a, b)
     seconds = now(device) - began
-    return {"way": name, "seconds": seconds, "seconds_per_video": seconds / (len(real) + len(other)),
-            "in_network": watch.seconds / seconds, "fvd": value}
+    return {
+        "way": name,
+        "seconds": seconds,
+        "seconds_per_video": seconds / (len(real) + len(other)),
+        "in_network": watch.seconds / seconds,
+        "fvd": value,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fvd", description=__doc__.splitlines()[0])
-    parser.add_argument("--videos", type=int, default=100, help="in each of the two sets (default 100)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fvd", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--videos", type=int, default=100, help="in each of the two sets (default 100)"
+    )
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--size", type=int, default=64, help="pixels")
     parser.add_argument("--weights", type=Path, default=Path("weights/metrics"))
@@ -78,16 +93,26 @@ def main() -> None:
     args = parser.parse_args()
     device, weights = start().device, args.weights / "i3d.safetensors"
     real, other = (videos(args.videos, args.frames, args.size, seed) for seed in (0, 1))
-    ways = {"plain": lambda: plain(weights, device), "ours": lambda: networks.load_i3d(weights, device)}
+    ways = {
+        "plain": lambda: plain(weights, device),
+        "ours": lambda: networks.load_i3d(weights, device),
+    }
     if has_fast_bf16(device):
         ways["ours, bf16"] = lambda: networks.load_i3d(weights, device, "bf16")
     rows = [measure(make(), real, other, device, name) for name, make in ways.items()]
-    lines = ["| way | seconds | per video | share in the network | times plain's speed | FVD / plain's |",
-             "| --- |" + " ---: |" * 5]
-    lines += [f"| {r['way']} | {r['seconds']:.1f} | {r['seconds_per_video']:.2f} | {r['in_network']:.0%} | "
-              f"{rows[0]['seconds'] / r['seconds']:.2f} | {r['fvd'] / rows[0]['fvd']:.4f} |" for r in rows]
-    text = (f"FVD of {args.videos} against {args.videos} videos of {args.frames} frames at {args.size} pixels. "
-            f"{results.machine()}.\n\n" + "\n".join(lines))
+    lines = [
+        "| way | seconds | per video | share in the network | times plain's speed | FVD / plain's |",
+        "| --- |" + " ---: |" * 5,
+    ]
+    lines += [
+        f"| {r['way']} | {r['seconds']:.1f} | {r['seconds_per_video']:.2f} | {r['in_network']:.0%} | "
+        f"{rows[0]['seconds'] / r['seconds']:.2f} | {r['fvd'] / rows[0]['fvd']:.4f} |"
+        for r in rows
+    ]
+    text = (
+        f"FVD of {args.videos} against {args.videos} videos of {args.frames} frames at {args.size} pixels. "
+        f"{results.machine()}.\n\n" + "\n".join(lines)
+    )
     results.write("FVD", text, args.out)
     print(text)
     print(json.dumps(rows))

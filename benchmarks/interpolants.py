@@ -32,30 +32,77 @@ from runtime.process import start
 
 EVALUATIONS = (1, 2, 4, 8, 16, 32, 64)
 PER_STEP = {"heun": 2, "rk4": 4, "stochastic_heun": 2}  # evaluations of the network
-SOLVERS = [("exact", "0"), ("exact2", "0"), ("euler", "0"), ("heun", "0"), ("rk4", "0"), ("exact", "sigma"),
-           ("exact2", "sigma"), ("em", "sigma"), ("stochastic_heun", "sigma")]
+SOLVERS = [
+    ("exact", "0"),
+    ("exact2", "0"),
+    ("euler", "0"),
+    ("heun", "0"),
+    ("rk4", "0"),
+    ("exact", "sigma"),
+    ("exact2", "sigma"),
+    ("em", "sigma"),
+    ("stochastic_heun", "sigma"),
+]
 GRIDS = ("uniform", "power:1.5", "cosine")
-PROCESSES = [("0", 0.0, 64), ("sigma", 0.0, 64), ("follmer", 0.0, 64), ("0", 0.2, 8)]  # diffusion, warm_start, evaluations
+PROCESSES = [
+    ("0", 0.0, 64),
+    ("sigma", 0.0, 64),
+    ("follmer", 0.0, 64),
+    ("0", 0.2, 8),
+]  # diffusion, warm_start, evaluations
 # what is changed of the default, follmer with residual output, velocity weight and c = 1
 PUBLISHED = {"flow.output": "drift", "flow.weight": "published"}
-TRAININGS = {"follmer": {}, "weight uniform": {"flow.weight": "uniform"}, "weight published": {"flow.weight": "published"},
-             "output drift": {"flow.output": "drift"}, "output drift, weight published": PUBLISHED,
-             "as published, c = 0.1": {**PUBLISHED, "flow.c": 0.1}, "c = 0.5": {"flow.c": 0.5}, "c = 0.1": {"flow.c": 0.1},
-             "logit-normal s": {"flow.times": "logit_normal"}}
+TRAININGS = {
+    "follmer": {},
+    "weight uniform": {"flow.weight": "uniform"},
+    "weight published": {"flow.weight": "published"},
+    "output drift": {"flow.output": "drift"},
+    "output drift, weight published": PUBLISHED,
+    "as published, c = 0.1": {**PUBLISHED, "flow.c": 0.1},
+    "c = 0.5": {"flow.c": 0.5},
+    "c = 0.1": {"flow.c": 0.1},
+    "logit-normal s": {"flow.times": "logit_normal"},
+}
 
 
 def setting(args: argparse.Namespace) -> dict:
-    return {"model.width": args.width, "train.steps": args.steps, "train.sample_every": 0, "wandb.mode": "disabled",
-            "train.save_every": 200, "train.keep": 1, "sample.num_videos": args.videos, "sample.num_samples": args.samples,
-            **configs.parse_overrides(args.set)}
+    return {
+        "model.width": args.width,
+        "train.steps": args.steps,
+        "train.sample_every": 0,
+        "wandb.mode": "disabled",
+        "train.save_every": 200,
+        "train.keep": 1,
+        "sample.num_videos": args.videos,
+        "sample.num_samples": args.samples,
+        **configs.parse_overrides(args.set),
+    }
 
 
-def run_of(name: str, interpolant: str, flow: dict, seed: int, args: argparse.Namespace, vqvae: str) -> Path:
+def run_of(
+    name: str, interpolant: str, flow: dict, seed: int, args: argparse.Namespace, vqvae: str
+) -> Path:
     """-> the checkpoint of one training, done now unless it is there."""
-    extra = "-" + hashlib.blake2b(repr(args.set).encode(), digest_size=4).hexdigest() if args.set else ""
-    run_id = f"bench-{name}-{args.width}-{args.steps}{extra}-{seed}".replace(" ", "_").replace(",", "").replace("=", "")
-    config = configs.build(overrides={**setting(args), **flow, "flow.interpolant": interpolant, "train.seed": seed,
-                                      "output.run_id": run_id, "vqvae.ckpt": vqvae})
+    extra = (
+        "-" + hashlib.blake2b(repr(args.set).encode(), digest_size=4).hexdigest()
+        if args.set
+        else ""
+    )
+    run_id = (
+        f"bench-{name}-{args.width}-{args.steps}{extra}-{seed}".replace(" ", "_")
+        .replace(",", "")
+        .replace("=", "")
+    )
+    config = configs.build(
+        overrides={
+            **setting(args),
+            **flow,
+            "flow.interpolant": interpolant,
+            "train.seed": seed,
+            "output.run_id": run_id,
+            "vqvae.ckpt": vqvae,
+        }
+    )
     return train_network(config, start(), None, Clock())[1]
 
 
@@ -84,24 +131,50 @@ class Table:
         truth, futures, _ = sample.forecast_split(forecaster, quiet=True)
         ratio = sample.score(truth, futures)["ratio_to_repeat_last"]
         mse = ratio["mse"]["horizon"]
-        row = {"run": run, "sampler": sampler, "step": step, "evaluations": forecaster.evaluations / futures[..., 0, 0, 0].size,
-               "crps": ratio["crps"]["all"], "mse1": mse[0], "mse5": mse[min(4, len(mse) - 1)]}
+        row = {
+            "run": run,
+            "sampler": sampler,
+            "step": step,
+            "evaluations": forecaster.evaluations / futures[..., 0, 0, 0].size,
+            "crps": ratio["crps"]["all"],
+            "mse1": mse[0],
+            "mse5": mse[min(4, len(mse) - 1)],
+        }
         with open(self.path, "a") as file:
             file.write("\n" * self.cut_short + json.dumps(row) + "\n")
         self.cut_short = False
         self.rows[self.key(run, sampler)] = row
 
-    def over_seeds(self, ckpts: list[Path], sampler: dict, metric: str = "crps") -> tuple[float, float]:
+    def over_seeds(
+        self, ckpts: list[Path], sampler: dict, metric: str = "crps"
+    ) -> tuple[float, float]:
         """Mean and standard error (NaN of one seed)."""
-        values = np.array([self.rows[self.key(ckpt.parent.name, sampler)][metric] for ckpt in ckpts])
-        return values.mean(), values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+        values = np.array(
+            [self.rows[self.key(ckpt.parent.name, sampler)][metric] for ckpt in ckpts]
+        )
+        return values.mean(), values.std(ddof=1) / np.sqrt(len(values)) if len(
+            values
+        ) > 1 else float("nan")
 
 
-def sampler_of(args: argparse.Namespace, evaluations: int, solver: str = "exact", diffusion: str = "0",
-               grid: str = "uniform", **more) -> dict:
-    return {"sample.solver": solver, "sample.diffusion": diffusion, "sample.grid": grid, "sample.redraw": "frame",
-            "sample.num_videos": args.videos, "sample.num_samples": args.samples,
-            "sample.steps": max(1, evaluations // PER_STEP.get(solver, 1)), **more}
+def sampler_of(
+    args: argparse.Namespace,
+    evaluations: int,
+    solver: str = "exact",
+    diffusion: str = "0",
+    grid: str = "uniform",
+    **more,
+) -> dict:
+    return {
+        "sample.solver": solver,
+        "sample.diffusion": diffusion,
+        "sample.grid": grid,
+        "sample.redraw": "frame",
+        "sample.num_videos": args.videos,
+        "sample.num_samples": args.samples,
+        "sample.steps": max(1, evaluations // PER_STEP.get(solver, 1)),
+        **more,
+    }
 
 
 def cell(mean: float, error: float) -> str:
@@ -109,25 +182,49 @@ def cell(mean: float, error: float) -> str:
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *rows])
+    return "\n".join(
+        "| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *rows]
+    )
 
 
 def processes(args: argparse.Namespace, table: Table, runs: dict[str, list[Path]]) -> str:
     """Every interpolant by every diffusion, and with the solver begun part of the way from the last frame."""
     counts = [n for n in EVALUATIONS if n <= args.most]
-    wanted = {(name, diffusion, warm, n): sampler_of(args, n, "exact2", diffusion, **{"sample.warm_start": warm})
-              for name in runs for diffusion, warm, most in PROCESSES for n in counts if n <= most}
-    measure_all(table, [(ckpt, sampler) for (name, *_), sampler in wanted.items() for ckpt in runs[name]], "interpolants")
-    curves = {(name, *process): [table.over_seeds(runs[name], wanted[(name, *process, n)]) for n in counts if n <= most]
-              for name in runs for *process, most in PROCESSES}
+    wanted = {
+        (name, diffusion, warm, n): sampler_of(
+            args, n, "exact2", diffusion, **{"sample.warm_start": warm}
+        )
+        for name in runs
+        for diffusion, warm, most in PROCESSES
+        for n in counts
+        if n <= most
+    }
+    measure_all(
+        table,
+        [(ckpt, sampler) for (name, *_), sampler in wanted.items() for ckpt in runs[name]],
+        "interpolants",
+    )
+    curves = {
+        (name, *process): [
+            table.over_seeds(runs[name], wanted[(name, *process, n)]) for n in counts if n <= most
+        ]
+        for name in runs
+        for *process, most in PROCESSES
+    }
     draw(curves, counts, args.out / "interpolants.png")
     figure = "![CRPS against network evaluations](interpolants.png)"
-    least = markdown(["interpolant", *counts, "enough"], [[name, *best(curves, name, counts)] for name in runs])
-    every = markdown(["interpolant", "diffusion", "begun at s", *counts],
-                     [[*key, *(cell(*point) for point in points)] for key, points in curves.items()])
-    return (f"{least}\n\n{figure}\n\nThat is the best row of each, chosen on these same clips, in this table of every "
-            "diffusion and start; `enough` is the fewest evaluations within one standard error of the CRPS with "
-            f"{counts[-1]}:\n\n{every}")
+    least = markdown(
+        ["interpolant", *counts, "enough"], [[name, *best(curves, name, counts)] for name in runs]
+    )
+    every = markdown(
+        ["interpolant", "diffusion", "begun at s", *counts],
+        [[*key, *(cell(*point) for point in points)] for key, points in curves.items()],
+    )
+    return (
+        f"{least}\n\n{figure}\n\nThat is the best row of each, chosen on these same clips, in this table of every "
+        "diffusion and start; `enough` is the fewest evaluations within one standard error of the CRPS with "
+        f"{counts[-1]}:\n\n{every}"
+    )
 
 
 def best(curves: dict, name: str, counts: list[int]) -> list[str]:
@@ -135,18 +232,34 @@ def best(curves: dict, name: str, counts: list[int]) -> list[str]:
     own = [points for key, points in curves.items() if key[0] == name]
     least = [min(points[k] for points in own if k < len(points)) for k in range(len(counts))]
     mean, error = least[-1]
-    enough = next(n for n, point in zip(counts, least) if not point[0] > mean + np.nan_to_num(error))
+    enough = next(
+        n for n, point in zip(counts, least) if not point[0] > mean + np.nan_to_num(error)
+    )
     return [*(cell(*point) for point in least), str(enough)]
 
 
 def solver_table(args: argparse.Namespace, table: Table, ckpts: list[Path]) -> str:
     counts = [n for n in EVALUATIONS if n <= min(16, args.most)]
-    kinds = [(*kind, "uniform") for kind in SOLVERS] + [("exact", "sigma", grid) for grid in GRIDS[1:]]
-    cells = {(*kind, n): sampler_of(args, n, *kind) for kind in kinds for n in counts
-             if kind[0] not in PER_STEP or n > PER_STEP[kind[0]]}  # their first or last step is another solver's
+    kinds = [(*kind, "uniform") for kind in SOLVERS] + [
+        ("exact", "sigma", grid) for grid in GRIDS[1:]
+    ]
+    cells = {
+        (*kind, n): sampler_of(args, n, *kind)
+        for kind in kinds
+        for n in counts
+        if kind[0] not in PER_STEP or n > PER_STEP[kind[0]]
+    }  # their first or last step is another solver's
     measure_all(table, [(ckpt, sampler) for sampler in cells.values() for ckpt in ckpts], "solvers")
-    rows = [[*kind, *(cell(*table.over_seeds(ckpts, cells[(*kind, n)])) if (*kind, n) in cells else "" for n in counts)]
-            for kind in kinds]
+    rows = [
+        [
+            *kind,
+            *(
+                cell(*table.over_seeds(ckpts, cells[(*kind, n)])) if (*kind, n) in cells else ""
+                for n in counts
+            ),
+        ]
+        for kind in kinds
+    ]
     return markdown(["solver", "diffusion", "grid", *counts], rows)
 
 
@@ -156,11 +269,24 @@ def training_table(args: argparse.Namespace, table: Table, vqvae: str) -> str:
         ckpts = [run_of(name, "follmer", flow, seed, args, vqvae) for seed in range(args.seeds)]
         for first in (0.0, 0.01) if flow.get("flow.output") == "drift" else (0.0,):
             label = name + f", first = {first}" * (first > 0)
-            samplers = [sampler_of(args, n, "exact", "sigma", **{"sample.first": first}) for n in counts]
+            samplers = [
+                sampler_of(args, n, "exact", "sigma", **{"sample.first": first}) for n in counts
+            ]
             measure_all(table, [(ckpt, sampler) for sampler in samplers for ckpt in ckpts], label)
-            rows.append([label, *(cell(*table.over_seeds(ckpts, sampler)) for sampler in samplers),
-                         *(cell(*table.over_seeds(ckpts, samplers[1], metric)) for metric in ("mse1", "mse5"))])
-    return markdown(["training", *(f"CRPS, {n} evaluations" for n in counts), "MSE, frame 1", "MSE, frame 5"], rows)
+            rows.append(
+                [
+                    label,
+                    *(cell(*table.over_seeds(ckpts, sampler)) for sampler in samplers),
+                    *(
+                        cell(*table.over_seeds(ckpts, samplers[1], metric))
+                        for metric in ("mse1", "mse5")
+                    ),
+                ]
+            )
+    return markdown(
+        ["training", *(f"CRPS, {n} evaluations" for n in counts), "MSE, frame 1", "MSE, frame 5"],
+        rows,
+    )
 
 
 def measure_all(table: Table, wanted: list[tuple[Path, dict]], name: str) -> None:
@@ -172,8 +298,10 @@ def measure_all(table: Table, wanted: list[tuple[Path, dict]], name: str) -> Non
 
 def draw(curves: dict, counts: list[int], path: Path) -> None:
     import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
+
     names = list(dict.fromkeys(name for name, *_ in curves))
     figure, axes = pyplot.subplots(1, len(names), figsize=(3.2 * len(names), 3.2), sharey=True)
     for axis, name in zip(np.atleast_1d(axes), names):
@@ -181,8 +309,22 @@ def draw(curves: dict, counts: list[int], path: Path) -> None:
             if own == name:
                 mean, error = np.array(points).T
                 label = f"g = {diffusion}" + f", from s = {warm}" * (warm > 0)
-                axis.errorbar(counts[:len(points)], mean, error, marker="o", markersize=3, capsize=2, label=label)
-        axis.set(title=name, xscale="log", xlabel="network evaluations a frame", xticks=counts, xticklabels=counts)
+                axis.errorbar(
+                    counts[: len(points)],
+                    mean,
+                    error,
+                    marker="o",
+                    markersize=3,
+                    capsize=2,
+                    label=label,
+                )
+        axis.set(
+            title=name,
+            xscale="log",
+            xlabel="network evaluations a frame",
+            xticks=counts,
+            xticklabels=counts,
+        )
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     np.atleast_1d(axes)[0].set(ylabel="CRPS / CRPS of repeating the last frame")
@@ -192,14 +334,31 @@ def draw(curves: dict, counts: list[int], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.interpolants", description=__doc__.splitlines()[0])
-    for flag, default, help in (("seeds", 3, "trainings of each kind"), ("steps", 1200, "updates of each"),
-                                ("width", 64, "model.width"), ("videos", 16, "held-out clips"),
-                                ("samples", 4, "futures of each"), ("most", 64, "evaluations a frame, at the most")):
-        parser.add_argument(f"--{flag}", type=int, default=default, help=f"{help} (default {default})")
-    parser.add_argument("--out", type=Path, default=results.HERE, help="folder for RESULTS.md and the figure")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="GROUP.FIELD=VALUE",
-                        help="any other field of the trainings")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.interpolants", description=__doc__.splitlines()[0]
+    )
+    for flag, default, help in (
+        ("seeds", 3, "trainings of each kind"),
+        ("steps", 1200, "updates of each"),
+        ("width", 64, "model.width"),
+        ("videos", 16, "held-out clips"),
+        ("samples", 4, "futures of each"),
+        ("most", 64, "evaluations a frame, at the most"),
+    ):
+        parser.add_argument(
+            f"--{flag}", type=int, default=default, help=f"{help} (default {default})"
+        )
+    parser.add_argument(
+        "--out", type=Path, default=results.HERE, help="folder for RESULTS.md and the figure"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="GROUP.FIELD=VALUE",
+        help="any other field of the trainings",
+    )
     args = parser.parse_args()
     process = start()
     if process.world > 1:
@@ -207,20 +366,37 @@ def main() -> None:
     base = configs.build(overrides=setting(args))
     with stage_lock(base.output.root):
         data.ensure_data(base, process)
-        vqvae_path = str(vqvae.train(base, *(data.open_split(base, split) for split in ("train", "val")), process.device))
-    runs = {name: [run_of(name, name, {}, seed, args, vqvae_path) for seed in range(args.seeds)] for name in interpolants.TABLE}
+        vqvae_path = str(
+            vqvae.train(
+                base, *(data.open_split(base, split) for split in ("train", "val")), process.device
+            )
+        )
+    runs = {
+        name: [run_of(name, name, {}, seed, args, vqvae_path) for seed in range(args.seeds)]
+        for name in interpolants.TABLE
+    }
     table = Table(Path(base.output.root) / "benchmark" / "interpolants.jsonl")
-    parts = [f"ball_stn, {base.data.condition} -> {base.data.predict} frames, {args.videos} held-out clips x {args.samples} "
-             f"futures, conv net of width {args.width}, {args.steps} updates of batch {base.train.batch_size}, {args.seeds} "
-             f"seeds: mean ± standard error over seeds. {results.machine()}. Made by `{command()}`. CRPS over all frames "
-             "and MSE of single samples, as ratios to repeating the last frame (lower is better)."]
+    parts = [
+        f"ball_stn, {base.data.condition} -> {base.data.predict} frames, {args.videos} held-out clips x {args.samples} "
+        f"futures, conv net of width {args.width}, {args.steps} updates of batch {base.train.batch_size}, {args.seeds} "
+        f"seeds: mean ± standard error over seeds. {results.machine()}. Made by `{command()}`. CRPS over all frames "
+        "and MSE of single samples, as ratios to repeating the last frame (lower is better)."
+    ]
     tables = [
-        ("CRPS of each interpolant's best process, solver `exact2`, by network evaluations a frame:",
-         lambda: processes(args, table, runs)),
-        ("CRPS of solvers and time grids on the follmer checkpoints, by the most evaluations they may take:",
-         lambda: solver_table(args, table, runs["follmer"])),
-        ("What follmer is trained on, each sampled by `exact` with diffusion sigma (MSE with 5 evaluations; `first` asks the "
-         "network there in place of s = 0):", lambda: training_table(args, table, vqvae_path))]
+        (
+            "CRPS of each interpolant's best process, solver `exact2`, by network evaluations a frame:",
+            lambda: processes(args, table, runs),
+        ),
+        (
+            "CRPS of solvers and time grids on the follmer checkpoints, by the most evaluations they may take:",
+            lambda: solver_table(args, table, runs["follmer"]),
+        ),
+        (
+            "What follmer is trained on, each sampled by `exact` with diffusion sigma (MSE with 5 evaluations; `first` asks the "
+            "network there in place of s = 0):",
+            lambda: training_table(args, table, vqvae_path),
+        ),
+    ]
     for title, make in tables:  # each is written as soon as it is there
         parts += [title, make()]
         file = results.write("Interpolants and samplers", "\n\n".join(parts), args.out)

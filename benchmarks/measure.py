@@ -22,8 +22,9 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(work: Callable[[], object], device: torch.device, repeats: int, warmup: int = 1,
-            calls: int = 10) -> float:
+def seconds(
+    work: Callable[[], object], device: torch.device, repeats: int, warmup: int = 1, calls: int = 10
+) -> float:
     """Seconds per call: the median over `repeats` blocks of `calls`, after `warmup` calls. The
     device is synchronised around a block only, so that a call is launched while the GPU still
     computes the one before, as in training. On a CPU, where a call returns when it is done, a
@@ -60,15 +61,22 @@ def peak_memory(device: torch.device) -> float:
     """Bytes: of the GPU, or of this process since it began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def frames_of_a_walk(size: int) -> np.ndarray:
     """(n, size, size, 3) uint8"""
     import av  # late: the benchmarks of GPUs run without it
+
     with av.open(str(CLIP), metadata_errors="ignore") as file:
-        return np.stack([np.asarray(Image.fromarray(frame.to_ndarray(format="rgb24")).resize((size, size)))
-                         for frame in file.decode(video=0)])
+        return np.stack(
+            [
+                np.asarray(Image.fromarray(frame.to_ndarray(format="rgb24")).resize((size, size)))
+                for frame in file.decode(video=0)
+            ]
+        )
 
 
 def river_shards(dir: Path, videos: int, length: int, size: int = 64) -> Path:

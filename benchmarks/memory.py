@@ -32,20 +32,39 @@ VIDEOS, GIVEN = 8, 10
 def roll_out(frames: int) -> dict:
     """Peak memory, time and size of output of one roll-out of VIDEOS videos of 64 pixels."""
     device = start().device
-    config = configs.build("kth", {"model.size": "", "model.name": "convnet", "model.width": 64, "vqvae.kind": "small",
-                                   "vqvae.ckpt": "", "vqvae.width": 32, "sample.steps": 1, "sample.solver": "exact",
-                                   "sample.context": "uniform", "sample.batch": VIDEOS})
+    config = configs.build(
+        "kth",
+        {
+            "model.size": "",
+            "model.name": "convnet",
+            "model.width": 64,
+            "vqvae.kind": "small",
+            "vqvae.ckpt": "",
+            "vqvae.width": 32,
+            "sample.steps": 1,
+            "sample.solver": "exact",
+            "sample.context": "uniform",
+            "sample.batch": VIDEOS,
+        },
+    )
     config = dataclasses.replace(config, latent=Latent((4, 8, 8), (0.0,) * 4, (1.0,) * 4))
     autoencoder = autoencoders.build("small", downsample=8, channels=4, codes=64, width=32, depth=1)
-    model = Forecaster(config, build_net(config, device).eval(), autoencoder.to(device).eval(), device)
+    model = Forecaster(
+        config, build_net(config, device).eval(), autoencoder.to(device).eval(), device
+    )
     given = np.random.default_rng(0).integers(0, 256, (VIDEOS, GIVEN, 64, 64, 3), dtype=np.uint8)
     model.forecast(given, 4, 1, ("warm",), quiet=True)
     began = time.perf_counter()
     out = model.forecast(given, frames, 1, ("memory",), quiet=True)
     taken = time.perf_counter() - began
-    return {"frames": frames, "peak": measure.peak_memory(device), "output": out.nbytes,
-            "ms_per_frame": 1e3 * taken / frames, "device": device.type,
-            "machine": results.machine()}
+    return {
+        "frames": frames,
+        "peak": measure.peak_memory(device),
+        "output": out.nbytes,
+        "ms_per_frame": 1e3 * taken / frames,
+        "device": device.type,
+        "machine": results.machine(),
+    }
 
 
 def peak_ratio(short: dict, long: dict) -> float:
@@ -66,16 +85,38 @@ def alone(frames: int) -> dict:
 
 def training(args: argparse.Namespace) -> list[dict]:
     """Peak memory of updates, as they are and by the ways that save some."""
-    ways = ({"way": "as it is"}, {"way": "accumulate=4", "accumulate": 4}, {"way": "recompute", "recompute": True})
-    usual = {"precision": "auto", "compile": "off", "repeats": 1, "accumulate": 1, "shard": False, "recompute": False}
-    return [{**way, **launched(argparse.Namespace(**{**usual, **way}), args.size, args.batch, 1)} for way in ways]
+    ways = (
+        {"way": "as it is"},
+        {"way": "accumulate=4", "accumulate": 4},
+        {"way": "recompute", "recompute": True},
+    )
+    usual = {
+        "precision": "auto",
+        "compile": "off",
+        "repeats": 1,
+        "accumulate": 1,
+        "shard": False,
+        "recompute": False,
+    }
+    return [
+        {**way, **launched(argparse.Namespace(**{**usual, **way}), args.size, args.batch, 1)}
+        for way in ways
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.memory", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--size", default="B", help="of the network that is trained (default B)")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--frames", type=int, nargs=2, default=[100, 1000], help="of the two roll-outs (default 100 1000)")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        nargs=2,
+        default=[100, 1000],
+        help="of the two roll-outs (default 100 1000)",
+    )
     parser.add_argument("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
     parser.add_argument("--roll_out", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -93,16 +134,39 @@ def main() -> None:
     # Named by a worker: this process must not occupy the GPU while others are measured.
     machine = found[0]["machine"]
     without = "Without what the longer output adds, the" if found[0]["device"] == "cpu" else "The"
-    rows = ["| roll-out, frames | peak memory, MiB | of it the output | ms per frame |", "|---|---|---|---|"]
-    rows += [f"| {run['frames']} | {run['peak'] / 2**20:.0f} | {run['output'] / 2**20:.0f} | {run['ms_per_frame']:.1f} |"
-             for run in found]
-    rows += ["", f"| training {args.size}, batch {args.batch} | peak memory, GiB | samples/s |", "|---|---|---|"]
-    rows += [f"| {run['way']} | {run['peak_gib']:.2f} | {run['samples_per_second']:.3g} |" for run in trained]
-    text = (f"{VIDEOS} videos of 64 px, {machine}. {without} long roll-out's peak is "
-            f"**{ratio:.3f}** of the short one's.\n\n" + "\n".join(rows))
+    rows = [
+        "| roll-out, frames | peak memory, MiB | of it the output | ms per frame |",
+        "|---|---|---|---|",
+    ]
+    rows += [
+        f"| {run['frames']} | {run['peak'] / 2**20:.0f} | {run['output'] / 2**20:.0f} | {run['ms_per_frame']:.1f} |"
+        for run in found
+    ]
+    rows += [
+        "",
+        f"| training {args.size}, batch {args.batch} | peak memory, GiB | samples/s |",
+        "|---|---|---|",
+    ]
+    rows += [
+        f"| {run['way']} | {run['peak_gib']:.2f} | {run['samples_per_second']:.3g} |"
+        for run in trained
+    ]
+    text = (
+        f"{VIDEOS} videos of 64 px, {machine}. {without} long roll-out's peak is "
+        f"**{ratio:.3f}** of the short one's.\n\n" + "\n".join(rows)
+    )
     print(text, f"\ntable          {results.write('Memory', text, args.out)}")
-    print(json.dumps({"benchmark": "memory", "machine": machine, "roll_outs": found, "ratio": ratio,
-                      "training": trained}))
+    print(
+        json.dumps(
+            {
+                "benchmark": "memory",
+                "machine": machine,
+                "roll_outs": found,
+                "ratio": ratio,
+                "training": trained,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -44,12 +44,31 @@ def plainly(model: Forecaster, given: Tensor, frames: int, batch: int) -> Tensor
         for t in range(history.shape[1], history.shape[1] + frames):
             reference = history[:, -1]
 
-            def field(x: Tensor, s: Tensor, t: int = t, history: Tensor = history, reference: Tensor = reference) -> Tensor:
+            def field(
+                x: Tensor,
+                s: Tensor,
+                t: int = t,
+                history: Tensor = history,
+                reference: Tensor = reference,
+            ) -> Tensor:
                 place = int(rng.integers(t - 1))
                 gap = torch.full((len(x),), t - 1.0 - place, device=x.device)
-                return model.net(model.interpolant.network_input(x, s, reference), s, reference, history[:, place], gap)
+                return model.net(
+                    model.interpolant.network_input(x, s, reference),
+                    s,
+                    reference,
+                    history[:, place],
+                    gap,
+                )
 
-            frame = integrate(field, model.interpolant, reference, config.steps, config.solver, model.config.diffusion)
+            frame = integrate(
+                field,
+                model.interpolant,
+                reference,
+                config.steps,
+                config.solver,
+                model.config.diffusion,
+            )
             history = torch.cat([history, frame[:, None]], 1)
         outputs.append(torch.stack([model.to_pixels(z) for z in history[:, -frames:].unbind(1)], 1))
     return torch.cat(outputs)
@@ -62,10 +81,21 @@ def ours(model: Forecaster, given: Tensor, frames: int) -> list[np.ndarray]:
     return [sample.data.to_frames(model.to_pixels(future[:, k])) for k in range(frames)]
 
 
-def kth(args: argparse.Namespace, device: torch.device, precision: str, compiled: str) -> Forecaster:
+def kth(
+    args: argparse.Namespace, device: torch.device, precision: str, compiled: str
+) -> Forecaster:
     """Weights as initialised, the same for every precision."""
-    config = configs.build("kth", {"flow.interpolant": "linear", "model.size": args.size, "train.precision": precision,
-                                   "sample.steps": args.steps, "sample.solver": "euler", "sample.compile": compiled})
+    config = configs.build(
+        "kth",
+        {
+            "flow.interpolant": "linear",
+            "model.size": args.size,
+            "train.precision": precision,
+            "sample.steps": args.steps,
+            "sample.solver": "euler",
+            "sample.compile": compiled,
+        },
+    )
     config = dataclasses.replace(config, latent=Latent((4, 8, 8), (0.0,) * 4, (1.0,) * 4))
     torch.manual_seed(0)
     autoencoder = vqvae.freeze(autoencoders.build("taming_f8_small"), device, precision)
@@ -73,54 +103,92 @@ def kth(args: argparse.Namespace, device: torch.device, precision: str, compiled
 
 
 def same_evaluations(args: argparse.Namespace, device: torch.device) -> tuple[str, dict]:
-    given = torch.randn(args.videos, GIVEN, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
-    plain, fast = kth(args, device, "float32", "off"), kth(args, device, args.precision, args.compile)
-    ways = {"straightforward, one by one": lambda: plainly(plain, given, args.frames, 1),
-            "straightforward, all at once": lambda: plainly(plain, given, args.frames, args.videos),
-            "ours": lambda: ours(fast, given, args.frames)}
+    given = torch.randn(args.videos, GIVEN, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(
+        device
+    )
+    plain, fast = (
+        kth(args, device, "float32", "off"),
+        kth(args, device, args.precision, args.compile),
+    )
+    ways = {
+        "straightforward, one by one": lambda: plainly(plain, given, args.frames, 1),
+        "straightforward, all at once": lambda: plainly(plain, given, args.frames, args.videos),
+        "ours": lambda: ours(fast, given, args.frames),
+    }
     rates = {}
     for name, work in ways.items():
         # One roll-out per block: its frames end in main memory, so it waits for the GPU anyway.
         taken = measure.seconds(work, device, args.repeats, calls=1)
         rates[name] = args.videos * args.frames / taken
     rows = ["| way | frames/s | ours is so many times as fast |", "|---|---|---|"]
-    rows += [f"| {name} | {rate:.3g} | {rates['ours'] / rate:.2f} |" for name, rate in rates.items()]
-    text = (f"KTH's network ({args.size}), {args.videos} videos, {args.frames} frames of {args.steps} evaluations each, all "
-            "decoded.\n\n" + "\n".join(rows))
-    return text, {"frames_per_second": rates, "ratio": rates["ours"] / rates["straightforward, all at once"]}
+    rows += [
+        f"| {name} | {rate:.3g} | {rates['ours'] / rate:.2f} |" for name, rate in rates.items()
+    ]
+    text = (
+        f"KTH's network ({args.size}), {args.videos} videos, {args.frames} frames of {args.steps} evaluations each, all "
+        "decoded.\n\n" + "\n".join(rows)
+    )
+    return text, {
+        "frames_per_second": rates,
+        "ratio": rates["ours"] / rates["straightforward, all at once"],
+    }
 
 
 def at_equal_crps(args: argparse.Namespace, device: torch.device) -> tuple[str, dict]:
     """The checkpoint's own sampler beside a hundred steps of Euler-Maruyama (or Euler, from noise) in float32."""
     found = {}
     usual = {"sample.num_videos": args.videos, "sample.num_samples": 4}
-    hundred = {"sample.steps": 100, "sample.redraw": "frame", "sample.reencode": False, "sample.grid": "uniform",
-               "train.precision": "float32"}
+    hundred = {
+        "sample.steps": 100,
+        "sample.redraw": "frame",
+        "sample.reencode": False,
+        "sample.grid": "uniform",
+        "train.precision": "float32",
+    }
     own = {"train.precision": args.precision, "sample.compile": args.compile}
-    for name, options in (("one video at a time", {**hundred, "sample.batch": 4}), ("all at once", hundred), ("own", own)):
+    for name, options in (
+        ("one video at a time", {**hundred, "sample.batch": 4}),
+        ("all at once", hundred),
+        ("own", own),
+    ):
         model, _ = load_forecaster(args.ckpt, device, usual)
         from_noise = not model.interpolant.from_reference
-        solver = {"sample.solver": "euler" if from_noise else "em", "sample.diffusion": "0" if from_noise else "sigma"}
-        model, _ = load_forecaster(args.ckpt, device, {**usual, **options, **(solver if name != "own" else {})})
+        solver = {
+            "sample.solver": "euler" if from_noise else "em",
+            "sample.diffusion": "0" if from_noise else "sigma",
+        }
+        model, _ = load_forecaster(
+            args.ckpt, device, {**usual, **options, **(solver if name != "own" else {})}
+        )
         began = time.perf_counter()
         truth, samples, _ = sample.forecast_split(model)
         measure.synchronize(device)
         rate = samples[..., 0, 0, 0].size / (time.perf_counter() - began)
         crps = sample.score(truth, samples)["ratio_to_repeat_last"]["crps"]["all"]
-        found[name] = {"frames_per_second": rate, "crps_ratio": crps, "solver": model.config.sample.solver,
-                       "steps": model.config.sample.steps}
+        found[name] = {
+            "frames_per_second": rate,
+            "crps_ratio": crps,
+            "solver": model.config.sample.solver,
+            "steps": model.config.sample.steps,
+        }
     rates = {name: row["frames_per_second"] for name, row in found.items()}
     ratio = rates["own"] / rates["one video at a time"]
     rows = ["| sampler | frames/s | CRPS / repeating the last frame |", "|---|---|---|"]
-    rows += [f"| {row['solver']}, {row['steps']} steps ({name}) | {row['frames_per_second']:.4g} | {row['crps_ratio']:.3f} |"
-             for name, row in found.items()]
-    text = (f"{args.ckpt.name} of {args.ckpt.parent.name}, {args.videos} videos x 4 futures: **{ratio:.1f} times** the rate of "
-            f"the hundred steps one video at a time, {rates['own'] / rates['all at once']:.1f} times that of all at once.\n\n")
+    rows += [
+        f"| {row['solver']}, {row['steps']} steps ({name}) | {row['frames_per_second']:.4g} | {row['crps_ratio']:.3f} |"
+        for name, row in found.items()
+    ]
+    text = (
+        f"{args.ckpt.name} of {args.ckpt.parent.name}, {args.videos} videos x 4 futures: **{ratio:.1f} times** the rate of "
+        f"the hundred steps one video at a time, {rates['own'] / rates['all at once']:.1f} times that of all at once.\n\n"
+    )
     return text + "\n".join(rows), {"samplers": found, "ratio": ratio}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sample", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sample", description=__doc__.splitlines()[0]
+    )
     add = parser.add_argument
     add("--ckpt", type=Path, help="a trained checkpoint of main.py; without it, speed alone")
     add("--size", default="B", help=f"of {', '.join(configs.SIZES)} (default B, the published one)")
@@ -136,7 +204,9 @@ def main() -> None:
     with progress(1, "sample", "run") as bar:
         text, line = (at_equal_crps if args.ckpt else same_evaluations)(args, device)
         bar.update()
-    text = f"{results.machine()}, {'bf16' if uses_bf16(args.precision, device) else 'float32'}. {text}"
+    text = (
+        f"{results.machine()}, {'bf16' if uses_bf16(args.precision, device) else 'float32'}. {text}"
+    )
     section = "Sampling, at equal CRPS" if args.ckpt else "Sampling, the same evaluations"
     print(text, f"\ntable          {results.write(section, text, args.out)}")
     print(json.dumps({"benchmark": "sample", "machine": results.machine(), **line}))

@@ -42,8 +42,16 @@ SHAPE, CLIP_LENGTH = (4, 8, 8), 40
 
 
 def setting(args: argparse.Namespace, size: str, batch: int, **more) -> Config:
-    options = {"model.size": size, "train.batch_size": batch, "train.precision": args.precision, "train.compile": args.compile,
-               "train.shard": args.shard, "train.recompute": args.recompute, "train.accumulate": args.accumulate, **more}
+    options = {
+        "model.size": size,
+        "train.batch_size": batch,
+        "train.precision": args.precision,
+        "train.compile": args.compile,
+        "train.shard": args.shard,
+        "train.recompute": args.recompute,
+        "train.accumulate": args.accumulate,
+        **more,
+    }
     config = configs.build("kth", options)
     return dataclasses.replace(config, latent=Latent(SHAPE, (0.0,) * 4, (1.0,) * 4))
 
@@ -68,8 +76,14 @@ def ours(config: Config, dir: Path, process: Process, repeats: int) -> float:
 
     def step() -> None:
         k = next(steps)
-        losses.append(train.update(learner.net, learner.optimizer, forecaster, source.batch(k), k, process)[0].mean())
-        train.average(parallel.local(learner.ema), parallel.local(learner.weights), k, config.train.ema)
+        losses.append(
+            train.update(learner.net, learner.optimizer, forecaster, source.batch(k), k, process)[
+                0
+            ].mean()
+        )
+        train.average(
+            parallel.local(learner.ema), parallel.local(learner.weights), k, config.train.ema
+        )
 
     taken = measure.seconds(step, process.device, repeats, warmup=2)
     if not torch.stack(losses).isfinite().all():
@@ -88,7 +102,10 @@ def plainly(config: Config, dir: Path, device: torch.device, repeats: int) -> di
 
     def read() -> torch.Tensor:
         windows = draw_windows(shards.lengths, CLIP_LENGTH, 0, n, rng)
-        clips = [shards.read(v, start + np.arange(CLIP_LENGTH)) for v, start in zip(windows.video, windows.start)]
+        clips = [
+            shards.read(v, start + np.arange(CLIP_LENGTH))
+            for v, start in zip(windows.video, windows.start)
+        ]
         return to_pixels(np.stack(clips), device)
 
     def encoded(clips: torch.Tensor) -> torch.Tensor:
@@ -98,7 +115,9 @@ def plainly(config: Config, dir: Path, device: torch.device, repeats: int) -> di
     def update(z: torch.Tensor) -> None:
         noise = generator(device, "noise")
         batch = (z[:, 0], z[:, 1], z[:, 2], torch.ones(n, device=device))
-        loss = train.flow_loss(net, forecaster, *train.flow_batch(forecaster, batch, noise, slice(n))[0]).mean()
+        loss = train.flow_loss(
+            net, forecaster, *train.flow_batch(forecaster, batch, noise, slice(n))[0]
+        ).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -110,24 +129,35 @@ def plainly(config: Config, dir: Path, device: torch.device, repeats: int) -> di
 
     clips = read()
     z = encoded(clips)
-    return {"read": measure.seconds(read, device, repeats), "encode": measure.seconds(lambda: encoded(clips), device, repeats),
-            "update": measure.seconds(lambda: update(z), device, repeats)}
+    return {
+        "read": measure.seconds(read, device, repeats),
+        "encode": measure.seconds(lambda: encoded(clips), device, repeats),
+        "update": measure.seconds(lambda: update(z), device, repeats),
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------------- the runs
 def latents(dir: Path) -> Path:
     """A latent shard of 20,000 frames in videos of 100."""
     rows = np.random.default_rng(0).standard_normal((20_000, *SHAPE)).astype(np.float16)
-    write_packed(dir / "shard_0001.hdf5", "latents", rows, np.full(200, 100), {"continues": False, "fps": 25.0})
+    write_packed(
+        dir / "shard_0001.hdf5",
+        "latents",
+        rows,
+        np.full(200, 100),
+        {"continues": False, "fps": 25.0},
+    )
     return dir
 
 
 def machine(args: argparse.Namespace, device: torch.device) -> dict:
     """The machine's name, the precision, and the rates of matrix products."""
-    return {"machine": results.machine(),
-            "precision": "bf16" if uses_bf16(args.precision, device) else "float32",
-            "matmul_bf16": measure.matmul_rate(device),
-            "matmul_float32": measure.matmul_rate(device, torch.float32)}
+    return {
+        "machine": results.machine(),
+        "precision": "bf16" if uses_bf16(args.precision, device) else "float32",
+        "matmul_bf16": measure.matmul_rate(device),
+        "matmul_float32": measure.matmul_rate(device, torch.float32),
+    }
 
 
 def baseline(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
@@ -144,21 +174,48 @@ def worker(args: argparse.Namespace, process: Process) -> dict:
         config = setting(args, args.sizes[0], args.batches[0] * process.world)
         taken = ours(config, latents(Path(folder)), process, args.repeats)
     rate = args.batches[0] * process.world / taken
-    return {"size": args.sizes[0], "batch": args.batches[0], "processes": process.world, "samples_per_second": rate,
-            "flop_per_second": rate * flops(config), "peak_gib": measure.peak_memory(process.device) / 2**30}
+    return {
+        "size": args.sizes[0],
+        "batch": args.batches[0],
+        "processes": process.world,
+        "samples_per_second": rate,
+        "flop_per_second": rate * flops(config),
+        "peak_gib": measure.peak_memory(process.device) / 2**30,
+    }
 
 
 def launched(args: argparse.Namespace, size: str, batch: int, processes: int) -> dict:
     """`worker` in new processes, so that each begins with an empty memory."""
-    flags = [f"--{name}={getattr(args, name)}" for name in ("precision", "compile", "repeats", "accumulate")]
+    flags = [
+        f"--{name}={getattr(args, name)}"
+        for name in ("precision", "compile", "repeats", "accumulate")
+    ]
     flags += [f"--{name}" for name in ("shard", "recompute") if getattr(args, name)]
     threads = str(max(1, torch.get_num_threads() // processes))
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m",
-         "benchmarks.train_step", "--worker", "--sizes", size, "--batches", str(batch), *flags],
-        stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": threads})
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={processes}",
+            "-m",
+            "benchmarks.train_step",
+            "--worker",
+            "--sizes",
+            size,
+            "--batches",
+            str(batch),
+            *flags,
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": threads},
+    )
     if done.returncode:
-        raise UserError(f"size {size}, batch {batch}, {processes} processes: ended with {done.returncode}, see above")
+        raise UserError(
+            f"size {size}, batch {batch}, {processes} processes: ended with {done.returncode}, see above"
+        )
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -178,19 +235,39 @@ def compared(args: argparse.Namespace, line: dict, parts: dict[str, float]) -> l
     """The baseline's rows of the table; notes the ratio in `line`."""
     each = {name: 1e3 * value / args.baseline_batch for name, value in parts.items()}
     own = 1e3 / line["runs"][0]["samples_per_second"]
-    line.update(baseline_ms_per_sample={**each, "all": sum(each.values())}, ms_per_sample=own, ratio=sum(each.values()) / own,
-                ratio_of_updates=each["update"] / own)
+    line.update(
+        baseline_ms_per_sample={**each, "all": sum(each.values())},
+        ms_per_sample=own,
+        ratio=sum(each.values()) / own,
+        ratio_of_updates=each["update"] / own,
+    )
     named = ", ".join(f"{name} {value:.3g}" for name, value in each.items())
-    return ["", f"The straightforward way, {args.sizes[0]}, batch {args.baseline_batch}, float32: {sum(each.values()):.4g} ms "
-            f"per sample ({named}); ours {own:.4g} ms: **{line['ratio']:.2f} times as fast**, the update alone "
-            f"{line['ratio_of_updates']:.2f} times."]
+    return [
+        "",
+        f"The straightforward way, {args.sizes[0]}, batch {args.baseline_batch}, float32: {sum(each.values()):.4g} ms "
+        f"per sample ({named}); ours {own:.4g} ms: **{line['ratio']:.2f} times as fast**, the update alone "
+        f"{line['ratio_of_updates']:.2f} times.",
+    ]
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.train_step", description=__doc__.splitlines()[0]
+    )
     add = parser.add_argument
-    add("--sizes", nargs="+", default=["B"], help=f"of {', '.join(configs.SIZES)} (default B, the published one)")
-    add("--batches", nargs="+", type=int, default=[32], help="samples per update and process (default 32)")
+    add(
+        "--sizes",
+        nargs="+",
+        default=["B"],
+        help=f"of {', '.join(configs.SIZES)} (default B, the published one)",
+    )
+    add(
+        "--batches",
+        nargs="+",
+        type=int,
+        default=[32],
+        help="samples per update and process (default 32)",
+    )
     add("--processes", nargs="+", type=int, default=[1], help="how many train together (default 1)")
     add("--repeats", type=int, default=5, help="timed steps, on a GPU blocks of ten (default 5)")
     add("--precision", default="auto", help="auto, bf16 or float32")
@@ -198,7 +275,11 @@ def parse() -> argparse.Namespace:
     add("--accumulate", type=int, default=1, help="parts of a batch")
     add("--shard", action="store_true", help="split the weights over the processes (FSDP2)")
     add("--recompute", action="store_true", help="activation checkpointing")
-    add("--baseline", action="store_true", help="measure the straightforward way, too (of the first size)")
+    add(
+        "--baseline",
+        action="store_true",
+        help="measure the straightforward way, too (of the first size)",
+    )
     add("--baseline_batch", type=int, default=8)
     add("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
     add("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -220,22 +301,31 @@ def main() -> None:
         print(json.dumps(measured(args, start().device)))
         return
     line = {"benchmark": "train_step", **alone(args, "machine"), "runs": []}
-    rows = ["| size | batch | processes | samples/s | TFLOP/s | of the bf16 matmul | peak memory, GiB |", "|" + "---|" * 7]
-    asked = [(size, batch, n) for size in args.sizes for batch in args.batches for n in args.processes]
+    rows = [
+        "| size | batch | processes | samples/s | TFLOP/s | of the bf16 matmul | peak memory, GiB |",
+        "|" + "---|" * 7,
+    ]
+    asked = [
+        (size, batch, n) for size in args.sizes for batch in args.batches for n in args.processes
+    ]
     with progress(len(asked), "train_step", "run") as bar:
         for size, batch, n in asked:
             run = launched(args, size, batch, n)
             run["fraction_of_matmul"] = run["flop_per_second"] / line["matmul_bf16"]
             line["runs"].append(run)
-            rows.append(f"| {size} | {batch} | {n} | {run['samples_per_second']:.4g} | {run['flop_per_second'] / 1e12:.3g} | "
-                        f"{run['fraction_of_matmul']:.0%} | {run['peak_gib']:.2f} |")
+            rows.append(
+                f"| {size} | {batch} | {n} | {run['samples_per_second']:.4g} | {run['flop_per_second'] / 1e12:.3g} | "
+                f"{run['fraction_of_matmul']:.0%} | {run['peak_gib']:.2f} |"
+            )
             bar.update()
     line["fraction_of_matmul"] = line["runs"][0]["fraction_of_matmul"]
     if args.baseline:
         rows += compared(args, line, alone(args, "baseline"))
-    text = (f"{line['machine']}, {line['precision']}. A large matrix product runs at "
-            f"{line['matmul_bf16'] / 1e12:.3g} TFLOP/s in bf16, "
-            f"{line['matmul_float32'] / 1e12:.3g} in float32; latents 4x8x8.\n\n" + "\n".join(rows))
+    text = (
+        f"{line['machine']}, {line['precision']}. A large matrix product runs at "
+        f"{line['matmul_bf16'] / 1e12:.3g} TFLOP/s in bf16, "
+        f"{line['matmul_float32'] / 1e12:.3g} in float32; latents 4x8x8.\n\n" + "\n".join(rows)
+    )
     print(text, f"\ntable          {results.write('Training step', text, args.out)}")
     print(json.dumps(line))
 

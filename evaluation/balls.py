@@ -15,7 +15,10 @@ def find(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(…, H, W, 3) uint8 -> centres (…, 2, 2) float32 in pixels (x, y), colours (…, 2) int: indices of RGB, or LOST."""
     *lead, H, W, _ = frames.shape
     flat = frames.reshape(-1, H, W, 3)
-    parts = [find_in(torch.from_numpy(flat[k:k + 4096]).float() / 255) for k in range(0, len(flat), 4096)]
+    parts = [
+        find_in(torch.from_numpy(flat[k : k + 4096]).float() / 255)
+        for k in range(0, len(flat), 4096)
+    ]
     places, colors = (torch.cat(part).numpy() for part in zip(*parts))
     return places.reshape(*lead, BALLS, 2), colors.reshape(*lead, BALLS)
 
@@ -28,7 +31,7 @@ def find_in(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     y, x = torch.meshgrid(torch.arange(H) + 0.5, torch.arange(W) + 0.5, indexing="ij")
     reach = int(np.ceil(r))
     offset = torch.arange(-reach, reach + 1.0)
-    disc = torch.exp(-((offset[:, None] ** 2 + offset ** 2) / r ** 2) ** 4)
+    disc = torch.exp(-(((offset[:, None] ** 2 + offset**2) / r**2) ** 4))
     left, centres, there = bright.clone(), [], []
     for _ in range(BALLS):
         score, place = F.conv2d(left[:, None], disc[None, None], padding=reach).flatten(1).max(1)
@@ -40,9 +43,14 @@ def find_in(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         away = torch.stack([distance(x, y, places[:, k]) for k in range(BALLS)], 1)  # (N, 2, H, W)
         weight = bright[:, None] * (away < 1.3 * r) * (away <= away.flip(1)) + 1e-9
         total = weight.sum((2, 3))
-        places = torch.stack([(weight * x).sum((2, 3)) / total, (weight * y).sum((2, 3)) / total], -1)
+        places = torch.stack(
+            [(weight * x).sum((2, 3)) / total, (weight * y).sum((2, 3)) / total], -1
+        )
     inside = torch.stack([distance(x, y, places[:, k]) < 0.7 * r for k in range(BALLS)], 1).float()
-    seen = torch.einsum("nbhw,nhwc->nbc", inside, frames[..., :2]) / inside.sum((2, 3)).clamp(min=1)[..., None]
+    seen = (
+        torch.einsum("nbhw,nhwc->nbc", inside, frames[..., :2])
+        / inside.sum((2, 3)).clamp(min=1)[..., None]
+    )
     error = (seen[:, :, None] - torch.tensor(RGB[:, :2])).abs().amax(-1)  # (N, 2, colours)
     return places, torch.where((error.amin(-1) < 0.35) & there, error.argmin(-1), LOST)
 
@@ -52,7 +60,9 @@ def distance(x: torch.Tensor, y: torch.Tensor, centre: torch.Tensor) -> torch.Te
     return ((x - centre[:, :1, None]) ** 2 + (y - centre[:, 1:, None]) ** 2).sqrt()
 
 
-def follow(places: np.ndarray, colors: np.ndarray, start: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def follow(
+    places: np.ndarray, colors: np.ndarray, start: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The same, with the two balls of each frame in the order of the frame before: (N, T, 2, 2), (N, T, 2). start (N, 2, 2):
     where they were before the first."""
     places, colors = places.copy(), colors.copy()

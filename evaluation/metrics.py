@@ -12,11 +12,19 @@ import numpy as np
 
 PIXELS = (-3, -2, -1)
 ABOUT = {  # name: label, unit, which is better
-    "crps": ("CRPS", "", "lower"), "energy": ("energy score", "", "lower"), "mse": ("MSE", "", "lower"),
-    "psnr": ("PSNR", "dB", "higher"), "ssim": ("SSIM", "", "higher"), "lpips": ("LPIPS", "", "lower"),
-    "fvd": ("FVD", "", "lower"), "kvd": ("KVD", "", "lower"), "spread_skill": ("spread/skill", "", "one"),
-    "minade": ("minADE", "pixels", "lower"), "colorkl": ("ColorKL", "nats", "lower"),
-    "two_balls": ("two balls seen", "", "higher")}
+    "crps": ("CRPS", "", "lower"),
+    "energy": ("energy score", "", "lower"),
+    "mse": ("MSE", "", "lower"),
+    "psnr": ("PSNR", "dB", "higher"),
+    "ssim": ("SSIM", "", "higher"),
+    "lpips": ("LPIPS", "", "lower"),
+    "fvd": ("FVD", "", "lower"),
+    "kvd": ("KVD", "", "lower"),
+    "spread_skill": ("spread/skill", "", "one"),
+    "minade": ("minADE", "pixels", "lower"),
+    "colorkl": ("ColorKL", "nats", "lower"),
+    "two_balls": ("two balls seen", "", "higher"),
+}
 
 
 # ------------------------------------------------------------------------------------------------- single samples
@@ -35,10 +43,16 @@ def ssim(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
     edges reflected (Wang et al. 2004). Shapes as for mse."""
     import torch
     from torchmetrics.functional.image import structural_similarity_index_measure
+
     x, y = np.broadcast_arrays(samples, truth[:, None])
-    x, y = (torch.from_numpy(np.ascontiguousarray(a, np.float32)).flatten(0, 2).permute(0, 3, 1, 2) for a in (x, y))
-    parts = [structural_similarity_index_measure(a, b, data_range=1.0, reduction="none").reshape(-1)
-             for a, b in zip(x.split(256), y.split(256))]
+    x, y = (
+        torch.from_numpy(np.ascontiguousarray(a, np.float32)).flatten(0, 2).permute(0, 3, 1, 2)
+        for a in (x, y)
+    )
+    parts = [
+        structural_similarity_index_measure(a, b, data_range=1.0, reduction="none").reshape(-1)
+        for a, b in zip(x.split(256), y.split(256))
+    ]
     return torch.cat(parts).numpy().reshape(samples.shape[:3])
 
 
@@ -76,7 +90,9 @@ def energy(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
     error = np.sqrt(((x - truth.reshape(V, T, 1, -1)) ** 2).mean(-1)).mean(-1)
     if S == 1:
         return error
-    pairs = sum(np.sqrt(((x[:, :, :k] - x[:, :, k:k + 1]) ** 2).mean(-1)).sum(-1) for k in range(1, S))
+    pairs = sum(
+        np.sqrt(((x[:, :, :k] - x[:, :, k : k + 1]) ** 2).mean(-1)).sum(-1) for k in range(1, S)
+    )
     return error - pairs / (S * (S - 1))
 
 
@@ -84,7 +100,11 @@ def spread(samples: np.ndarray) -> np.ndarray:
     """Variance between samples, averaged over pixels, times (S + 1) / S: what the squared error of their mean would be on
     average, were the truth one of them (Fortin et al. 2014). -> (V, T); 0 of one sample."""
     S = samples.shape[1]
-    return samples.var(1, ddof=1).mean(PIXELS) * (S + 1) / S if S > 1 else np.zeros((len(samples), samples.shape[2]))
+    return (
+        samples.var(1, ddof=1).mean(PIXELS) * (S + 1) / S
+        if S > 1
+        else np.zeros((len(samples), samples.shape[2]))
+    )
 
 
 def skill(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -103,7 +123,9 @@ def rank_histogram(samples: np.ndarray, truth: np.ndarray, rng: np.random.Genera
     are drawn as the truth is (Hamill 2001). -> (S + 1,) counts."""
     below = (samples < truth[:, None]).sum(1)
     ties = (samples == truth[:, None]).sum(1)
-    return np.bincount((below + rng.integers(0, ties + 1)).reshape(-1), minlength=samples.shape[1] + 1)
+    return np.bincount(
+        (below + rng.integers(0, ties + 1)).reshape(-1), minlength=samples.shape[1] + 1
+    )
 
 
 def min_ade(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -113,12 +135,16 @@ def min_ade(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 # --------------------------------------------------------------------------------------------- distances between sets
-def frechet_distance(mean: np.ndarray, cov: np.ndarray, other_mean: np.ndarray, other_cov: np.ndarray) -> float:
+def frechet_distance(
+    mean: np.ndarray, cov: np.ndarray, other_mean: np.ndarray, other_cov: np.ndarray
+) -> float:
     """Squared Fréchet distance of two Gaussians, in float64: |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) (Dowson and Landau 1982).
     By square roots of symmetric matrices, so that a singular covariance is no trouble."""
     root, other_root = (symmetric_root(np.asarray(c, np.float64)) for c in (cov, other_cov))
     difference = np.asarray(mean, np.float64) - other_mean
-    cross = np.linalg.svd(root @ other_root, compute_uv=False).sum()  # tr (C C')^(1/2), the nuclear norm of this product
+    cross = np.linalg.svd(
+        root @ other_root, compute_uv=False
+    ).sum()  # tr (C C')^(1/2), the nuclear norm of this product
     return float(difference @ difference + np.trace(cov) + np.trace(other_cov) - 2 * cross)
 
 
@@ -133,15 +159,21 @@ def fvd(features: np.ndarray, other: np.ndarray) -> float:
     a, b = (np.asarray(x, np.float64) for x in (features, other))
     difference = a.mean(0) - b.mean(0)
     a, b = ((x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (a, b))
-    total = (a ** 2).sum() + (b ** 2).sum()
+    total = (a**2).sum() + (b**2).sum()
     a, b = (np.linalg.qr(x, mode="r") if len(x) > x.shape[1] else x for x in (a, b))
-    return float(difference @ difference + total - 2 * np.linalg.svd(a @ b.T, compute_uv=False).sum())
+    return float(
+        difference @ difference + total - 2 * np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    )
 
 
 def kvd(features: np.ndarray, other: np.ndarray) -> float:
     """Kernel video distance: the unbiased squared maximum mean discrepancy under the kernel (x.y / d + 1)^3 of KID
     (Binkowski et al. 2018) on I3D logits, (n, d) and (m, d), n, m >= 2. It can be below 0."""
-    return kvd_of(KernelSums(features[:, None], other[:, None]), np.arange(len(features)), np.arange(len(other)))
+    return kvd_of(
+        KernelSums(features[:, None], other[:, None]),
+        np.arange(len(features)),
+        np.arange(len(other)),
+    )
 
 
 class KernelSums:
@@ -150,7 +182,10 @@ class KernelSums:
     def __init__(self, features: np.ndarray, other: np.ndarray):
         a, b = (np.asarray(x, np.float64) for x in (features, other))
         self.sizes = a.shape[1], b.shape[1]
-        self.within = [(self.blocks(x, x), self.kernel(x, x.swapaxes(1, 2)).trace(axis1=1, axis2=2)) for x in (a, b)]
+        self.within = [
+            (self.blocks(x, x), self.kernel(x, x.swapaxes(1, 2)).trace(axis1=1, axis2=2))
+            for x in (a, b)
+        ]
         self.between = self.blocks(a, b)
 
     @staticmethod
@@ -168,7 +203,9 @@ def kvd_of(sums: KernelSums, i: np.ndarray, j: np.ndarray) -> float:
     for (blocks, diagonal), size, chosen in zip(sums.within, sums.sizes, (i, j)):
         n = size * len(chosen)
         total += (blocks[np.ix_(chosen, chosen)].sum() - diagonal[chosen].sum()) / (n * (n - 1))
-    return float(total - 2 * sums.between[np.ix_(i, j)].sum() / (len(i) * len(j) * np.prod(sums.sizes)))
+    return float(
+        total - 2 * sums.between[np.ix_(i, j)].sum() / (len(i) * len(j) * np.prod(sums.sizes))
+    )
 
 
 def transition_kl(true: np.ndarray, modelled: np.ndarray) -> float:
@@ -186,7 +223,9 @@ def transition_kl(true: np.ndarray, modelled: np.ndarray) -> float:
 
 
 # --------------------------------------------------------------------------------------------------------- summaries
-def bootstrap(statistic: Callable[[np.ndarray], float], n: int, rng: np.random.Generator, repeats: int = 200) -> float:
+def bootstrap(
+    statistic: Callable[[np.ndarray], float], n: int, rng: np.random.Generator, repeats: int = 200
+) -> float:
     """Standard error of statistic(indices) over n videos, drawn again with replacement (Efron 1979). 0 for one video."""
     if n < 2:
         return 0.0

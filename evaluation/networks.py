@@ -27,17 +27,29 @@ COMMAND = "python -m prepare.metric_weights"
 SIDE, MIN_FRAMES, CLASSES = 224, 10, 400  # pixels, frames and Kinetics classes of I3D
 # size of i3d_torchscript.pt in bytes, and its SHA-256
 TORCHSCRIPT = 51_235_320, "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
-NETS = {"alex": 31, "vgg": 16}  # networks of LPIPS, and the smallest frames that they can see, in pixels
+NETS = {
+    "alex": 31,
+    "vgg": 16,
+}  # networks of LPIPS, and the smallest frames that they can see, in pixels
 
 
 # channels: in, of branch 0, of the two convolutions of branch 1, of those of branch 2, of branch 3
-MIXED = {"Mixed_3b": (192, 64, 96, 128, 16, 32, 32), "Mixed_3c": (256, 128, 128, 192, 32, 96, 64),
-         "Mixed_4b": (480, 192, 96, 208, 16, 48, 64), "Mixed_4c": (512, 160, 112, 224, 24, 64, 64),
-         "Mixed_4d": (512, 128, 128, 256, 24, 64, 64), "Mixed_4e": (512, 112, 144, 288, 32, 64, 64),
-         "Mixed_4f": (528, 256, 160, 320, 32, 128, 128),
-         "Mixed_5b": (832, 256, 160, 320, 32, 128, 128), "Mixed_5c": (832, 384, 192, 384, 48, 128, 128)}
-POOLED = {"Mixed_3b": ((1, 3, 3), (1, 2, 2)), "Mixed_4b": ((3, 3, 3), (2, 2, 2)),
-          "Mixed_5b": ((2, 2, 2), (2, 2, 2))}  # kernel and stride of the max-pool in front of a block
+MIXED = {
+    "Mixed_3b": (192, 64, 96, 128, 16, 32, 32),
+    "Mixed_3c": (256, 128, 128, 192, 32, 96, 64),
+    "Mixed_4b": (480, 192, 96, 208, 16, 48, 64),
+    "Mixed_4c": (512, 160, 112, 224, 24, 64, 64),
+    "Mixed_4d": (512, 128, 128, 256, 24, 64, 64),
+    "Mixed_4e": (512, 112, 144, 288, 32, 64, 64),
+    "Mixed_4f": (528, 256, 160, 320, 32, 128, 128),
+    "Mixed_5b": (832, 256, 160, 320, 32, 128, 128),
+    "Mixed_5c": (832, 384, 192, 384, 48, 128, 128),
+}
+POOLED = {
+    "Mixed_3b": ((1, 3, 3), (1, 2, 2)),
+    "Mixed_4b": ((3, 3, 3), (2, 2, 2)),
+    "Mixed_5b": ((2, 2, 2), (2, 2, 2)),
+}  # kernel and stride of the max-pool in front of a block
 
 
 # ---------------------------------------------------------------------------------------------------------------- I3D
@@ -76,7 +88,9 @@ class Unit(nn.Module):
         kernel = self.weight.shape[-1]
         last = x.is_contiguous(memory_format=torch.channels_last_3d)
         if kernel == 1 and self.folded and last:
-            return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1).relu_()
+            return (
+                F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1).relu_()
+            )
         pads = [same_padding(size, kernel, self.stride) for size in x.shape[2:]]
         padding = [before for before, _ in pads]
         if any(before != after for before, after in pads):
@@ -104,7 +118,9 @@ class Mixed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = same_max_pool(x, (3, 3, 3), (1, 1, 1))
-        return torch.cat([self.Branch_0(x), self.Branch_1(x), self.Branch_2(x), self.Branch_3(pooled)], 1)
+        return torch.cat(
+            [self.Branch_0(x), self.Branch_1(x), self.Branch_2(x), self.Branch_3(pooled)], 1
+        )
 
 
 class I3D(nn.Module):
@@ -162,10 +178,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path}: not a safetensors file ({first_line(error)[:120]}); delete it and run `{COMMAND}`") from None
+        raise UserError(
+            f"{path}: not a safetensors file ({first_line(error)[:120]}); delete it and run `{COMMAND}`"
+        ) from None
 
 
-def load_i3d(path: str | Path, device: torch.device | str = "cpu", precision: str = "float32") -> nn.Module:
+def load_i3d(
+    path: str | Path, device: torch.device | str = "cpu", precision: str = "float32"
+) -> nn.Module:
     """Frozen, (B, 3, T, 224, 224) in [-1, 1] -> logits (B, 400): from i3d.safetensors, or from the i3d_torchscript.pt that
     others use. precision: as train.precision, for the first; its float32 features are the ones to publish."""
     path, device = Path(path), torch.device(device)
@@ -186,11 +206,17 @@ def load_torchscript(path: Path, device: torch.device) -> nn.Module:
         raise UserError(f"{path}: no such file; give the i3d.safetensors that `{COMMAND}` makes")
     content = path.read_bytes() if path.stat().st_size == size else b""
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(f"{path}: not the i3d_torchscript.pt of {size:,} bytes whose SHA-256 begins with {sha256[:8]}; give "
-                        f"the i3d.safetensors that `{COMMAND}` makes")
+        raise UserError(
+            f"{path}: not the i3d_torchscript.pt of {size:,} bytes whose SHA-256 begins with {sha256[:8]}; give "
+            f"the i3d.safetensors that `{COMMAND}` makes"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated
-        return Scripted(torch.jit.load(io.BytesIO(content), map_location=device)).eval().requires_grad_(False)
+        return (
+            Scripted(torch.jit.load(io.BytesIO(content), map_location=device))
+            .eval()
+            .requires_grad_(False)
+        )
 
 
 def to_i3d(videos: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
@@ -204,14 +230,21 @@ def to_i3d(videos: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     return frames.mul_(2 / 255).sub_(1).unflatten(0, (B, T)).transpose(1, 2)
 
 
-def i3d_features(model: nn.Module, videos: np.ndarray, device: torch.device | str = "cpu", batch: int = 8,
-                 bar: tqdm | None = None) -> np.ndarray:
+def i3d_features(
+    model: nn.Module,
+    videos: np.ndarray,
+    device: torch.device | str = "cpu",
+    batch: int = 8,
+    bar: tqdm | None = None,
+) -> np.ndarray:
     """(N, T, H, W, 3) uint8, T >= 10 -> logits (N, 400) float32, of frames as to_i3d makes them. batch: videos that go through
     together, which takes some 4 MB per frame of each. bar: of console.progress, in videos."""
     if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] != 3:
         raise ValueError(f"videos must be (N, T, H, W, 3) uint8, not {videos.shape} {videos.dtype}")
     if videos.shape[1] < MIN_FRAMES:
-        raise UserError(f"I3D needs videos of at least {MIN_FRAMES} frames, these have {videos.shape[1]}; forecast more frames")
+        raise UserError(
+            f"I3D needs videos of at least {MIN_FRAMES} frames, these have {videos.shape[1]}; forecast more frames"
+        )
     features = np.empty((len(videos), CLASSES), np.float32)
     with torch.inference_mode():
         for start in range(0, len(videos), batch):
@@ -235,28 +268,49 @@ def load_lpips(dir: str | Path, net: str = "alex", device: torch.device | str = 
         try:
             import lpips  # here, not above: it brings in scipy
         except ModuleNotFoundError:
-            raise UserError("LPIPS needs the package lpips, which is not installed: pip install lpips==0.1.4, or choose "
-                            "--metrics without lpips") from None
+            raise UserError(
+                "LPIPS needs the package lpips, which is not installed: pip install lpips==0.1.4, or choose "
+                "--metrics without lpips"
+            ) from None
         model = lpips.LPIPS(pretrained=False, net=net, pnet_rand=True, verbose=False)
-    heads = {f"lins.{name[3:]}": value for name, value in weights.items() if name.startswith("lin")}  # it has them twice
+    heads = {
+        f"lins.{name[3:]}": value for name, value in weights.items() if name.startswith("lin")
+    }  # it has them twice
     scaling = model.scaling_layer.state_dict(prefix="scaling_layer.")
     checkpoints.load_weights(model, {**weights, **heads, **scaling}, path, assign=True)
     return model.to(device).eval().requires_grad_(False)
 
 
-def lpips_distance(model: nn.Module, a: np.ndarray, b: np.ndarray, device: torch.device | str = "cpu",
-                   batch: int = 32) -> np.ndarray:
+def lpips_distance(
+    model: nn.Module,
+    a: np.ndarray,
+    b: np.ndarray,
+    device: torch.device | str = "cpu",
+    batch: int = 32,
+) -> np.ndarray:
     """Distance of each frame of one to its like of the other, (N, H, W, 3) uint8 both -> (N,) float32."""
-    if a.shape != b.shape or a.ndim != 4 or a.shape[-1] != 3 or a.dtype != np.uint8 or b.dtype != np.uint8:
-        raise ValueError(f"frames must be (N, H, W, 3) uint8 of one shape, not {a.shape} {a.dtype} and {b.shape} {b.dtype}")
+    if (
+        a.shape != b.shape
+        or a.ndim != 4
+        or a.shape[-1] != 3
+        or a.dtype != np.uint8
+        or b.dtype != np.uint8
+    ):
+        raise ValueError(
+            f"frames must be (N, H, W, 3) uint8 of one shape, not {a.shape} {a.dtype} and {b.shape} {b.dtype}"
+        )
     least = NETS[model.pnet_type]
     if min(a.shape[1:3]) < least:
-        raise UserError(f"LPIPS ({model.pnet_type}) needs frames of at least {least} pixels, these are "
-                        f"{a.shape[1]}x{a.shape[2]}")
+        raise UserError(
+            f"LPIPS ({model.pnet_type}) needs frames of at least {least} pixels, these are "
+            f"{a.shape[1]}x{a.shape[2]}"
+        )
     distance = np.empty(len(a), np.float32)
     with torch.inference_mode(), exact_convolutions():
         for start in range(0, len(a), batch):
             part = slice(start, start + batch)
             pair = [torch.tensor(x[part]).to(device).permute(0, 3, 1, 2) for x in (a, b)]
-            distance[part] = model(*(x.float().mul_(2 / 255).sub_(1) for x in pair)).flatten().cpu().numpy()
+            distance[part] = (
+                model(*(x.float().mul_(2 / 255).sub_(1) for x in pair)).flatten().cpu().numpy()
+            )
     return distance

@@ -38,7 +38,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, W, h, w = x.shape
-        q, k, v = self.qkv(self.norm(x)).view(B, 3, self.heads, W // self.heads, h * w).transpose(-1, -2).unbind(1)
+        q, k, v = (
+            self.qkv(self.norm(x))
+            .view(B, 3, self.heads, W // self.heads, h * w)
+            .transpose(-1, -2)
+            .unbind(1)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(mixed.transpose(-1, -2).reshape(B, W, h, w))
 
@@ -49,12 +54,21 @@ class ConvNet(nn.Module):
 
     recompute = False
 
-    def __init__(self, latent_shape: tuple[int, int, int], width: int = 128, depth: int = 3, mid_depth: int = 2,
-                 heads: int = 4, dropout: float = 0.0):
+    def __init__(
+        self,
+        latent_shape: tuple[int, int, int],
+        width: int = 128,
+        depth: int = 3,
+        mid_depth: int = 2,
+        heads: int = 4,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         C = latent_shape[0]
         self.width = width
-        self.condition = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.condition = nn.Sequential(
+            nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
         self.conv_in = nn.Conv2d(3 * C, width, 3, padding=1)
         self.in_blocks = nn.ModuleList(Block(width, dropout) for _ in range(depth))
         self.mid_blocks = nn.ModuleList(Block(width, dropout) for _ in range(mid_depth))
@@ -65,8 +79,12 @@ class ConvNet(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
-    def forward(self, z: Tensor, s: Tensor, reference: Tensor, context: Tensor, gap: Tensor) -> Tensor:
-        embedded = torch.cat([sinusoidal(s, self.width, 200.0), sinusoidal(gap.log(), self.width, 10.0)], 1)
+    def forward(
+        self, z: Tensor, s: Tensor, reference: Tensor, context: Tensor, gap: Tensor
+    ) -> Tensor:
+        embedded = torch.cat(
+            [sinusoidal(s, self.width, 200.0), sinusoidal(gap.log(), self.width, 10.0)], 1
+        )
         condition = self.condition(embedded)
         x = torch.cat([z, reference, context], 1).contiguous(memory_format=torch.channels_last)
         x, stored = self.conv_in(x), []

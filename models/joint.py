@@ -25,13 +25,17 @@ class Joint(ConvNet):
     """z: (B, C, future h, w); context: (B, C, given h, w), the past. The reference, the last given frame, is in the context
     already, and gap is always 1: neither is looked at."""
 
-    def __init__(self, latent_shape: tuple[int, int, int], given: int, future: int, width: int = 128, **sizes):
+    def __init__(
+        self, latent_shape: tuple[int, int, int], given: int, future: int, width: int = 128, **sizes
+    ):
         C, h, w = latent_shape
         super().__init__((future * C, h, w), width, **sizes)
         self.h = h
         self.conv_in = nn.Conv2d((future + given) * C, width, 3, padding=1)
 
-    def forward(self, z: Tensor, s: Tensor, reference: Tensor, context: Tensor, gap: Tensor) -> Tensor:
+    def forward(
+        self, z: Tensor, s: Tensor, reference: Tensor, context: Tensor, gap: Tensor
+    ) -> Tensor:
         stacked, past = (apart(x, self.h).flatten(1, 2) for x in (z, context))
         out = super().forward(stacked, s, past, past[:, :0], gap)
         return below(out.unflatten(1, (-1, z.shape[1])))

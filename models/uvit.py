@@ -37,7 +37,9 @@ class Block(nn.TransformerEncoderLayer):
     under the published names; what is computed is written here, for its speed and so that torch.compile sees all of it."""
 
     def __init__(self, width: int, heads: int, dropout: float):
-        super().__init__(width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True)
+        super().__init__(
+            width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.dropout1(self.attend(self.norm1(x)))
@@ -57,7 +59,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """softmax(q k^T / sqrt(d)) v of (B, heads, tokens, d). In bf16 on a CPU it is written out, for those with
     AMX: torch's fused one is slow there on the way back. Without AMX there is nothing in it."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
-        weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), -1, dtype=torch.float32)
+        weights = torch.softmax(
+            (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), -1, dtype=torch.float32
+        )
         return F.dropout(weights, dropout).to(v) @ v
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
@@ -72,8 +76,16 @@ class UViT(nn.Module):
 
     recompute = False
 
-    def __init__(self, latent_shape: tuple[int, int, int], width: int = 768, depth: int = 4, mid_depth: int = 5,
-                 heads: int = 8, dropout: float = 0.05, out_norm: str = "ln"):
+    def __init__(
+        self,
+        latent_shape: tuple[int, int, int],
+        width: int = 768,
+        depth: int = 4,
+        mid_depth: int = 5,
+        heads: int = 8,
+        dropout: float = 0.05,
+        out_norm: str = "ln",
+    ):
         super().__init__()
         C, h, w = latent_shape
         self.width = width
@@ -83,17 +95,30 @@ class UViT(nn.Module):
 
         self.position_encoding = PositionEncoding(width)
         self.project_in = nn.Sequential(Rearrange("b c h w -> b (h w) c"), nn.Linear(3 * C, width))
-        self.time_projection = nn.Sequential(nn.Linear(1, 256), nn.ReLU(), nn.Linear(256, width))  # of log(gap)
+        self.time_projection = nn.Sequential(
+            nn.Linear(1, 256), nn.ReLU(), nn.Linear(256, width)
+        )  # of log(gap)
         self.in_blocks = nn.ModuleList(block() for _ in range(depth))
         self.mid_blocks = nn.ModuleList(block() for _ in range(mid_depth))
-        self.out_blocks = nn.ModuleList(nn.ModuleList([nn.Linear(2 * width, width), block()]) for _ in range(depth))
+        self.out_blocks = nn.ModuleList(
+            nn.ModuleList([nn.Linear(2 * width, width), block()]) for _ in range(depth)
+        )
         to_pixels = Rearrange("b (h w) c -> b c h w", h=h, w=w)
-        between = {"ln": [nn.GELU(), nn.LayerNorm(width), to_pixels], "bn": [to_pixels, nn.GELU(), nn.BatchNorm2d(width)]}
-        self.project_out = nn.Sequential(nn.Linear(width, width), *between[out_norm], nn.Conv2d(width, C, 3, padding=1))
+        between = {
+            "ln": [nn.GELU(), nn.LayerNorm(width), to_pixels],
+            "bn": [to_pixels, nn.GELU(), nn.BatchNorm2d(width)],
+        }
+        self.project_out = nn.Sequential(
+            nn.Linear(width, width), *between[out_norm], nn.Conv2d(width, C, 3, padding=1)
+        )
 
-    def forward(self, z: Tensor, s: Tensor, reference: Tensor, context: Tensor, gap: Tensor) -> Tensor:
+    def forward(
+        self, z: Tensor, s: Tensor, reference: Tensor, context: Tensor, gap: Tensor
+    ) -> Tensor:
         h, w = z.shape[-2:]
-        tokens = self.project_in(torch.cat([z, reference, context], 1)) + self.position_encoding(h, w)
+        tokens = self.project_in(torch.cat([z, reference, context], 1)) + self.position_encoding(
+            h, w
+        )
         tokens = tokens + self.time_projection(gap.log()[:, None])[:, None]
         tokens = torch.cat([sinusoidal(s, self.width, 200.0)[:, None].to(tokens), tokens], 1)
         stored = []

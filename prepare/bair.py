@@ -32,15 +32,30 @@ def read_record(source: Source, size: int, camera: str) -> Video:
     record = content(source)
     features = tfrecord.bytes_features(tfrecord.payload(record))
     pattern = re.compile(rf"(\d+)/{camera}/encoded", re.ASCII)
-    frames = {int(match[1]): value for name, value in features.items() if (match := pattern.fullmatch(name))}
+    frames = {
+        int(match[1]): value
+        for name, value in features.items()
+        if (match := pattern.fullmatch(name))
+    }
     if sorted(frames) != list(range(len(frames))) or not frames:
-        raise Broken(f"no frames 0, 1, … of {camera} in it" if 0 not in frames else f"frames of {camera} are missing")
+        raise Broken(
+            f"no frames 0, 1, … of {camera} in it"
+            if 0 not in frames
+            else f"frames of {camera} are missing"
+        )
     odd = [k for k in sorted(frames) if len(frames[k]) != SIDE * SIDE * 3]
     if odd:
         raise Broken(f"frame {odd[0]} has {len(frames[odd[0]]):,} bytes, not {SIDE}x{SIDE}x3")
-    clip = np.stack([np.frombuffer(frames[k], np.uint8).reshape(SIDE, SIDE, 3) for k in range(len(frames))])
+    clip = np.stack(
+        [np.frombuffer(frames[k], np.uint8).reshape(SIDE, SIDE, 3) for k in range(len(frames))]
+    )
     if size != SIDE:
-        clip = np.stack([np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)) for frame in clip])
+        clip = np.stack(
+            [
+                np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC))
+                for frame in clip
+            ]
+        )
     return Video(digest([record]), [clip], len(clip))
 
 
@@ -58,11 +73,15 @@ def find_records(root: Path) -> Found:
         name = path.relative_to(root).as_posix() if path != root else path.name
         place = split_of(name)
         if place is None:
-            raise UserError(f"{path}: lies in no folder train, val or test of {root}; give the folder that holds those")
+            raise UserError(
+                f"{path}: lies in no folder train, val or test of {root}; give the folder that holds those"
+            )
         stamp = path.stat().st_mtime_ns
         try:
             for k, (offset, size) in enumerate(tfrecord.places(path)):
-                found.sources.append(Source(f"{place[1]}#{k}", place[0], str(path), "", offset, size, stamp))
+                found.sources.append(
+                    Source(f"{place[1]}#{k}", place[0], str(path), "", offset, size, stamp)
+                )
         except Broken as error:
             found.broken.append((name, f"{error}; the records before it are used"))
     return found
@@ -73,16 +92,23 @@ def hold_out(found: Found, count: int) -> Found:
     train = [k for k, source in enumerate(found.sources) if source.split == "train"]
     if count and count >= len(train):
         raise UserError(f"--val {count} leaves nothing to train: there are {len(train)} videos")
-    chosen = set(train[len(train) - count:])
-    return Found([dataclasses.replace(source, split="val") if k in chosen else source
-                  for k, source in enumerate(found.sources)], found.broken)
+    chosen = set(train[len(train) - count :])
+    return Found(
+        [
+            dataclasses.replace(source, split="val") if k in chosen else source
+            for k, source in enumerate(found.sources)
+        ],
+        found.broken,
+    )
 
 
 def find_sources(args: argparse.Namespace) -> Found:
     root = Path(args.source)
     found = find_records(root)
     if found.sources and args.image_size > SIDE:
-        raise UserError(f"--image_size {args.image_size}: frames of TFRecords are {SIDE}x{SIDE}; give folders of larger ones")
+        raise UserError(
+            f"--image_size {args.image_size}: frames of TFRecords are {SIDE}x{SIDE}; give folders of larger ones"
+        )
     if not found.sources and not found.broken:
         try:
             found = find_tree(root, args.extension)
@@ -92,12 +118,26 @@ def find_sources(args: argparse.Namespace) -> Found:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m prepare.bair", description=__doc__.splitlines()[0])
-    build.add_flags(parser, "softmotion30_44k, the folder that holds train/ and test/ with their .tfrecords; or a folder of "
-                            "train/<video>/<frame>.png and test/ likewise", 64)
-    parser.add_argument("--camera", choices=CAMERAS, default=CAMERAS[0], help="of TFRecords (default: image_aux1)")
-    parser.add_argument("--val", type=int, default=0, help="videos at the end of train that become val (default: 0)")
-    parser.add_argument("--extension", default="png", help="of the frames' names, where they are files (default: png)")
+    parser = argparse.ArgumentParser(
+        prog="python -m prepare.bair", description=__doc__.splitlines()[0]
+    )
+    build.add_flags(
+        parser,
+        "softmotion30_44k, the folder that holds train/ and test/ with their .tfrecords; or a folder of "
+        "train/<video>/<frame>.png and test/ likewise",
+        64,
+    )
+    parser.add_argument(
+        "--camera", choices=CAMERAS, default=CAMERAS[0], help="of TFRecords (default: image_aux1)"
+    )
+    parser.add_argument(
+        "--val", type=int, default=0, help="videos at the end of train that become val (default: 0)"
+    )
+    parser.add_argument(
+        "--extension",
+        default="png",
+        help="of the frames' names, where they are files (default: png)",
+    )
     args = build.check_flags(parser.parse_args(argv))
     if args.val < 0:
         raise UserError(f"--val must be at least 0, got {args.val}")
@@ -107,7 +147,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def make(args: argparse.Namespace) -> dict:
     rule = "as the folders are" + f", the last {args.val} of train to val" * bool(args.val)
-    return build.make(build.Recipe("BAIR", "prepare.bair", read, rule, 256), find_sources(args), args)
+    return build.make(
+        build.Recipe("BAIR", "prepare.bair", read, rule, 256), find_sources(args), args
+    )
 
 
 def main() -> int:

@@ -28,8 +28,15 @@ SPEED = 0.5  # norm of both velocities together, in box units per frame; elastic
 NONE, RED, YELLOW, GREEN = -1, 0, 1, 2
 NAMES = ("red", "yellow", "green")
 RGB = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0]], np.float32)
-NEXT_COLOR = {(GREEN, RED): YELLOW, (YELLOW, RED): GREEN, (RED, GREEN): RED, (RED, YELLOW): RED,
-              (NONE, RED): YELLOW, (NONE, GREEN): RED, (NONE, YELLOW): RED}
+NEXT_COLOR = {
+    (GREEN, RED): YELLOW,
+    (YELLOW, RED): GREEN,
+    (RED, GREEN): RED,
+    (RED, YELLOW): RED,
+    (NONE, RED): YELLOW,
+    (NONE, GREEN): RED,
+    (NONE, YELLOW): RED,
+}
 CHUNK = 10_000  # frames simulated, drawn and written at a time
 
 
@@ -80,29 +87,42 @@ class World:
             self.half_step()
             self.half_step()
         table = np.array(rows, np.float32)
-        return (table[:, 0:4].reshape(-1, BALLS, 2), table[:, 4:8].reshape(-1, BALLS, 2),
-                table[:, 8:10].astype(np.int8))
+        return (
+            table[:, 0:4].reshape(-1, BALLS, 2),
+            table[:, 4:8].reshape(-1, BALLS, 2),
+            table[:, 8:10].astype(np.int8),
+        )
 
 
-def draw(positions: np.ndarray, colors: np.ndarray, blue: np.ndarray, size: int = SIZE) -> np.ndarray:
+def draw(
+    positions: np.ndarray, colors: np.ndarray, blue: np.ndarray, size: int = SIZE
+) -> np.ndarray:
     """Frames (N, size, size, 3) uint8 of balls at (N, balls, 2) with colours (N, balls) and blue level (N,) in [0, 1].
 
     A ball is colour * exp(-((dx^2 + dy^2) / r^2)^4), summed over balls and clipped at 1; row is y, column is x.
     """
-    grid = ((np.arange(size, dtype=np.float32) + 0.5) * (BOX / size))
+    grid = (np.arange(size, dtype=np.float32) + 0.5) * (BOX / size)
     square = (grid - positions[..., None]) ** 2  # (N, balls, 2, size)
     d = (square[:, :, 1, :, None] + square[:, :, 0, None, :]) / RADIUS**2  # (N, balls, size, size)
     d *= d
     d *= d
-    bumps = np.exp(-np.minimum(d, 80.0, out=d), out=d)  # past 80 the value is below float32's smallest
+    bumps = np.exp(
+        -np.minimum(d, 80.0, out=d), out=d
+    )  # past 80 the value is below float32's smallest
     rgb = RGB[colors]
     rgb[..., 2] = blue[:, None]
     frames = np.einsum("nbyx,nbc->nyxc", bumps, rgb, optimize=True)
     return (np.minimum(frames, 1.0, out=frames) * 255 + 0.5).astype(np.uint8)
 
 
-def write_stream(writer: ShardWriter, frames: int, color_shift: bool, size: int, rng: np.random.Generator,
-                 name: str) -> None:
+def write_stream(
+    writer: ShardWriter,
+    frames: int,
+    color_shift: bool,
+    size: int,
+    rng: np.random.Generator,
+    name: str,
+) -> None:
     world = World(rng)
     with progress(frames, f"balls {name}", "frame") as bar:
         for start in range(0, frames, CHUNK):
@@ -110,7 +130,12 @@ def write_stream(writer: ShardWriter, frames: int, color_shift: bool, size: int,
             time = np.arange(start, start + len(colors), dtype=np.float32)
             blue = time / max(frames - 1, 1) if color_shift else np.zeros_like(time)
             (writer.append if writer.videos else writer.add)(
-                draw(positions, colors, blue, size), positions=positions, velocities=velocities, colors=colors, blue=blue)
+                draw(positions, colors, blue, size),
+                positions=positions,
+                velocities=velocities,
+                colors=colors,
+                blue=blue,
+            )
             bar.update(len(colors))
 
 
@@ -119,8 +144,14 @@ def source_name(color_shift: bool) -> str:
     return "bouncing balls" + ", turning blue" * color_shift
 
 
-def make(out: str | Path, frames: dict[str, int], color_shift: bool = False, size: int = SIZE, seed: int = 0,
-         command: str = "") -> None:
+def make(
+    out: str | Path,
+    frames: dict[str, int],
+    color_shift: bool = False,
+    size: int = SIZE,
+    seed: int = 0,
+    command: str = "",
+) -> None:
     """Write one stream per split, `frames[split]` long, to out/{split}/; the folder appears when all are complete."""
     out = Path(out)
     if out.exists():
@@ -128,24 +159,49 @@ def make(out: str | Path, frames: dict[str, int], color_shift: bool = False, siz
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     for index, (split, count) in enumerate(frames.items()):
-        with ShardWriter(partial / split, fps=FPS, source=source_name(color_shift), command=command) as writer:
-            write_stream(writer, count, color_shift, size, np.random.default_rng([seed, index]), split)
+        with ShardWriter(
+            partial / split, fps=FPS, source=source_name(color_shift), command=command
+        ) as writer:
+            write_stream(
+                writer, count, color_shift, size, np.random.default_rng([seed, index]), split
+            )
     os.replace(partial, out)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m prepare.balls", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m prepare.balls", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--out", required=True, help="folder to make, e.g. data/ball_stn")
-    parser.add_argument("--frames", type=int, default=100_000, help="length of the training stream (published: 1,000,000)")
-    parser.add_argument("--held_out", type=int, default=10_000, help="length of the val and of the test stream")
-    parser.add_argument("--color_shift", action="store_true", help="blue rises from 0 to 1 along each stream (ball_nstn)")
-    parser.add_argument("--image_size", type=int, default=SIZE, help="pixels, both sides (published: 32)")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        default=100_000,
+        help="length of the training stream (published: 1,000,000)",
+    )
+    parser.add_argument(
+        "--held_out", type=int, default=10_000, help="length of the val and of the test stream"
+    )
+    parser.add_argument(
+        "--color_shift",
+        action="store_true",
+        help="blue rises from 0 to 1 along each stream (ball_nstn)",
+    )
+    parser.add_argument(
+        "--image_size", type=int, default=SIZE, help="pixels, both sides (published: 32)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if min(args.frames, args.held_out) < 1 or args.image_size < 8 or args.seed < 0:
         raise UserError("--frames and --held_out must be at least 1, --image_size 8, --seed 0")
-    make(args.out, {"train": args.frames, "val": args.held_out, "test": args.held_out}, args.color_shift,
-         args.image_size, args.seed, shlex.join(["python", "-m", "prepare.balls", *sys.argv[1:]]))
+    make(
+        args.out,
+        {"train": args.frames, "val": args.held_out, "test": args.held_out},
+        args.color_shift,
+        args.image_size,
+        args.seed,
+        shlex.join(["python", "-m", "prepare.balls", *sys.argv[1:]]),
+    )
     print(f"{args.out}: train {args.frames:,}, val and test {args.held_out:,} frames each")
 
 

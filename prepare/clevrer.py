@@ -34,8 +34,12 @@ def read(source: Source, args: argparse.Namespace) -> Video:
 
 def find_sources(args: argparse.Namespace) -> Found:
     matches, broken = find(Path(args.source), NAME, "video_00000.mp4 and the like")
-    matches = [(int(match[1]), source) for match, source in matches if int(match[1]) < sum(SIZES.values())]
-    found = Found([dataclasses.replace(source, split=split_of(number)) for number, source in matches], broken)
+    matches = [
+        (int(match[1]), source) for match, source in matches if int(match[1]) < sum(SIZES.values())
+    ]
+    found = Found(
+        [dataclasses.replace(source, split=split_of(number)) for number, source in matches], broken
+    )
     for split, size in SIZES.items():
         there = sum(source.split == split for source in found.sources)
         if there < size:
@@ -44,14 +48,18 @@ def find_sources(args: argparse.Namespace) -> Found:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m prepare.clevrer", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m prepare.clevrer", description=__doc__.splitlines()[0]
+    )
     build.add_flags(parser, "folder with CLEVRER's zips or MP4s, in whatever folders", 128)
     return build.check_flags(parser.parse_args(argv))
 
 
 def make(args: argparse.Namespace) -> dict:
     rule = "numbers 0-9999 train, 10000-14999 val, 15000-19999 test"
-    return build.make(build.Recipe("CLEVRER", "prepare.clevrer", read, rule, 64), find_sources(args), args)
+    return build.make(
+        build.Recipe("CLEVRER", "prepare.clevrer", read, rule, 64), find_sources(args), args
+    )
 
 
 def main() -> int:

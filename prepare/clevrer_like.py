@@ -37,6 +37,7 @@ TRIES = 200
 
 class Plan(NamedTuple):
     """What is there at first, and what happens to it."""
+
     scene: Scene
     places: np.ndarray  # (N, 2) metres
     headings: np.ndarray  # (N,) radians, of the objects themselves
@@ -46,6 +47,7 @@ class Plan(NamedTuple):
 
 class Track(NamedTuple):
     """What has happened, for each of T frames."""
+
     positions: np.ndarray  # (T, N, 3) float32
     orientations: np.ndarray  # (T, N, 4) float32
     contacts: np.ndarray  # (T, N, N) uint8
@@ -65,7 +67,7 @@ def spread(n: int, draw, others: list, rng: np.random.Generator) -> list[np.ndar
         place = draw()
         if all(np.linalg.norm(place - other) >= APART for other in places):
             places.append(place)
-    return places[len(others):]
+    return places[len(others) :]
 
 
 def plan(rng: np.random.Generator, frames: int, table: Table) -> Plan:
@@ -78,32 +80,64 @@ def plan(rng: np.random.Generator, frames: int, table: Table) -> Plan:
     for start in starts:
         way = still[rng.integers(standing)] + rng.normal(0, 0.6 * RADIUS, 2) - start
         distance = np.linalg.norm(way)
-        speed = np.sqrt(2 * 9.8 * FRICTION * distance) + rng.uniform(0.2, 1.0)  # it gets there, and is not slow then
+        speed = np.sqrt(2 * 9.8 * FRICTION * distance) + rng.uniform(
+            0.2, 1.0
+        )  # it gets there, and is not slow then
         velocities.append(way / distance * speed)
-    enters = np.concatenate([np.zeros(standing), rng.permutation(
-        np.concatenate([[0], rng.uniform(0, LATEST * frames, coming - 1)]))]).astype(int)
-    return Plan(scene, np.array([*still, *starts]), rng.uniform(0, 2 * np.pi, standing + coming), np.array(velocities), enters)
+    enters = np.concatenate(
+        [
+            np.zeros(standing),
+            rng.permutation(np.concatenate([[0], rng.uniform(0, LATEST * frames, coming - 1)])),
+        ]
+    ).astype(int)
+    return Plan(
+        scene,
+        np.array([*still, *starts]),
+        rng.uniform(0, 2 * np.pi, standing + coming),
+        np.array(velocities),
+        enters,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ physics
 def simulate(table: Table, plan: Plan, frames: int) -> Track:
     bullet, client = table.bullet, {"physicsClientId": table.client}
     bodies = table.place(plan.scene, plan.places, plan.headings, MASS)
-    ground = bullet.createMultiBody(0, bullet.createCollisionShape(bullet.GEOM_PLANE, **client), **client)
-    bullet.changeDynamics(ground, -1, lateralFriction=2 * FRICTION, restitution=0.0, rollingFriction=0.01, **client)
-    for body in bodies:  # Bullet multiplies the two friction coefficients, and the two restitutions, of what touches
-        bullet.changeDynamics(body, -1, lateralFriction=0.5, restitution=0.7, rollingFriction=0.03, linearDamping=0.0,
-                              angularDamping=0.02, **client)
+    ground = bullet.createMultiBody(
+        0, bullet.createCollisionShape(bullet.GEOM_PLANE, **client), **client
+    )
+    bullet.changeDynamics(
+        ground, -1, lateralFriction=2 * FRICTION, restitution=0.0, rollingFriction=0.01, **client
+    )
+    for body in (
+        bodies
+    ):  # Bullet multiplies the two friction coefficients, and the two restitutions, of what touches
+        bullet.changeDynamics(
+            body,
+            -1,
+            lateralFriction=0.5,
+            restitution=0.7,
+            rollingFriction=0.03,
+            linearDamping=0.0,
+            angularDamping=0.02,
+            **client,
+        )
     bullet.setGravity(0, 0, -9.8, **client)
     bullet.setTimeStep(1 / FPS / STEPS, **client)
-    track = Track(*(np.zeros((frames, len(bodies), *shape), kind) for shape, kind in (
-        ((3,), np.float32), ((4,), np.float32), ((len(bodies),), np.uint8))))
+    track = Track(
+        *(
+            np.zeros((frames, len(bodies), *shape), kind)
+            for shape, kind in (((3,), np.float32), ((4,), np.float32), ((len(bodies),), np.uint8))
+        )
+    )
     number = {body: k for k, body in enumerate(bodies)}
     for t in range(frames):
         for k in np.flatnonzero(plan.enters == t):
             push(table, bodies[k], plan.velocities[k], SHAPES[plan.scene.shapes[k]])
         for k, body in enumerate(bodies):
-            track.positions[t, k], track.orientations[t, k] = bullet.getBasePositionAndOrientation(body, **client)
+            track.positions[t, k], track.orientations[t, k] = bullet.getBasePositionAndOrientation(
+                body, **client
+            )
         if t + 1 < frames:
             touched(table, number, track.contacts[t + 1])
     return track
@@ -111,7 +145,9 @@ def simulate(table: Table, plan: Plan, frames: int) -> Track:
 
 def push(table: Table, body: int, velocity: np.ndarray, shape: str) -> None:
     x, y = velocity
-    spin = (-y / RADIUS, x / RADIUS, 0) if shape == "sphere" else (0, 0, 0)  # a ball comes in rolling
+    spin = (
+        (-y / RADIUS, x / RADIUS, 0) if shape == "sphere" else (0, 0, 0)
+    )  # a ball comes in rolling
     table.bullet.resetBaseVelocity(body, (x, y, 0), spin, physicsClientId=table.client)
 
 
@@ -128,7 +164,9 @@ def touched(table: Table, number: dict[int, int], contacts: np.ndarray) -> None:
 def collides(track: Track) -> bool:
     """Has something that moves hit another in view?"""
     t, a, _ = np.nonzero(track.contacts)
-    return bool(len(t)) and bool((np.linalg.norm(track.positions[t, a, :2], axis=-1) < MIDDLE).any())
+    return bool(len(t)) and bool(
+        (np.linalg.norm(track.positions[t, a, :2], axis=-1) < MIDDLE).any()
+    )
 
 
 def happening(table: Table, seed: list[int], frames: int) -> tuple[Plan, Track]:
@@ -149,15 +187,27 @@ def read(source: Source, args: argparse.Namespace) -> Video:
     planned, track = happening(table, [args.seed, *source.detail], args.frames)
     frames = table.render(planned.scene, track.positions, track.orientations)
     T, N, _ = track.positions.shape
-    pad = lambda array, axes=1: np.pad(array, [(0, 0)] + [(0, MOST - N)] * axes + [(0, 0)] * (array.ndim - 1 - axes))  # noqa: E731
-    ids = {name: pad(np.broadcast_to(values.astype(np.uint8), (T, N))) for name, values in planned.scene._asdict().items()}
-    extra = {"positions": pad(track.positions), "orientations": pad(track.orientations), "contacts": pad(track.contacts, 2),
-             "present": pad(np.ones((T, N), np.uint8)), **ids}
+    pad = lambda array, axes=1: np.pad(
+        array, [(0, 0)] + [(0, MOST - N)] * axes + [(0, 0)] * (array.ndim - 1 - axes)
+    )  # noqa: E731
+    ids = {
+        name: pad(np.broadcast_to(values.astype(np.uint8), (T, N)))
+        for name, values in planned.scene._asdict().items()
+    }
+    extra = {
+        "positions": pad(track.positions),
+        "orientations": pad(track.orientations),
+        "contacts": pad(track.contacts, 2),
+        "present": pad(np.ones((T, N), np.uint8)),
+        **ids,
+    }
     return Video(digest([frames.tobytes()]), [frames], T, FPS, extra=extra)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m prepare.clevrer_like", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m prepare.clevrer_like", description=__doc__.splitlines()[0]
+    )
     build.add_flags(parser, "", 128, crop=False)
     add = parser.add_argument
     add("--videos", type=int, default=200, help="to train with (CLEVRER: 10,000)")
@@ -165,24 +215,43 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--frames", type=int, default=FRAMES, help="of a video")
     add("--seed", type=int, default=0)
     args = build.check_flags(parser.parse_args(argv))
-    for name, low, high in (("videos", 1, 10**7), ("held_out", 1, 10**7), ("frames", 32, 10**4), ("seed", 0, 2**31),
-                            ("image_size", 16, 1024)):
+    for name, low, high in (
+        ("videos", 1, 10**7),
+        ("held_out", 1, 10**7),
+        ("frames", 32, 10**4),
+        ("seed", 0, 2**31),
+        ("image_size", 16, 1024),
+    ):
         if not low <= getattr(args, name) <= high:
             raise UserError(f"--{name} must be from {low} to {high}, got {getattr(args, name)}")
     if importlib.util.find_spec("pybullet") is None:
-        raise UserError("this needs pybullet: pip install pybullet (wheels for Python 3.10 and 3.11; else it is compiled)")
+        raise UserError(
+            "this needs pybullet: pip install pybullet (wheels for Python 3.10 and 3.11; else it is compiled)"
+        )
     return args
 
 
 def make(args: argparse.Namespace) -> dict:
     counts = {"train": args.videos, "val": args.held_out, "test": args.held_out}
-    sources = [Source(f"{split}/{k:05d}", split, "", detail=(index, k))
-               for index, (split, count) in enumerate(counts.items()) for k in range(count)]
-    size, legend = args.image_size, {"shapes": list(SHAPES), "colours": list(COLORS), "materials": list(MATERIALS)}
+    sources = [
+        Source(f"{split}/{k:05d}", split, "", detail=(index, k))
+        for index, (split, count) in enumerate(counts.items())
+        for k in range(count)
+    ]
+    size, legend = (
+        args.image_size,
+        {"shapes": list(SHAPES), "colours": list(COLORS), "materials": list(MATERIALS)},
+    )
     recipe = build.Recipe(
-        "clevrer_like", "prepare.clevrer_like", read, "each video by its own seed: (--seed, split, number)", 8,
+        "clevrer_like",
+        "prepare.clevrer_like",
+        read,
+        "each video by its own seed: (--seed, split, number)",
+        8,
         frame_rule=f"drawn at {2 * size}x{2 * size}, averaged to {size}x{size}",
-        versions={"pybullet": importlib.metadata.version("pybullet")}, facts={"legend": legend})
+        versions={"pybullet": importlib.metadata.version("pybullet")},
+        facts={"legend": legend},
+    )
     return build.make(recipe, Found(sources), args)
 
 

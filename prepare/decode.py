@@ -23,7 +23,19 @@ except ModuleNotFoundError:
     # Images are read without PyAV, see `opened` for video files.
     av = None
 
-PLAIN_CHUNKS = (b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"tIME", b"gAMA", b"cHRM", b"sRGB")
+PLAIN_CHUNKS = (
+    b"IHDR",
+    b"IDAT",
+    b"IEND",
+    b"pHYs",
+    b"tEXt",
+    b"zTXt",
+    b"iTXt",
+    b"tIME",
+    b"gAMA",
+    b"cHRM",
+    b"sRGB",
+)
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 if av is not None:
     READ_ERRORS = (av.error.FFmpegError, *READ_ERRORS)
@@ -37,6 +49,7 @@ class Broken(Exception):
 @dataclass
 class Film:
     """One video file or frame folder, and what is known of it."""
+
     path: Path
     name: str  # relative to --source
     images: list[Path | io.BytesIO] | None = None  # of a frame folder, in order
@@ -80,18 +93,26 @@ def at_ticks(frames: Iterable[tuple[float, object]], fps: float) -> Iterator:
 
 def natural(path: PurePath) -> tuple:
     """Sorts 2.png before 10.png."""
-    return [int(part) if k % 2 else part for k, part in enumerate(re.split(r"(\d+)", path.name))], path.name
+    return [
+        int(part) if k % 2 else part for k, part in enumerate(re.split(r"(\d+)", path.name))
+    ], path.name
 
 
 def why(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+    return str(getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[
+        0
+    ]
 
 
 def opened(film: Film) -> av.container.InputContainer:
     """UserError where PyAV is not installed."""
     if av is None:
-        raise UserError(f"{film.path}: decoding video needs PyAV, which is not installed: pip install av")
-    return av.open(str(film.path) if film.data is None else io.BytesIO(film.data), metadata_errors="ignore")
+        raise UserError(
+            f"{film.path}: decoding video needs PyAV, which is not installed: pip install av"
+        )
+    return av.open(
+        str(film.path) if film.data is None else io.BytesIO(film.data), metadata_errors="ignore"
+    )
 
 
 def probe(film: Film) -> None:
@@ -113,7 +134,11 @@ def probe_video(film: Film, container: av.container.InputContainer) -> None:
         raise Broken("no video stream")
     stream = container.streams.video[0]
     film.size, film.rate = (stream.width, stream.height), float(stream.average_rate or 0) or None
-    first, last, end = math.inf, -math.inf, 0.0  # seconds: of the video's frames; where the last of any stream ends
+    first, last, end = (
+        math.inf,
+        -math.inf,
+        0.0,
+    )  # seconds: of the video's frames; where the last of any stream ends
     cut_off = False
     try:
         for packet in container.demux():
@@ -130,15 +155,21 @@ def probe_video(film: Film, container: av.container.InputContainer) -> None:
     if last > first and not 0.99 < (film.rate or 0) * (last - first) / (film.frames - 1) < 1.01:
         film.rate = (film.frames - 1) / (last - first)  # the header is wrong, as it is for GIFs
     announced = (container.duration or 0) / av.time_base
-    if container.format.name == "avi" and film.rate:  # whose duration FFmpeg shortens to what the file has room for
+    if (
+        container.format.name == "avi" and film.rate
+    ):  # whose duration FFmpeg shortens to what the file has room for
         announced = max(announced, stream.frames / film.rate)
     if cut_off and not film.short:
         film.short = "cut short: its last frame is not whole"
-    if last >= first and end < 0.98 * announced - 0.2:  # a cut-off file is read to its end without an error
+    if (
+        last >= first and end < 0.98 * announced - 0.2
+    ):  # a cut-off file is read to its end without an error
         film.short = f"cut short: {end:.1f} of {announced:.1f} s are there"
 
 
-def timed_frames(film: Film, tick: Callable) -> Iterator[tuple[float, tuple[int, Path | io.BytesIO | av.VideoFrame]]]:
+def timed_frames(
+    film: Film, tick: Callable
+) -> Iterator[tuple[float, tuple[int, Path | io.BytesIO | av.VideoFrame]]]:
     """(seconds, (index, image file or video frame)) of all frames; calls tick() at each."""
     with nullcontext() if film.images else opened(film) as container:
         if container and film.data is None:
@@ -155,15 +186,19 @@ def timed_frames(film: Film, tick: Callable) -> Iterator[tuple[float, tuple[int,
 
 def is_plain_png(data: bytes) -> bool:
     """A whole PNG of 8-bit RGB, not interlaced, with nothing in it that bears on pixels but those, and every checksum right?"""
-    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or data[24:29] != b"\x08\x02\0\0\0":
+    if (
+        data[:8] != b"\x89PNG\r\n\x1a\n"
+        or data[12:16] != b"IHDR"
+        or data[24:29] != b"\x08\x02\0\0\0"
+    ):
         return False
     at = 8
     while at + 12 <= len(data):
-        end = at + 12 + int.from_bytes(data[at:at + 4], "big")
-        kind = data[at + 4:at + 8]
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        kind = data[at + 4 : at + 8]
         if kind not in PLAIN_CHUNKS or end > len(data):
             return False
-        if zlib.crc32(data[at + 4:end - 4]) != int.from_bytes(data[end - 4:end], "big"):
+        if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
             return False
         if kind == b"IEND":
             return end == len(data)
@@ -196,15 +231,21 @@ def rgb(item: Path | io.BytesIO | av.VideoFrame, reformat: Callable | None = Non
         return image.convert("RGB")
 
 
-def read(film: Film, fps: float | None = None, tick: Callable = lambda: None) -> Iterator[tuple[int, Image.Image]]:
+def read(
+    film: Film, fps: float | None = None, tick: Callable = lambda: None
+) -> Iterator[tuple[int, Image.Image]]:
     """(index in the film, RGB image) of the frames to keep, all of one size; raises Broken where it cannot go on."""
     frames = timed_frames(film, tick)
     reformat = None if film.images else VideoReformatter().reformat
     try:
-        for index, item in at_ticks(frames, fps) if fps and not film.images else (item for _, item in frames):
+        for index, item in (
+            at_ticks(frames, fps) if fps and not film.images else (item for _, item in frames)
+        ):
             image = rgb(item, reformat)
             if image.size != film.size:
-                raise Broken("frame {} is {}x{}, the first {}x{}".format(index, *image.size, *film.size))
+                raise Broken(
+                    "frame {} is {}x{}, the first {}x{}".format(index, *image.size, *film.size)
+                )
             yield index, image
     except READ_ERRORS as error:
         raise Broken(why(error)) from None

@@ -18,7 +18,17 @@ from pathlib import Path, PurePosixPath
 
 from prepare import build
 from prepare.decode import Broken, Film, natural, why
-from prepare.sources import Found, Source, Video, digest, files_below, frames_of, hidden, member_content, members
+from prepare.sources import (
+    Found,
+    Source,
+    Video,
+    digest,
+    files_below,
+    frames_of,
+    hidden,
+    member_content,
+    members,
+)
 from runtime.console import UserError, run_command
 
 
@@ -26,7 +36,9 @@ def in_order(names: Iterable[str]) -> list[str]:
     """File names by their numbers; raises Broken where two have the same number, or where some seem to be missing."""
     names = sorted(names, key=lambda name: natural(PurePosixPath(name)))
     stems = [name.rpartition(".")[0] for name in names]
-    if len({re.sub(r"\d+", "#", stem) for stem in stems}) > 1 or "#" not in re.sub(r"\d", "#", stems[0]):
+    if len({re.sub(r"\d+", "#", stem) for stem in stems}) > 1 or "#" not in re.sub(
+        r"\d", "#", stems[0]
+    ):
         return names
     numbers = [[int(digits) for digits in re.findall(r"\d+", stem)] for stem in stems]
     counting = [column for column in zip(*numbers) if len(set(column)) > 1]
@@ -37,7 +49,9 @@ def in_order(names: Iterable[str]) -> list[str]:
         usual = sorted(steps)[len(steps) // 2] or 1
         for k, step in enumerate(steps):
             if step != usual:
-                same = "have the same number" if not step else f"are {step} apart, the others {usual}"
+                same = (
+                    "have the same number" if not step else f"are {step} apart, the others {usual}"
+                )
                 raise Broken(f"frames {names[k]} and {names[k + 1]} {same}")
     return names
 
@@ -77,13 +91,24 @@ def find_tree(root: Path, extension: str) -> Found:
             for folder, names in folders_in_zip(str(path), extension).items():
                 place = split_of(folder) or split_of(f"{path.stem}/{folder}")
                 if place:
-                    found.setdefault(place[1], Source(place[1], place[0], str(path), folder, size=len(names),
-                                                      stamp=path.stat().st_mtime_ns))
+                    found.setdefault(
+                        place[1],
+                        Source(
+                            place[1],
+                            place[0],
+                            str(path),
+                            folder,
+                            size=len(names),
+                            stamp=path.stat().st_mtime_ns,
+                        ),
+                    )
         except Broken as error:
             broken.append((str(path.relative_to(root)) if path != root else root.name, str(error)))
     if not found:
-        raise UserError(f"{root}: no train/<video>/<frame>.{extension}, nor val/ or test/, in it, nor in zips in it; see "
-                        "--extension, or let prepare.videos split it")
+        raise UserError(
+            f"{root}: no train/<video>/<frame>.{extension}, nor val/ or test/, in it, nor in zips in it; see "
+            "--extension, or let prepare.videos split it"
+        )
     return Found(sorted(found.values(), key=lambda source: natural_path(source.name)), broken)
 
 
@@ -99,8 +124,11 @@ def read_tree(source: Source, size: int, crop: str, extension: str) -> Video:
         contents = [member_content(source.path, prefix + name) for name in names]
     else:
         try:
-            names = in_order(name for name in os.listdir(source.path)
-                             if name.lower().endswith(f".{extension}") and not hidden(name))
+            names = in_order(
+                name
+                for name in os.listdir(source.path)
+                if name.lower().endswith(f".{extension}") and not hidden(name)
+            )
             contents = [Path(source.path, name).read_bytes() for name in names]
         except OSError as error:
             raise Broken(f"{os.path.basename(error.filename or '')}: {why(error)}") from None
@@ -120,8 +148,14 @@ def read(source: Source, args: argparse.Namespace) -> Video:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m prepare.frames", description=__doc__.splitlines()[0])
-    build.add_flags(parser, "folder that holds train/, val/ and test/ (those that there are), or zips of them", 64)
+    parser = argparse.ArgumentParser(
+        prog="python -m prepare.frames", description=__doc__.splitlines()[0]
+    )
+    build.add_flags(
+        parser,
+        "folder that holds train/, val/ and test/ (those that there are), or zips of them",
+        64,
+    )
     parser.add_argument("--extension", default="png", help="of the frames' names (default: png)")
     parser.add_argument("--fps", type=float, help="frames per second, noted in the shards")
     args = build.check_flags(parser.parse_args(argv))
@@ -132,7 +166,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def make(args: argparse.Namespace) -> dict:
-    recipe = build.Recipe(Path(args.source).resolve().name, "prepare.frames", read, "as the folders are", 16)
+    recipe = build.Recipe(
+        Path(args.source).resolve().name, "prepare.frames", read, "as the folders are", 16
+    )
     return build.make(recipe, find_tree(Path(args.source), args.extension), args)
 
 

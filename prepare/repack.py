@@ -27,8 +27,14 @@ class RiverWriter:
     """Writes shards of RIVER's layout, of `videos_per_shard` videos each, for programs that read nothing else; `add` and
     `append` as ShardWriter's."""
 
-    def __init__(self, dir: str | Path, fps: float | None = None, source: str = "", command: str = "",
-                 videos_per_shard: int = 1000):
+    def __init__(
+        self,
+        dir: str | Path,
+        fps: float | None = None,
+        source: str = "",
+        command: str = "",
+        videos_per_shard: int = 1000,
+    ):
         self.dir, self.videos_per_shard = Path(dir), videos_per_shard
         self.attrs = {"fps": fps or 0.0, "source": source, "command": command}
         self.dir.mkdir(parents=True, exist_ok=True)
@@ -79,9 +85,16 @@ def repack(shards: Shards, out: Path, layout: str, command: str) -> str:
     """-> what a person should know of it."""
     source = shards.files[0].file.attrs.get("source", "") or shards.dir.parent.name
     extra = sorted(shards.files[0].file.get("extra", {}))
-    writer = RiverWriter(out, fps=shards.fps, source=source, command=command) if layout == "river" else ShardWriter(
-        out, fps=shards.fps, source=source, command=command)
-    lost = f"; left behind, for want of a place in this layout: {', '.join(extra)}" if extra and layout == "river" else ""
+    writer = (
+        RiverWriter(out, fps=shards.fps, source=source, command=command)
+        if layout == "river"
+        else ShardWriter(out, fps=shards.fps, source=source, command=command)
+    )
+    lost = (
+        f"; left behind, for want of a place in this layout: {', '.join(extra)}"
+        if extra and layout == "river"
+        else ""
+    )
     extra = extra if layout == "packed" else []
     with writer, progress(int(shards.lengths.sum()), shards.dir.name, "frame") as bar:
         for video, length in enumerate(shards.lengths):
@@ -95,16 +108,33 @@ def repack(shards: Shards, out: Path, layout: str, command: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m prepare.repack", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m prepare.repack", description=__doc__.splitlines()[0]
+    )
     add = parser.add_argument
-    add("--source", type=Path, required=True, help="folder with train/, val/, test/ (those that are there), or one split")
+    add(
+        "--source",
+        type=Path,
+        required=True,
+        help="folder with train/, val/, test/ (those that are there), or one split",
+    )
     add("--out", type=Path, required=True, help="folder to make")
-    add("--layout", choices=("packed", "river"), help="to write (default: the one that --source is not in)")
-    add("--skip_bad", action="store_true", help="leave out shards that cannot be opened, in place of stopping")
+    add(
+        "--layout",
+        choices=("packed", "river"),
+        help="to write (default: the one that --source is not in)",
+    )
+    add(
+        "--skip_bad",
+        action="store_true",
+        help="leave out shards that cannot be opened, in place of stopping",
+    )
     args = parser.parse_args()
     if args.out.exists():
         raise UserError(f"{args.out} already exists; remove it or choose another --out")
-    splits = {name: args.source / name for name in SPLITS if any((args.source / name).glob(PATTERN))}
+    splits = {
+        name: args.source / name for name in SPLITS if any((args.source / name).glob(PATTERN))
+    }
     if not splits and any(args.source.glob(PATTERN)):
         splits = {"": args.source}
     if not splits:
@@ -115,7 +145,9 @@ def main() -> None:
     try:
         for name, dir in splits.items():
             shards = Shards(dir, skip_bad=args.skip_bad)
-            layout = args.layout or ("packed" if isinstance(shards.files[0], RiverFile) else "river")
+            layout = args.layout or (
+                "packed" if isinstance(shards.files[0], RiverFile) else "river"
+            )
             print(f"{args.out / name}: {repack(shards, partial / name, layout, command)}")
         os.replace(partial, args.out)
     finally:

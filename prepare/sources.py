@@ -20,13 +20,23 @@ from PIL import Image
 from prepare.decode import Broken, Film, crop_boxes, probe, read, why
 from runtime.console import UserError, first_line
 
-ZIP_ERRORS = (zipfile.BadZipFile, OSError, EOFError, KeyError, ValueError, RuntimeError, struct.error, zlib.error)
+ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    OSError,
+    EOFError,
+    KeyError,
+    ValueError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
 LARGEST = 1 << 31  # bytes of one source file, which is held in memory
 
 
 @dataclass(frozen=True)
 class Source:
     """One source video: a file, a member of a zip, a part of a file, or a folder of frames in either."""
+
     name: str  # in the manifest
     split: str
     path: str
@@ -35,31 +45,41 @@ class Source:
     size: int = 0
     stamp: int = 0  # when the file was changed
     detail: tuple = ()  # what the dataset's own reader wants to know
-    video: str = ""  # where several sources in a row make one video: its name, the same for all of them
+    video: str = (
+        ""  # where several sources in a row make one video: its name, the same for all of them
+    )
 
 
 class Video(NamedTuple):
     """What a source video holds: clips of (T, S, S, 3) uint8, or of latents (T, C, h, w) float16."""
+
     sha256: str  # of the source's bytes
     clips: list[np.ndarray]
     decoded: int  # frames of the source
     rate: float | None = None  # frames per second
     note: str | None = None  # what should be known of it though it is used
-    extra: dict[str, np.ndarray] = {}  # of its one clip: arrays (T, ...) to be stored beside the frames
+    extra: dict[
+        str, np.ndarray
+    ] = {}  # of its one clip: arrays (T, ...) to be stored beside the frames
 
 
 @dataclass
 class Found:
     """What lies at --source: sources to be read, and (name, reason) of what cannot be."""
+
     sources: list[Source] = field(default_factory=list)
     broken: list[tuple[str, str]] = field(default_factory=list)
 
     def limited(self, limit: int | None) -> Found:
         """With the sources of the first `limit` videos of each split only."""
         splits = dict.fromkeys(source.split for source in self.sources)
-        parts = {split: [source for source in self.sources if source.split == split] for split in splits}
+        parts = {
+            split: [source for source in self.sources if source.split == split] for split in splits
+        }
         for split, part in parts.items():
-            chosen = set(list(dict.fromkeys(source.video or source.name for source in part))[:limit])
+            chosen = set(
+                list(dict.fromkeys(source.video or source.name for source in part))[:limit]
+            )
             parts[split] = [source for source in part if (source.video or source.name) in chosen]
         return Found([source for part in parts.values() for source in part], self.broken)
 
@@ -89,12 +109,18 @@ def opened_zip(path: str) -> zipfile.ZipFile:
 def members(path: Path) -> list[zipfile.ZipInfo]:
     """The files in a zip; raises Broken."""
     try:
-        return [info for info in opened_zip(str(path)).infolist() if not info.is_dir() and not hidden(info.filename)]
+        return [
+            info
+            for info in opened_zip(str(path)).infolist()
+            if not info.is_dir() and not hidden(info.filename)
+        ]
     except ZIP_ERRORS as error:
         raise Broken(f"not a readable zip ({first_line(error)})") from None
 
 
-def find(root: Path, pattern: re.Pattern, what: str) -> tuple[list[tuple[re.Match, Source]], list[tuple[str, str]]]:
+def find(
+    root: Path, pattern: re.Pattern, what: str
+) -> tuple[list[tuple[re.Match, Source]], list[tuple[str, str]]]:
     """([(match, source without a split)], [(zip, why it cannot be read)]) of the files whose name matches, in folders and
     zips, sorted by name. Of two with the same name an unpacked one is taken."""
     found, broken = {}, []
@@ -102,14 +128,28 @@ def find(root: Path, pattern: re.Pattern, what: str) -> tuple[list[tuple[re.Matc
         name = str(path.relative_to(root)) if path != root else root.name
         if match := pattern.fullmatch(path.name):
             stat = path.stat()
-            found[path.name] = match, Source(name, "", str(path), size=stat.st_size, stamp=stat.st_mtime_ns)
+            found[path.name] = (
+                match,
+                Source(name, "", str(path), size=stat.st_size, stamp=stat.st_mtime_ns),
+            )
         elif path.suffix.lower() == ".zip":
             try:
                 for info in members(path):
                     last = info.filename.rpartition("/")[2]
-                    if (match := pattern.fullmatch(last)) and (last not in found or found[last][1].member):
-                        found[last] = match, Source(f"{name}/{info.filename}", "", str(path), info.filename,
-                                                    size=info.file_size, stamp=path.stat().st_mtime_ns)
+                    if (match := pattern.fullmatch(last)) and (
+                        last not in found or found[last][1].member
+                    ):
+                        found[last] = (
+                            match,
+                            Source(
+                                f"{name}/{info.filename}",
+                                "",
+                                str(path),
+                                info.filename,
+                                size=info.file_size,
+                                stamp=path.stat().st_mtime_ns,
+                            ),
+                        )
             except Broken as error:
                 broken.append((name, str(error)))
     if not found:
@@ -154,7 +194,10 @@ def frames_of(film: Film, size: int, crop: str) -> np.ndarray:
     """All frames (T, size, size, 3) uint8: the whole picture squeezed, or its centre square; raises Broken."""
     probe(film)
     box = crop_boxes(*film.size, None)[0] if crop == "center" else None
-    frames = [np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box)) for _, image in read(film)]
+    frames = [
+        np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+        for _, image in read(film)
+    ]
     return np.stack(frames)
 
 

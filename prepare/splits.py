@@ -12,7 +12,7 @@ def shares(count: int, fractions: Iterable[float]) -> list[int]:
     """Sizes near count * fractions, summing to count; at least 1 for each fraction > 0 if count allows it."""
     exact = np.array(list(fractions)) * count
     sizes = np.floor(exact + 1e-9).astype(int)
-    sizes[np.argsort(sizes - exact, kind="stable")[:count - sizes.sum()]] += 1
+    sizes[np.argsort(sizes - exact, kind="stable")[: count - sizes.sum()]] += 1
     for k in np.flatnonzero((exact > 0) & (sizes == 0)) if count >= (exact > 0).sum() else ():
         sizes[sizes.argmax()] -= 1
         sizes[k] = 1
@@ -33,4 +33,6 @@ def time_cuts(frames: int, fractions: dict[str, float]) -> dict[str, tuple[int, 
 
 def split_at(index: int, cuts: dict[str, tuple[int, int]]) -> str:
     """The split of a frame; a frame past the count belongs to the last split."""
-    return next((split for split, (start, stop) in cuts.items() if start <= index < stop), list(cuts)[-1])
+    return next(
+        (split for split, (start, stop) in cuts.items() if start <= index < stop), list(cuts)[-1]
+    )

@@ -27,6 +27,7 @@ UNREADABLE = (OSError, ValueError, EOFError, TypeError, SyntaxError, MemoryError
 
 class Stream(NamedTuple):
     """One split: its chunks in order, memory-mapped."""
+
     chunks: list[tuple[Path, np.ndarray]]
     seed: str  # the folder's name, "" where the chunks lie in the split itself
 
@@ -46,13 +47,17 @@ def read_config(source: Path) -> dict:
     try:
         config = json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{source}: holds no config.json; --source is the folder with it, train/ and test/") from None
+        raise UserError(
+            f"{source}: holds no config.json; --source is the folder with it, train/ and test/"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({first_line(error)})") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a JSON object")
     for name in ("T_total", "chunk_size"):
-        if name in config and (not isinstance(config[name], int) or isinstance(config[name], bool) or config[name] < 1):
+        if name in config and (
+            not isinstance(config[name], int) or isinstance(config[name], bool) or config[name] < 1
+        ):
             raise UserError(f"{path}: {name} must be a whole number above 0, got {config[name]!r}")
     return config
 
@@ -61,17 +66,28 @@ def open_chunk(path: Path) -> np.ndarray:
     try:
         chunk = np.load(path, mmap_mode="r", allow_pickle=False)
     except UNREADABLE as error:
-        raise UserError(f"{path}: not a whole .npy file ({first_line(error)[:120]}); fetch it again") from None
-    if getattr(chunk, "ndim", 0) != 4 or chunk.shape[3] != 3 or not chunk.size or (
-            chunk.dtype != np.uint8 and chunk.dtype.kind != "f"):
+        raise UserError(
+            f"{path}: not a whole .npy file ({first_line(error)[:120]}); fetch it again"
+        ) from None
+    if (
+        getattr(chunk, "ndim", 0) != 4
+        or chunk.shape[3] != 3
+        or not chunk.size
+        or (chunk.dtype != np.uint8 and chunk.dtype.kind != "f")
+    ):
         about = f"{chunk.shape} {chunk.dtype}" if isinstance(chunk, np.ndarray) else "no array"
-        raise UserError(f"{path}: {about}; need (frames, height, width, 3), uint8 or floats in [0, 1]")
+        raise UserError(
+            f"{path}: {about}; need (frames, height, width, 3), uint8 or floats in [0, 1]"
+        )
     return chunk
 
 
 def open_split(folder: Path, seed: str | None) -> Stream:
     """The chunks of train/<seed>, or of train itself."""
-    seeds = sorted((path for path in folder.iterdir() if path.is_dir() and any(path.glob("*.npy"))), key=by_number)
+    seeds = sorted(
+        (path for path in folder.iterdir() if path.is_dir() and any(path.glob("*.npy"))),
+        key=by_number,
+    )
     paths = sorted(folder.glob("*.npy"), key=by_number)
     name = ""
     if not paths and seeds:
@@ -85,7 +101,9 @@ def open_split(folder: Path, seed: str | None) -> Stream:
     chunks = [(path, open_chunk(path)) for path in paths]
     for path, chunk in chunks:
         if chunk.shape[1:] != chunks[0][1].shape[1:]:
-            raise UserError(f"{path}: frames of {chunk.shape[1:]}, but {chunks[0][0].name} has {chunks[0][1].shape[1:]}")
+            raise UserError(
+                f"{path}: frames of {chunk.shape[1:]}, but {chunks[0][0].name} has {chunks[0][1].shape[1:]}"
+            )
     return Stream(chunks, name)
 
 
@@ -93,16 +111,22 @@ def check_whole(stream: Stream, folder: Path, config: dict, total: int | None) -
     """Is every chunk there, and as long as config.json says? A gap would be a jump within the video."""
     numbers = [by_number(path)[0] for path, _ in stream.chunks]
     step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
-    step = step if step == config.get("chunk_size") else 1  # numbered by their first frames, or one by one
+    step = (
+        step if step == config.get("chunk_size") else 1
+    )  # numbered by their first frames, or one by one
     for before, after in zip(numbers, numbers[1:]):
         if after - before != step:
             raise UserError(f"{folder}: between the chunks {before} and {after} some are missing")
     for path, chunk in stream.chunks[:-1]:
         if len(chunk) != config.get("chunk_size", len(chunk)):
-            raise UserError(f"{path}: {len(chunk):,} frames, but config.json's chunk_size is {config['chunk_size']:,}; "
-                            "fetch it again")
+            raise UserError(
+                f"{path}: {len(chunk):,} frames, but config.json's chunk_size is {config['chunk_size']:,}; "
+                "fetch it again"
+            )
     if total and stream.frames < total:
-        raise UserError(f"{folder}: {stream.frames:,} frames, but config.json's T_total is {total:,}; fetch the rest")
+        raise UserError(
+            f"{folder}: {stream.frames:,} frames, but config.json's T_total is {total:,}; fetch the rest"
+        )
 
 
 def as_bytes(frames: np.ndarray, path: Path) -> np.ndarray:
@@ -119,7 +143,7 @@ def write_stream(writer: ShardWriter, stream: Stream, limit: int, bar) -> None:
     rows = max(1, PIECE // int(np.prod(stream.chunks[0][1].shape[1:])))
     for path, chunk in stream.chunks:
         for start in range(0, len(chunk), rows):
-            frames = as_bytes(chunk[start:start + rows][:limit - writer.frames], path)
+            frames = as_bytes(chunk[start : start + rows][: limit - writer.frames], path)
             if not len(frames):
                 return
             (writer.append if writer.videos else writer.add)(frames)
@@ -134,25 +158,51 @@ def make(args: argparse.Namespace, command: str = "") -> dict[str, dict]:
         raise UserError(f"{args.source}: holds no folder train, val or test")
     streams = {folder.name: open_split(folder, args.seed) for folder in folders}
     for folder in folders:
-        check_whole(streams[folder.name], folder, config, config.get("T_total") if folder.name == "train" else None)
-    lengths = {split: min(args.limit or stream.frames, stream.frames) for split, stream in streams.items()}
+        check_whole(
+            streams[folder.name],
+            folder,
+            config,
+            config.get("T_total") if folder.name == "train" else None,
+        )
+    lengths = {
+        split: min(args.limit or stream.frames, stream.frames) for split, stream in streams.items()
+    }
     with complete(args.out) as partial, progress(sum(lengths.values()), "frames", "frame") as bar:
         for split, stream in streams.items():
-            with ShardWriter(partial / split, fps=args.fps, source=args.source.name, command=command) as writer:
+            with ShardWriter(
+                partial / split, fps=args.fps, source=args.source.name, command=command
+            ) as writer:
                 write_stream(writer, stream, lengths[split], bar)
-            facts[split] = {"frames": writer.frames, "chunks": len(stream.chunks), "seed": stream.seed}
-        write_manifest(partial, command, source_config=config, fps=args.fps, splits=facts,
-                       seconds=round(time.monotonic() - began, 2))
+            facts[split] = {
+                "frames": writer.frames,
+                "chunks": len(stream.chunks),
+                "seed": stream.seed,
+            }
+        write_manifest(
+            partial,
+            command,
+            source_config=config,
+            fps=args.fps,
+            splits=facts,
+            seconds=round(time.monotonic() - began, 2),
+        )
     return facts
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m prepare.stream", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m prepare.stream", description=__doc__.splitlines()[0]
+    )
     add = parser.add_argument
     add("--source", type=Path, required=True, help="folder with config.json, train/ and test/")
     add("--out", required=True, help="folder to make, e.g. data/wmaze_published")
     add("--seed", help="which of the folders train/<seed> (needed where there are several)")
-    add("--fps", type=float, default=20.0, help="frames per second, for videos of them (balls: 10, maze: 20)")
+    add(
+        "--fps",
+        type=float,
+        default=20.0,
+        help="frames per second, for videos of them (balls: 10, maze: 20)",
+    )
     add("--limit", type=int, help="only so many frames of each split, from its beginning")
     args = parser.parse_args()
     if args.limit is not None and args.limit < 1 or not 0 < args.fps <= 1000:

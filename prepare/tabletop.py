@@ -15,8 +15,16 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 SHAPES, MATERIALS = ("cube", "sphere", "cylinder"), ("rubber", "metal")
-COLORS = {"gray": (0.38, 0.38, 0.38), "red": (0.68, 0.14, 0.14), "blue": (0.16, 0.29, 0.84), "green": (0.11, 0.45, 0.12),
-          "brown": (0.51, 0.29, 0.10), "purple": (0.51, 0.15, 0.75), "cyan": (0.16, 0.78, 0.78), "yellow": (0.95, 0.86, 0.16)}
+COLORS = {
+    "gray": (0.38, 0.38, 0.38),
+    "red": (0.68, 0.14, 0.14),
+    "blue": (0.16, 0.29, 0.84),
+    "green": (0.11, 0.45, 0.12),
+    "brown": (0.51, 0.29, 0.10),
+    "purple": (0.51, 0.15, 0.75),
+    "cyan": (0.16, 0.78, 0.78),
+    "yellow": (0.95, 0.86, 0.16),
+}
 RADIUS = 0.2  # metres: of spheres and cylinders; cubes are a little less than twice as wide
 EYE, TARGET, VIEW = (0.0, -6.0, 4.2), (0.0, 0.1, 0.0), 29.0  # the camera: metres, degrees
 LAMP, LAMP_VIEW, LAMP_PIXELS = (4.0, -3.0, 8.0), 46.0, 256
@@ -27,6 +35,7 @@ MARGIN = 0.5  # metres beyond the edge of the picture, where things come in from
 
 class Scene(NamedTuple):
     """What the objects are: indices (N,) into SHAPES, COLORS and MATERIALS."""
+
     shapes: np.ndarray
     colours: np.ndarray
     materials: np.ndarray
@@ -57,7 +66,9 @@ class Table:
         ndc = (np.arange(self.side) + 0.5) / self.side * 2 - 1
         x, y = np.meshgrid(ndc, -ndc)
         inverse = np.linalg.inv(matrix(self.projection) @ matrix(self.view))
-        near, far = (homogeneous(inverse, np.stack([x, y, np.full_like(x, z)], -1)) for z in (-1, 1))
+        near, far = (
+            homogeneous(inverse, np.stack([x, y, np.full_like(x, z)], -1)) for z in (-1, 1)
+        )
         along = near[..., 2] / (near[..., 2] - far[..., 2])
         point = near + along[..., None] * (far - near)
         way = np.array(LAMP) - point
@@ -65,20 +76,26 @@ class Table:
         light = 0.5 + 0.5 * way[..., 2] / distance * (np.linalg.norm(LAMP) / distance) ** 2
         ground = np.clip(GROUND * light, 0, 1)[..., None] * 255
         lamp = homogeneous(matrix(self.lamp_projection) @ matrix(self.lamp_view), point)
-        column, row = (np.clip((v + 1) / 2 * LAMP_PIXELS, 0, LAMP_PIXELS - 1).astype(np.int64)
-                       for v in (lamp[..., 0], -lamp[..., 1]))
+        column, row = (
+            np.clip((v + 1) / 2 * LAMP_PIXELS, 0, LAMP_PIXELS - 1).astype(np.int64)
+            for v in (lamp[..., 0], -lamp[..., 1])
+        )
         return np.repeat(ground, 3, -1).round().astype(np.uint8), row * LAMP_PIXELS + column
 
     def outside(self, angle: float) -> np.ndarray:
         """(2,) the point of the plane in that direction from the middle where an object is MARGIN beyond the picture's edge."""
         way = np.array([np.cos(angle), np.sin(angle)])
         far = np.arange(0, 8, 0.05)
-        points = np.stack([np.insert(far[:, None] * way, 2, z, axis=1) for z in (0, 2 * RADIUS)])  # its foot, its top
+        points = np.stack(
+            [np.insert(far[:, None] * way, 2, z, axis=1) for z in (0, 2 * RADIUS)]
+        )  # its foot, its top
         ndc = homogeneous(matrix(self.projection) @ matrix(self.view), points)[..., :2]
         return way * (far[np.argmax(abs(ndc).max(-1).min(0) > 1)] + MARGIN)
 
     # ------------------------------------------------------------------------------------------------------ objects
-    def place(self, scene: Scene, places: np.ndarray, headings: np.ndarray, mass: tuple[float, float]) -> list[int]:
+    def place(
+        self, scene: Scene, places: np.ndarray, headings: np.ndarray, mass: tuple[float, float]
+    ) -> list[int]:
         """An empty world with these objects on the plane z = 0, which is not in it -> their numbers there."""
         bullet, client = self.bullet, {"physicsClientId": self.client}
         bullet.resetSimulation(**client)
@@ -87,19 +104,27 @@ class Table:
         for shape, colour, material, place, heading in zip(*scene, places, headings):
             form, sizes, half = self.form(SHAPES[shape])
             height = {"length": 2 * half} if form == bullet.GEOM_CYLINDER else {}
-            visual = bullet.createVisualShape(form, **sizes, **height, rgbaColor=(*list(COLORS.values())[colour], 1), **client)
+            visual = bullet.createVisualShape(
+                form, **sizes, **height, rgbaColor=(*list(COLORS.values())[colour], 1), **client
+            )
             height = {"height": 2 * half} if height else {}
             solid = bullet.createCollisionShape(form, **sizes, **height, **client)
             turn = bullet.getQuaternionFromEuler((0, 0, heading))
-            bodies.append(bullet.createMultiBody(mass[material], solid, visual, (*place, half), turn, **client))
+            bodies.append(
+                bullet.createMultiBody(
+                    mass[material], solid, visual, (*place, half), turn, **client
+                )
+            )
         return bodies
 
     def form(self, shape: str) -> tuple[int, dict, float]:
         """-> pybullet's shape, its sizes, half its height."""
         half = 0.85 * RADIUS
-        return {"cube": (self.bullet.GEOM_BOX, {"halfExtents": [half] * 3}, half),
-                "sphere": (self.bullet.GEOM_SPHERE, {"radius": RADIUS}, RADIUS),
-                "cylinder": (self.bullet.GEOM_CYLINDER, {"radius": RADIUS}, half)}[shape]
+        return {
+            "cube": (self.bullet.GEOM_BOX, {"halfExtents": [half] * 3}, half),
+            "sphere": (self.bullet.GEOM_SPHERE, {"radius": RADIUS}, RADIUS),
+            "cylinder": (self.bullet.GEOM_CYLINDER, {"radius": RADIUS}, half),
+        }[shape]
 
     # ------------------------------------------------------------------------------------------------------ pictures
     def render(self, scene: Scene, positions: np.ndarray, orientations: np.ndarray) -> np.ndarray:
@@ -107,11 +132,21 @@ class Table:
         T, N, _ = positions.shape
         bodies = self.place(scene, positions[0, :, :2], np.zeros(N), (0.0, 0.0))
         metal = np.zeros(max(bodies) + 2, bool)  # by number of the body; the last for none, -1
-        metal[[body for body, material in zip(bodies, scene.materials) if MATERIALS[material] == "metal"]] = True
+        metal[
+            [
+                body
+                for body, material in zip(bodies, scene.materials)
+                if MATERIALS[material] == "metal"
+            ]
+        ] = True
         frames = np.empty((T, self.size, self.size, 3), np.uint8)
         for t in range(T):
-            for body, position, orientation in zip(bodies, positions[t].tolist(), orientations[t].tolist()):
-                self.bullet.resetBasePositionAndOrientation(body, position, orientation, physicsClientId=self.client)
+            for body, position, orientation in zip(
+                bodies, positions[t].tolist(), orientations[t].tolist()
+            ):
+                self.bullet.resetBasePositionAndOrientation(
+                    body, position, orientation, physicsClientId=self.client
+                )
             frames[t] = self.picture(metal)
         return frames
 
@@ -131,17 +166,33 @@ class Table:
         """-> pixels (side, side, 3) as though all were of that material, and whose each is (side, side)."""
         ambient, diffuse, specular = LIGHTS[material]
         _, _, pixels, _, who = self.bullet.getCameraImage(
-            self.side, self.side, self.view, self.projection, lightDirection=LAMP, lightColor=(1, 1, 1), shadow=0,
-            lightAmbientCoeff=ambient, lightDiffuseCoeff=diffuse, lightSpecularCoeff=specular,
-            renderer=self.bullet.ER_TINY_RENDERER, physicsClientId=self.client)
+            self.side,
+            self.side,
+            self.view,
+            self.projection,
+            lightDirection=LAMP,
+            lightColor=(1, 1, 1),
+            shadow=0,
+            lightAmbientCoeff=ambient,
+            lightDiffuseCoeff=diffuse,
+            lightSpecularCoeff=specular,
+            renderer=self.bullet.ER_TINY_RENDERER,
+            physicsClientId=self.client,
+        )
         pixels = np.asarray(pixels, np.uint8).reshape(self.side, self.side, 4)[..., :3]
         return pixels, np.asarray(who).reshape(self.side, self.side)
 
     def shadow(self) -> np.ndarray:
         """(side, side) float32: how much of the ground's light is taken at each pixel."""
         who = self.bullet.getCameraImage(
-            LAMP_PIXELS, LAMP_PIXELS, self.lamp_view, self.lamp_projection, shadow=0,
-            renderer=self.bullet.ER_TINY_RENDERER, physicsClientId=self.client)[4]
+            LAMP_PIXELS,
+            LAMP_PIXELS,
+            self.lamp_view,
+            self.lamp_projection,
+            shadow=0,
+            renderer=self.bullet.ER_TINY_RENDERER,
+            physicsClientId=self.client,
+        )[4]
         mask = (np.asarray(who).reshape(LAMP_PIXELS, LAMP_PIXELS) >= 0).astype(np.uint8) * 255
         soft = np.array(Image.fromarray(mask).filter(ImageFilter.BoxBlur(2)))
         soft[[0, -1]] = soft[:, [0, -1]] = 0  # where all that lies beyond this picture looks

@@ -50,7 +50,13 @@ def crc32c(data: bytes) -> int:
         lanes = TABLE[(lanes ^ column) & 0xFF] ^ (lanes >> 8)
     a, b, c, d = lane_shift()
     for lane in lanes.tolist():
-        register = a[register & 255] ^ b[register >> 8 & 255] ^ c[register >> 16 & 255] ^ d[register >> 24] ^ lane
+        register = (
+            a[register & 255]
+            ^ b[register >> 8 & 255]
+            ^ c[register >> 16 & 255]
+            ^ d[register >> 24]
+            ^ lane
+        )
     return register ^ 0xFFFFFFFF
 
 
@@ -67,9 +73,13 @@ def places(path: Path) -> Iterator[tuple[int, int]]:
             while offset < end:
                 file.seek(offset)
                 head = file.read(HEAD.size)
-                size = HEAD.size + HEAD.unpack(head)[0] + FOOT.size if len(head) == HEAD.size else end
+                size = (
+                    HEAD.size + HEAD.unpack(head)[0] + FOOT.size if len(head) == HEAD.size else end
+                )
                 if len(head) == HEAD.size and masked(head[:8]) != HEAD.unpack(head)[1]:
-                    raise Broken(f"not a TFRecord from byte {offset:,} on: the checksum of a length is wrong")
+                    raise Broken(
+                        f"not a TFRecord from byte {offset:,} on: the checksum of a length is wrong"
+                    )
                 if offset + size > end:
                     raise Broken(f"cut short: its last record begins at byte {offset:,} of {end:,}")
                 yield offset, size
@@ -80,7 +90,7 @@ def places(path: Path) -> Iterator[tuple[int, int]]:
 
 def payload(record: bytes) -> bytes:
     """What a record as places() gives it holds, once its checksum is right."""
-    data, (crc,) = record[HEAD.size:-FOOT.size], FOOT.unpack(record[-FOOT.size:])
+    data, (crc,) = record[HEAD.size : -FOOT.size], FOOT.unpack(record[-FOOT.size :])
     if masked(data) != crc:
         raise Broken("damaged: its checksum is wrong")
     return data
@@ -111,7 +121,7 @@ def fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
         if at + size > len(data):
             raise ValueError("a field goes beyond the end")
         if kind == 2:
-            yield tag >> 3, data[at:at + size]
+            yield tag >> 3, data[at : at + size]
         at += size
 
 
@@ -121,9 +131,16 @@ def bytes_features(example: bytes) -> dict[str, bytes]:
     try:
         for features in (content for number, content in fields(memoryview(example)) if number == 1):
             for entry in (content for number, content in fields(features) if number == 1):
-                pair = dict(fields(entry))  # 1: name, 2: the feature, whose field 1 is a list of bytes, whose field 1 they are
-                values = [value for number, part in fields(pair.get(2, memoryview(b""))) if number == 1
-                          for inner, value in fields(part) if inner == 1]
+                pair = dict(
+                    fields(entry)
+                )  # 1: name, 2: the feature, whose field 1 is a list of bytes, whose field 1 they are
+                values = [
+                    value
+                    for number, part in fields(pair.get(2, memoryview(b"")))
+                    if number == 1
+                    for inner, value in fields(part)
+                    if inner == 1
+                ]
                 if len(values) == 1:
                     found[bytes(pair[1]).decode()] = bytes(values[0])
     except (ValueError, IndexError, KeyError) as error:

@@ -42,10 +42,14 @@ def sheet(truth: np.ndarray, samples: np.ndarray) -> str:
     rows = -(-N // columns)
     grid = np.zeros((rows * columns, H, W, 3), np.uint8)
     grid[:N] = frames
-    image = Image.fromarray(grid.reshape(rows, columns, H, W, 3).swapaxes(1, 2).reshape(rows * H, columns * W, 3))
+    image = Image.fromarray(
+        grid.reshape(rows, columns, H, W, 3).swapaxes(1, 2).reshape(rows * H, columns * W, 3)
+    )
     format = "webp" if max(image.size) < 16384 else "png"  # WebP ends there
     file = io.BytesIO()
-    image.save(file, format, **({"lossless": True, "quality": 50, "method": 2} if format == "webp" else {}))
+    image.save(
+        file, format, **({"lossless": True, "quality": 50, "method": 2} if format == "webp" else {})
+    )
     return data_uri(file.getvalue(), f"image/{format}")
 
 
@@ -57,7 +61,9 @@ def embedded(data: dict, id: str) -> str:
 
 def document(title: str, body: str) -> str:
     """A whole page. Its policy lets the browser load nothing from anywhere else."""
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    )
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -106,7 +112,11 @@ def number(entry: dict | None, digits: int | None = None) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     text = f"{value:.{digits}f}" if digits is not None else f"{value:.4g}"
-    return text + (f' <span class="se">± {entry["se"]:.{digits}f}</span>' if entry.get("se") and digits is not None else "")
+    return text + (
+        f' <span class="se">± {entry["se"]:.{digits}f}</span>'
+        if entry.get("se") and digits is not None
+        else ""
+    )
 
 
 def against(own: dict, baseline: dict | None, unit: str, higher: bool | None) -> str:
@@ -132,32 +142,56 @@ def metrics_table(summary: dict) -> str:
         _, unit, higher = plots.describe(name)
         own, digits = summary[name], decimals(summary[name])
         better = {None: "", True: "higher is better", False: "lower is better"}[higher]
-        cells = "".join(f"<td>{number(summary.get(name + suffix), digits)}</td>" for suffix in plots.BASELINES)
-        rows.append(f"<tr><th scope='row'>{label(name)}<small>{better}</small></th>"
-                    f"<td><b>{number(own, digits)}</b></td>{cells}"
-                    f"{against(own, summary.get(name + '_repeat_last'), unit, higher)}</tr>")
-    heads = "".join(f"<th scope='col'>{head}</th>" for head in
-                    ("metric", "forecast", *plots.BASELINES.values(), "forecast against repeating"))
-    return ('<div class="scroll" tabindex="0" role="region" aria-label="Metrics"><table>'
-            f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>")
+        cells = "".join(
+            f"<td>{number(summary.get(name + suffix), digits)}</td>" for suffix in plots.BASELINES
+        )
+        rows.append(
+            f"<tr><th scope='row'>{label(name)}<small>{better}</small></th>"
+            f"<td><b>{number(own, digits)}</b></td>{cells}"
+            f"{against(own, summary.get(name + '_repeat_last'), unit, higher)}</tr>"
+        )
+    heads = "".join(
+        f"<th scope='col'>{head}</th>"
+        for head in ("metric", "forecast", *plots.BASELINES.values(), "forecast against repeating")
+    )
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Metrics"><table>'
+        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
 
 
 # sentences of the protocol, and what each is left out for where it is 0 or False
-PROTOCOL = [("{skip} frames of the source are skipped between one and the next.", "skip"),
-            ("Sampled by the solver {solver} with diffusion {diffusion}, {steps} steps on a {grid} grid: "
-             "{network_evaluations_per_frame:.4g} evaluations of the network a frame.", "steps"),
-            ("Begun at flow time {warm_start}.", "warm_start"),
-            ("Context frame: {context}, drawn anew every {redraw}.", "context"),
-            ("A forecast frame passes through the autoencoder’s pixels before it is forecast from.", "reencode"),
-            ("Weights after {updates:,} updates.", "updates"), ("Checkpoint: {checkpoint}.", "checkpoint")]
+PROTOCOL = [
+    ("{skip} frames of the source are skipped between one and the next.", "skip"),
+    (
+        "Sampled by the solver {solver} with diffusion {diffusion}, {steps} steps on a {grid} grid: "
+        "{network_evaluations_per_frame:.4g} evaluations of the network a frame.",
+        "steps",
+    ),
+    ("Begun at flow time {warm_start}.", "warm_start"),
+    ("Context frame: {context}, drawn anew every {redraw}.", "context"),
+    (
+        "A forecast frame passes through the autoencoder’s pixels before it is forecast from.",
+        "reencode",
+    ),
+    ("Weights after {updates:,} updates.", "updates"),
+    ("Checkpoint: {checkpoint}.", "checkpoint"),
+]
 
 
 def in_words(protocol: dict) -> list[str]:
     """Sentences; what they do not know follows by its name."""
     said, told = [], set()
     if {"name", "source", "clips", "rule"} <= protocol.keys():
-        said = [f"{line[0].upper()}{line[1:]}." for line in [*protocols.in_words(protocol), protocol["source"]]]
-        told = {field.name for field in dataclasses.fields(protocols.Protocol)} | {"samples_per_video", "fps", "metrics"}
+        said = [
+            f"{line[0].upper()}{line[1:]}."
+            for line in [*protocols.in_words(protocol), protocol["source"]]
+        ]
+        told = {field.name for field in dataclasses.fields(protocols.Protocol)} | {
+            "samples_per_video",
+            "fps",
+            "metrics",
+        }
     for sentence, unless in PROTOCOL:
         names = {field for _, field, _, _ in Formatter().parse(sentence) if field} | {unless}
         if names <= protocol.keys():
@@ -172,8 +206,15 @@ def settings(config: dict) -> str:
     """As --set takes them, one a line."""
     lines = []
     for group, fields in config.items():
-        pairs = {f"{group}.{name}": value for name, value in fields.items()} if isinstance(fields, dict) else {group: fields}
-        lines += [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in pairs.items()]
+        pairs = (
+            {f"{group}.{name}": value for name, value in fields.items()}
+            if isinstance(fields, dict)
+            else {group: fields}
+        )
+        lines += [
+            f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+            for name, value in pairs.items()
+        ]
     return "\n".join(lines)
 
 
@@ -211,29 +252,57 @@ def player(truth: np.ndarray, samples: np.ndarray, futures: int, fps: float, lim
     S, P = samples.shape[1:3]
     shown = samples[:, :futures]
     clips, sheets = pick(truth, shown, limit)
-    data = {"sheets": sheets, "given": T - P, "frames": T, "fps": fps, "width": W, "height": H,
-            "columns": columns_of(T + shown.shape[1] * P)}
-    speeds = "".join(f'<option value="{value}"{" selected" * (value == 1)}>{name}×</option>' for value, name in SPEEDS.items())
-    words = [f"Truth and {shown.shape[1]} of {S} samples" if S > shown.shape[1] else "Truth and samples",
-             "; green edge: given frames, orange edge: forecast. ",
-             f"{len(clips)} of {V} clips, those that move most in their given frames, so that the page stays small enough to "
-             "send." if len(clips) < V else "The clips that move most in their given frames come first.",
-             f" {fps:g} frames a second at speed 1×. Space plays and pauses, the arrow keys step."]
+    data = {
+        "sheets": sheets,
+        "given": T - P,
+        "frames": T,
+        "fps": fps,
+        "width": W,
+        "height": H,
+        "columns": columns_of(T + shown.shape[1] * P),
+    }
+    speeds = "".join(
+        f'<option value="{value}"{" selected" * (value == 1)}>{name}×</option>'
+        for value, name in SPEEDS.items()
+    )
+    words = [
+        f"Truth and {shown.shape[1]} of {S} samples" if S > shown.shape[1] else "Truth and samples",
+        "; green edge: given frames, orange edge: forecast. ",
+        f"{len(clips)} of {V} clips, those that move most in their given frames, so that the page stays small enough to "
+        "send."
+        if len(clips) < V
+        else "The clips that move most in their given frames come first.",
+        f" {fps:g} frames a second at speed 1×. Space plays and pauses, the arrow keys step.",
+    ]
     names = ["truth", *(f"sample {k + 1}" for k in range(shown.shape[1]))]
     sections = []
     for v in clips:
-        boxes = "".join(f'<figure><canvas width="{W}" height="{H}" role="img" aria-label="clip {v}, {name}"></canvas>'
-                        f"<figcaption>{name}</figcaption></figure>" for name in names)
-        sections.append(f'<section class="clip" aria-label="clip {v}"><h3>clip {v}</h3>'
-                        f'<div class="tracks">{boxes}</div></section>')
+        boxes = "".join(
+            f'<figure><canvas width="{W}" height="{H}" role="img" aria-label="clip {v}, {name}"></canvas>'
+            f"<figcaption>{name}</figcaption></figure>"
+            for name in names
+        )
+        sections.append(
+            f'<section class="clip" aria-label="clip {v}"><h3>clip {v}</h3>'
+            f'<div class="tracks">{boxes}</div></section>'
+        )
     if len(sections) > OPEN:
-        sections[OPEN:] = [f"<details><summary>{len(sections) - OPEN} more clips</summary>", *sections[OPEN:], "</details>"]
-    return "\n".join([
-        f"<h2>Videos</h2>\n<p class='soft'>{''.join(words)}</p>\n<noscript><p>They need JavaScript.</p></noscript>",
-        f'<div id="player" data-phase="given" style="--shown: {W * videos.scale_of(H, 128) + 8}px">',
-        CONTROLS.format(frames=T, share=100 * (T - P) / T, speeds=speeds), *sections, "</div>",
-        embedded(data, "sheets"),
-        f"<script>\n{(WEB / 'player.js').read_text()}</script>"])
+        sections[OPEN:] = [
+            f"<details><summary>{len(sections) - OPEN} more clips</summary>",
+            *sections[OPEN:],
+            "</details>",
+        ]
+    return "\n".join(
+        [
+            f"<h2>Videos</h2>\n<p class='soft'>{''.join(words)}</p>\n<noscript><p>They need JavaScript.</p></noscript>",
+            f'<div id="player" data-phase="given" style="--shown: {W * videos.scale_of(H, 128) + 8}px">',
+            CONTROLS.format(frames=T, share=100 * (T - P) / T, speeds=speeds),
+            *sections,
+            "</div>",
+            embedded(data, "sheets"),
+            f"<script>\n{(WEB / 'player.js').read_text()}</script>",
+        ]
+    )
 
 
 def horizon_picture(dir: Path, result: dict) -> str:
@@ -246,7 +315,9 @@ def horizon_picture(dir: Path, result: dict) -> str:
         content = file.getvalue()
     else:
         return ""
-    return "<h2>Over the horizon</h2>\n" + picture(content, "Metrics by predicted frame, with the baselines", wide=True)
+    return "<h2>Over the horizon</h2>\n" + picture(
+        content, "Metrics by predicted frame, with the baselines", wide=True
+    )
 
 
 def result_page(dir: Path, fps: float | None = None, futures: int = 8, limit: int = LIMIT) -> Path:
@@ -254,16 +325,32 @@ def result_page(dir: Path, fps: float | None = None, futures: int = 8, limit: in
     futures: at most so many samples of a clip; limit: bytes of clips, above which the liveliest are taken."""
     result, (truth, samples) = results.read_metrics(dir), results.read_arrays(dir)
     config, protocol = result["config"], result["protocol"]
-    dataset, interpolant = config.get("dataset", "?"), config.get("flow", {}).get("interpolant", "?")
+    dataset, interpolant = (
+        config.get("dataset", "?"),
+        config.get("flow", {}).get("interpolant", "?"),
+    )
     run = results.run_id(config)
-    parts = [f"<h1>{escape(f'{dataset} · {interpolant}')}</h1>\n<p class='soft'>run {escape(run)}</p>",
-             f"<p>{escape(' '.join(in_words(protocol)))}</p>",
-             f"<h2>Metrics</h2>\n{metrics_table(result['summary'])}\n<p class='soft'>Mean ± standard error over clips.</p>",
-             player(truth, samples, futures, fps or results.frame_rate_of(protocol), limit),
-             horizon_picture(dir, result)]
-    for name, title, alt in (("rank_histogram", "Spread", "Histogram of the truth’s rank among the samples"),
-                             ("contact_sheet", "Contact sheet", "Contact sheet: time runs to the right, truth above samples")):
+    parts = [
+        f"<h1>{escape(f'{dataset} · {interpolant}')}</h1>\n<p class='soft'>run {escape(run)}</p>",
+        f"<p>{escape(' '.join(in_words(protocol)))}</p>",
+        f"<h2>Metrics</h2>\n{metrics_table(result['summary'])}\n<p class='soft'>Mean ± standard error over clips.</p>",
+        player(truth, samples, futures, fps or results.frame_rate_of(protocol), limit),
+        horizon_picture(dir, result),
+    ]
+    for name, title, alt in (
+        ("rank_histogram", "Spread", "Histogram of the truth’s rank among the samples"),
+        (
+            "contact_sheet",
+            "Contact sheet",
+            "Contact sheet: time runs to the right, truth above samples",
+        ),
+    ):
         if (dir / f"{name}.png").is_file():
-            parts.append(f"<h2>{title}</h2>\n" + picture((dir / f"{name}.png").read_bytes(), alt, wide=name == "contact_sheet"))
-    parts.append(f"<details><summary>Config</summary><pre>{escape(settings(config))}</pre></details>")
+            parts.append(
+                f"<h2>{title}</h2>\n"
+                + picture((dir / f"{name}.png").read_bytes(), alt, wide=name == "contact_sheet")
+            )
+    parts.append(
+        f"<details><summary>Config</summary><pre>{escape(settings(config))}</pre></details>"
+    )
     return write(dir / "index.html", document(f"{dataset} {interpolant} {run}", "\n".join(parts)))

@@ -28,9 +28,18 @@ def read_array(file: Path, axes: int) -> np.ndarray:
     try:
         array = np.load(require(file), mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise UserError(f"{file}: not an array that sample.py wrote ({first_line(error)}); sample again") from None
-    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != axes or 0 in array.shape:
-        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "several arrays"
+        raise UserError(
+            f"{file}: not an array that sample.py wrote ({first_line(error)}); sample again"
+        ) from None
+    if (
+        not isinstance(array, np.ndarray)
+        or array.dtype != np.uint8
+        or array.ndim != axes
+        or 0 in array.shape
+    ):
+        found = (
+            f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "several arrays"
+        )
         raise UserError(f"{file}: {found}, not uint8 with {axes} axes; sample again")
     return array
 
@@ -39,8 +48,15 @@ def read_arrays(dir: Path) -> tuple[np.ndarray, np.ndarray]:
     """-> truth (V, T, H, W, 3) and samples (V, S, T - condition, H, W, 3), uint8."""
     samples, truth = read_array(dir / "samples.npy", 6), read_array(dir / "truth.npy", 5)
     V, T, *frame = truth.shape
-    if samples.shape[0] != V or samples.shape[2] >= T or list(samples.shape[3:]) != frame or frame[-1] != 3:
-        raise UserError(f"{dir}: samples {samples.shape} and truth {truth.shape} do not go together; sample again")
+    if (
+        samples.shape[0] != V
+        or samples.shape[2] >= T
+        or list(samples.shape[3:]) != frame
+        or frame[-1] != 3
+    ):
+        raise UserError(
+            f"{dir}: samples {samples.shape} and truth {truth.shape} do not go together; sample again"
+        )
     return truth, samples
 
 
@@ -51,7 +67,9 @@ def read_metrics(dir: Path) -> dict:
     except ValueError as error:
         raise UserError(f"{file}: not JSON ({first_line(error)}); sample again") from None
     parts = ("protocol", "config", "summary", "horizon")
-    if not isinstance(result, dict) or not all(isinstance(result.get(part), dict) for part in parts):
+    if not isinstance(result, dict) or not all(
+        isinstance(result.get(part), dict) for part in parts
+    ):
         raise UserError(f"{file}: lacks one of {', '.join(parts)}; sample again")
     return result
 
@@ -60,7 +78,9 @@ def config_of(result: dict, dir: Path) -> configs.Config:
     try:
         return configs.from_dict(result["config"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{dir / 'metrics.json'}: its config is none of this program's ({first_line(error)})") from None
+        raise UserError(
+            f"{dir / 'metrics.json'}: its config is none of this program's ({first_line(error)})"
+        ) from None
 
 
 def frame_rate_of(protocol: dict) -> float:
@@ -72,7 +92,9 @@ def frame_rate_of(protocol: dict) -> float:
 def run_id(config: dict) -> str:
     """As configs.Config.run_id has it, of a config that may be older than this program."""
     flow, train, output = (config.get(group, {}) for group in ("flow", "train", "output"))
-    default = f"{config.get('dataset', '?')}-{flow.get('interpolant', '?')}-{train.get('seed', '?')}"
+    default = (
+        f"{config.get('dataset', '?')}-{flow.get('interpolant', '?')}-{train.get('seed', '?')}"
+    )
     return output.get("run_id") or default + "-overfit" * bool(train.get("overfit"))
 
 
@@ -80,13 +102,33 @@ def results_dir(forecaster: Forecaster, step: int) -> Path:
     config, sample = forecaster.config, forecaster.config.sample
     sampler = f"{config.model.name}-{step}_{sample.solver}-{config.diffusion}-{sample.steps}"
     usual = configs.Sample()
-    sampler += "".join(f"_{name}-{getattr(sample, name)}" for name in ("grid", "warm_start", "redraw", "reencode", "first")
-                       if getattr(sample, name) != getattr(usual, name))
-    return Path(config.output.root) / "results" / config.run_id / sampler / f"{config.dataset}-{sample.split}"
+    sampler += "".join(
+        f"_{name}-{getattr(sample, name)}"
+        for name in ("grid", "warm_start", "redraw", "reencode", "first")
+        if getattr(sample, name) != getattr(usual, name)
+    )
+    return (
+        Path(config.output.root)
+        / "results"
+        / config.run_id
+        / sampler
+        / f"{config.dataset}-{sample.split}"
+    )
 
 
-RESULTS = {"videos", "samples.npy", "latents.npy", "truth.npy", "contact_sheet.png", "forecasts.mp4", "forecasts.gif",
-           "metrics.json", "curves.png", "rank_histogram.png", "index.html"}
+RESULTS = {
+    "videos",
+    "samples.npy",
+    "latents.npy",
+    "truth.npy",
+    "contact_sheet.png",
+    "forecasts.mp4",
+    "forecasts.gif",
+    "metrics.json",
+    "curves.png",
+    "rank_histogram.png",
+    "index.html",
+}
 
 
 def folder(name: str) -> Path:
@@ -100,15 +142,24 @@ def check_out(out: Path) -> None:
     if not out.exists() and beside(out, "old").exists():
         os.replace(beside(out, "old"), out)
     if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= RESULTS):
-        raise UserError(f"{out} exists and holds other things than results; choose another folder by --out")
+        raise UserError(
+            f"{out} exists and holds other things than results; choose another folder by --out"
+        )
 
 
 def beside(out: Path, ending: str) -> Path:
     return out.with_name(f"{out.name}.{ending}")
 
 
-def write_results(out: Path, truth: np.ndarray, samples: np.ndarray, result: dict, fps: float, format: str,
-                  latents: Sequence[np.ndarray] = ()) -> None:
+def write_results(
+    out: Path,
+    truth: np.ndarray,
+    samples: np.ndarray,
+    result: dict,
+    fps: float,
+    format: str,
+    latents: Sequence[np.ndarray] = (),
+) -> None:
     """latents: those of the samples, in parts, where the data are latents."""
     format = videos.usable_format(format)
     partial, old = beside(out, "partial"), beside(out, "old")
@@ -117,15 +168,22 @@ def write_results(out: Path, truth: np.ndarray, samples: np.ndarray, result: dic
     np.save(partial / "samples.npy", samples)
     np.save(partial / "truth.npy", truth)
     if latents:
-        np.save(partial / "latents.npy", np.concatenate(latents).reshape(*samples.shape[:3], *latents[0].shape[2:]))
+        np.save(
+            partial / "latents.npy",
+            np.concatenate(latents).reshape(*samples.shape[:3], *latents[0].shape[2:]),
+        )
     elif (out / "latents.npy").exists():  # measured anew, the samples are the same
         shutil.copyfile(out / "latents.npy", partial / "latents.npy")
     shown = videos.liveliest(truth, truth.shape[1] - samples.shape[2])[:6]
     videos.contact_sheet(truth[shown], samples[shown]).save(partial / "contact_sheet.png")
-    videos.write_video(partial / f"forecasts.{format}", videos.mosaic(truth[shown], samples[shown]), fps)
+    videos.write_video(
+        partial / f"forecasts.{format}", videos.mosaic(truth[shown], samples[shown]), fps
+    )
     with progress(len(truth), "write videos", "video") as bar:
         for k, (t, s) in enumerate(zip(truth, samples)):
-            videos.write_video(partial / "videos" / f"{k:03d}.{format}", videos.side_by_side(t, s), fps)
+            videos.write_video(
+                partial / "videos" / f"{k:03d}.{format}", videos.side_by_side(t, s), fps
+            )
             bar.update()
     (partial / "metrics.json").write_text(json.dumps(result, indent=1, allow_nan=False))
     if plots.own(result["horizon"]):
@@ -141,9 +199,17 @@ def write_results(out: Path, truth: np.ndarray, samples: np.ndarray, result: dic
 
 
 def paths(out: Path, format: str, ckpt: str | Path) -> str:
-    latents = [f"latents        {out / 'latents.npy'} (samples; pictures and metrics are of what they look like: through an "
-               "AutoencoderKL, if vqvae.ckpt names the folder of one, else a linear preview)"]
-    return "\n".join([*latents * (out / "latents.npy").exists(), f"page           {out / 'index.html'}",
-                      f"video          {out / f'forecasts.{videos.usable_format(format)}'}",
-                      f"contact sheet  {out / 'contact_sheet.png'}",
-                      f"metrics        {out / 'metrics.json'}", f"checkpoint     {ckpt}"])
+    latents = [
+        f"latents        {out / 'latents.npy'} (samples; pictures and metrics are of what they look like: through an "
+        "AutoencoderKL, if vqvae.ckpt names the folder of one, else a linear preview)"
+    ]
+    return "\n".join(
+        [
+            *latents * (out / "latents.npy").exists(),
+            f"page           {out / 'index.html'}",
+            f"video          {out / f'forecasts.{videos.usable_format(format)}'}",
+            f"contact sheet  {out / 'contact_sheet.png'}",
+            f"metrics        {out / 'metrics.json'}",
+            f"checkpoint     {ckpt}",
+        ]
+    )

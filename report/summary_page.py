@@ -34,11 +34,19 @@ def link(target: str, text: str) -> str:
 def grid(head: list[str], body: list[str]) -> str:
     """Cells of `head` and rows of `body` are HTML already."""
     cells = "".join(f"<th>{cell}</th>" for cell in head)
-    return f'<div class="wide"><table><thead><tr>{cells}</tr></thead>\n<tbody>\n' + "\n".join(body) + "\n</tbody></table></div>"
+    return (
+        f'<div class="wide"><table><thead><tr>{cells}</tr></thead>\n<tbody>\n'
+        + "\n".join(body)
+        + "\n</tbody></table></div>"
+    )
 
 
 def line(cells: list[str], kind: str = "") -> str:
-    return f"<tr{f' class={kind}' if kind else ''}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    return (
+        f"<tr{f' class={kind}' if kind else ''}>"
+        + "".join(f"<td>{cell}</td>" for cell in cells)
+        + "</tr>"
+    )
 
 
 def written(cell: Cell) -> str:
@@ -47,29 +55,53 @@ def written(cell: Cell) -> str:
     return text + cell.mark + f" <small>({cell.n})</small>" * bool(cell.n)
 
 
-def section(table: Table, metrics: list[str], pictures: dict[str, str], out: Path, number: int) -> str:
+def section(
+    table: Table, metrics: list[str], pictures: dict[str, str], out: Path, number: int
+) -> str:
     """One table with all that belongs to it. pictures: {kind: file name}."""
     arrows = {"up": " ↑", "down": " ↓", "one": " → 1"}
-    head = ["method", "seeds", *(escape(label(metric)) + arrows[direction(metric)] for metric in metrics)]
-    body = [line([escape(row.name), row.seeds, *map(written, row.cells)], "baseline" if row.baseline else "")
-            for row in rows(table, metrics)]
-    parts = [f'<h2 id="table-{number}">{escape(heading(table.protocol))}</h2>', grid(head, body),
-             *(f'<p class="note">{escape(note)}</p>' for note in notes(table, metrics))]
+    head = [
+        "method",
+        "seeds",
+        *(escape(label(metric)) + arrows[direction(metric)] for metric in metrics),
+    ]
+    body = [
+        line(
+            [escape(row.name), row.seeds, *map(written, row.cells)],
+            "baseline" if row.baseline else "",
+        )
+        for row in rows(table, metrics)
+    ]
+    parts = [
+        f'<h2 id="table-{number}">{escape(heading(table.protocol))}</h2>',
+        grid(head, body),
+        *(f'<p class="note">{escape(note)}</p>' for note in notes(table, metrics)),
+    ]
     if "mosaic" in pictures:
         file = quote(pictures["mosaic"])
         video = f'<video src="{file}" controls autoplay loop muted playsinline></video>'
-        parts += [f'<img src="{file}" alt="forecasts side by side">' if file.endswith(".gif") else video,
-                  '<p class="note">Each row is a clip, in the columns the truth and one forecast of each method. Green edge: '
-                  "given frames; orange edge: forecast.</p>"]
-    for kind, text in (("summary", "every metric, a point per method"), ("horizon", "metrics over the predicted frames")):
+        parts += [
+            f'<img src="{file}" alt="forecasts side by side">' if file.endswith(".gif") else video,
+            '<p class="note">Each row is a clip, in the columns the truth and one forecast of each method. Green edge: '
+            "given frames; orange edge: forecast.</p>",
+        ]
+    for kind, text in (
+        ("summary", "every metric, a point per method"),
+        ("horizon", "metrics over the predicted frames"),
+    ):
         if kind in pictures:
             file = quote(pictures[kind])
             size = "many" if len(metrics) > 2 else "few"
-            parts.append(f'<a class="wide" href="{file}"><img class="{size}" src="{file}" alt="{text}" loading="lazy"></a>')
+            parts.append(
+                f'<a class="wide" href="{file}"><img class="{size}" src="{file}" alt="{text}" loading="lazy"></a>'
+            )
     if settings := differences(table):
         body = [line([escape(key), *map(escape, values)]) for key, values in settings.items()]
-        parts.append("<details open><summary>What sets the methods apart</summary>"
-                     + grid(["setting", *(escape(method.name) for method in table.methods)], body) + "</details>")
+        parts.append(
+            "<details open><summary>What sets the methods apart</summary>"
+            + grid(["setting", *(escape(method.name) for method in table.methods)], body)
+            + "</details>"
+        )
     return "\n".join([*parts, runs_of(table, metrics, out)])
 
 
@@ -79,23 +111,52 @@ def runs_of(table: Table, metrics: list[str], out: Path) -> str:
     for method in table.methods:
         for run in method.runs:
             folder = Path(os.path.relpath(run.folder.resolve(), out.resolve())).as_posix()
-            there = [link(f"{folder}/{name}", name) for name in FILES if (run.folder / name).is_file()]
-            values = [f"{run.summary[metric][0]:.4g}" if metric in run.summary else "–" for metric in metrics]
-            body.append(line([escape(method.name), escape(str(run.seed)), *values, link(folder + "/", "folder"),
-                              " · ".join(there)]))
-    return ("<details><summary>Runs</summary>"
-            + grid(["method", "seed", *(escape(label(metric)) for metric in metrics), "", "files"], body) + "</details>")
+            there = [
+                link(f"{folder}/{name}", name) for name in FILES if (run.folder / name).is_file()
+            ]
+            values = [
+                f"{run.summary[metric][0]:.4g}" if metric in run.summary else "–"
+                for metric in metrics
+            ]
+            body.append(
+                line(
+                    [
+                        escape(method.name),
+                        escape(str(run.seed)),
+                        *values,
+                        link(folder + "/", "folder"),
+                        " · ".join(there),
+                    ]
+                )
+            )
+    return (
+        "<details><summary>Runs</summary>"
+        + grid(
+            ["method", "seed", *(escape(label(metric)) for metric in metrics), "", "files"], body
+        )
+        + "</details>"
+    )
 
 
-def page(name: str, sections: list[str], tables: list[Table], warnings: list[str], files: list[str]) -> str:
+def page(
+    name: str, sections: list[str], tables: list[Table], warnings: list[str], files: list[str]
+) -> str:
     runs = sum(len(method.runs) for table in tables for method in table.methods)
     methods = sum(len(table.methods) for table in tables)
     told = f"{runs} runs, {methods} methods" + f", {len(tables)} tables" * (len(tables) > 1)
-    contents = [f'<li><a href="#table-{k}">{escape(heading(table.protocol))}</a></li>' for k, table in enumerate(tables, 1)]
-    return "\n".join([
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(name)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(name)}</h1>",
-        f'<p class="note">{told}. As text: {", ".join(link(file, file) for file in files)}</p>',
-        *(f'<p class="note">{escape(warning)}</p>' for warning in warnings),
-        f"<ol>{''.join(contents)}</ol>" if len(tables) > 1 else "", *sections, "</body>\n</html>\n"])
+    contents = [
+        f'<li><a href="#table-{k}">{escape(heading(table.protocol))}</a></li>'
+        for k, table in enumerate(tables, 1)
+    ]
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(name)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(name)}</h1>",
+            f'<p class="note">{told}. As text: {", ".join(link(file, file) for file in files)}</p>',
+            *(f'<p class="note">{escape(warning)}</p>' for warning in warnings),
+            f"<ol>{''.join(contents)}</ol>" if len(tables) > 1 else "",
+            *sections,
+            "</body>\n</html>\n",
+        ]
+    )

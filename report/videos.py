@@ -17,8 +17,10 @@ from runtime.console import print_once
 GIVEN, FORECAST, PAPER, INK = (40, 180, 70), (245, 140, 20), (255, 255, 255), (40, 40, 40)
 GAP, HEADER = 4, 16  # pixels
 # H.264 plays everywhere; in AVI, Motion JPEG does
-CODECS = {".mp4": {"codec": "libx264", "quality": 8, "output_params": ["-preset", "veryfast"]},
-          ".avi": {"codec": "mjpeg", "quality": 9, "pixelformat": "yuvj444p"}}
+CODECS = {
+    ".mp4": {"codec": "libx264", "quality": 8, "output_params": ["-preset", "veryfast"]},
+    ".avi": {"codec": "mjpeg", "quality": 9, "pixelformat": "yuvj444p"},
+}
 ENDINGS = (*CODECS, ".gif")
 
 
@@ -43,26 +45,36 @@ def scale_of(size: int, wanted: int) -> int:
 def tracks(truth: np.ndarray, samples: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """[(label, (T, H, W, 3))]: the truth and each sample, the sample's conditioning frames being the truth's."""
     condition = len(truth) - samples.shape[1]
-    named = [(f"sample {k + 1}", np.concatenate([truth[:condition], s])) for k, s in enumerate(samples)]
+    named = [
+        (f"sample {k + 1}", np.concatenate([truth[:condition], s])) for k, s in enumerate(samples)
+    ]
     return [("truth", truth), *named]
 
 
 def liveliest(truth: np.ndarray, condition: int) -> np.ndarray:
     """Indices of videos (V, T, H, W, 3), those that move most in their first `condition` frames first: what can be seen to
     move there can be judged in a forecast."""
-    given = truth[:, :max(2, condition)]
-    return np.argsort([-np.abs(np.diff(video.astype(np.int16), axis=0)).mean() for video in given], kind="stable")
+    given = truth[:, : max(2, condition)]
+    return np.argsort(
+        [-np.abs(np.diff(video.astype(np.int16), axis=0)).mean() for video in given], kind="stable"
+    )
 
 
-def side_by_side(truth: np.ndarray, samples: np.ndarray, wanted: int = 128, with_truth: bool = True) -> np.ndarray:
+def side_by_side(
+    truth: np.ndarray, samples: np.ndarray, wanted: int = 128, with_truth: bool = True
+) -> np.ndarray:
     """One video: truth (T, H, W, 3) | samples (S, T - condition, H, W, 3) -> labelled frames (T, H', W', 3)."""
     condition, factor = len(truth) - samples.shape[1], scale_of(truth.shape[1], wanted)
     columns = []
-    for label, frames in tracks(truth, samples)[0 if with_truth else 1:]:
+    for label, frames in tracks(truth, samples)[0 if with_truth else 1 :]:
         column = framed(frames, condition, factor)
         head = Image.new("RGB", (column.shape[2], HEADER), PAPER)
         ImageDraw.Draw(head).text((GAP, 2), label, INK)
-        columns.append(np.concatenate([np.broadcast_to(head, (len(column), *np.asarray(head).shape)), column], 1))
+        columns.append(
+            np.concatenate(
+                [np.broadcast_to(head, (len(column), *np.asarray(head).shape)), column], 1
+            )
+        )
     gap = np.full((len(truth), columns[0].shape[1], GAP, 3), 255, np.uint8)
     return np.concatenate([part for column in columns for part in (column, gap)][:-1], 2)
 
@@ -70,20 +82,33 @@ def side_by_side(truth: np.ndarray, samples: np.ndarray, wanted: int = 128, with
 def mosaic(truth: np.ndarray, samples: np.ndarray, rows: int = 6) -> np.ndarray:
     """The first videos stacked: truth (V, T, …), samples (V, S, T - condition, …) -> (T, H', W', 3)."""
     wanted = 128 if len(truth) <= 2 else 96
-    return np.concatenate([side_by_side(t, s, wanted) for t, s in zip(truth[:rows], samples[:rows])], 1)
+    return np.concatenate(
+        [side_by_side(t, s, wanted) for t, s in zip(truth[:rows], samples[:rows])], 1
+    )
 
 
-def contact_sheet(truth: np.ndarray, samples: np.ndarray, rows: int = 4, columns: int = 12) -> Image.Image:
+def contact_sheet(
+    truth: np.ndarray, samples: np.ndarray, rows: int = 4, columns: int = 12
+) -> Image.Image:
     """Time runs to the right: the last conditioning frames and the forecast, truth above its samples."""
     condition, T = truth.shape[1] - samples.shape[2], truth.shape[1]
-    shown = np.unique(np.linspace(max(0, condition - 3), T - 1, min(columns, T)).round().astype(int))
+    shown = np.unique(
+        np.linspace(max(0, condition - 3), T - 1, min(columns, T)).round().astype(int)
+    )
     shown = np.unique(np.append(shown, condition))  # the first forecast frame always
     factor, margin = scale_of(truth.shape[2], 64), 60
     cell_h, cell_w = truth.shape[2] * factor + 2 * GAP, truth.shape[3] * factor + 2 * GAP
-    lines = [(v, label, frames) for v in range(min(rows, len(truth)))
-             for label, frames in tracks(truth[v], samples[v][:3])]
+    lines = [
+        (v, label, frames)
+        for v in range(min(rows, len(truth)))
+        for label, frames in tracks(truth[v], samples[v][:3])
+    ]
     breaks = len({v for v, _, _ in lines})
-    sheet = Image.new("RGB", (margin + cell_w * len(shown), HEADER + cell_h * len(lines) + 8 * (breaks - 1)), PAPER)
+    sheet = Image.new(
+        "RGB",
+        (margin + cell_w * len(shown), HEADER + cell_h * len(lines) + 8 * (breaks - 1)),
+        PAPER,
+    )
     pen, y, previous = ImageDraw.Draw(sheet), HEADER, 0
     for k, t in enumerate(shown):
         pen.text((margin + k * cell_w + GAP, 2), f"t={t + 1 - condition:+d}", INK)
@@ -100,7 +125,9 @@ def usable_format(format: str) -> str:
     """mp4, avi or gif, as asked; gif, with one line, where the encoder of the others is not installed."""
     if format == "gif" or importlib.util.find_spec("imageio_ffmpeg"):
         return format
-    print_once(f"imageio-ffmpeg is not installed, so videos are GIFs; for {format}: pip install imageio-ffmpeg")
+    print_once(
+        f"imageio-ffmpeg is not installed, so videos are GIFs; for {format}: pip install imageio-ffmpeg"
+    )
     return "gif"
 
 
@@ -109,7 +136,11 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
     if path.suffix == ".gif":
         imageio.mimwrite(path, list(frames), duration=1000 / fps, loop=0)
         return
-    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), "edge")
-    with imageio.get_writer(path, fps=fps, macro_block_size=2, ffmpeg_log_level="error", **CODECS[path.suffix]) as writer:
+    frames = np.pad(
+        frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), "edge"
+    )
+    with imageio.get_writer(
+        path, fps=fps, macro_block_size=2, ffmpeg_log_level="error", **CODECS[path.suffix]
+    ) as writer:
         for frame in frames:
             writer.append_data(frame)

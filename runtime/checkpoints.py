@@ -37,7 +37,11 @@ def save_checkpoint(dir: Path, state: dict, keep: int, keep_every: int = 0) -> P
             shutil.copyfile(path, link)
         os.replace(link, dir / "latest.pt")
     except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "write" not in str(error) and "unexpected pos" not in str(error):
+        if (
+            isinstance(error, RuntimeError)
+            and "write" not in str(error)
+            and "unexpected pos" not in str(error)
+        ):
             raise  # which is not torch.save's word for a full disk
         for partial in (temporary, link):
             with suppress(OSError):
@@ -56,7 +60,10 @@ class Inert:
     """Stands for a class of others whose objects lie in their checkpoints: it has attributes and does nothing."""
 
 
-INERT = ("configs.Config", "pytorch_lightning.callbacks.")  # of the predecessor, of taming-transformers
+INERT = (
+    "configs.Config",
+    "pytorch_lightning.callbacks.",
+)  # of the predecessor, of taming-transformers
 
 
 def inert_classes(path: Path) -> list[tuple[type, str]]:
@@ -74,14 +81,25 @@ def load_checkpoint(path: str | Path) -> dict:
         raise UserError(f"{path}: no such checkpoint")
     try:
         with torch.serialization.safe_globals(inert_classes(path)), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong with the file is told below, in one line
+            warnings.simplefilter(
+                "ignore"
+            )  # what is wrong with the file is told below, in one line
             state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # a file that is none, or hostile, can make the unpickler fail in any way
-        calls, told = re.search(r"GLOBAL (\S+)", str(error)), str(error).rpartition("WeightsUnpickler error:")[2].strip()
-        reason = f"it would call {calls[1]}" if calls else (told or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: not a checkpoint that can be loaded safely ({ascii(reason)[1:-1][:120]})") from None
+    except (
+        Exception
+    ) as error:  # a file that is none, or hostile, can make the unpickler fail in any way
+        calls, told = (
+            re.search(r"GLOBAL (\S+)", str(error)),
+            str(error).rpartition("WeightsUnpickler error:")[2].strip(),
+        )
+        reason = (
+            f"it would call {calls[1]}" if calls else (told or type(error).__name__).splitlines()[0]
+        )
+        raise UserError(
+            f"{path}: not a checkpoint that can be loaded safely ({ascii(reason)[1:-1][:120]})"
+        ) from None
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds a {type(state).__name__}, not a checkpoint")
     return state
@@ -98,20 +116,29 @@ def load_latest(dir: Path) -> dict | None:
         except UserError as error:
             warnings.warn(f"{error}; trying the one before", stacklevel=2)
     if found:
-        raise UserError(f"{dir}: none of its {len(found)} checkpoints can be read; move the folder away to start anew")
+        raise UserError(
+            f"{dir}: none of its {len(found)} checkpoints can be read; move the folder away to start anew"
+        )
     return None
 
 
-def load_weights(module: torch.nn.Module, weights: dict, where: str | Path, assign: bool = False) -> None:
+def load_weights(
+    module: torch.nn.Module, weights: dict, where: str | Path, assign: bool = False
+) -> None:
     """Load a state dict in full; names that are missing, unknown or of another shape are an error naming the first few.
     assign: make these tensors the module's, for one built on the device `meta`."""
     own = module.state_dict()
     wrong = [f"{name} is missing" for name in own if name not in weights]
     wrong += [f"{name} is unknown" for name in weights if name not in own]
-    wrong += [f"{name} is {tuple(weights[name].shape)}, not {tuple(own[name].shape)}" for name in own
-              if name in weights and weights[name].shape != own[name].shape]
+    wrong += [
+        f"{name} is {tuple(weights[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
     if wrong:
-        raise UserError(f"{where}: not weights of this architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
+        raise UserError(
+            f"{where}: not weights of this architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)"
+        )
     module.load_state_dict(weights, assign=assign)
 
 

@@ -46,8 +46,17 @@ def print_once(line: str) -> None:
 def progress(total: int, desc: str, unit: str, initial: int = 0) -> tqdm:
     """A bar with rate and ETA on stderr; where that is a log file, a line every ten seconds instead of ten a second."""
     interval = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, initial=initial, desc=desc, unit=unit, dynamic_ncols=True, mininterval=interval,
-                maxinterval=max(10.0, interval), smoothing=0.1, disable=not total or os.environ.get("DRIFTCAST_QUIET") == "1")
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=desc,
+        unit=unit,
+        dynamic_ncols=True,
+        mininterval=interval,
+        maxinterval=max(10.0, interval),
+        smoothing=0.1,
+        disable=not total or os.environ.get("DRIFTCAST_QUIET") == "1",
+    )
 
 
 def run_command(main: Callable[[], int | None]) -> None:
@@ -66,7 +75,10 @@ def run_command(main: Callable[[], int | None]) -> None:
         code = stop.code
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
-            print(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}", file=sys.stderr)
+            print(
+                f"error: {error.filename or 'a file'} cannot be written: {error.strerror}",
+                file=sys.stderr,
+            )
             sys.exit(1)
         if error.filename is None:
             raise

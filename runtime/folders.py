@@ -49,8 +49,14 @@ def complete(out: str | Path) -> Iterator[Path]:
 
 def write_manifest(dir: Path, command: str, **facts: object) -> None:
     """manifest.json beside the splits: the command, the versions, and what the caller knows."""
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "h5py": h5py.__version__}
-    (dir / "manifest.json").write_text(json.dumps({"command": command, "versions": versions, **facts}, indent=1) + "\n")
+    versions = {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "h5py": h5py.__version__,
+    }
+    (dir / "manifest.json").write_text(
+        json.dumps({"command": command, "versions": versions, **facts}, indent=1) + "\n"
+    )
 
 
 @contextmanager
@@ -142,8 +148,10 @@ class Parts:
 
     def check(self) -> None:
         if not self.dir.exists() and not self.done():
-            raise Failure(f"{self.dir} has gone: another process wrote other results in its place; run this again, or choose "
-                          "another --out")
+            raise Failure(
+                f"{self.dir} has gone: another process wrote other results in its place; run this again, or choose "
+                "another --out"
+            )
 
     def sum_up(self, folder: Path, write: Callable[[], None]) -> None:
         """Let one process, which holds the lock of `folder`, write the results; the others wait for them."""

@@ -25,10 +25,14 @@ from runtime.process import Process
 def spread(net: nn.Module, config: Config, process: Process) -> nn.Module:
     """What the loop calls in place of `net`, whose weights are the same on all processes. Compiles it, too."""
     sharded = config.train.shard and process.world > 1
-    mode = compiled(net.blocks if sharded else [net], config.train.compile, config.model.name, process.device)
+    mode = compiled(
+        net.blocks if sharded else [net], config.train.compile, config.model.name, process.device
+    )
     if sharded and mode in GRAPHS:
-        raise UserError(f"train.compile={mode} records where weights lie, and train.shard moves them; set "
-                        "train.compile=default")
+        raise UserError(
+            f"train.compile={mode} records where weights lie, and train.shard moves them; set "
+            "train.compile=default"
+        )
     if process.world == 1:
         return net
     if not sharded:
@@ -36,9 +40,13 @@ def spread(net: nn.Module, config: Config, process: Process) -> nn.Module:
         return nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(process.device.type, (process.world,))
     net.to(memory_format=torch.contiguous_format)  # the only one that FSDP splits
-    for module in [*net.blocks, net]:  # gathered in float32, so that autocast computes what it does of unsplit weights
+    for module in [
+        *net.blocks,
+        net,
+    ]:  # gathered in float32, so that autocast computes what it does of unsplit weights
         fully_shard(module, mesh=mesh)
     return net
 
@@ -62,7 +70,9 @@ def compile_mode(asked: str, model: str, device: torch.device) -> str:
 
 def has_compiler() -> bool:
     """Does this machine have what torch.compile needs besides torch: a C compiler and Python's headers?"""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    compiler = (
+        os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    )
     return bool(compiler) and (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
 
 
@@ -82,7 +92,10 @@ def plain(value: Tensor) -> Tensor:
 
 def local(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """This process's part of each, as ordinary tensors that share their memory."""
-    return {name: value.to_local() if isinstance(value, DTensor) else value for name, value in tensors.items()}
+    return {
+        name: value.to_local() if isinstance(value, DTensor) else value
+        for name, value in tensors.items()
+    }
 
 
 def alike(value: Tensor, own: Tensor) -> Tensor:
@@ -108,6 +121,11 @@ def whole(state, keep: bool):
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Put the whole state of a checkpoint into an optimizer of weights that may be split."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    moments = {index: {name: alike(value, weights[index]) if value.shape == weights[index].shape else value
-                       for name, value in slot.items()} for index, slot in state["state"].items()}
+    moments = {
+        index: {
+            name: alike(value, weights[index]) if value.shape == weights[index].shape else value
+            for name, value in slot.items()
+        }
+        for index, slot in state["state"].items()
+    }
     optimizer.load_state_dict({**state, "state": moments})

@@ -32,6 +32,7 @@ STEP_TIMEOUT = timedelta(minutes=30)
 @dataclass(frozen=True)
 class Process:
     """This process among those that torchrun started; alone, it is rank 0 of 1."""
+
     rank: int
     world: int
     device: torch.device
@@ -82,8 +83,10 @@ def gpu_index(local: int, visible: int) -> int:
     if visible == 1:
         return 0
     if local >= visible:
-        raise UserError(f"process {local} of this machine has no GPU of its own, "
-                        f"there are {visible}; start fewer processes")
+        raise UserError(
+            f"process {local} of this machine has no GPU of its own, "
+            f"there are {visible}; start fewer processes"
+        )
     return local
 
 
@@ -100,8 +103,14 @@ def connect(rank: int, world: int, device: torch.device) -> Process:
     store.set_timeout(STEP_TIMEOUT)
     # With device_id NCCL connects now. It would otherwise connect at the first gradient, for which
     # the others may wait hours (pytorch issue 107177).
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=STEP_TIMEOUT, rank=rank,
-                            world_size=world, store=store, device_id=device if on_gpu else None)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        timeout=STEP_TIMEOUT,
+        rank=rank,
+        world_size=world,
+        store=store,
+        device_id=device if on_gpu else None,
+    )
     stages = dist.new_group(backend="gloo", timeout=STAGE_TIMEOUT)
     return Process(rank, world, device, stages)
 
@@ -117,8 +126,9 @@ def refuse_shared_gpus(store: dist.Store, rank: int, world: int, gpu: str) -> No
     for second, name in enumerate(gpus):
         first = gpus.index(name)
         if first != second:
-            raise UserError(f"processes {first} and {second} share one GPU ({name}); "
-                            "start one process per GPU")
+            raise UserError(
+                f"processes {first} and {second} share one GPU ({name}); start one process per GPU"
+            )
 
 
 def fresh(store: dist.Store, rank: int, world: int) -> dist.Store:
@@ -131,14 +141,17 @@ def fresh(store: dist.Store, rank: int, world: int) -> dist.Store:
         store.set(f"hello/{rank}", name)
         while True:
             part, *heard = store.get("welcome").decode().split()
-            if heard[rank - 1:rank] == [name]:
+            if heard[rank - 1 : rank] == [name]:
                 break
             time.sleep(0.02)
         store.set(f"{part}/{rank}", "")
     else:
         part, others = name, range(1, world)
         while not store.check([f"{part}/{other}" for other in others]):
-            store.set("welcome", " ".join([part, *(store.get(f"hello/{other}").decode() for other in others)]))
+            store.set(
+                "welcome",
+                " ".join([part, *(store.get(f"hello/{other}").decode() for other in others)]),
+            )
             time.sleep(0.02)
     return dist.PrefixStore(part, store)
 
@@ -166,7 +179,11 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
 
 def autocast(precision: str, device: torch.device):
     """The context to run networks in."""
-    return torch.autocast(device.type, torch.bfloat16) if uses_bf16(precision, device) else nullcontext()
+    return (
+        torch.autocast(device.type, torch.bfloat16)
+        if uses_bf16(precision, device)
+        else nullcontext()
+    )
 
 
 def cast_weights(net: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -178,7 +195,9 @@ def cast_weights(net: torch.nn.Module, dtype: torch.dtype) -> None:
                 weight.data = weight.data.to(dtype)
 
 
-def learning_rate(step: int, peak: float, steps: int, warmup: int, schedule: str = "cosine") -> float:
+def learning_rate(
+    step: int, peak: float, steps: int, warmup: int, schedule: str = "cosine"
+) -> float:
     """Of update `step` (from 0): linear warm-up to the peak, then constant, or a cosine to 0 at `steps`."""
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -190,7 +209,9 @@ def learning_rate(step: int, peak: float, steps: int, warmup: int, schedule: str
 # ------------------------------------------------------------------------------------------------------------ seeding
 def seed_of(*key: int | str) -> int:
     """A 63-bit seed that depends on every part of the key, e.g. (seed, "noise", step, rank)."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
+    return (
+        int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
+    )
 
 
 def generator(device: torch.device, *key: int | str) -> torch.Generator:
@@ -237,5 +258,8 @@ class StopSignals:
 
 
 def stopped(number: int, step: int, dir: Path) -> Stopped:
-    return Stopped(f"stopped by {signal.Signals(number).name} after update {step}, which is saved in {dir}; run the same "
-                   "command again to go on", 130 if number == signal.SIGINT else 75)
+    return Stopped(
+        f"stopped by {signal.Signals(number).name} after update {step}, which is saved in {dir}; run the same "
+        "command again to go on",
+        130 if number == signal.SIGINT else 75,
+    )

@@ -23,14 +23,18 @@ from report import comparison, summary_page, tables, videos
 from report.methods import Run, Table, differing, rename, run_of, tabulate
 from runtime.console import UserError, progress, run_command
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file, it finds its neighbours too
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # run as a file, it finds its neighbours too
 
-  # noqa: E402
-  # noqa: E402
-  # noqa: E402
-  # noqa: E402
+# noqa: E402
+# noqa: E402
+# noqa: E402
+# noqa: E402
 
-OURS = re.compile(r"index\.html|summary\.json|(runs|methods)\.csv|table\.(md|tex)|(horizon|summary|mosaic)(-\d+)?\.(png|mp4|gif)")
+OURS = re.compile(
+    r"index\.html|summary\.json|(runs|methods)\.csv|table\.(md|tex)|(horizon|summary|mosaic)(-\d+)?\.(png|mp4|gif)"
+)
 
 
 def metrics_files(patterns: list[str]) -> list[Path]:
@@ -38,12 +42,26 @@ def metrics_files(patterns: list[str]) -> list[Path]:
     found: dict[Path, Path] = {}
     for pattern in patterns:
         wide = os.path.expanduser(pattern)
-        paths = [Path(wide)] if os.path.exists(wide) else [Path(path) for path in sorted(glob.glob(wide, recursive=True))]
-        files = [file for path in paths for file in (sorted(path.rglob("metrics.json")) if path.is_dir() else [path])]
-        files = [file for file in files if file.name == "metrics.json" and not re.search(r"\.partial(/|\\)", str(file))]
+        paths = (
+            [Path(wide)]
+            if os.path.exists(wide)
+            else [Path(path) for path in sorted(glob.glob(wide, recursive=True))]
+        )
+        files = [
+            file
+            for path in paths
+            for file in (sorted(path.rglob("metrics.json")) if path.is_dir() else [path])
+        ]
+        files = [
+            file
+            for file in files
+            if file.name == "metrics.json" and not re.search(r"\.partial(/|\\)", str(file))
+        ]
         if not files:
-            raise UserError(f"--runs {pattern}: no metrics.json there; name folders that sample.py or main.py wrote, such as "
-                            "'outputs/results/*'")
+            raise UserError(
+                f"--runs {pattern}: no metrics.json there; name folders that sample.py or main.py wrote, such as "
+                "'outputs/results/*'"
+            )
         for file in files:
             found.setdefault(file.resolve(), file)
     return sorted(found.values())
@@ -51,10 +69,18 @@ def metrics_files(patterns: list[str]) -> list[Path]:
 
 def read(file: Path) -> Run:
     try:
-        return run_of(json.loads(file.read_text(encoding="utf-8")), file.parent, file.stat().st_mtime)
+        return run_of(
+            json.loads(file.read_text(encoding="utf-8")), file.parent, file.stat().st_mtime
+        )
     except (ValueError, RecursionError) as error:
-        why = str(error) if type(error) is ValueError else f"cannot be read ({str(error).splitlines()[0]})"
-        raise UserError(f"{file} {why}: damaged, or no result; make it again with sample.py or leave it out") from None
+        why = (
+            str(error)
+            if type(error) is ValueError
+            else f"cannot be read ({str(error).splitlines()[0]})"
+        )
+        raise UserError(
+            f"{file} {why}: damaged, or no result; make it again with sample.py or leave it out"
+        ) from None
 
 
 def read_all(files: list[Path]) -> list[Run]:
@@ -69,10 +95,14 @@ def read_all(files: list[Path]) -> list[Run]:
 def folder_of(root: str, name: str) -> Path:
     """<root>/summarized/<name>, if it may be written."""
     if not re.fullmatch(r"\w[\w.+ -]*", name) or name.endswith(".partial"):
-        raise UserError(f"--name {name!r} is not the name of a folder; use letters, digits, -, _ and .")
+        raise UserError(
+            f"--name {name!r} is not the name of a folder; use letters, digits, -, _ and ."
+        )
     out = Path(root) / "summarized" / name
     if out.exists() and not is_ours(out):
-        raise UserError(f"{out} exists and holds other things than a summary; choose another --name")
+        raise UserError(
+            f"{out} exists and holds other things than a summary; choose another --name"
+        )
     return out
 
 
@@ -97,11 +127,14 @@ def write_csv(path: Path, records: list[dict]) -> None:
         writer = csv.DictWriter(file, list(fields), restval="")
         writer.writeheader()
         for record in records:
-            writer.writerow({key: "" if value is None else value for key, value in plain(record).items()})
+            writer.writerow(
+                {key: "" if value is None else value for key, value in plain(record).items()}
+            )
 
 
-def write_pictures(found: list[Table], shown: list[list[str]], folder: Path,
-                   clips: int) -> tuple[list[dict[str, str]], list[str]]:
+def write_pictures(
+    found: list[Table], shown: list[list[str]], folder: Path, clips: int
+) -> tuple[list[dict[str, str]], list[str]]:
     """-> ({kind: file} of each table, what could not be shown)."""
     made: list[dict[str, str]] = []
     told = []
@@ -120,16 +153,24 @@ def write_pictures(found: list[Table], shown: list[list[str]], folder: Path,
             else:
                 own["mosaic"] = f"mosaic{ending}.{videos.usable_format('mp4')}"
                 fps = table.methods[0].runs[0].fps
-                videos.write_video(folder / own["mosaic"], comparison.mosaic(*compared), 10 if math.isnan(fps) else fps)
+                videos.write_video(
+                    folder / own["mosaic"],
+                    comparison.mosaic(*compared),
+                    10 if math.isnan(fps) else fps,
+                )
                 if left := len(table.methods) - len(compared[1]):
-                    told.append(f"the mosaic of table {k + 1} leaves out {left} of {len(table.methods)} methods, which have no "
-                                f"arrays or come after {comparison.MOST} others")
+                    told.append(
+                        f"the mosaic of table {k + 1} leaves out {left} of {len(table.methods)} methods, which have no "
+                        f"arrays or come after {comparison.MOST} others"
+                    )
             bar.update()
             made.append(own)
     return made, told
 
 
-def write(out: Path, found: list[Table], metrics: list[str], warnings: list[str], clips: int) -> tuple[str, list[str]]:
+def write(
+    out: Path, found: list[Table], metrics: list[str], warnings: list[str], clips: int
+) -> tuple[str, list[str]]:
     """Everything there is to look at; the folder appears when it is complete. -> (the Markdown tables, what was left out)."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -138,38 +179,77 @@ def write(out: Path, found: list[Table], metrics: list[str], warnings: list[str]
     text = "\n\n".join(tables.markdown(*pair) for pair in zip(found, shown))
     of_runs, of_methods = tables.records(found, metrics)
     (partial / "table.md").write_text(text + "\n", encoding="utf-8")
-    (partial / "table.tex").write_text("% needs \\usepackage{booktabs}\n" + "\n\n".join(
-        tables.latex(*pair) for pair in zip(found, shown)) + "\n", encoding="utf-8")
+    (partial / "table.tex").write_text(
+        "% needs \\usepackage{booktabs}\n"
+        + "\n\n".join(tables.latex(*pair) for pair in zip(found, shown))
+        + "\n",
+        encoding="utf-8",
+    )
     write_csv(partial / "runs.csv", of_runs)
     write_csv(partial / "methods.csv", of_methods)
     made, told = write_pictures(found, shown, partial, clips)
-    sections = [summary_page.section(table, own, files, out, k) for k, (table, own, files) in enumerate(zip(found, shown, made), 1)]
+    sections = [
+        summary_page.section(table, own, files, out, k)
+        for k, (table, own, files) in enumerate(zip(found, shown, made), 1)
+    ]
     texts = ["table.md", "table.tex", "runs.csv", "methods.csv", "summary.json"]
-    (partial / "index.html").write_text(summary_page.page(out.name, sections, found, warnings + told, texts), encoding="utf-8")
-    summary = {"warnings": warnings + told, "tables": [table.protocol for table in found],
-               "methods": [plain(record) for record in of_methods], "runs": [plain(record) for record in of_runs]}
-    (partial / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
+    (partial / "index.html").write_text(
+        summary_page.page(out.name, sections, found, warnings + told, texts), encoding="utf-8"
+    )
+    summary = {
+        "warnings": warnings + told,
+        "tables": [table.protocol for table in found],
+        "methods": [plain(record) for record in of_methods],
+        "runs": [plain(record) for record in of_runs],
+    }
+    (partial / "summary.json").write_text(
+        json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8"
+    )
     shutil.rmtree(out, ignore_errors=True)
     os.replace(partial, out)
     return text, told
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python scripts/collect_results.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", nargs="+", required=True, metavar="GLOB",
-                        help="folders, metrics.json files or globs of either, quoted; ** is any number of folders")
-    parser.add_argument("--name", required=True, help="of the folder to write, outputs/summarized/NAME")
-    parser.add_argument("--nicknames", nargs="+", action="extend", default=[], metavar="OLD=NEW",
-                        help="other names of methods, in the order in which they are to stand")
-    parser.add_argument("--only", action="store_true", help="leave out the methods that have no nickname")
-    parser.add_argument("--metrics", nargs="+", default=[], help="in this order, e.g. crps psnr fvd; default: all there are")
+    parser = argparse.ArgumentParser(
+        prog="python scripts/collect_results.py", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        required=True,
+        metavar="GLOB",
+        help="folders, metrics.json files or globs of either, quoted; ** is any number of folders",
+    )
+    parser.add_argument(
+        "--name", required=True, help="of the folder to write, outputs/summarized/NAME"
+    )
+    parser.add_argument(
+        "--nicknames",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="OLD=NEW",
+        help="other names of methods, in the order in which they are to stand",
+    )
+    parser.add_argument(
+        "--only", action="store_true", help="leave out the methods that have no nickname"
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        default=[],
+        help="in this order, e.g. crps psnr fvd; default: all there are",
+    )
     parser.add_argument("--clips", type=int, default=6, help="rows of the mosaic (default 6)")
     parser.add_argument("--root", default="outputs", help="output.root; default: outputs")
     args = parser.parse_args()
     if args.clips < 1:
         raise UserError(f"--clips must be >= 1, got {args.clips}")
     if args.only and not args.nicknames:
-        raise UserError("--only shows the methods that --nicknames names; give it, or leave --only out")
+        raise UserError(
+            "--only shows the methods that --nicknames names; give it, or leave --only out"
+        )
     out = folder_of(args.root, args.name)
     found, warnings = tabulate(read_all(metrics_files(args.runs)))
     found = rename(found, args.nicknames, args.only)
@@ -183,7 +263,12 @@ def main() -> None:
     for line in told:
         print(f"note: {line}", file=sys.stderr)
     print(text + "\n")
-    for label, file in (("page", "index.html"), ("table", "table.md"), ("LaTeX", "table.tex"), ("CSV", "methods.csv")):
+    for label, file in (
+        ("page", "index.html"),
+        ("table", "table.md"),
+        ("LaTeX", "table.tex"),
+        ("CSV", "methods.csv"),
+    ):
         print(f"{label:<15}{out / file}")
 
 

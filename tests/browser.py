@@ -13,8 +13,18 @@ import time
 from pathlib import Path
 
 MISSING = " and ".join(name for name in ("chromium", "chromedriver") if shutil.which(name) is None)
-FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-extensions",
-         "--disable-background-networking", "--disable-component-update", "--hide-scrollbars", "--force-device-scale-factor=1"]
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--hide-scrollbars",
+    "--force-device-scale-factor=1",
+]
 
 
 def processes_of(folder: str) -> list[int]:
@@ -34,13 +44,22 @@ class Browser:
     def __init__(self):
         self.folder = tempfile.mkdtemp(prefix="driftcast-browser-")
         self.log = open(Path(self.folder) / "driver.log", "w+")
-        self.driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=self.log, stderr=subprocess.STDOUT,
-                                       env={**os.environ, "TMPDIR": self.folder, "HOME": self.folder})
+        self.driver = subprocess.Popen(
+            ["chromedriver", "--port=0"],
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "TMPDIR": self.folder, "HOME": self.folder},
+        )
         try:
             self.port = int(self.until(self.announced, "chromedriver to start"))
-            options = {"binary": shutil.which("chromium"), "args": [*FLAGS, f"--user-data-dir={self.folder}/profile"]}
+            options = {
+                "binary": shutil.which("chromium"),
+                "args": [*FLAGS, f"--user-data-dir={self.folder}/profile"],
+            }
             asked = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-            self.session = self.send("POST", "/session", {"capabilities": {"alwaysMatch": asked}})["sessionId"]
+            self.session = self.send("POST", "/session", {"capabilities": {"alwaysMatch": asked}})[
+                "sessionId"
+            ]
         except BaseException:
             self.close()
             raise
@@ -71,13 +90,21 @@ class Browser:
     def until(self, condition, what: str, deadline: float = 120):
         """Wait until condition(), or the script that it is, gives something true; -> that."""
         end = time.monotonic() + deadline
-        while not (value := self.run(f"return {condition}") if isinstance(condition, str) else condition()):
+        while not (
+            value := self.run(f"return {condition}") if isinstance(condition, str) else condition()
+        ):
             assert time.monotonic() < end, f"waited {deadline:.0f} s for {what}"
             time.sleep(0.05)
         return value
 
     def open(self, page: Path, width: int = 1200, height: int = 1600, dark: bool = False) -> None:
-        self.devtools("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.devtools(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.devtools("Emulation.setEmulatedMedia", features=[scheme])
         self.call("/url", url=page.resolve().as_uri())

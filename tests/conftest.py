@@ -15,28 +15,55 @@ REPO = Path(__file__).parent.parent
 DATA = REPO / "tests/data"
 os.environ.update(WANDB_MODE="disabled", NO_ALBUMENTATIONS_UPDATE="1", OMP_NUM_THREADS="1")
 
-TINY = ["data.stream=600", "data.held_out=200", "data.clip=8", "data.condition=4", "data.predict=4",
-        "vqvae.width=16", "vqvae.depth=1", "vqvae.codes=64", "vqvae.steps=20", "vqvae.batch_size=16",
-        "model.width=16", "model.depth=1", "model.mid_depth=1", "model.heads=2",
-        "train.steps=12", "train.batch_size=8", "train.warmup=2", "train.log_every=4", "train.save_every=5",
-        "train.sample_every=0", "sample.num_videos=3", "sample.num_samples=2", "sample.steps=2"]
+TINY = [
+    "data.stream=600",
+    "data.held_out=200",
+    "data.clip=8",
+    "data.condition=4",
+    "data.predict=4",
+    "vqvae.width=16",
+    "vqvae.depth=1",
+    "vqvae.codes=64",
+    "vqvae.steps=20",
+    "vqvae.batch_size=16",
+    "model.width=16",
+    "model.depth=1",
+    "model.mid_depth=1",
+    "model.heads=2",
+    "train.steps=12",
+    "train.batch_size=8",
+    "train.warmup=2",
+    "train.log_every=4",
+    "train.save_every=5",
+    "train.sample_every=0",
+    "sample.num_videos=3",
+    "sample.num_samples=2",
+    "sample.steps=2",
+]
 
 
-def launch(folder: Path, *command: str, check: bool = True, **env: str | None) -> subprocess.CompletedProcess:
+def launch(
+    folder: Path, *command: str, check: bool = True, **env: str | None
+) -> subprocess.CompletedProcess:
     """Run `python COMMAND` of this repo in `folder`, as a user would. An environment variable given as None is unset."""
     script, *rest = command
     environment = {**os.environ, "PYTHONPATH": str(REPO), **env}
     environment = {name: value for name, value in environment.items() if value is not None}
     args = [sys.executable, script if script == "-m" else str(REPO / script), *rest]
-    done = subprocess.run(args, cwd=folder, capture_output=True, text=True, env=environment, timeout=280)
+    done = subprocess.run(
+        args, cwd=folder, capture_output=True, text=True, env=environment, timeout=280
+    )
     if check and done.returncode:
-        raise AssertionError(f"{' '.join(command)} -> {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        raise AssertionError(
+            f"{' '.join(command)} -> {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        )
     return done
 
 
 def reference_weights(names: dict) -> dict:
     """The deterministic weights that the reference outputs were made with (tests/data/README.md)."""
     import torch
+
     weights = {}
     for name, shape in names.items():
         x = np.random.RandomState(zlib.crc32(name.encode()) & 0xFFFFFFFF).standard_normal(shape)
@@ -61,7 +88,11 @@ def tiny_run(tmp_path_factory) -> tuple[Path, str]:
 def copy_of(run: Path, to: Path, *runs: str) -> Path:
     """A folder with the data, VQVAE and latents of a finished run, and of its checkpoints those named."""
     vqvae = next((run / "outputs/checkpoints").glob("vqvae-*")).name
-    for part in ("data", "outputs/latents", *(f"outputs/checkpoints/{name}" for name in (vqvae, *runs))):
+    for part in (
+        "data",
+        "outputs/latents",
+        *(f"outputs/checkpoints/{name}" for name in (vqvae, *runs)),
+    ):
         shutil.copytree(run / part, to / part)
     return to
 
@@ -79,6 +110,7 @@ def command(monkeypatch, capsys):
         with pytest.raises(SystemExit) as done:
             run_command(importlib.import_module(script.removesuffix(".py").replace("/", ".")).main)
         return done.value.code, capsys.readouterr().err
+
     return run
 
 
@@ -95,4 +127,5 @@ def make_shards(tmp_path):
                 writer.add(np.broadcast_to(values[:, None, None, None], (length, size, size, 3)))
                 at += length
         return dir
+
     return make

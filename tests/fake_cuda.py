@@ -112,7 +112,12 @@ def fake_cuda() -> Iterator[None]:
         value = on_the_host(interpolants.value)
         patch.setattr(interpolants, "value", value)
         patch.setattr(solvers, "value", value)
-        for module, name in ((solvers, "time_grid"), (solvers, "lever"), (windows, "draw_triples"), (stream, "draw_triples")):
+        for module, name in (
+            (solvers, "time_grid"),
+            (solvers, "lever"),
+            (windows, "draw_triples"),
+            (stream, "draw_triples"),
+        ):
             patch.setattr(module, name, on_the_host(getattr(module, name)))
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield

@@ -21,7 +21,12 @@ WALK = Path(__file__).parent / "data/walk.mp4"  # 60 frames of 320x180
 def walk(width=160, height=120):
     """(60, height, width, 3) uint8."""
     with av.open(str(WALK)) as container:
-        return np.stack([np.asarray(frame.to_image().resize((width, height))) for frame in container.decode(video=0)])
+        return np.stack(
+            [
+                np.asarray(frame.to_image().resize((width, height)))
+                for frame in container.decode(video=0)
+            ]
+        )
 
 
 def write_video(path, frames, codec="mpeg4", rate=25):
@@ -32,7 +37,11 @@ def write_video(path, frames, codec="mpeg4", rate=25):
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         stream.bit_rate = 4_000_000
         for array in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")))
+            container.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
+                )
+            )
         container.mux(stream.encode())
     return path
 
@@ -40,8 +49,12 @@ def write_video(path, frames, codec="mpeg4", rate=25):
 def decoded(path, size, box=None):
     """A video file by a route of its own: PyAV, then Pillow, (T, size, size, 3)."""
     with av.open(str(path)) as container:
-        return np.stack([np.asarray(frame.to_image().resize((size, size), Image.Resampling.BICUBIC, box))
-                         for frame in container.decode(video=0)])
+        return np.stack(
+            [
+                np.asarray(frame.to_image().resize((size, size), Image.Resampling.BICUBIC, box))
+                for frame in container.decode(video=0)
+            ]
+        )
 
 
 def psnr(a, b):
@@ -64,7 +77,9 @@ def png(array):
 
 def tree_bytes(folder):
     """{path: content} of a folder's shards."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.hdf5"))}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.hdf5"))
+    }
 
 
 def exit_code(main):

@@ -9,7 +9,9 @@ import torch
 import configs
 from batches.frames import Jitter, apply_jitter, draw_jitter
 
-albumentations = pytest.importorskip("albumentations")  # conftest.py keeps its import off the network
+albumentations = pytest.importorskip(
+    "albumentations"
+)  # conftest.py keeps its import off the network
 
 DATA = configs.build("clevrer").data
 
@@ -34,14 +36,20 @@ def jittered(frames: np.ndarray, jitter: Jitter) -> np.ndarray:
 def test_it_is_what_albumentations_computes(alone):
     """In whole levels, and its hues in steps of two degrees: so close, not equal."""
     frames = pictures(40)
-    jitter = draw_jitter(dataclasses.replace(DATA, brightness=0.4, contrast=0.4, saturation=0.8), 40, np.random.default_rng(1))
+    jitter = draw_jitter(
+        dataclasses.replace(DATA, brightness=0.4, contrast=0.4, saturation=0.8),
+        40,
+        np.random.default_rng(1),
+    )
     if alone is not None:
         neutral = np.array([1, 1, 1, 0], np.float32)
         neutral = np.where(np.arange(4) == alone, jitter.factors, neutral)
         jitter = jitter._replace(factors=neutral.astype(np.float32))
     theirs = albumentations.ColorJitter(p=1.0)
-    wanted = [[theirs.apply(frame, *factors.tolist(), order=order.tolist()) for frame in clip]
-              for clip, factors, order in zip(frames, jitter.factors, jitter.order)]
+    wanted = [
+        [theirs.apply(frame, *factors.tolist(), order=order.tolist()) for frame in clip]
+        for clip, factors, order in zip(frames, jitter.factors, jitter.order)
+    ]
     difference = np.abs(jittered(frames, jitter) - np.array(wanted, np.float64))
     assert difference.mean() < 1.5 and np.quantile(difference, 0.99) < 6
     assert np.abs(jittered(frames, jitter) - frames).mean() > 3  # it does something
@@ -50,17 +58,26 @@ def test_it_is_what_albumentations_computes(alone):
 def test_factors_are_within_their_strengths_and_orders_are_random():
     jitter = draw_jitter(DATA, 5000, np.random.default_rng(0))
     low, high = jitter.factors.min(0), jitter.factors.max(0)
-    assert np.allclose(low, [0.9, 0.9, 0.9, -0.25], atol=0.01) and np.allclose(high, [1.1, 1.1, 1.1, 0.25], atol=0.01)
-    assert len(np.unique(jitter.order, axis=0)) == 24 and (np.sort(jitter.order, 1) == np.arange(4)).all()
+    assert np.allclose(low, [0.9, 0.9, 0.9, -0.25], atol=0.01) and np.allclose(
+        high, [1.1, 1.1, 1.1, 0.25], atol=0.01
+    )
+    assert (
+        len(np.unique(jitter.order, axis=0)) == 24
+        and (np.sort(jitter.order, 1) == np.arange(4)).all()
+    )
 
 
 def test_nothing_drawn_is_nothing_done_and_a_whole_turn_comes_back():
     frames = pictures(6)
-    same = Jitter(np.tile(np.array([1, 1, 1, 0], np.float32), (6, 1)), np.tile(np.arange(4), (6, 1)))
+    same = Jitter(
+        np.tile(np.array([1, 1, 1, 0], np.float32), (6, 1)), np.tile(np.arange(4), (6, 1))
+    )
     assert np.abs(jittered(frames, same) - frames).max() < 1e-2
     turn = same._replace(factors=np.tile(np.array([1, 1, 1, 1], np.float32), (6, 1)))
     assert np.abs(jittered(frames, turn) - frames).max() < 1e-2
-    third = jittered(frames, same._replace(factors=np.tile(np.array([1, 1, 1, 1 / 3], np.float32), (6, 1))))
+    third = jittered(
+        frames, same._replace(factors=np.tile(np.array([1, 1, 1, 1 / 3], np.float32), (6, 1)))
+    )
     assert np.abs(third - frames[..., [2, 0, 1]]).max() < 1e-2  # red becomes green
 
 

@@ -17,7 +17,9 @@ def motion():
 def test_energy_is_kept_and_balls_stay_inside_and_apart(motion):
     x, v, _ = motion
     assert np.allclose((v**2).sum((1, 2)), balls.SPEED**2, rtol=1e-3)
-    overlap = 0.5 * balls.SPEED  # a half-step may carry a ball this far past a wall or into the other before it bounces
+    overlap = (
+        0.5 * balls.SPEED
+    )  # a half-step may carry a ball this far past a wall or into the other before it bounces
     assert x.min() > RADIUS - overlap and x.max() < BOX - RADIUS + overlap
     assert np.linalg.norm(x[:, 0] - x[:, 1], axis=1).min() > 2 * RADIUS - 2 * overlap
     assert x.min() < RADIUS + 0.1 and x.max() > BOX - RADIUS - 0.1  # and they do reach the walls
@@ -27,7 +29,9 @@ def test_free_flight_is_straight_and_momentum_passes_between_balls(motion):
     x, v, c = motion
     free = (v[1:] == v[:-1]).all((1, 2))
     assert np.allclose((x[1:] - x[:-1])[free], v[:-1][free], atol=1e-4)
-    inside = ((x > RADIUS + 1) & (x < BOX - RADIUS - 1)).all((1, 2))[:-1]  # far from walls: only balls can meet
+    inside = ((x > RADIUS + 1) & (x < BOX - RADIUS - 1)).all((1, 2))[
+        :-1
+    ]  # far from walls: only balls can meet
     hit = inside & ~free
     assert hit.sum() > 20
     assert np.allclose(v[1:][hit].sum(1), v[:-1][hit].sum(1), atol=1e-4)
@@ -39,9 +43,13 @@ def test_colours_change_exactly_at_bounces_and_by_the_rule(motion):
         changed = np.flatnonzero(np.diff(c[:, ball]))
         turned = np.flatnonzero((np.diff(v[:, ball], axis=0) != 0).any(1))
         assert len(changed) > 500 and set(changed) <= set(turned)
-        assert len(changed) > 0.97 * len(turned)  # two bounces within one frame may hide a change, rarely
+        assert len(changed) > 0.97 * len(
+            turned
+        )  # two bounces within one frame may hide a change, rarely
         colors = [int(c[0, ball]), *c[changed + 1, ball].tolist()]
-        followed = [NEXT_COLOR.get((a, b)) == after for a, b, after in zip(colors, colors[1:], colors[2:])]
+        followed = [
+            NEXT_COLOR.get((a, b)) == after for a, b, after in zip(colors, colors[1:], colors[2:])
+        ]
         assert np.mean(followed) > 0.95
 
 
@@ -62,22 +70,39 @@ def test_drawing_follows_the_formula():
     assert frame.shape == (32, 32, 3) and frame.dtype == np.uint8
     for row, column in [(16, 8), (16, 4), (12, 22), (0, 0), (15, 11), (15, 15)]:
         X, Y = (column + 0.5) * BOX / 32, (row + 0.5) * BOX / 32
-        bump = [np.exp(-(((X - a) ** 2 + (Y - b) ** 2) / RADIUS**2) ** 4) for a, b in x[0]]
+        bump = [np.exp(-((((X - a) ** 2 + (Y - b) ** 2) / RADIUS**2) ** 4)) for a, b in x[0]]
         wanted = np.array([bump[0], bump[1], 0.25 * sum(bump)])
         assert np.abs(frame[row, column] / 255 - np.minimum(wanted, 1)).max() < 0.5 / 255 + 1e-6
 
 
 def test_command_writes_three_streams_and_the_blue_shift(tmp_path):
-    launch(tmp_path, "-m", "prepare.balls", "--out", "d", "--frames", "300", "--held_out", "50", "--color_shift")
+    launch(
+        tmp_path,
+        "-m",
+        "prepare.balls",
+        "--out",
+        "d",
+        "--frames",
+        "300",
+        "--held_out",
+        "50",
+        "--color_shift",
+    )
     train, test = Shards(tmp_path / "d/train"), Shards(tmp_path / "d/test")
-    assert train.lengths.tolist() == [300] and test.lengths.tolist() == [50] and train.shape == (32, 32, 3)
+    assert (
+        train.lengths.tolist() == [300]
+        and test.lengths.tolist() == [50]
+        and train.shape == (32, 32, 3)
+    )
     every = slice(None)
     x, c, blue = (train.read_extra(name, 0, every) for name in ("positions", "colors", "blue"))
     assert blue[0] == 0 and blue[-1] == 1 and np.allclose(np.diff(blue), 1 / 299, rtol=1e-3)
     assert (draw(x, c, blue) == train.read(0, every)).all()
     assert not np.array_equal(x[:50], test.read_extra("positions", 0, every))
     again = launch(tmp_path, "-m", "prepare.balls", "--out", "d", check=False)
-    assert again.returncode == 2 and again.stderr.count("\n") == 1 and "already exists" in again.stderr
+    assert (
+        again.returncode == 2 and again.stderr.count("\n") == 1 and "already exists" in again.stderr
+    )
 
 
 def test_a_seed_gives_the_same_stream_in_any_pieces():

@@ -11,7 +11,9 @@ from prepare.balls import BOX, GREEN, RED, YELLOW, World, draw
 def test_places_and_colours_of_drawn_balls(size, blue):
     positions, _, colors = World(np.random.default_rng(0)).simulate(400)
     frames = draw(positions, colors, np.full(400, blue, np.float32), size)
-    places, seen = balls.follow(*(x[None] for x in balls.find(frames)), start=positions[:1] * size / BOX)
+    places, seen = balls.follow(
+        *(x[None] for x in balls.find(frames)), start=positions[:1] * size / BOX
+    )
     assert np.linalg.norm(places[0] - positions * size / BOX, axis=-1).max() < 0.01 * size
     assert (seen[0] == colors).all()
     assert (balls.transitions(seen)[0] == balls.transitions(colors[None].astype(int))[0]).all()
@@ -33,7 +35,11 @@ def test_tracks_keep_the_balls_apart():
     places = np.array([[[[0, 0], [9, 9]], [[8, 9], [1, 0]], [[2, 0], [7, 9]]]], float)
     colors = np.array([[[RED, GREEN], [GREEN, RED], [YELLOW, GREEN]]])
     followed, same = balls.follow(places, colors)
-    assert followed[0, :, 0].tolist() == [[0, 0], [1, 0], [2, 0]] and same[0, :, 0].tolist() == [RED, RED, YELLOW]
+    assert followed[0, :, 0].tolist() == [[0, 0], [1, 0], [2, 0]] and same[0, :, 0].tolist() == [
+        RED,
+        RED,
+        YELLOW,
+    ]
     started, _ = balls.follow(places, colors, start=places[:, 0, ::-1])
     assert started[0, :, 1].tolist() == [[0, 0], [1, 0], [2, 0]]
 

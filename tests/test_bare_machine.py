@@ -9,7 +9,17 @@ import pytest
 from conftest import REPO, TINY, launch
 from PIL import Image
 
-MISSING = ("av", "wandb", "moviepy", "albumentations", "imageio_ffmpeg", "lpips", "pybullet", "xdist", "ruff")
+MISSING = (
+    "av",
+    "wandb",
+    "moviepy",
+    "albumentations",
+    "imageio_ffmpeg",
+    "lpips",
+    "pybullet",
+    "xdist",
+    "ruff",
+)
 ABOUT_VIDEO_FILES = {"benchmarks.prepare"}
 
 
@@ -17,7 +27,8 @@ ABOUT_VIDEO_FILES = {"benchmarks.prepare"}
 def bare(tmp_path_factory) -> dict[str, str]:
     """The environment of a Python that finds none of MISSING."""
     folder = tmp_path_factory.mktemp("bare")
-    (folder / "sitecustomize.py").write_text(textwrap.dedent(f"""
+    (folder / "sitecustomize.py").write_text(
+        textwrap.dedent(f"""
         import sys
         from importlib.machinery import PathFinder
 
@@ -29,7 +40,8 @@ def bare(tmp_path_factory) -> dict[str, str]:
                 return super().find_spec(name, path, target)
 
         sys.meta_path = [Bare if finder is PathFinder else finder for finder in sys.meta_path]
-    """))
+    """)
+    )
     return {"PYTHONPATH": os.pathsep.join([str(folder), str(REPO)]), "WANDB_MODE": None}
 
 
@@ -41,8 +53,14 @@ def run(bare, tmp_path_factory):
 
 
 def test_every_module_is_imported(bare, tmp_path):
-    files = [*REPO.glob("*.py"), *(path for path in REPO.glob("*/**/*.py") if path.parts[len(REPO.parts)] != "tests")]
-    names = {str(path.relative_to(REPO).with_suffix("")).replace("/", ".").removesuffix(".__init__") for path in files}
+    files = [
+        *REPO.glob("*.py"),
+        *(path for path in REPO.glob("*/**/*.py") if path.parts[len(REPO.parts)] != "tests"),
+    ]
+    names = {
+        str(path.relative_to(REPO).with_suffix("")).replace("/", ".").removesuffix(".__init__")
+        for path in files
+    }
     names = sorted(name for name in names - ABOUT_VIDEO_FILES if not name.startswith("."))
     assert len(names) > 50
     script = tmp_path / "import_all.py"
@@ -66,7 +84,9 @@ def test_main_runs_and_says_once_what_is_missing(run):
 def test_sample_runs_from_its_checkpoint(run, bare):
     folder, _ = run
     ckpt = "outputs/checkpoints/ball_stn-follmer-0/latest.pt"
-    said = launch(folder, "sample.py", "--ckpt", ckpt, "--num_videos", "2", "--out", "again", **bare).stdout
+    said = launch(
+        folder, "sample.py", "--ckpt", ckpt, "--num_videos", "2", "--out", "again", **bare
+    ).stdout
     assert "again/forecasts.gif" in said
     assert (folder / "again/forecasts.gif").is_file()
 
@@ -74,13 +94,37 @@ def test_sample_runs_from_its_checkpoint(run, bare):
 def test_wandb_asked_for_by_name_is_refused_before_any_work(bare, tmp_path):
     done = launch(tmp_path, "main.py", "--set", *TINY, "wandb.mode=online", check=False, **bare)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: wandb.mode=online, but wandb is not installed: pip install wandb")
+    assert done.stderr.startswith(
+        "error: wandb.mode=online, but wandb is not installed: pip install wandb"
+    )
     assert not list(tmp_path.iterdir())
 
 
 COMMANDS = [
-    ["benchmarks.train_step", "--sizes", "S", "--batches", "1", "--repeats", "1", "--compile", "off"],
-    ["benchmarks.sample", "--size", "S", "--videos", "1", "--frames", "1", "--steps", "1", "--repeats", "1"],
+    [
+        "benchmarks.train_step",
+        "--sizes",
+        "S",
+        "--batches",
+        "1",
+        "--repeats",
+        "1",
+        "--compile",
+        "off",
+    ],
+    [
+        "benchmarks.sample",
+        "--size",
+        "S",
+        "--videos",
+        "1",
+        "--frames",
+        "1",
+        "--steps",
+        "1",
+        "--repeats",
+        "1",
+    ],
 ]
 
 
@@ -107,6 +151,19 @@ def test_folders_of_images_are_prepared(bare, tmp_path):
             folder.mkdir(parents=True)
             level = len(list(tmp_path.rglob("clip_*")))
             for t in range(4):
-                Image.fromarray(np.full((16, 16, 3), 40 * t + level, np.uint8)).save(folder / f"{t}.png")
-    launch(tmp_path, "-m", "prepare.frames", "--source", "frames", "--out", "out", "--image_size", "16", **bare)
+                Image.fromarray(np.full((16, 16, 3), 40 * t + level, np.uint8)).save(
+                    folder / f"{t}.png"
+                )
+    launch(
+        tmp_path,
+        "-m",
+        "prepare.frames",
+        "--source",
+        "frames",
+        "--out",
+        "out",
+        "--image_size",
+        "16",
+        **bare,
+    )
     assert list((tmp_path / "out/train").glob("shard_*.hdf5"))

@@ -23,9 +23,24 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def tiny(monkeypatch):
     """Size S is a network of a few thousand weights."""
-    monkeypatch.setitem(configs.SIZES, "S", {"name": "uvit", "width": 16, "depth": 1, "mid_depth": 1, "heads": 2})
-    return argparse.Namespace(sizes=["S"], size="S", batches=[3], baseline_batch=2, precision="float32", compile="off",
-                              accumulate=1, shard=False, recompute=False, repeats=1, videos=2, frames=2, steps=2)
+    monkeypatch.setitem(
+        configs.SIZES, "S", {"name": "uvit", "width": 16, "depth": 1, "mid_depth": 1, "heads": 2}
+    )
+    return argparse.Namespace(
+        sizes=["S"],
+        size="S",
+        batches=[3],
+        baseline_batch=2,
+        precision="float32",
+        compile="off",
+        accumulate=1,
+        shard=False,
+        recompute=False,
+        repeats=1,
+        videos=2,
+        frames=2,
+        steps=2,
+    )
 
 
 def test_a_block_of_calls_is_timed_between_two_waits(monkeypatch):
@@ -62,27 +77,41 @@ def test_a_training_step_is_timed_beside_the_straightforward_one(tiny):
     line = {"runs": [run]}
     text = "\n".join(train_step.compared(tiny, line, train_step.baseline(tiny, CPU)))
     each = line["baseline_ms_per_sample"]
-    assert each["all"] == pytest.approx(each["read"] + each["encode"] + each["update"]) and min(each.values()) > 0
-    assert line["ratio"] == pytest.approx(each["all"] * run["samples_per_second"] / 1e3) and f"{line['ratio']:.2f}" in text
+    assert (
+        each["all"] == pytest.approx(each["read"] + each["encode"] + each["update"])
+        and min(each.values()) > 0
+    )
+    assert (
+        line["ratio"] == pytest.approx(each["all"] * run["samples_per_second"] / 1e3)
+        and f"{line['ratio']:.2f}" in text
+    )
 
 
 def test_sampling_is_timed_beside_the_straightforward_one(tiny):
     text, line = sampling.same_evaluations(tiny, CPU)
-    assert set(line["frames_per_second"]) == {"straightforward, one by one", "straightforward, all at once", "ours"}
+    assert set(line["frames_per_second"]) == {
+        "straightforward, one by one",
+        "straightforward, all at once",
+        "ours",
+    }
     assert line["ratio"] > 0 and "| ours |" in text
 
 
 def test_the_roll_out_is_the_plain_loop(tiny):
     """One evaluation after another, a history by concatenation: the same samples to 1e-4."""
     model = sampling.kth(tiny, CPU, "float32", "off")
-    object.__setattr__(model, "config", configs.update(model.config, {"sample.context": "recent:1"}))
+    object.__setattr__(
+        model, "config", configs.update(model.config, {"sample.context": "recent:1"})
+    )
     given = torch.randn(3, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     fast = model.roll_out(given, 5, ("key",))
     history, noise = given, generator(CPU, "key")
     with torch.no_grad():
         for _ in range(5):
             last, before = history[:, -1], history[:, -2]
-            field = lambda x, s, last=last, before=before: model.net(x, s, last, before, torch.ones(3))  # noqa: E731
+            field = lambda x, s, last=last, before=before: model.net(
+                x, s, last, before, torch.ones(3)
+            )  # noqa: E731
             frame = integrate(field, model.interpolant, last, tiny.steps, "euler", "0", noise)
             history = torch.cat([history, frame[:, None]], 1)
     assert fast.std() > 0.1 and torch.allclose(fast, history[:, 4:], atol=1e-4)
@@ -90,7 +119,11 @@ def test_the_roll_out_is_the_plain_loop(tiny):
 
 def test_memory_of_a_roll_out_counts_what_comes_out():
     found = memory.roll_out(6)
-    assert found["output"] == memory.VIDEOS * 6 * 64 * 64 * 3 and found["peak"] > found["output"] and found["ms_per_frame"] > 0
+    assert (
+        found["output"] == memory.VIDEOS * 6 * 64 * 64 * 3
+        and found["peak"] > found["output"]
+        and found["ms_per_frame"] > 0
+    )
 
 
 def test_output_in_main_memory_counts_against_a_cpu_alone():
@@ -111,12 +144,24 @@ class NoGpu:
 @pytest.fixture
 def workers(monkeypatch, tmp_path):
     """The command line of a benchmark whose workers answer at once, without a GPU in the parent."""
-    answers = {"--worker": {"samples_per_second": 8.0, "flop_per_second": 1e9, "peak_gib": 1.0},
-               "machine": {"machine": "a GPU", "precision": "bf16", "matmul_bf16": 1e10,
-                           "matmul_float32": 1e9},
-               "baseline": {"read": 1.0, "encode": 1.0, "update": 2.0},
-               "--roll_out": {"frames": 100, "peak": 100, "output": 1, "ms_per_frame": 1.0,
-                              "device": "cuda", "machine": "a GPU"}}
+    answers = {
+        "--worker": {"samples_per_second": 8.0, "flop_per_second": 1e9, "peak_gib": 1.0},
+        "machine": {
+            "machine": "a GPU",
+            "precision": "bf16",
+            "matmul_bf16": 1e10,
+            "matmul_float32": 1e9,
+        },
+        "baseline": {"read": 1.0, "encode": 1.0, "update": 2.0},
+        "--roll_out": {
+            "frames": 100,
+            "peak": 100,
+            "output": 1,
+            "ms_per_frame": 1.0,
+            "device": "cuda",
+            "machine": "a GPU",
+        },
+    }
     started = []
 
     def run(command, **_):
@@ -130,6 +175,7 @@ def workers(monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "argv", ["benchmark", *flags, "--out", str(tmp_path)])
         module.main()
         return started
+
     return begin
 
 
@@ -148,7 +194,9 @@ def test_the_parent_of_measured_memory_leaves_the_gpu_alone(workers, capsys):
 
 
 def test_reading_is_timed_and_written_down(tmp_path):
-    out = launch(tmp_path, "-m", "benchmarks.data", "--batch", "4", "--repeats", "1", "--out", str(tmp_path)).stdout
+    out = launch(
+        tmp_path, "-m", "benchmarks.data", "--batch", "4", "--repeats", "1", "--out", str(tmp_path)
+    ).stdout
     ways = json.loads(out.splitlines()[-1])["ways"]
     assert len(ways) == 4 and ways["latents, cached"]["ratio"] > 10
     assert "## Reading batches" in (tmp_path / "RESULTS.md").read_text()

@@ -14,6 +14,7 @@ def leave(main) -> int:
 def test_a_mistake_is_one_line_and_code_2(capsys):
     def main():
         raise UserError("data/x: no such folder; choose another")
+
     assert leave(main) == 2
     assert capsys.readouterr().err == "error: data/x: no such folder; choose another\n"
 

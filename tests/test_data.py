@@ -21,7 +21,15 @@ from batches.latents import (
     latent_dir,
     start_copy,
 )
-from batches.windows import check_long_enough, draw_batch, draw_triples, draw_windows, gaps, spaced_windows, span
+from batches.windows import (
+    check_long_enough,
+    draw_batch,
+    draw_triples,
+    draw_windows,
+    gaps,
+    spaced_windows,
+    span,
+)
 from runtime.console import UserError
 from shards import Shards, write_packed
 
@@ -29,7 +37,9 @@ TINY = {"data.clip": 6, "train.batch_size": 8}
 
 
 def config(**values):
-    return configs.build(overrides=TINY | {name.replace("__", "."): value for name, value in values.items()})
+    return configs.build(
+        overrides=TINY | {name.replace("__", "."): value for name, value in values.items()}
+    )
 
 
 @pytest.mark.parametrize("clip, skip, wanted", [(5, 0, 5), (16, 4, 76), (3, 1, 5)])
@@ -56,8 +66,16 @@ def test_spaced_windows_never_overlap_and_cover_all():
     assert (skipping.start + 8 < lengths[skipping.video]).all()
 
 
-@pytest.mark.parametrize("rule, wanted", [("uniform", {1, 2, 3, 4, 5, 6, 7}), ("recent:3", {1, 2, 3}), ("recent:1", {1}),
-                                          ("recent:20", {1, 2, 3, 4, 5, 6, 7}), ("log", {1, 2, 3, 4, 5, 6, 7})])
+@pytest.mark.parametrize(
+    "rule, wanted",
+    [
+        ("uniform", {1, 2, 3, 4, 5, 6, 7}),
+        ("recent:3", {1, 2, 3}),
+        ("recent:1", {1}),
+        ("recent:20", {1, 2, 3, 4, 5, 6, 7}),
+        ("log", {1, 2, 3, 4, 5, 6, 7}),
+    ],
+)
 def test_gaps(rule, wanted):
     u = torch.linspace(0, 1, 10_001, dtype=torch.float64)[:-1]
     found = gaps(u, 7, rule).numpy()
@@ -75,16 +93,24 @@ def test_gaps(rule, wanted):
 def test_triples_lie_in_their_windows_in_order(rule):
     windows = draw_windows(np.array([40, 60]), 6, 2, 5000, np.random.default_rng(1))
     at = draw_triples(windows, rule, np.random.default_rng(2))
-    assert (at.target - at.reference == 3).all() and (at.reference - at.context == 3 * at.gap).all() and (at.gap >= 1).all()
+    assert (
+        (at.target - at.reference == 3).all()
+        and (at.reference - at.context == 3 * at.gap).all()
+        and (at.gap >= 1).all()
+    )
     assert (at.context >= windows.start).all() and (at.target <= windows.start + 15).all()
-    assert ((at.target - windows.start) // 3).min() == 2 and ((at.target - windows.start) // 3).max() == 5
+    assert ((at.target - windows.start) // 3).min() == 2 and (
+        (at.target - windows.start) // 3
+    ).max() == 5
     assert (at.context == windows.start).any()
 
 
 def test_batches_depend_on_seed_and_step_alone_and_processes_share_them():
     lengths, cfg = np.array([50, 70]), config()
-    same, other, seed = (draw_batch(c, lengths, k, 0, 1, None) for c, k in
-                         ((cfg, 3), (cfg, 4), (config(train__seed=1), 3)))
+    same, other, seed = (
+        draw_batch(c, lengths, k, 0, 1, None)
+        for c, k in ((cfg, 3), (cfg, 4), (config(train__seed=1), 3))
+    )
     again = draw_batch(cfg, lengths, 3, 0, 1, None)
     assert all((a == b).all() for a, b in zip(same, again))
     assert (same.target != other.target).any() and (same.target != seed.target).any()
@@ -139,7 +165,9 @@ def log_calls(monkeypatch, shards) -> list[tuple[str, int]]:
         def wait_logged():
             calls.append(("fetch", block))
             return wait()
+
         return wait_logged
+
     monkeypatch.setattr(shards, "read_file", read)
     monkeypatch.setattr("batches.latents.encode_on_device", encode_logged)
     monkeypatch.setattr("batches.latents.start_copy", copy_logged)
@@ -147,7 +175,8 @@ def log_calls(monkeypatch, shards) -> list[tuple[str, int]]:
 
 
 def test_a_block_is_read_and_encoded_before_the_latents_of_the_one_before_are_fetched(
-        make_shards, tmp_path, monkeypatch):
+    make_shards, tmp_path, monkeypatch
+):
     monkeypatch.setattr("batches.latents.BLOCK_FRAMES", 10)
     shards = Shards(make_shards([25, 20]))
     calls = log_calls(monkeypatch, shards)
@@ -162,7 +191,8 @@ def test_a_block_is_read_and_encoded_before_the_latents_of_the_one_before_are_fe
 
 
 def test_the_next_block_is_read_while_one_is_encoded_and_no_other(
-        make_shards, tmp_path, monkeypatch):
+    make_shards, tmp_path, monkeypatch
+):
     monkeypatch.setattr("batches.latents.BLOCK_FRAMES", 10)
     shards = Shards(make_shards([50]))
     read_file, read = shards.read_file, []
@@ -181,6 +211,7 @@ def test_the_next_block_is_read_while_one_is_encoded_and_no_other(
             assert arrived.wait_for(lambda: len(read) > min(block + 1, 4), timeout=10)
             assert len(read) <= block + 2
         return encode(x)
+
     monkeypatch.setattr(shards, "read_file", read_and_tell)
     cache_latents(shards, encode_when_read, "w", tmp_path, torch.device("cpu"))
     assert read == [0, 1, 2, 3, 4]
@@ -188,7 +219,8 @@ def test_the_next_block_is_read_while_one_is_encoded_and_no_other(
 
 @pytest.mark.parametrize("error", [UserError("shard_0001.hdf5: damaged"), KeyboardInterrupt()])
 def test_an_error_ends_the_thread_and_keeps_finished_shards(
-        error, make_shards, tmp_path, monkeypatch):
+    error, make_shards, tmp_path, monkeypatch
+):
     monkeypatch.setattr("batches.latents.BLOCK_FRAMES", 10)
     shards = Shards(make_shards([20, 20], shard_bytes=3000))
     read_file = shards.read_file
@@ -204,6 +236,7 @@ def test_an_error_ends_the_thread_and_keeps_finished_shards(
         if isinstance(error, KeyboardInterrupt) and x.max() > 30 / 127.5 - 1:
             raise error
         return encode(x)
+
     monkeypatch.setattr(shards, "read_file", read)
     with pytest.raises(type(error)) as caught:
         cache_latents(shards, interrupted, "w", tmp_path, torch.device("cpu"))
@@ -233,6 +266,7 @@ def test_frames_are_copied_to_the_device_without_a_wait(monkeypatch):
     def to_device(values, device):
         devices.append(device)
         return torch.as_tensor(values)
+
     monkeypatch.setattr("batches.batch.to_device", to_device)
     to_pixels(frames, "cuda")
     assert devices == [torch.device("cuda")]
@@ -241,8 +275,10 @@ def test_frames_are_copied_to_the_device_without_a_wait(monkeypatch):
 def test_encoded_batches_stay_on_the_device_until_the_last(monkeypatch):
     with FakeTensorMode():
         frames = np.zeros((3000, 16, 16, 3), np.uint8)
-        monkeypatch.setattr("batches.batch.to_device", lambda values, device: torch.empty(
-            values.shape, dtype=torch.uint8, device=device))
+        monkeypatch.setattr(
+            "batches.batch.to_device",
+            lambda values, device: torch.empty(values.shape, dtype=torch.uint8, device=device),
+        )
         z = encode_on_device(encode, frames, torch.device("cuda"))
     assert (z.shape, z.dtype, z.device.type) == ((3000, 2, 4, 4), torch.float16, "cuda")
 
@@ -272,7 +308,9 @@ def test_augmented_batches_match_whatever_the_workers_and_jitter_frames_alike(ma
     plain = FrameTriples(config(data__brightness=0.3), Shards(dir))
     clips = (plain.jittered(torch.from_numpy(plain[2][0]), 2).movedim(2, -1).numpy() + 1) * 127.5
     at = draw_batch(plain.config, plain.shards.lengths, 2, 0, 1, None)
-    truth = np.array([0, 30])[at.video][:, None] + np.stack([at.target, at.reference, at.context], 1)
+    truth = np.array([0, 30])[at.video][:, None] + np.stack(
+        [at.target, at.reference, at.context], 1
+    )
     factor = clips[:, :, 0, 0, 0].astype(float) / np.maximum(truth, 1)
     bright = truth.min(1) > 10
     assert np.ptp(factor[bright], axis=1).max() < 0.1  # the same within a clip
@@ -281,7 +319,9 @@ def test_augmented_batches_match_whatever_the_workers_and_jitter_frames_alike(ma
 
 
 def test_too_short_videos_are_named_with_what_to_do(make_shards, tmp_path):
-    with pytest.raises(UserError, match=r"the longest video has 5 frames, data.clip needs 6; lower data.clip"):
+    with pytest.raises(
+        UserError, match=r"the longest video has 5 frames, data.clip needs 6; lower data.clip"
+    ):
         check_long_enough(Shards(make_shards([5, 4])), 6, 0, "data.clip")
 
 
@@ -294,8 +334,13 @@ def test_pixels_and_back():
 def test_latents_are_gathered_from_their_files_across_shards(tmp_path):
     latents = np.random.default_rng(0).standard_normal((70, 2, 3, 3)).astype(np.float16)
     for k, (start, stop) in enumerate(((0, 30), (30, 31), (31, 70)), 1):
-        write_packed(tmp_path / f"shard_{k:04d}.hdf5", "latents", latents[start:stop], np.array([stop - start]),
-                     {"continues": k > 1, "fps": 1.0})
+        write_packed(
+            tmp_path / f"shard_{k:04d}.hdf5",
+            "latents",
+            latents[start:stop],
+            np.array([stop - start]),
+            {"continues": k > 1, "fps": 1.0},
+        )
     shards = Shards(tmp_path, "latents")
     assert isinstance(shards.map_file(0), np.memmap)
     rows = np.array([69, 0, 29, 30, 31, 31, 5])
@@ -305,4 +350,6 @@ def test_latents_are_gathered_from_their_files_across_shards(tmp_path):
 
 def test_chunked_shards_cannot_be_mapped_and_are_read(make_shards):
     shards = Shards(make_shards([30]))
-    assert np.array_equal(shards.map_file(0), shards.read(0, slice(None))) and not isinstance(shards.map_file(0), np.memmap)
+    assert np.array_equal(shards.map_file(0), shards.read(0, slice(None))) and not isinstance(
+        shards.map_file(0), np.memmap
+    )

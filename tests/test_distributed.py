@@ -47,8 +47,14 @@ def same(a: dict, b: dict, part: str = "model", atol: float = 0.0) -> bool:
 
 
 def torchrun(folder: Path, *command: str, processes: int = 2) -> None:
-    done = subprocess.run([*TORCHRUN, "--standalone", f"--nproc_per_node={processes}", *command], cwd=folder, env=ENV,
-                          capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [*TORCHRUN, "--standalone", f"--nproc_per_node={processes}", *command],
+        cwd=folder,
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -56,27 +62,61 @@ def test_the_gradient_of_two_is_that_of_one_with_the_whole_batch(folder):
     one = [*SETTINGS, "train.steps=1", "sample.num_videos=1"]
     launch(folder, "main.py", *one, "output.run_id=one")
     torchrun(folder, str(REPO / "main.py"), *one, "output.run_id=two")
-    moments = [{k: slot["exp_avg"] for k, slot in state(folder, name)["opt"]["state"].items()} for name in ("one", "two")]
-    size = max(m.abs().max() for m in moments[0].values())  # a tenth of the clipped gradient, which is to agree to 1e-6
-    assert size > 1e-4 and all(torch.allclose(moments[1][k], m, rtol=0, atol=1e-7) for k, m in moments[0].items())
+    moments = [
+        {k: slot["exp_avg"] for k, slot in state(folder, name)["opt"]["state"].items()}
+        for name in ("one", "two")
+    ]
+    size = max(
+        m.abs().max() for m in moments[0].values()
+    )  # a tenth of the clipped gradient, which is to agree to 1e-6
+    assert size > 1e-4 and all(
+        torch.allclose(moments[1][k], m, rtol=0, atol=1e-7) for k, m in moments[0].items()
+    )
 
 
 def distance(a: dict, b: dict) -> float:
-    return sum((a["model"][name].double() - value.double()).square().sum() for name, value in b["model"].items()).sqrt().item()
+    return (
+        sum(
+            (a["model"][name].double() - value.double()).square().sum()
+            for name, value in b["model"].items()
+        )
+        .sqrt()
+        .item()
+    )
 
 
 def test_weights_split_over_two_processes_train_as_one_and_go_on_unsplit(folder):
-    steps = [*SETTINGS, "model.name=uvit", "model.dropout=0", "train.log_every=100", "sample.num_videos=1", "train.ema=0.5"]
+    steps = [
+        *SETTINGS,
+        "model.name=uvit",
+        "model.dropout=0",
+        "train.log_every=100",
+        "sample.num_videos=1",
+        "train.ema=0.5",
+    ]
     split = [*steps, "output.run_id=split", "train.sample_every=2"]
     torchrun(folder, str(REPO / "main.py"), *split, "train.steps=3", "train.shard=1")
     launch(folder, "main.py", *steps, "train.steps=3", "output.run_id=unsplit")
     third, plain = state(folder, "split"), state(folder, "unsplit")
-    assert all(same(third, plain, part, atol=2e-4) for part in ("model", "ema"))  # three updates of 1e-3 at most
+    assert all(
+        same(third, plain, part, atol=2e-4) for part in ("model", "ema")
+    )  # three updates of 1e-3 at most
     for a, b in zip(third["opt"]["state"].values(), plain["opt"]["state"].values(), strict=True):
-        assert torch.allclose(a["exp_avg"], b["exp_avg"], rtol=0, atol=1e-5) and a.keys() == b.keys()
+        assert (
+            torch.allclose(a["exp_avg"], b["exp_avg"], rtol=0, atol=1e-5) and a.keys() == b.keys()
+        )
     assert list((folder / "outputs/checkpoints/split").glob("forecasts_*2.png"))
-    launch(folder, "main.py", *split, "train.steps=6")  # by one process, from the whole tensors that two have written
-    torchrun(folder, str(REPO / "main.py"), *split, "train.steps=9", "train.shard=1", "train.accumulate=2")
+    launch(
+        folder, "main.py", *split, "train.steps=6"
+    )  # by one process, from the whole tensors that two have written
+    torchrun(
+        folder,
+        str(REPO / "main.py"),
+        *split,
+        "train.steps=9",
+        "train.shard=1",
+        "train.accumulate=2",
+    )
     launch(folder, "main.py", *steps, "train.steps=9", "output.run_id=unsplit")
     ninth, plain = state(folder, "split"), state(folder, "unsplit")
     assert ninth["step"] == 9 and distance(ninth, plain) < 0.1 * distance(ninth, third)
@@ -156,9 +196,19 @@ def test_others_wait_at_a_barrier_for_what_the_first_writes(folder, monkeypatch)
 @contextmanager
 def started(folder: Path, *command: str, restarts: int = 0) -> Iterator[subprocess.Popen]:
     """torchrun of two processes, killed at the end whatever happens."""
-    command = [*TORCHRUN, "--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}", str(REPO / "main.py"), *SETTINGS,
-               "train.keep=1000", *command]
-    process = subprocess.Popen(command, cwd=folder, env=ENV, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    command = [
+        *TORCHRUN,
+        "--standalone",
+        "--nproc_per_node=2",
+        f"--max-restarts={restarts}",
+        str(REPO / "main.py"),
+        *SETTINGS,
+        "train.keep=1000",
+        *command,
+    ]
+    process = subprocess.Popen(
+        command, cwd=folder, env=ENV, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
     try:
         yield process
     finally:
@@ -183,7 +233,11 @@ def test_processes_started_again_do_not_meet_what_dead_ones_left():
     agent = dist.TCPStore("localhost", 0, is_master=True)
     connect = lambda: dist.TCPStore("localhost", agent.port, is_master=False)  # noqa: E731
     with ThreadPoolExecutor(3) as pool:
-        for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):  # three attempts; rank 1 of the second may see the first's welcome
+        for order in (
+            (0, 1, 2),
+            (2, 1, 0),
+            (1, 0, 2),
+        ):  # three attempts; rank 1 of the second may see the first's welcome
             parts = []
             for rank in order:
                 parts.append(pool.submit(fresh, connect(), rank, 3))
@@ -194,16 +248,21 @@ def test_processes_started_again_do_not_meet_what_dead_ones_left():
             assert all(part.get("address") == b"here" for part in parts)
 
 
-@pytest.mark.parametrize("gpus, shared", [
-    (("a, 1", "a, 2", "b, 1"), ""),
-    (("a, 1", "b, 1", "a, 1"), "processes 0 and 2 share one GPU .a, 1."),
-])
+@pytest.mark.parametrize(
+    "gpus, shared",
+    [
+        (("a, 1", "a, 2", "b, 1"), ""),
+        (("a, 1", "b, 1", "a, 1"), "processes 0 and 2 share one GPU .a, 1."),
+    ],
+)
 def test_processes_that_share_a_gpu_are_all_refused(gpus, shared):
     agent = dist.TCPStore("localhost", 0, is_master=True)
     connect = lambda: dist.TCPStore("localhost", agent.port, is_master=False)  # noqa: E731
     with ThreadPoolExecutor(3) as pool:
-        asked = [pool.submit(refuse_shared_gpus, connect(), rank, 3, gpu)
-                 for rank, gpu in enumerate(gpus)]
+        asked = [
+            pool.submit(refuse_shared_gpus, connect(), rank, 3, gpu)
+            for rank, gpu in enumerate(gpus)
+        ]
         for answer in asked:
             if shared:
                 with pytest.raises(UserError, match=shared):
@@ -246,11 +305,19 @@ def test_a_killed_worker_is_brought_back_to_the_same_weights(folder):
     torchrun(folder, str(REPO / "main.py"), *SETTINGS, *more, "output.run_id=whole")
     with started(folder, *more, "output.run_id=killed", restarts=2) as process:
         wait_for(folder / "outputs/checkpoints/killed/step_00000040.pt", process)
-        os.kill(next(pid for pid in workers(process) if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")),
-                signal.SIGKILL)
+        os.kill(
+            next(
+                pid
+                for pid in workers(process)
+                if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            ),
+            signal.SIGKILL,
+        )
         err = process.communicate(timeout=200)[1]
     assert process.returncode == 0, err[-3000:]
-    assert state(folder, "killed")["step"] == 150 and same(state(folder, "killed"), state(folder, "whole"))
+    assert state(folder, "killed")["step"] == 150 and same(
+        state(folder, "killed"), state(folder, "whole")
+    )
     assert same(state(folder, "killed"), state(folder, "whole"), "ema")
 
 
@@ -258,25 +325,59 @@ def test_two_nodes_are_as_good_as_two_processes(folder):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    for name, launcher in (("processes", ["--standalone", "--nproc_per_node=2"]), ("nodes", [
-            "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{port}", "--rdzv_id=7",
-            "--local-addr=localhost"])):
-        command = [*TORCHRUN, *launcher, str(REPO / "main.py"), *SETTINGS, f"output.run_id={name}", "sample.num_videos=1"]
-        agents = [subprocess.Popen(command, cwd=folder, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-                  for _ in range(2 if name == "nodes" else 1)]
+    for name, launcher in (
+        ("processes", ["--standalone", "--nproc_per_node=2"]),
+        (
+            "nodes",
+            [
+                "--nnodes=2",
+                "--nproc_per_node=1",
+                "--rdzv_backend=c10d",
+                f"--rdzv_endpoint=localhost:{port}",
+                "--rdzv_id=7",
+                "--local-addr=localhost",
+            ],
+        ),
+    ):
+        command = [
+            *TORCHRUN,
+            *launcher,
+            str(REPO / "main.py"),
+            *SETTINGS,
+            f"output.run_id={name}",
+            "sample.num_videos=1",
+        ]
+        agents = [
+            subprocess.Popen(
+                command,
+                cwd=folder,
+                env=ENV,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(2 if name == "nodes" else 1)
+        ]
         printed = [agent.communicate(timeout=200) for agent in agents]
         assert all(agent.returncode == 0 for agent in agents), printed
         assert "".join(out for out, _ in printed).count("crps / repeat last") == 1  # rank 0 alone
     assert same(state(folder, "nodes"), state(folder, "processes"))
-    launch(folder, "main.py", *SETTINGS, "train.steps=15", "output.run_id=nodes", "sample.num_videos=1")  # one goes on alone
+    launch(
+        folder, "main.py", *SETTINGS, "train.steps=15", "output.run_id=nodes", "sample.num_videos=1"
+    )  # one goes on alone
     assert state(folder, "nodes")["step"] == 15
 
 
 @needs_proc
 def test_a_signal_to_two_is_heeded_by_both(folder):
-    with started(folder, "train.steps=100000", "output.run_id=long", "data.hue=0.1", "data.workers=1") as process:
+    with started(
+        folder, "train.steps=100000", "output.run_id=long", "data.hue=0.1", "data.workers=1"
+    ) as process:
         wait_for(folder / "outputs/checkpoints/long/step_00000015.pt", process)
         os.kill(workers(process)[1], signal.SIGUSR1)  # to one of them only
         err = process.communicate(timeout=100)[1]
     step = state(folder, "long")["step"]
-    assert process.returncode != 0 and err.count(f"stopped by SIGUSR1 after update {step}, which is saved") >= 2, err[-3000:]
+    assert (
+        process.returncode != 0
+        and err.count(f"stopped by SIGUSR1 after update {step}, which is saved") >= 2
+    ), err[-3000:]

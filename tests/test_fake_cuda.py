@@ -26,12 +26,20 @@ from runtime import parallel
 from runtime.process import Process
 
 LATENT = configs.Latent((4, 8, 8), (0.0,) * 4, (1.0,) * 4)
-SMALL_NET = {"model.size": "", "model.width": 16, "model.depth": 1, "model.mid_depth": 1, "model.heads": 2}
+SMALL_NET = {
+    "model.size": "",
+    "model.width": 16,
+    "model.depth": 1,
+    "model.mid_depth": 1,
+    "model.heads": 2,
+}
 PROCESS = Process(0, 1, GPU)
 
 
 def small_config(**options) -> configs.Config:
-    config = configs.build("kth", {**SMALL_NET, "train.batch_size": 4, "sample.steps": 2, **options})
+    config = configs.build(
+        "kth", {**SMALL_NET, "train.batch_size": 4, "sample.steps": 2, **options}
+    )
     return dataclasses.replace(config, latent=LATENT)
 
 
@@ -45,8 +53,13 @@ def gpu():
 def latents(tmp_path):
     """A folder with latents of two videos."""
     rows = np.zeros((200, *LATENT.shape), np.float16)
-    shards.write_packed(tmp_path / "shard_0001.hdf5", "latents", rows, np.full(2, 100),
-                        {"continues": False, "fps": 25.0})
+    shards.write_packed(
+        tmp_path / "shard_0001.hdf5",
+        "latents",
+        rows,
+        np.full(2, 100),
+        {"continues": False, "fps": 25.0},
+    )
     return tmp_path
 
 
@@ -64,7 +77,9 @@ def run_updates(config: configs.Config, source, monkeypatch) -> None:
     monkeypatch.setattr(torch.Tensor, "backward", set_gradients)
     with no_host_waits():
         for step, batch in enumerate(source.batches(0, 2)):
-            losses, norm = train.update(learner.net, learner.optimizer, forecaster, batch, step, PROCESS)
+            losses, norm = train.update(
+                learner.net, learner.optimizer, forecaster, batch, step, PROCESS
+            )
             train.average(parallel.local(learner.ema), parallel.local(learner.weights), step, 0.99)
     assert losses.device == norm.device == GPU
 
@@ -95,9 +110,13 @@ def test_latents_reach_the_gpu_without_a_wait(gpu, latents, monkeypatch, fits):
     run_updates(config, source, monkeypatch)
 
 
-@pytest.mark.parametrize("mode, name", [("stream", "uvit"), ("stream", "joint"), ("offline", "joint")])
+@pytest.mark.parametrize(
+    "mode, name", [("stream", "uvit"), ("stream", "joint"), ("offline", "joint")]
+)
 def test_an_update_on_a_stream_waits_for_nothing(gpu, latents, monkeypatch, mode, name):
-    config = small_config(**{"data.mode": mode, "model.name": name, "data.clip": 8, "data.condition": 4})
+    config = small_config(
+        **{"data.mode": mode, "model.name": name, "data.clip": 8, "data.condition": 4}
+    )
     run_updates(config, StreamTriples(config, latents, GPU), monkeypatch)
 
 
@@ -137,14 +156,26 @@ def test_a_roll_out_waits_for_nothing(gpu, solver, interpolant):
     diffusions = {"0"} if solver in solvers.ODE else {"sigma", "follmer"}
     for diffusion in diffusions:
         for output in ("drift", "residual"):
-            run_roll_out(**{"sample.solver": solver, "sample.diffusion": diffusion, "flow.output": output,
-                            "flow.interpolant": interpolant})
+            run_roll_out(
+                **{
+                    "sample.solver": solver,
+                    "sample.diffusion": diffusion,
+                    "flow.output": output,
+                    "flow.interpolant": interpolant,
+                }
+            )
 
 
 ROLL_OUTS = [
     {"sample.reencode": True, "sample.redraw": "frame", "sample.context": "log"},
     {"sample.warm_start": 0.2, "sample.grid": "cosine", "model.name": "convnet"},
-    {"data.mode": "stream", "model.name": "joint", "data.clip": 8, "data.condition": 4, "sample.reencode": True},
+    {
+        "data.mode": "stream",
+        "model.name": "joint",
+        "data.clip": 8,
+        "data.condition": 4,
+        "sample.reencode": True,
+    },
 ]
 
 
@@ -155,9 +186,17 @@ def test_roll_outs_of_all_kinds_wait_for_nothing(gpu, options):
 
 def test_solver_coefficients_launch_nothing(gpu):
     """Of two solvers of one evaluation a step, the one with more coefficients launches no more than its noise needs."""
-    euler = run_roll_out(**{"flow.interpolant": "linear", "sample.solver": "euler", "sample.steps": 4})
-    exact = run_roll_out(**{"flow.interpolant": "linear", "sample.solver": "exact", "sample.diffusion": "0",
-                            "sample.steps": 4})
+    euler = run_roll_out(
+        **{"flow.interpolant": "linear", "sample.solver": "euler", "sample.steps": 4}
+    )
+    exact = run_roll_out(
+        **{
+            "flow.interpolant": "linear",
+            "sample.solver": "exact",
+            "sample.diffusion": "0",
+            "sample.steps": 4,
+        }
+    )
     evaluations = 2 * 4
     assert abs(exact - euler) <= 4 * evaluations
 
@@ -219,6 +258,8 @@ def test_a_wait_planted_in_the_roll_out_is_found(gpu, monkeypatch, plant):
 @pytest.mark.parametrize("plant", PLANTS)
 def test_a_wait_planted_in_an_autoencoder_is_found(gpu, monkeypatch, plant):
     encode = autoencoders.taming.Taming.to_latents
-    monkeypatch.setattr(autoencoders.taming.Taming, "to_latents", lambda module, x: plant(encode(module, x)))
+    monkeypatch.setattr(
+        autoencoders.taming.Taming, "to_latents", lambda module, x: plant(encode(module, x))
+    )
     with pytest.raises(CAUGHT):
         test_an_autoencoder_waits_for_nothing(None, "taming_f8_small")

@@ -32,30 +32,56 @@ def frames(n: int, size: int = 32) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------------- settings and files
-@pytest.mark.parametrize("arguments, messages", [
-    (["--dataset", "kth"], ["data/kth/train/shard_*.hdf5", "prepare.kth", "weights/river_kth_64/vqvae.ckpt", "hf download"]),
-    (["--dataset", "clevrer"], ["data/clevrer/train/shard_*.hdf5", "prepare.clevrer", "weights/river_clevrer_128/vqvae.pth"]),
-    (["--dataset", "videos", "--set", "data.root=nowhere"], ["nowhere/train/shard_*.hdf5", "--out nowhere"]),
-    (["--dataset", "mnist"], ["no dataset `mnist`"]),
-    (["--interpolant", "follner"], ["no interpolant `follner`; nearest known: follmer"]),
-    (["--ckpt", "nowhere.pt"], ["nowhere.pt: no such checkpoint"]),
-    (["--set", "sample.solver=em", "sample.diffusion=0"], ["sample.solver em solves an SDE", "euler"]),
-    (["--set", "sample.solver=dopri5"], ["sample.redraw=frame"]),
-    (["--set", "train.step=5"], ["no field `train.step`; nearest known: train.steps"]),
-    (["--set", "train.steps=ten"], ["train.steps takes int, got 'ten'"]),
-    (["--set", "train.steps=0"], ["train.steps must be >= 1, got 0"]),
-    (["--set", "train.lr=nan"], ["train.lr must be in (0, 1), got nan"]),
-    (["--set", "train.steps"], ["--set takes group.field=value"]),
-    (["--set", "flow.s_min=0.5"], ["flow.s_min must be in [0, 0.5)"]),
-    (["--set", "data.context=recent:0"], ["data.context must be uniform, log or recent:K"]),
-    (["--set", "sample.grid=power:-1"], ["grid must be uniform, cosine or power:P"]),
-    (["--set", "model.name=unet"], ["model.name must be convnet, joint or uvit"]),
-    (["--set", "model.width=20"], ["model.width must be a multiple of 8"]),
-    (["--set", "vqvae.kind=vqgan"], ["vqvae.kind must be small or taming_f8_small"]),
-    (["--set", "vqvae.ckpt=mine.pt"], ["no VQVAE weights mine.pt"]),
-    (["--set", "output.root=/dev/null/x"], ["/dev/null"]),
-])
-def test_mistakes_with_main_are_one_line_and_code_2_and_nothing_is_written(tmp_path, command, arguments, messages):
+@pytest.mark.parametrize(
+    "arguments, messages",
+    [
+        (
+            ["--dataset", "kth"],
+            [
+                "data/kth/train/shard_*.hdf5",
+                "prepare.kth",
+                "weights/river_kth_64/vqvae.ckpt",
+                "hf download",
+            ],
+        ),
+        (
+            ["--dataset", "clevrer"],
+            [
+                "data/clevrer/train/shard_*.hdf5",
+                "prepare.clevrer",
+                "weights/river_clevrer_128/vqvae.pth",
+            ],
+        ),
+        (
+            ["--dataset", "videos", "--set", "data.root=nowhere"],
+            ["nowhere/train/shard_*.hdf5", "--out nowhere"],
+        ),
+        (["--dataset", "mnist"], ["no dataset `mnist`"]),
+        (["--interpolant", "follner"], ["no interpolant `follner`; nearest known: follmer"]),
+        (["--ckpt", "nowhere.pt"], ["nowhere.pt: no such checkpoint"]),
+        (
+            ["--set", "sample.solver=em", "sample.diffusion=0"],
+            ["sample.solver em solves an SDE", "euler"],
+        ),
+        (["--set", "sample.solver=dopri5"], ["sample.redraw=frame"]),
+        (["--set", "train.step=5"], ["no field `train.step`; nearest known: train.steps"]),
+        (["--set", "train.steps=ten"], ["train.steps takes int, got 'ten'"]),
+        (["--set", "train.steps=0"], ["train.steps must be >= 1, got 0"]),
+        (["--set", "train.lr=nan"], ["train.lr must be in (0, 1), got nan"]),
+        (["--set", "train.steps"], ["--set takes group.field=value"]),
+        (["--set", "flow.s_min=0.5"], ["flow.s_min must be in [0, 0.5)"]),
+        (["--set", "data.context=recent:0"], ["data.context must be uniform, log or recent:K"]),
+        (["--set", "sample.grid=power:-1"], ["grid must be uniform, cosine or power:P"]),
+        (["--set", "model.name=unet"], ["model.name must be convnet, joint or uvit"]),
+        (["--set", "model.width=20"], ["model.width must be a multiple of 8"]),
+        (["--set", "vqvae.kind=vqgan"], ["vqvae.kind must be small or taming_f8_small"]),
+        (["--set", "vqvae.ckpt=mine.pt"], ["no VQVAE weights mine.pt"]),
+        (["--set", "output.root=/dev/null/x"], ["/dev/null"]),
+    ],
+)
+def test_mistakes_with_main_are_one_line_and_code_2_and_nothing_is_written(
+    tmp_path, command, arguments, messages
+):
     code, err = command(tmp_path, "main.py", *arguments)
     assert code == 2 and err.count("\n") == 1 and err.startswith("error: "), err
     for message in messages:
@@ -65,41 +91,64 @@ def test_mistakes_with_main_are_one_line_and_code_2_and_nothing_is_written(tmp_p
 
 def test_a_mistake_of_a_launched_command(tmp_path):
     done = launch(tmp_path, "main.py", "--dataset", "kth", check=False)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no shards data/kth" in done.stderr
+    assert (
+        done.returncode == 2
+        and done.stderr.count("\n") == 1
+        and "no shards data/kth" in done.stderr
+    )
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--ckpt", "nowhere.pt"], "nowhere.pt: no such checkpoint"),
-    ([*CKPT, "--split", "dev"], "sample.split must be train, val or test"),
-    ([*CKPT, "--solver", "euler", "--diffusion", "sigma"], "euler"),
-    ([*CKPT, "--num_frames", "5000"], "the longest video has 200 frames"),
-    ([*CKPT, "--set", "data.root=elsewhere"], "no shards in elsewhere"),
-    ([*CKPT, "--set", "flow.interpolant=linear"], "cannot be changed when sampling"),
-    ([*CKPT, "--out", "data"], "exists and holds other things than results"),
-    ([*CKPT, "--dataset", "kth"], "was trained with --dataset ball_stn, so kth"),
-    ([*CKPT, "--interpolant", "linear"], "was trained with --interpolant follmer, so linear"),
-    ([*CKPT, "--steps", "0"], "sample.steps must be >= 1"),
-    ([*CKPT, "--num_videos", "-1"], "sample.num_videos must be >= 1"),
-    ([*CKPT, "--format", "avi"], "sample.format must be mp4 or gif"),
-    ([*CKPT, "--set", "data.image_size=64"], "frames of 32x32 pixels, but data.image_size is 64"),
-    (["--ckpt", "data/ball_stn/test/shard_0001.hdf5"], "not a checkpoint that can be loaded safely"),
-    (["--ckpt", "VQVAE"], "not a checkpoint of main.py (it lacks ema)"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--ckpt", "nowhere.pt"], "nowhere.pt: no such checkpoint"),
+        ([*CKPT, "--split", "dev"], "sample.split must be train, val or test"),
+        ([*CKPT, "--solver", "euler", "--diffusion", "sigma"], "euler"),
+        ([*CKPT, "--num_frames", "5000"], "the longest video has 200 frames"),
+        ([*CKPT, "--set", "data.root=elsewhere"], "no shards in elsewhere"),
+        ([*CKPT, "--set", "flow.interpolant=linear"], "cannot be changed when sampling"),
+        ([*CKPT, "--out", "data"], "exists and holds other things than results"),
+        ([*CKPT, "--dataset", "kth"], "was trained with --dataset ball_stn, so kth"),
+        ([*CKPT, "--interpolant", "linear"], "was trained with --interpolant follmer, so linear"),
+        ([*CKPT, "--steps", "0"], "sample.steps must be >= 1"),
+        ([*CKPT, "--num_videos", "-1"], "sample.num_videos must be >= 1"),
+        ([*CKPT, "--format", "avi"], "sample.format must be mp4 or gif"),
+        (
+            [*CKPT, "--set", "data.image_size=64"],
+            "frames of 32x32 pixels, but data.image_size is 64",
+        ),
+        (
+            ["--ckpt", "data/ball_stn/test/shard_0001.hdf5"],
+            "not a checkpoint that can be loaded safely",
+        ),
+        (["--ckpt", "VQVAE"], "not a checkpoint of main.py (it lacks ema)"),
+    ],
+)
 def test_mistakes_with_sample_are_one_line_and_code_2(tiny_run, command, arguments, message):
     folder, _ = tiny_run
     vqvae = str(next((folder / "outputs/checkpoints").glob("vqvae-*/latest.pt")))
     before = sorted(folder.rglob("*"))
-    code, err = command(folder, "sample.py", *(vqvae if word == "VQVAE" else word for word in arguments))
+    code, err = command(
+        folder, "sample.py", *(vqvae if word == "VQVAE" else word for word in arguments)
+    )
     assert code == 2 and message in err and err.count("\n") == 1 and err.startswith("error: "), err
     assert sorted(folder.rglob("*")) == before
 
 
-@pytest.mark.parametrize("changed, message", [
-    ("data.stream=700", "holds 600 frames (bouncing balls), but"), ("data.color_shift=1", "turning blue); set them"),
-    ("data.clip=700", "the longest video has 600 frames, data.clip needs 700"),
-    ("data.predict=300", "the longest video has 200 frames, data.condition + data.predict needs 304"),
-    ("data.image_size=64", "frames of 32x32 pixels, but data.image_size is 64")])
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ("data.stream=700", "holds 600 frames (bouncing balls), but"),
+        ("data.color_shift=1", "turning blue); set them"),
+        ("data.clip=700", "the longest video has 600 frames, data.clip needs 700"),
+        (
+            "data.predict=300",
+            "the longest video has 200 frames, data.condition + data.predict needs 304",
+        ),
+        ("data.image_size=64", "frames of 32x32 pixels, but data.image_size is 64"),
+    ],
+)
 def test_data_that_does_not_fit_is_told_before_any_training(tiny_run, command, changed, message):
     folder, _ = tiny_run
     before = sorted((folder / "outputs/checkpoints").iterdir())
@@ -112,7 +161,10 @@ def external(path):
     with h5py.File(path.with_name("secret.h5"), "w") as file:
         file["frames"] = frames(40)
     with h5py.File(path, "w") as file:
-        file["frames"], file["lengths"] = h5py.ExternalLink(str(path.with_name("secret.h5")), "frames"), [40]
+        file["frames"], file["lengths"] = (
+            h5py.ExternalLink(str(path.with_name("secret.h5")), "frames"),
+            [40],
+        )
 
 
 def external_river(path):
@@ -120,12 +172,18 @@ def external_river(path):
     with h5py.File(path, "w") as file:
         file["len/0"] = 40
         for t in range(40):
-            file[f"0/{t}"] = h5py.ExternalLink(str(path.with_name("secret.h5")), "frames") if t == 7 else frames(1)[0]
+            file[f"0/{t}"] = (
+                h5py.ExternalLink(str(path.with_name("secret.h5")), "frames")
+                if t == 7
+                else frames(1)[0]
+            )
 
 
 def raw_storage(path):
     with h5py.File(path, "w") as file:
-        file.create_dataset("frames", (40, 32, 32, 3), "u1", external=[("/etc/passwd", 0, 40 * 3072)])
+        file.create_dataset(
+            "frames", (40, 32, 32, 3), "u1", external=[("/etc/passwd", 0, 40 * 3072)]
+        )
         file["lengths"] = [40]
 
 
@@ -163,30 +221,61 @@ def no_length(path):
         file["frames"] = frames(40)
 
 
-@pytest.mark.parametrize("make, message", [
-    (external, "links to another file"), (external_river, "links to another file"), (raw_storage, "links to another file"),
-    (absurd_lengths, "declares"), (absurd_number, "not a whole shard"),
-    (absurd, "declares 3,072,000,000,000,000 bytes"), (absurd_river, "not a whole shard"),
-    (truncated, "not a readable HDF5 file"), (no_length, "holds neither `frames` with `lengths`"),
-    (lambda path: path.write_text("frames"), "not a readable HDF5 file"),
-    (lambda path: path.touch(), "not a readable HDF5 file"),
-    (lambda path: write_packed(path, "frames", frames(40), [20, 21], {}), "`lengths` add up to 41 frames but"),
-    (lambda path: write_packed(path, "frames", frames(40), [45, -5], {}), "an empty video"),
-    (lambda path: write_packed(path, "frames", frames(40)[..., 0], [40], {}), "frames of (32, 32) uint8, not"),
-    (lambda path: write_packed(path, "frames", frames(40) / 255, [40], {}), "float64, not (height, width, 3) uint8"),
-    (lambda path: write_packed(path, "frames", frames(40, 16), [40], {}), "frames of 16x16 pixels, but data.image_size is 32"),
-    (lambda path: write_packed(path, "frames", frames(40) * 0, [40], {}), "stand still"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (external, "links to another file"),
+        (external_river, "links to another file"),
+        (raw_storage, "links to another file"),
+        (absurd_lengths, "declares"),
+        (absurd_number, "not a whole shard"),
+        (absurd, "declares 3,072,000,000,000,000 bytes"),
+        (absurd_river, "not a whole shard"),
+        (truncated, "not a readable HDF5 file"),
+        (no_length, "holds neither `frames` with `lengths`"),
+        (lambda path: path.write_text("frames"), "not a readable HDF5 file"),
+        (lambda path: path.touch(), "not a readable HDF5 file"),
+        (
+            lambda path: write_packed(path, "frames", frames(40), [20, 21], {}),
+            "`lengths` add up to 41 frames but",
+        ),
+        (lambda path: write_packed(path, "frames", frames(40), [45, -5], {}), "an empty video"),
+        (
+            lambda path: write_packed(path, "frames", frames(40)[..., 0], [40], {}),
+            "frames of (32, 32) uint8, not",
+        ),
+        (
+            lambda path: write_packed(path, "frames", frames(40) / 255, [40], {}),
+            "float64, not (height, width, 3) uint8",
+        ),
+        (
+            lambda path: write_packed(path, "frames", frames(40, 16), [40], {}),
+            "frames of 16x16 pixels, but data.image_size is 32",
+        ),
+        (lambda path: write_packed(path, "frames", frames(40) * 0, [40], {}), "stand still"),
+    ],
+)
 def test_bad_shards_are_one_line_and_code_2(tmp_path, command, make, message):
     for split in ("train", "test"):
         (tmp_path / "d" / split).mkdir(parents=True)
     write_packed(tmp_path / "d/test/shard_0001.hdf5", "frames", frames(40), [40], {})
     make(tmp_path / "d/train/shard_0001.hdf5")
-    code, err = command(tmp_path, "main.py", "--dataset", "videos", "--set", *TINY, "data.root=d", "data.image_size=32",
-                        "vqvae.steps=1")
+    code, err = command(
+        tmp_path,
+        "main.py",
+        "--dataset",
+        "videos",
+        "--set",
+        *TINY,
+        "data.root=d",
+        "data.image_size=32",
+        "vqvae.steps=1",
+    )
     assert code == 2 and message in err and err.splitlines()[-1].startswith("error: "), err
     if message != "stand still":  # which shows in the latents only
-        assert len(err.splitlines()) == 1 and sorted(p.name for p in (tmp_path / "outputs").rglob("*")) == [".lock"]
+        assert len(err.splitlines()) == 1 and sorted(
+            p.name for p in (tmp_path / "outputs").rglob("*")
+        ) == [".lock"]
 
 
 def test_a_damaged_frame_read_by_a_worker_is_one_line_too(tmp_path, command):
@@ -202,10 +291,24 @@ def test_a_damaged_frame_read_by_a_worker_is_one_line_too(tmp_path, command):
         for place in places:
             raw.seek(place.byte_offset)
             raw.write(bytes(place.size))
-    config = configs.build("videos", configs.parse_overrides(
-        [*TINY, "data.image_size=32", f"data.root={tmp_path / 'd'}", "data.hue=0.1", "data.workers=1"]))
-    source = FrameTriples(config, Shards(tmp_path / "d/train")).batches(0, 2, lambda x: x, torch.device("cpu"))
-    with pytest.raises(UserError, match="shard_0001.hdf5: damaged, frames cannot be read") as caught:
+    config = configs.build(
+        "videos",
+        configs.parse_overrides(
+            [
+                *TINY,
+                "data.image_size=32",
+                f"data.root={tmp_path / 'd'}",
+                "data.hue=0.1",
+                "data.workers=1",
+            ]
+        ),
+    )
+    source = FrameTriples(config, Shards(tmp_path / "d/train")).batches(
+        0, 2, lambda x: x, torch.device("cpu")
+    )
+    with pytest.raises(
+        UserError, match="shard_0001.hdf5: damaged, frames cannot be read"
+    ) as caught:
         next(source)
     assert "\n" not in str(caught.value)
 
@@ -221,17 +324,37 @@ def change(path, **values):
     torch.save({**checkpoints.load_checkpoint(path), **values}, path)
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda run: [p.write_text("not a checkpoint") for p in run.glob("*.pt")], "none of its 3 checkpoints can be read"),
-    (lambda run: [change(p, config={**checkpoints.load_checkpoint(p)["config"], "extra": 1, "train": {"momentum": 1}})
-                  for p in run.glob("*.pt")], "train.momentum, which this version does not know"),
-    (lambda run: change(run / "latest.pt", model={}), "not weights of this architecture"),
-])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (
+            lambda run: [p.write_text("not a checkpoint") for p in run.glob("*.pt")],
+            "none of its 3 checkpoints can be read",
+        ),
+        (
+            lambda run: [
+                change(
+                    p,
+                    config={
+                        **checkpoints.load_checkpoint(p)["config"],
+                        "extra": 1,
+                        "train": {"momentum": 1},
+                    },
+                )
+                for p in run.glob("*.pt")
+            ],
+            "train.momentum, which this version does not know",
+        ),
+        (lambda run: change(run / "latest.pt", model={}), "not weights of this architecture"),
+    ],
+)
 def test_spoiled_checkpoints_are_told(copy, command, spoil, message):
     spoil(copy / RUN)
     before = {path: path.read_bytes() for path in (copy / RUN).glob("*.pt")}
     code, err = command(copy, "main.py", "--set", *TINY, "train.steps=15")
-    assert code == 2 and message in err.splitlines()[-1] and err.splitlines()[-1].startswith("error: "), err
+    assert (
+        code == 2 and message in err.splitlines()[-1] and err.splitlines()[-1].startswith("error: ")
+    ), err
     assert {path: path.read_bytes() for path in (copy / RUN).glob("*.pt")} == before
 
 
@@ -240,7 +363,10 @@ def test_latents_that_are_not_finite_are_told(copy, command):
     with h5py.File(path, "r+") as file:
         file["latents"][30] = np.nan
     code, err = command(copy, "main.py", "--set", *TINY, "output.run_id=new")
-    assert code == 2 and "shard_0001.hdf5: latents that are not finite, from frame 0 on" in err.splitlines()[-1]
+    assert (
+        code == 2
+        and "shard_0001.hdf5: latents that are not finite, from frame 0 on" in err.splitlines()[-1]
+    )
 
 
 def test_the_latents_of_another_autoencoder_are_not_gone_on_with(copy, command):
@@ -254,7 +380,9 @@ def test_the_latents_of_another_autoencoder_are_not_gone_on_with(copy, command):
 
 def test_a_batch_that_processes_cannot_share_is_told(tmp_path):
     config = configs.build(overrides={"train.batch_size": 8})
-    with pytest.raises(UserError, match="train.batch_size = 8 cannot be shared alike by 3 processes"):
+    with pytest.raises(
+        UserError, match="train.batch_size = 8 cannot be shared alike by 3 processes"
+    ):
         before_any_work(config, tmp_path, Process(0, 3, torch.device("cpu")), None)
 
 
@@ -266,7 +394,9 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(copy):
     dir.mkdir()
     (dir / ".step_00000015.pt.tmp").symlink_to("/dev/full")
     done = launch(copy, "main.py", *more, check=False)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: outputs/checkpoints/full/step_00000015.pt")
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(
+        "error: outputs/checkpoints/full/step_00000015.pt"
+    )
     assert "the last good checkpoint is outputs/checkpoints/full/step_00000010.pt" in done.stderr
     assert checkpoints.load_checkpoint(dir / "latest.pt")["step"] == 10 and not list(dir.glob(".*"))
     launch(copy, "main.py", *more)
@@ -274,15 +404,37 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(copy):
 
 
 # --------------------------------------------------------------------------------------------------------------- signals
-@pytest.mark.parametrize("name, code, more", [
-    ("SIGTERM", 75, []), ("SIGUSR1", 75, []), ("SIGINT", 130, []), ("SIGTERM", 75, ["data.hue=0.1", "data.workers=2"])])
+@pytest.mark.parametrize(
+    "name, code, more",
+    [
+        ("SIGTERM", 75, []),
+        ("SIGUSR1", 75, []),
+        ("SIGINT", 130, []),
+        ("SIGTERM", 75, ["data.hue=0.1", "data.workers=2"]),
+    ],
+)
 def test_a_signal_ends_the_run_after_its_step(copy, name, code, more):
     """To the whole group of processes, as torchrun, timeout and terminals send it."""
-    long = ["--set", *TINY, "train.steps=100000", "train.schedule=constant", "output.run_id=long", "train.save_every=7",
-            "train.keep=1000", *more]
+    long = [
+        "--set",
+        *TINY,
+        "train.steps=100000",
+        "train.schedule=constant",
+        "output.run_id=long",
+        "train.save_every=7",
+        "train.keep=1000",
+        *more,
+    ]
     env = {**os.environ, "PYTHONPATH": str(REPO)}
-    process = subprocess.Popen([sys.executable, str(REPO / "main.py"), *long], cwd=copy, env=env, stderr=subprocess.PIPE,
-                               stdout=subprocess.DEVNULL, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, str(REPO / "main.py"), *long],
+        cwd=copy,
+        env=env,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
     dir, deadline = copy / "outputs/checkpoints/long", time.monotonic() + 60
     try:
         while not (dir / "step_00000007.pt").exists() and time.monotonic() < deadline:
@@ -312,8 +464,12 @@ def trained(folder, monkeypatch, poisoned=(), **values):
     """The last checkpoint of a tiny run whose updates of the numbers `poisoned` (from 1) get a gradient of NaN."""
     monkeypatch.chdir(folder)
     loss, count = train.flow_loss, iter(range(1, 1000))
-    monkeypatch.setattr(train, "flow_loss", lambda *a: loss(*a) * (float("nan") if next(count) in poisoned else 1.0))
-    overrides = configs.parse_overrides([*TINY, "train.schedule=constant", "output.run_id=poisoned"])
+    monkeypatch.setattr(
+        train, "flow_loss", lambda *a: loss(*a) * (float("nan") if next(count) in poisoned else 1.0)
+    )
+    overrides = configs.parse_overrides(
+        [*TINY, "train.schedule=constant", "output.run_id=poisoned"]
+    )
     config = configs.build(overrides={**overrides, **values})
     path = train_network(config, start(), None, Clock())[1]
     monkeypatch.setattr(train, "flow_loss", loss)
@@ -323,9 +479,13 @@ def trained(folder, monkeypatch, poisoned=(), **values):
 
 def test_an_update_without_a_finite_gradient_is_left_out_and_counted(copy, monkeypatch):
     state, rows = trained(copy, monkeypatch, poisoned=(3, 6, 7))
-    assert all(value.isfinite().all() for part in ("model", "ema") for value in state[part].values())
+    assert all(
+        value.isfinite().all() for part in ("model", "ema") for value in state[part].values()
+    )
     assert {float(slot["step"]) for slot in state["opt"]["state"].values()} == {9}  # of 12
-    assert [row.get("bad_steps") for row in rows] == [1, 3, 3] and all(np.isfinite(row["loss"]) for row in rows)
+    assert [row.get("bad_steps") for row in rows] == [1, 3, 3] and all(
+        np.isfinite(row["loss"]) for row in rows
+    )
     shutil.rmtree(copy / "outputs/checkpoints/poisoned")
     clean = trained(copy, monkeypatch, poisoned=(12,))[0]
     shutil.rmtree(copy / "outputs/checkpoints/poisoned")
@@ -335,12 +495,18 @@ def test_an_update_without_a_finite_gradient_is_left_out_and_counted(copy, monke
 
 def test_a_forward_pass_of_nan_leaves_batch_normalisation_alone(copy, monkeypatch):
     import interpolants
+
     real, count = interpolants.Interpolant.network_input, iter(range(1, 1000))
-    monkeypatch.setattr(interpolants.Interpolant, "network_input",
-                        lambda self, x, s, x0: real(self, x, s, x0) * (float("nan") if next(count) == 6 else 1.0))
+    monkeypatch.setattr(
+        interpolants.Interpolant,
+        "network_input",
+        lambda self, x, s, x0: real(self, x, s, x0) * (float("nan") if next(count) == 6 else 1.0),
+    )
     state, rows = trained(copy, monkeypatch, **{"model.name": "uvit", "model.out_norm": "bn"})
     assert rows[-1]["bad_steps"] == 1
-    assert all(value.isfinite().all() for part in ("model", "ema") for value in state[part].values())
+    assert all(
+        value.isfinite().all() for part in ("model", "ema") for value in state[part].values()
+    )
 
 
 def test_too_many_in_a_row_are_seen_though_a_good_one_followed():
@@ -349,13 +515,18 @@ def test_too_many_in_a_row_are_seen_though_a_good_one_followed():
         recent.add(torch.tensor(2.0), torch.tensor(norm))
     values = recent.summary()
     assert (values["loss"], values["grad_norm"], values["bad_steps"]) == (2.0, 1.0, 3)
-    assert recent.longest == (3, 4) and recent.bad_in_a_row == 0  # of five updates the last four began with it
+    assert (
+        recent.longest == (3, 4) and recent.bad_in_a_row == 0
+    )  # of five updates the last four began with it
 
 
 def test_too_many_in_a_row_end_the_run_and_name_their_batch(copy, monkeypatch):
-    with pytest.raises(Failure, match=r"no finite gradient in 4 updates in a row, from update 7 on, whose batch is of "
-                                      r"data/ball_stn/train: shard_0001.hdf5, video 0, frames \d+, \d+, \d+; .*and 4 more; "
-                                      r"last good checkpoint: outputs/checkpoints/poisoned/step_00000005.pt"):
+    with pytest.raises(
+        Failure,
+        match=r"no finite gradient in 4 updates in a row, from update 7 on, whose batch is of "
+        r"data/ball_stn/train: shard_0001.hdf5, video 0, frames \d+, \d+, \d+; .*and 4 more; "
+        r"last good checkpoint: outputs/checkpoints/poisoned/step_00000005.pt",
+    ):
         trained(copy, monkeypatch, poisoned=range(7, 100), **{"train.max_bad_steps": 3})
     state = checkpoints.load_checkpoint("outputs/checkpoints/poisoned/latest.pt")
     assert all(value.isfinite().all() for value in state["model"].values())
@@ -367,4 +538,6 @@ def test_the_place_of_a_frame(tmp_path):
         writer.append(frames(2))
         writer.add(frames(4))
     shards = Shards(tmp_path / "s")
-    assert [shards.path_of(v, t).stem[-1] for v, t in ((0, 2), (0, 3), (0, 4), (1, 0), (1, 3))] == list("12233")
+    assert [
+        shards.path_of(v, t).stem[-1] for v, t in ((0, 2), (0, 3), (0, 4), (1, 0), (1, 3))
+    ] == list("12233")

@@ -17,20 +17,32 @@ def picture(draw, *args) -> np.ndarray:
 
 
 def has(picture: np.ndarray, color: str) -> bool:
-    return bool((picture == [int(color[k:k + 2], 16) for k in (1, 3, 5)]).all(-1).any())
+    return bool((picture == [int(color[k : k + 2], 16) for k in (1, 3, 5)]).all(-1).any())
 
 
 def test_curves_show_the_forecast_its_band_and_the_baselines():
-    horizon = {"psnr": [30, 25, 20], "psnr_repeat_last": [22, 20, 18], "psnr_mean_frame": [15, 15, 15]}
+    horizon = {
+        "psnr": [30, 25, 20],
+        "psnr_repeat_last": [22, 20, 18],
+        "psnr_mean_frame": [15, 15, 15],
+    }
     drawn = picture(plots.curves, horizon)
     assert has(drawn, plots.MODEL) and all(has(drawn, color) for color, _ in plots.STYLES.values())
     assert not has(picture(plots.curves, {"psnr": [30, 25, 20]}), plots.STYLES["_repeat_last"][0])
     assert (picture(plots.curves, horizon, {"psnr": [3, 3, 3]}) != drawn).any()
 
 
-@pytest.mark.parametrize("horizon", [
-    {"crps": [0.1]}, {"mse": [1e-6, 1e-3, 1.0]}, {"mse": [0.0, 0.0]}, {"fvd": [None, 3.0]}, {"unheard_of": list(range(999))},
-    {name: [0.5, 0.6] for name in metrics.ABOUT}])
+@pytest.mark.parametrize(
+    "horizon",
+    [
+        {"crps": [0.1]},
+        {"mse": [1e-6, 1e-3, 1.0]},
+        {"mse": [0.0, 0.0]},
+        {"fvd": [None, 3.0]},
+        {"unheard_of": list(range(999))},
+        {name: [0.5, 0.6] for name in metrics.ABOUT},
+    ],
+)
 def test_curves_of_one_frame_of_many_and_with_gaps(horizon):
     height, width, _ = picture(plots.curves, horizon).shape
     assert 400 < width < 2000 and height < 2000
@@ -46,4 +58,7 @@ def test_metrics_say_their_unit_and_direction():
     assert plots.describe("psnr") == ("PSNR", "dB", True)
     assert plots.describe("psnr_best") == ("PSNR best", "dB", True)
     assert plots.describe("odd_one") == ("odd one", "", None)
-    assert plots.own({"mse": 1, "mse_repeat_last": 2, "mse_mean_frame": 3, "psnr_best": 4}) == ["mse", "psnr_best"]
+    assert plots.own({"mse": 1, "mse_repeat_last": 2, "mse_mean_frame": 3, "psnr_best": 4}) == [
+        "mse",
+        "psnr_best",
+    ]

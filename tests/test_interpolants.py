@@ -35,7 +35,8 @@ COEFFICIENTS = {  # alpha, beta, gamma of DESIGN.md's table, at c = 0.1
     "follmer": lambda s: (1 - s, s**2, 0.1 * (1 - s) * s.sqrt()),
     "follmer_linear": lambda s: (1 - s, s, 0.1 * (1 - s) * s.sqrt()),
     "bridge": lambda s: (1 - s, s, (1e-4 + 0.01 * s * (1 - s)).sqrt()),
-    "trig": lambda s: (0 * s, torch.sin(math.pi / 2 * s), torch.cos(math.pi / 2 * s))}
+    "trig": lambda s: (0 * s, torch.sin(math.pi / 2 * s), torch.cos(math.pi / 2 * s)),
+}
 
 
 @pytest.mark.parametrize("name", interpolants.TABLE)
@@ -51,7 +52,9 @@ def test_interpolants_run_from_start_to_x1(name):
     start, _ = it.interpolate(torch.zeros_like(S), x0, x1, eps)
     end, _ = it.interpolate(torch.ones_like(S), x0, x1, eps)
     blur = 0.01 * eps if name == "bridge" else 0 * eps
-    assert torch.allclose(start, x0 + blur if it.from_reference else eps) and torch.allclose(end, x1 + blur, atol=1e-15)
+    assert torch.allclose(start, x0 + blur if it.from_reference else eps) and torch.allclose(
+        end, x1 + blur, atol=1e-15
+    )
 
 
 def test_published_targets():
@@ -75,7 +78,9 @@ def test_an_exact_output_gives_back_x1_and_eps(name, output):
     assert torch.allclose(it.denoise(target, x, S, x0), x1)
     assert torch.allclose(it.noise(target, x, S, x0), eps)
     assert torch.allclose(it.score(target, x, S, x0), -eps / across(it.gamma(S), x))
-    velocity = sum(across(d(S), x) * part for d, part in ((it.d_alpha, x0), (it.d_beta, x1), (it.d_gamma, eps)))
+    velocity = sum(
+        across(d(S), x) * part for d, part in ((it.d_alpha, x0), (it.d_beta, x1), (it.d_gamma, eps))
+    )
     assert torch.allclose(it.velocity(target, x, S, x0), velocity)
     for g in (it.sigma(S), 0.3 + S):
         wanted = velocity + across(g**2 / 2, x) * it.score(target, x, S, x0)
@@ -95,13 +100,21 @@ def test_everything_is_finite_at_the_start(name, output):
     s = torch.zeros_like(S)
     x, target = it.interpolate(s, x0, x1, eps)
     assert torch.isfinite(it.network_input(x, s, x0)).all()
-    assert torch.isfinite(it.denoise(target, x, s, x0)).all() and torch.isfinite(it.noise(target, x, s, x0)).all()
+    assert (
+        torch.isfinite(it.denoise(target, x, s, x0)).all()
+        and torch.isfinite(it.noise(target, x, s, x0)).all()
+    )
     assert torch.isfinite(it.drift(target, x, s, x0, it.sigma(s))).all()
     if it.wiener:
         assert torch.isfinite(it.drift(target, x, s, x0, it.diffusion("follmer", s))).all()
-    assert torch.isfinite(it.velocity(target, x, s, x0)).all() and torch.isfinite(it.score(target, x, s, x0)).all()
+    assert (
+        torch.isfinite(it.velocity(target, x, s, x0)).all()
+        and torch.isfinite(it.score(target, x, s, x0)).all()
+    )
     if name == "follmer" and output == "drift":
-        assert torch.equal(it.denoise(target, x, s, x0), x0)  # beta'(0) = 0: the output carries no x_1
+        assert torch.equal(
+            it.denoise(target, x, s, x0), x0
+        )  # beta'(0) = 0: the output carries no x_1
 
 
 @pytest.mark.parametrize("name, output", KINDS)
@@ -110,7 +123,10 @@ def test_everything_is_finite_at_the_end(name, output):
     s = torch.ones_like(S)
     x, target = it.interpolate(s, x0, x1, eps)
     assert torch.allclose(it.denoise(target, x, s, x0), x1)
-    assert torch.isfinite(it.velocity(target, x, s, x0)).all() and torch.isfinite(it.score(target, x, s, x0)).all()
+    assert (
+        torch.isfinite(it.velocity(target, x, s, x0)).all()
+        and torch.isfinite(it.score(target, x, s, x0)).all()
+    )
     assert torch.isfinite(it.drift(target, x, s, x0, it.diffusion("follmer", s))).all()
     if output == "drift":
         assert torch.allclose(it.noise(target, x, s, x0), eps)
@@ -138,23 +154,35 @@ def test_diffusion_and_memory_closed_forms():
     assert torch.allclose(flat.diffusion("follmer", S), c * (1 - S**2).sqrt())
     assert torch.allclose(bridge.diffusion("follmer", S), (c**2 + 2 * 0.01**2 / S).sqrt())
     assert torch.allclose(linear.diffusion("follmer", S), (2 * (1 - S) / S).sqrt())
-    assert torch.allclose(trig.diffusion("follmer", S), (math.pi / torch.tan(math.pi / 2 * S)).sqrt())
+    assert torch.allclose(
+        trig.diffusion("follmer", S), (math.pi / torch.tan(math.pi / 2 * S)).sqrt()
+    )
     assert torch.allclose(bridge.diffusion("sigma", S), torch.full_like(S, c))
     for it in (follmer, flat):
         assert torch.allclose(it.diffusion("0.5", S), 0.5 * c * (1 - S))
         assert torch.allclose(it.memory("sigma", s, t), (s / t).sqrt())
         assert torch.allclose(it.memory("0", s, t), torch.ones_like(s))
-        assert not it.memory("0", torch.zeros_like(s), t).any()  # from a point mass there is nothing to keep
+        assert not it.memory(
+            "0", torch.zeros_like(s), t
+        ).any()  # from a point mass there is nothing to keep
     assert torch.allclose(follmer.memory("follmer", s, t), (s / t) ** 1.5 * (1 - t) / (1 - s))
     assert torch.allclose(flat.memory("follmer", s, t), (s / t) ** 0.5 * (1 - t) / (1 - s))
 
 
-@pytest.mark.parametrize("name, diffusion", list(itertools.product(interpolants.TABLE, ("0", "sigma", "0.5", "follmer"))))
+@pytest.mark.parametrize(
+    "name, diffusion", list(itertools.product(interpolants.TABLE, ("0", "sigma", "0.5", "follmer")))
+)
 def test_memory_is_the_integral_of_g_over_gamma(name, diffusion):
-    it, s, t = make(name), torch.tensor([0.2], dtype=torch.float64), torch.tensor([0.9], dtype=torch.float64)
+    it, s, t = (
+        make(name),
+        torch.tensor([0.2], dtype=torch.float64),
+        torch.tensor([0.9], dtype=torch.float64),
+    )
     u = torch.linspace(0.2, 0.9, 20_001, dtype=torch.float64)
     rate = it.diffusion(diffusion, u) ** 2 / it.gamma(u) ** 2
-    assert torch.allclose(it.memory(diffusion, s, t), torch.exp(-torch.trapezoid(rate, u) / 2), rtol=1e-6)
+    assert torch.allclose(
+        it.memory(diffusion, s, t), torch.exp(-torch.trapezoid(rate, u) / 2), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", interpolants.TABLE)
@@ -172,16 +200,28 @@ def test_network_input_is_centred_and_scaled(name):
 
 def test_weights():
     s = torch.tensor([0.0, 0.5, 0.9, 1.0])
-    make_weight = lambda name, output, weighting: interpolants.get(name, 0.7, output, 0.6, weighting).weight(s)  # noqa: E731
+    make_weight = lambda name, output, weighting: interpolants.get(
+        name, 0.7, output, 0.6, weighting
+    ).weight(s)  # noqa: E731
     for name in interpolants.TABLE:
         assert (make_weight(name, "drift", "published") == 1).all()
         assert (make_weight(name, "residual", "uniform") == 1).all()
-        assert torch.allclose(make_weight(name, "residual", "velocity"), torch.tensor([1.0, 4.0, 25.0, 25.0]))
+        assert torch.allclose(
+            make_weight(name, "residual", "velocity"), torch.tensor([1.0, 4.0, 25.0, 25.0])
+        )
     # d target / d x_1 at fixed x_s: 1 / (1-s) for linear, 2s + s^2 / (1-s) for follmer
-    assert torch.allclose(make_weight("linear", "residual", "published")[:2], torch.tensor([1.0, 4.0]))
-    assert torch.allclose(make_weight("follmer", "residual", "published")[:2], torch.tensor([0.0, 2.25]))
-    assert torch.allclose(make_weight("linear", "drift", "velocity")[:3], torch.tensor([1.0, 1.0, 0.25]))  # 25 over 100
-    assert torch.allclose(make_weight("follmer", "drift", "uniform")[1:3], torch.tensor([1 / 2.25, (1.8 + 8.1) ** -2]))
+    assert torch.allclose(
+        make_weight("linear", "residual", "published")[:2], torch.tensor([1.0, 4.0])
+    )
+    assert torch.allclose(
+        make_weight("follmer", "residual", "published")[:2], torch.tensor([0.0, 2.25])
+    )
+    assert torch.allclose(
+        make_weight("linear", "drift", "velocity")[:3], torch.tensor([1.0, 1.0, 0.25])
+    )  # 25 over 100
+    assert torch.allclose(
+        make_weight("follmer", "drift", "uniform")[1:3], torch.tensor([1 / 2.25, (1.8 + 8.1) ** -2])
+    )
 
 
 @pytest.mark.parametrize("name", interpolants.TABLE)
@@ -192,7 +232,15 @@ def test_the_weight_is_that_of_the_same_loss_whatever_the_output(name):
     for output in interpolants.OUTPUTS:
         it = interpolants.get(name, 0.7, output, 0.6, "velocity")
         x, target = it.interpolate(s, x0, x1, eps)
-        w = (x - across(it.alpha(s), x) * x0 - across(it.beta(s), x) * (x1 + wrong)) / across(it.gamma(s), x)
-        _, off = it.interpolate(s, x0, x1 + wrong, w)  # the output that claims x_1 + 0.01 at the same x_s
-        costs.append(it.weight(s) * (off - target).square().mean((1, 2)) * (it.k**2 if output == "residual" else 1))
+        w = (x - across(it.alpha(s), x) * x0 - across(it.beta(s), x) * (x1 + wrong)) / across(
+            it.gamma(s), x
+        )
+        _, off = it.interpolate(
+            s, x0, x1 + wrong, w
+        )  # the output that claims x_1 + 0.01 at the same x_s
+        costs.append(
+            it.weight(s)
+            * (off - target).square().mean((1, 2))
+            * (it.k**2 if output == "residual" else 1)
+        )
     assert torch.allclose(*costs, rtol=1e-6)

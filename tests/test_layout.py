@@ -30,7 +30,16 @@ ONLY = {
     ("data", "prepare"): set(),  # by name, late: importlib
 }
 PREPARE_MAY = {"shards", "runtime.console", "runtime.folders", "prepare"}
-PACKAGES = {"batches", "evaluation", "models", "prepare", "report", "runtime", "scripts", "benchmarks"}
+PACKAGES = {
+    "batches",
+    "evaluation",
+    "models",
+    "prepare",
+    "report",
+    "runtime",
+    "scripts",
+    "benchmarks",
+}
 
 
 def python_files() -> list[Path]:
@@ -65,7 +74,9 @@ def is_in(module: str, place: str) -> bool:
 
 def layer_of(module: str) -> int | None:
     """None for a module outside the layers: prepare, scripts, benchmarks."""
-    named = [(len(place), k) for k, layer in enumerate(LAYERS) for place in layer if is_in(module, place)]
+    named = [
+        (len(place), k) for k, layer in enumerate(LAYERS) for place in layer if is_in(module, place)
+    ]
     return max(named)[1] if named else None
 
 

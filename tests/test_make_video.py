@@ -26,25 +26,36 @@ def written(monkeypatch, saved, command, *flags, name="a.mp4") -> tuple[np.ndarr
     """The frames that go into the file, and their rate."""
     seen = []
     monkeypatch.setattr(videos, "write_video", lambda path, frames, fps: seen.append((frames, fps)))
-    assert command(saved, "scripts/make_video.py", "--results", saved, "--out", name, *flags)[0] == 0
+    assert (
+        command(saved, "scripts/make_video.py", "--results", saved, "--out", name, *flags)[0] == 0
+    )
     return seen[0]
 
 
 def test_clips_samples_and_size_are_those_asked_for(monkeypatch, saved, command):
     truth, samples = np.load(saved / "truth.npy"), np.load(saved / "samples.npy")
-    frames, fps = written(monkeypatch, saved, command, "--videos", 3, 1, "--samples", 2, "--size", 30)
+    frames, fps = written(
+        monkeypatch, saved, command, "--videos", 3, 1, "--samples", 2, "--size", 30
+    )
     assert fps == 10
-    assert (frames == np.concatenate([videos.side_by_side(truth[v], samples[v, :2], 32) for v in (3, 1)], 1)).all()
+    assert (
+        frames
+        == np.concatenate([videos.side_by_side(truth[v], samples[v, :2], 32) for v in (3, 1)], 1)
+    ).all()
     frames, fps = written(monkeypatch, saved, command, "--liveliest", 1, "--truth", 0, "--fps", 2.5)
     first = videos.liveliest(truth, 2)[0]
-    assert (frames == videos.side_by_side(truth[first], samples[first], 128, with_truth=False)).all() and fps == 2.5
+    assert (
+        frames == videos.side_by_side(truth[first], samples[first], 128, with_truth=False)
+    ).all() and fps == 2.5
     assert frames.shape[2] == 3 * (128 + 2 * videos.GAP) + 2 * videos.GAP
     frames, _ = written(monkeypatch, saved, command, "--samples", 0)
     assert frames.shape[1:3] == (4 * (128 + 2 * videos.GAP + videos.HEADER), 128 + 2 * videos.GAP)
 
 
 def test_the_rate_is_that_of_the_results(monkeypatch, saved, command):
-    (saved / "metrics.json").write_text(json.dumps({"protocol": {"fps": 6.25}, "config": {}, "summary": {}, "horizon": {}}))
+    (saved / "metrics.json").write_text(
+        json.dumps({"protocol": {"fps": 6.25}, "config": {}, "summary": {}, "horizon": {}})
+    )
     assert written(monkeypatch, saved, command)[1] == 6.25
 
 
@@ -57,36 +68,52 @@ def test_every_kind_of_file_holds_every_frame(saved, command, name):
         assert video.streams.video[0].average_rate == 5
     truth, samples = np.load(saved / "truth.npy"), np.load(saved / "samples.npy")
     wanted = videos.side_by_side(truth[2], samples[2, :1])
-    assert len(shown) == 5 and np.abs(shown[4][:wanted.shape[1], :wanted.shape[2]].astype(float) - wanted[4]).mean() < 20
+    assert (
+        len(shown) == 5
+        and np.abs(shown[4][: wanted.shape[1], : wanted.shape[2]].astype(float) - wanted[4]).mean()
+        < 20
+    )
 
 
-@pytest.mark.parametrize("flags, says", [
-    (["--videos", 1, 4], "--videos 4: . holds 4 clips; take 0 to 3"),
-    (["--videos", -1], "--videos -1: . holds 4 clips"),
-    (["--liveliest", 5], "--liveliest 5: . holds 4 clips; take 1 to 4"),
-    (["--samples", 4], "--samples 4: . holds 3 of each clip"),
-    (["--samples", 0, "--truth", 0], "--samples must be at least 1, got 0"),
-    (["--size", 0], "--size must be at least 1"),
-    (["--size", 9000], "16000 is the most; lower --size"),
-    (["--fps", 0], "--fps must be greater than 0, got 0"),
-    (["--fps", "nan"], "--fps must be greater than 0, got nan"),
-    (["--out", "a.webm"], "ending .webm; take one of .mp4, .avi, .gif"),
-    (["--out", "a"], "ending missing"),
-    (["--out", "none/a.mp4"], "there is no folder none"),
-    (["--results", "tests"], "tests/samples.npy: no such file; name a results folder")])
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--videos", 1, 4], "--videos 4: . holds 4 clips; take 0 to 3"),
+        (["--videos", -1], "--videos -1: . holds 4 clips"),
+        (["--liveliest", 5], "--liveliest 5: . holds 4 clips; take 1 to 4"),
+        (["--samples", 4], "--samples 4: . holds 3 of each clip"),
+        (["--samples", 0, "--truth", 0], "--samples must be at least 1, got 0"),
+        (["--size", 0], "--size must be at least 1"),
+        (["--size", 9000], "16000 is the most; lower --size"),
+        (["--fps", 0], "--fps must be greater than 0, got 0"),
+        (["--fps", "nan"], "--fps must be greater than 0, got nan"),
+        (["--out", "a.webm"], "ending .webm; take one of .mp4, .avi, .gif"),
+        (["--out", "a"], "ending missing"),
+        (["--out", "none/a.mp4"], "there is no folder none"),
+        (["--results", "tests"], "tests/samples.npy: no such file; name a results folder"),
+    ],
+)
 def test_mistakes_are_one_line_and_code_2(saved, command, flags, says):
     code, told = command(saved, "scripts/make_video.py", "--results", ".", "--out", "b.mp4", *flags)
     assert code == 2 and says in told and told.count("\n") == 1 and not (saved / "b.mp4").exists()
 
 
-@pytest.mark.parametrize("name, content, says", [
-    ("samples", b"", "samples.npy: not an array"),
-    ("samples", b"no array at all", "samples.npy: not an array"),
-    ("samples", np.zeros((4, 3, 3, 16, 16, 3), np.float32), "samples.npy: float32 (4, 3, 3, 16, 16, 3), not uint8 with 6 axes"),
-    ("truth", np.zeros((4, 5, 16, 16), np.uint8), "not uint8 with 5 axes"),
-    ("truth", np.zeros((4, 3, 16, 16, 3), np.uint8), "do not go together"),
-    ("truth", np.zeros((3, 5, 16, 16, 3), np.uint8), "do not go together"),
-    ("truth", np.array([{"a": 1}]), "truth.npy: not an array")])
+@pytest.mark.parametrize(
+    "name, content, says",
+    [
+        ("samples", b"", "samples.npy: not an array"),
+        ("samples", b"no array at all", "samples.npy: not an array"),
+        (
+            "samples",
+            np.zeros((4, 3, 3, 16, 16, 3), np.float32),
+            "samples.npy: float32 (4, 3, 3, 16, 16, 3), not uint8 with 6 axes",
+        ),
+        ("truth", np.zeros((4, 5, 16, 16), np.uint8), "not uint8 with 5 axes"),
+        ("truth", np.zeros((4, 3, 16, 16, 3), np.uint8), "do not go together"),
+        ("truth", np.zeros((3, 5, 16, 16, 3), np.uint8), "do not go together"),
+        ("truth", np.array([{"a": 1}]), "truth.npy: not an array"),
+    ],
+)
 def test_arrays_that_are_not_what_they_should_be(saved, command, name, content, says):
     file = saved / f"{name}.npy"
     if isinstance(content, bytes):
@@ -99,12 +126,23 @@ def test_arrays_that_are_not_what_they_should_be(saved, command, name, content, 
 
 def test_a_cut_off_array_and_metrics_that_are_not_json(saved, command):
     (saved / "metrics.json").write_text("{")
-    assert "metrics.json: not JSON" in command(saved, "scripts/make_video.py", "--results", ".", "--out", "b.mp4")[1]
+    assert (
+        "metrics.json: not JSON"
+        in command(saved, "scripts/make_video.py", "--results", ".", "--out", "b.mp4")[1]
+    )
     with open(saved / "samples.npy", "r+b") as file:
         file.truncate(5000)
-    assert "samples.npy: not an array" in command(saved, "scripts/make_video.py", "--results", ".", "--out", "b.mp4")[1]
+    assert (
+        "samples.npy: not an array"
+        in command(saved, "scripts/make_video.py", "--results", ".", "--out", "b.mp4")[1]
+    )
 
 
 def test_help_works_from_the_root_of_the_repository():
-    done = subprocess.run([sys.executable, "scripts/make_video.py", "--help"], cwd=REPO, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "scripts/make_video.py", "--help"],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and "--liveliest" in done.stdout

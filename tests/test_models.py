@@ -16,7 +16,11 @@ def test_uvit_has_the_published_names_shapes_and_output():
     net = models.build("uvit", latent_shape=(4, 8, 8)).eval()
     assert {name: list(p.shape) for name, p in net.state_dict().items()} == names
     net.load_state_dict(reference_weights(names))
-    io = {k: torch.from_numpy(v) for k, v in np.load(DATA / "reference_io.npz").items() if k.startswith("v8_")}
+    io = {
+        k: torch.from_numpy(v)
+        for k, v in np.load(DATA / "reference_io.npz").items()
+        if k.startswith("v8_")
+    }
     with torch.no_grad():
         out = net(io["v8_z"], io["v8_t"], io["v8_ref"], io["v8_ctx"], io["v8_gap"])
     error = (out - io["v8_out"]).norm() / io["v8_out"].norm()
@@ -26,7 +30,9 @@ def test_uvit_has_the_published_names_shapes_and_output():
 @pytest.mark.parametrize("name", ["convnet", "uvit"])
 def test_every_input_matters_and_shapes_hold(name):
     torch.manual_seed(0)
-    net = models.build(name, latent_shape=(3, 6, 4), width=32, depth=2, mid_depth=2, heads=2, dropout=0.0)
+    net = models.build(
+        name, latent_shape=(3, 6, 4), width=32, depth=2, mid_depth=2, heads=2, dropout=0.0
+    )
     for p in net.parameters():  # away from the zero initialisation, where inputs cannot matter
         p.data.add_(0.05 * torch.randn_like(p))
     net.double().eval()
@@ -34,8 +40,13 @@ def test_every_input_matters_and_shapes_hold(name):
     s, gap = torch.rand(5, dtype=torch.float64), torch.arange(1, 6, dtype=torch.float64)
     out = net(z, s, ref, ctx, gap)
     assert out.shape == (5, 3, 6, 4)
-    for changed in [(z + 1, s, ref, ctx, gap), (z, s / 2, ref, ctx, gap), (z, s, ref + 1, ctx, gap),
-                    (z, s, ref, ctx + 1, gap), (z, s, ref, ctx, gap + 1)]:
+    for changed in [
+        (z + 1, s, ref, ctx, gap),
+        (z, s / 2, ref, ctx, gap),
+        (z, s, ref + 1, ctx, gap),
+        (z, s, ref, ctx + 1, gap),
+        (z, s, ref, ctx, gap + 1),
+    ]:
         assert not torch.allclose(net(*changed), out, atol=1e-6)
 
 
@@ -55,12 +66,16 @@ def test_convnet_starts_at_zero_and_items_do_not_mix():
 @pytest.mark.parametrize("name", ["convnet", "uvit"])
 def test_recomputing_gives_the_same_gradient_from_less_memory(name):
     torch.manual_seed(0)
-    net = models.build(name, latent_shape=(4, 8, 8), width=32, depth=2, mid_depth=2, heads=2, dropout=0.1)
+    net = models.build(
+        name, latent_shape=(4, 8, 8), width=32, depth=2, mid_depth=2, heads=2, dropout=0.1
+    )
     x, s, gap = torch.randn(3, 2, 4, 8, 8), torch.rand(2), torch.tensor([1.0, 2.0])
     found = {}
     for net.recompute in (False, True):
         kept = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.nbytes) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=kept: kept.append(t.nbytes) or t, lambda t: t
+        ):
             torch.manual_seed(1)
             loss = (net(x[0], s, x[1], x[2], gap) + 1).square().mean()
         net.zero_grad()

@@ -18,13 +18,20 @@ from runtime.console import UserError
 
 V, S, T, P, H, W = 3, 2, 6, 4, 16, 20
 HOSTILE = "</script><script>window.hacked = 1</script>\"'><img src=x onerror=window.hacked=1>&amp;"
-needs_chromium = [pytest.mark.skipif(bool(chromium.MISSING), reason=f"no {chromium.MISSING}: apt-get install chromium "
-                                     "chromium-driver"), pytest.mark.xdist_group("browser")]
+needs_chromium = [
+    pytest.mark.skipif(
+        bool(chromium.MISSING),
+        reason=f"no {chromium.MISSING}: apt-get install chromium chromium-driver",
+    ),
+    pytest.mark.xdist_group("browser"),
+]
 
 
 def arrays() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    return rng.integers(0, 255, (V, T, H, W, 3), np.uint8), rng.integers(0, 255, (V, S, P, H, W, 3), np.uint8)
+    return rng.integers(0, 255, (V, T, H, W, 3), np.uint8), rng.integers(
+        0, 255, (V, S, P, H, W, 3), np.uint8
+    )
 
 
 def fill(dir, **changes):
@@ -33,14 +40,38 @@ def fill(dir, **changes):
     truth, samples = arrays()
     np.save(dir / "truth.npy", truth)
     np.save(dir / "samples.npy", samples)
-    summary = {"crps": {"mean": 0.0123, "se": 0.0011}, "psnr": {"mean": 20.0, "se": 0.5}, "fvd": {"mean": 123.456, "se": None}}
-    summary |= {"crps_repeat_last": {"mean": 0.0246, "se": 0.002}, "psnr_repeat_last": {"mean": 21.5, "se": 0.5},
-                "crps_mean_frame": {"mean": float("nan"), "se": 0.0}}
-    result = {"protocol": {"videos": V, "split": "test", "samples_per_video": S, "condition": T - P, "predict": P, "skip": 0,
-                           "fps": 8, "reencode": True, "unheard": HOSTILE},
-              "config": {"dataset": HOSTILE, "flow": {"interpolant": "follmer", "c": 1.0}, "output": {"run_id": ""},
-                         "train": {"seed": 3}},
-              "summary": summary, "horizon": {"crps": [0.1] * P, "crps_repeat_last": [0.2] * P}, **changes}
+    summary = {
+        "crps": {"mean": 0.0123, "se": 0.0011},
+        "psnr": {"mean": 20.0, "se": 0.5},
+        "fvd": {"mean": 123.456, "se": None},
+    }
+    summary |= {
+        "crps_repeat_last": {"mean": 0.0246, "se": 0.002},
+        "psnr_repeat_last": {"mean": 21.5, "se": 0.5},
+        "crps_mean_frame": {"mean": float("nan"), "se": 0.0},
+    }
+    result = {
+        "protocol": {
+            "videos": V,
+            "split": "test",
+            "samples_per_video": S,
+            "condition": T - P,
+            "predict": P,
+            "skip": 0,
+            "fps": 8,
+            "reencode": True,
+            "unheard": HOSTILE,
+        },
+        "config": {
+            "dataset": HOSTILE,
+            "flow": {"interpolant": "follmer", "c": 1.0},
+            "output": {"run_id": ""},
+            "train": {"seed": 3},
+        },
+        "summary": summary,
+        "horizon": {"crps": [0.1] * P, "crps_repeat_last": [0.2] * P},
+        **changes,
+    }
     (dir / "metrics.json").write_text(json.dumps(result))
     videos.contact_sheet(truth, samples).save(dir / "contact_sheet.png")
     plots.rank_histogram(np.array([4, 5, 6]), dir / "rank_histogram.png")
@@ -57,6 +88,7 @@ def folder(tmp_path_factory):
 
 class Links(HTMLParser):
     """What a page refers to, and its elements."""
+
     def __init__(self, text: str):
         super().__init__()
         self.links, self.elements = [], []
@@ -64,7 +96,11 @@ class Links(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.elements.append(tag)
-        self.links += [value for name, value in attributes if name in ("src", "href", "srcset", "poster", "data")]
+        self.links += [
+            value
+            for name, value in attributes
+            if name in ("src", "href", "srcset", "poster", "data")
+        ]
 
 
 def sheets_of(page: str) -> dict:
@@ -76,7 +112,11 @@ def test_a_page_holds_all_it_shows_and_strings_of_files_stay_text(folder):
     page = (folder / "c/model/data/index.html").read_text()
     found = Links(page)
     assert len(found.links) == 4 and all(link.startswith("data:") for link in found.links)
-    assert found.elements.count("script") == 2 and found.elements.count("img") == 3 and "http:" not in page
+    assert (
+        found.elements.count("script") == 2
+        and found.elements.count("img") == 3
+        and "http:" not in page
+    )
     assert "&lt;/script&gt;" in page and "<img src=x" not in page
 
 
@@ -85,9 +125,13 @@ def test_sheets_hold_every_frame_exactly(folder):
     order = videos.liveliest(truth, T - P)
     assert (data["given"], data["frames"], data["fps"], len(data["sheets"])) == (T - P, T, 8, V)
     for v, sheet in zip(order, data["sheets"]):
-        image = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet.partition(",")[2]))).convert("RGB"))
+        image = np.asarray(
+            Image.open(io.BytesIO(base64.b64decode(sheet.partition(",")[2]))).convert("RGB")
+        )
         cells = image.reshape(-1, H, data["columns"], W, 3).swapaxes(1, 2).reshape(-1, H, W, 3)
-        assert (cells[:T] == truth[v]).all() and (cells[T:T + S * P] == samples[v].reshape(-1, H, W, 3)).all()
+        assert (cells[:T] == truth[v]).all() and (
+            cells[T : T + S * P] == samples[v].reshape(-1, H, W, 3)
+        ).all()
 
 
 def test_too_many_clips_or_samples_are_left_out_and_the_page_says_so(tmp_path):
@@ -109,12 +153,21 @@ def test_metrics_stand_beside_the_baselines(folder):
 def test_the_protocol_is_told_in_words_and_the_config_as_settings():
     told = protocols.get("own", configs.build("videos"), {"videos": 3}).told(["psnr", "fvd"])
     said = page.in_words({**told, "skip": 0, "reencode": True, "checkpoint": "", "odd": 7})
-    assert said[0].startswith("Protocol own-videos_3: 3 test clips") and "Fvd and kvd look at the forecast frames" in said[2]
-    assert said[3:] == ["The checkpoint's own task, whatever it was trained on.",
-                        "A forecast frame passes through the autoencoder’s pixels before it is forecast from.",
-                        "odd: 7."]
-    assert page.settings({"dataset": "kth", "flow": {"c": 0.1, "name": "x"}, "latent": {"shape": [4, 8, 8]}}) == \
-        "dataset=kth\nflow.c=0.1\nflow.name=x\nlatent.shape=[4, 8, 8]"
+    assert (
+        said[0].startswith("Protocol own-videos_3: 3 test clips")
+        and "Fvd and kvd look at the forecast frames" in said[2]
+    )
+    assert said[3:] == [
+        "The checkpoint's own task, whatever it was trained on.",
+        "A forecast frame passes through the autoencoder’s pixels before it is forecast from.",
+        "odd: 7.",
+    ]
+    assert (
+        page.settings(
+            {"dataset": "kth", "flow": {"c": 0.1, "name": "x"}, "latent": {"shape": [4, 8, 8]}}
+        )
+        == "dataset=kth\nflow.c=0.1\nflow.name=x\nlatent.shape=[4, 8, 8]"
+    )
 
 
 def test_a_folder_that_holds_no_results_is_a_mistake(tmp_path):
@@ -177,17 +230,27 @@ class TestInABrowser:
             scrub(browser, t + 1)
             assert browser.run(f"return {FRAMES}") == [t + 1] * V
             shown = np.array(browser.run(SHOWN)).reshape(V, 1 + S, H, W, 4)
-            wanted = np.stack([[frames[t] for _, frames in videos.tracks(truth[v], samples[v])] for v in order])
+            wanted = np.stack(
+                [[frames[t] for _, frames in videos.tracks(truth[v], samples[v])] for v in order]
+            )
             assert (shown[..., :3] == wanted).all()
             phase = "given" if t < T - P else f"forecast {t + 1 - (T - P)} of {P}"
-            assert browser.run("return document.getElementById('where').textContent") == f"frame {t + 1} of {T}: {phase}"
-            color = browser.run("return getComputedStyle(document.querySelector('canvas')).borderTopColor")
+            assert (
+                browser.run("return document.getElementById('where').textContent")
+                == f"frame {t + 1} of {T}: {phase}"
+            )
+            color = browser.run(
+                "return getComputedStyle(document.querySelector('canvas')).borderTopColor"
+            )
             assert color == "rgb{}".format(videos.GIVEN if t < T - P else videos.FORECAST)
         assert browser.run("return window.hacked") is None and browser.errors() == []
 
     def test_play_moves_all_clips_and_pause_stops_them(self, browser, folder):
         opened(browser, folder / PAGE)
-        for toggle in (lambda: browser.run("document.getElementById('play').click()"), lambda: browser.press(" ")):
+        for toggle in (
+            lambda: browser.run("document.getElementById('play').click()"),
+            lambda: browser.press(" "),
+        ):
             scrub(browser, 1)
             toggle()
             browser.until("document.getElementById('frame').value > 1", "the next frame")
@@ -195,15 +258,22 @@ class TestInABrowser:
             assert len(set(frames)) == 1
             toggle()
             before = browser.run(f"return {FRAMES}")
-            later = browser.call("/execute/async", script=f"setTimeout(() => arguments[0]({FRAMES}), 400)", args=[])
-            assert before == later and "Play" in browser.run("return document.getElementById('play').textContent")
+            later = browser.call(
+                "/execute/async", script=f"setTimeout(() => arguments[0]({FRAMES}), 400)", args=[]
+            )
+            assert before == later and "Play" in browser.run(
+                "return document.getElementById('play').textContent"
+            )
         assert browser.errors() == []
 
     def test_arrow_keys_and_buttons_step_by_one_frame_and_around(self, browser, folder):
         opened(browser, folder / PAGE)
-        for step, frame in ((lambda: browser.press("\ue012"), T), (lambda: browser.press("\ue014"), 1),
-                            (lambda: browser.run("document.getElementById('next').click()"), 2),
-                            (lambda: browser.run("document.getElementById('back').click()"), 1)):
+        for step, frame in (
+            (lambda: browser.press("\ue012"), T),
+            (lambda: browser.press("\ue014"), 1),
+            (lambda: browser.run("document.getElementById('next').click()"), 2),
+            (lambda: browser.run("document.getElementById('back').click()"), 1),
+        ):
             step()
             assert browser.run(f"return {FRAMES}") == [frame] * V
 
@@ -211,8 +281,14 @@ class TestInABrowser:
     def test_no_page_is_wider_than_its_window(self, browser, folder, width, dark):
         browser.open(folder / PAGE, width=width, height=800, dark=dark)
         browser.run("document.querySelectorAll('details').forEach(part => { part.open = true })")
-        assert browser.run("return [innerWidth, document.documentElement.scrollWidth]") == [width, width]
-        light = browser.run("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert browser.run("return [innerWidth, document.documentElement.scrollWidth]") == [
+            width,
+            width,
+        ]
+        light = (
+            browser.run("return getComputedStyle(document.body).backgroundColor")
+            == "rgb(255, 255, 255)"
+        )
         assert light != dark and browser.errors() == []
         unnamed = browser.run("""return [...document.querySelectorAll("button, input, select, img, canvas")].filter(part =>
             !(part.ariaLabel || part.alt || part.textContent || part.labels?.[0]?.textContent)).length""")

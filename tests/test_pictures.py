@@ -19,7 +19,7 @@ def test_conditioning_and_forecast_frames_have_their_own_edges():
     truth, samples = clip()
     frames = videos.framed(truth[0], 2, 4)
     assert (frames[1, 0, 0] == videos.GIVEN).all() and (frames[2, 0, 0] == videos.FORECAST).all()
-    assert (frames[:, videos.GAP:-videos.GAP:4, videos.GAP:-videos.GAP:4] == truth[0]).all()
+    assert (frames[:, videos.GAP : -videos.GAP : 4, videos.GAP : -videos.GAP : 4] == truth[0]).all()
 
 
 def test_samples_begin_with_the_given_frames():
@@ -37,7 +37,7 @@ def test_contact_sheet_shows_each_shown_frame_in_its_place():
     top = videos.HEADER + videos.GAP
     for t in range(5):
         left = 60 + t * cell + videos.GAP
-        assert (sheet[top:top + 64:factor, left:left + 64:factor] == truth[0, t]).all()
+        assert (sheet[top : top + 64 : factor, left : left + 64 : factor] == truth[0, t]).all()
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
@@ -53,7 +53,9 @@ def test_videos_play_with_every_frame(tmp_path, name):
         shown = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
         assert float(video.streams.video[0].average_rate) == 10
     assert len(shown) == 5
-    assert np.abs(shown[2][:frames.shape[1], :frames.shape[2]].astype(float) - frames[2]).mean() < 25
+    assert (
+        np.abs(shown[2][: frames.shape[1], : frames.shape[2]].astype(float) - frames[2]).mean() < 25
+    )
 
 
 def test_the_liveliest_videos_come_first_by_what_was_given():

@@ -16,8 +16,23 @@ FRAMES, SIZE = 64, 64
 
 
 def parse(out, *flags, workers=1):
-    return clevrer_like.parse(["--out", str(out), "--frames", str(FRAMES), "--image_size", str(SIZE), "--videos", "10",
-                               "--held_out", "1", "--workers", str(workers), *map(str, flags)])
+    return clevrer_like.parse(
+        [
+            "--out",
+            str(out),
+            "--frames",
+            str(FRAMES),
+            "--image_size",
+            str(SIZE),
+            "--videos",
+            "10",
+            "--held_out",
+            "1",
+            "--workers",
+            str(workers),
+            *map(str, flags),
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -42,26 +57,46 @@ def pixels_of(points):
 def test_shards_and_manifest(made):
     out, manifest = made
     shards = Shards(out / "train")
-    assert shards.lengths.tolist() == [FRAMES] * 10 and shards.shape == (SIZE, SIZE, 3) and shards.fps == 25
+    assert (
+        shards.lengths.tolist() == [FRAMES] * 10
+        and shards.shape == (SIZE, SIZE, 3)
+        and shards.fps == 25
+    )
     assert len(shards.paths) == 2 and manifest["splits"]["test"]["videos"] == 1
     assert json.loads((out / "manifest.json").read_text()) == manifest
     assert manifest["legend"]["shapes"] == list(SHAPES) and manifest["versions"]["pybullet"]
     assert len({entry["sha256"] for entry in manifest["sources"]}) == 12 and not manifest["shared"]
     facts = extras(shards, 3)
-    assert facts["positions"].shape == (FRAMES, MOST, 3) and facts["orientations"].shape == (FRAMES, MOST, 4)
-    assert facts["contacts"].shape == (FRAMES, MOST, MOST) and not facts["positions"][facts["present"] == 0].any()
+    assert facts["positions"].shape == (FRAMES, MOST, 3) and facts["orientations"].shape == (
+        FRAMES,
+        MOST,
+        4,
+    )
+    assert (
+        facts["contacts"].shape == (FRAMES, MOST, MOST)
+        and not facts["positions"][facts["present"] == 0].any()
+    )
 
 
 def test_a_video_follows_from_seed_split_and_number_alone(made, tmp_path):
     out, _ = made
     args = parse(tmp_path / "x", "--seed", 0)
-    sources = build.Source("train/00009", "train", "", detail=(0, 9)), build.Source("train/00000", "train", "", detail=(0, 0))
-    last, first = (clevrer_like.read(source, args) for source in sources)  # by another process, in another order
+    sources = (
+        build.Source("train/00009", "train", "", detail=(0, 9)),
+        build.Source("train/00000", "train", "", detail=(0, 0)),
+    )
+    last, first = (
+        clevrer_like.read(source, args) for source in sources
+    )  # by another process, in another order
     shards = Shards(out / "train")
-    assert (first.clips[0] == shards.read(0, slice(None))).all() and (last.clips[0] == shards.read(9, slice(None))).all()
+    assert (first.clips[0] == shards.read(0, slice(None))).all() and (
+        last.clips[0] == shards.read(9, slice(None))
+    ).all()
     assert (last.extra["positions"] == shards.read_extra("positions", 9, slice(None))).all()
     args.seed = 1
-    assert not (clevrer_like.read(sources[1], args).extra["positions"][0] == first.extra["positions"][0]).all()
+    assert not (
+        clevrer_like.read(sources[1], args).extra["positions"][0] == first.extra["positions"][0]
+    ).all()
 
 
 def test_something_moving_collides_and_bodies_keep_out_of_each_other(made):
@@ -71,14 +106,22 @@ def test_something_moving_collides_and_bodies_keep_out_of_each_other(made):
         n = int(facts["present"][0].sum())
         x, touch = facts["positions"][:, :n].astype(np.float64), facts["contacts"][:, :n, :n]
         counts.add(n)
-        assert 3 <= n <= MOST and (touch == touch.transpose(0, 2, 1)).all() and not facts["contacts"][:, n:].any()
+        assert (
+            3 <= n <= MOST
+            and (touch == touch.transpose(0, 2, 1)).all()
+            and not facts["contacts"][:, n:].any()
+        )
         apart = np.linalg.norm(x[:, :, None] - x[:, None], axis=-1) + 9 * np.eye(n)
-        assert apart.min() > 2 * 0.85 * RADIUS - 0.03 and (apart[touch == 1] < 4 * 0.85 * RADIUS).all()
+        assert (
+            apart.min() > 2 * 0.85 * RADIUS - 0.03 and (apart[touch == 1] < 4 * 0.85 * RADIUS).all()
+        )
         assert x[:, :, 2].min() > 0.85 * RADIUS - 0.03  # nor do they sink
         t, a, b = np.argwhere(np.triu(touch, 1))[0]  # the first collision
         assert np.linalg.norm(x[t, a] - x[t - 1, a]) + np.linalg.norm(x[t, b] - x[t - 1, b]) > 0.005
         steps = np.linalg.norm(np.diff(x[..., :2], axis=0), axis=-1)
-        assert steps.max() < 0.25 and (steps.sum(0) > 0.5).sum() >= 2  # nothing jumps; what comes in does so
+        assert (
+            steps.max() < 0.25 and (steps.sum(0) > 0.5).sum() >= 2
+        )  # nothing jumps; what comes in does so
         assert np.allclose(np.linalg.norm(facts["orientations"][:, :n], axis=-1), 1, atol=1e-5)
         kinds = np.stack([facts[name][0, :n] for name in ("shapes", "colours", "materials")], -1)
         assert len(np.unique(kinds, axis=0)) == n
@@ -89,13 +132,21 @@ def test_momentum_is_handed_on(made):
     """Two spheres of one material on a line: what hits stops, nearly, and what is hit goes on."""
     table = Table.of(SIZE)
     scene = Scene(*np.array([[1, 1], [0, 1], [0, 0]]))
-    planned = clevrer_like.Plan(scene, np.array([[-1.0, 0], [0, 0]]), np.zeros(2), np.array([[1.5, 0], [0, 0]]),
-                                np.array([5, 0]))
+    planned = clevrer_like.Plan(
+        scene,
+        np.array([[-1.0, 0], [0, 0]]),
+        np.zeros(2),
+        np.array([[1.5, 0], [0, 0]]),
+        np.array([5, 0]),
+    )
     track = clevrer_like.simulate(table, planned, FRAMES)
     hit = int(np.argmax(track.contacts[:, 0, 1]))
     assert 5 + 10 <= hit <= 5 + 12  # 0.6 m at nearly 1.5 m/s, 25 frames a second
     speeds = np.diff(track.positions[:, :, 0], axis=0) * 25
-    assert abs(track.positions[:hit - 1, 1, :2]).max() < 1e-3 and not track.positions[:6, 0, 0].max() > -0.99
+    assert (
+        abs(track.positions[: hit - 1, 1, :2]).max() < 1e-3
+        and not track.positions[:6, 0, 0].max() > -0.99
+    )
     assert speeds[hit + 1, 1] > 2 * abs(speeds[hit + 1, 0]) and 0.5 < speeds[hit + 1, 1] < 1.5
 
 
@@ -121,13 +172,19 @@ def test_metal_shines_and_shadows_fall_away_from_the_lamp():
     table, pictures = Table(128), []
     for material in (0, 1):
         scene = Scene(np.array([1]), np.array([2]), np.array([material]))
-        pictures.append(table.render(scene, np.array([[[0, 0, RADIUS]]]), np.array([[[0.0, 0, 0, 1]]]))[0].astype(int))
+        pictures.append(
+            table.render(scene, np.array([[[0, 0, RADIUS]]]), np.array([[[0.0, 0, 0, 1]]]))[
+                0
+            ].astype(int)
+        )
     rubber, metal = pictures
     assert MATERIALS == ("rubber", "metal") and (metal - rubber).max() > 40
     empty = np.asarray(tabletop.Image.fromarray(table.ground).reduce(2)).astype(int)
     darker = (empty - rubber > 25).all(-1)
     x = np.argwhere(darker)[:, 1]
-    assert darker.sum() > 30 and x.mean() < 62 and not darker[:, 75:].any()  # the lamp hangs to the right
+    assert (
+        darker.sum() > 30 and x.mean() < 62 and not darker[:, 75:].any()
+    )  # the lamp hangs to the right
     assert (rubber[:20] == empty[:20]).all()
 
 
@@ -148,17 +205,26 @@ def test_interrupted_it_goes_on(made, tmp_path, monkeypatch):
         if len(calls) == 10:
             raise KeyboardInterrupt
         return read(source, args)
+
     monkeypatch.setattr(clevrer_like, "read", stops)
     with pytest.raises(KeyboardInterrupt):
         clevrer_like.make(parse(tmp_path / "out"))
     calls.clear()
-    monkeypatch.setattr(clevrer_like, "read", lambda source, args: calls.append(source.name) or read(source, args))
+    monkeypatch.setattr(
+        clevrer_like, "read", lambda source, args: calls.append(source.name) or read(source, args)
+    )
     clevrer_like.make(parse(tmp_path / "out"))
-    assert len(calls) == 4 and Shards(tmp_path / "out/train").fingerprint() == Shards(made[0] / "train").fingerprint()
+    assert (
+        len(calls) == 4
+        and Shards(tmp_path / "out/train").fingerprint() == Shards(made[0] / "train").fingerprint()
+    )
 
 
 def test_mistakes_are_told(tmp_path, command, monkeypatch):
-    for flags, said in ((["--frames", "8"], "--frames must be from 32"), (["--videos", "0"], "--videos must be from 1")):
+    for flags, said in (
+        (["--frames", "8"], "--frames must be from 32"),
+        (["--videos", "0"], "--videos must be from 1"),
+    ):
         code, err = command(tmp_path, "prepare/clevrer_like", "--out", "o", *flags)
         assert code == 2 and said in err and not (tmp_path / "o").exists()
     monkeypatch.setattr(clevrer_like.importlib.util, "find_spec", lambda name: None)

@@ -27,7 +27,9 @@ def raw(tmp_path_factory):
     for action in ACTIONS:
         for person in PERSONS:
             for scenario in SCENARIOS:
-                write_video(folder / action / name_of(person, action, scenario), walk()[length:2 * length])
+                write_video(
+                    folder / action / name_of(person, action, scenario), walk()[length : 2 * length]
+                )
                 length += 1
     return folder
 
@@ -39,16 +41,24 @@ def small_shards(monkeypatch):
 
 
 def make(source, out, *flags):
-    return kth.make(kth.parse(["--source", str(source), "--out", str(out), "--workers", "1", *map(str, flags)]))
+    return kth.make(
+        kth.parse(["--source", str(source), "--out", str(out), "--workers", "1", *map(str, flags)])
+    )
 
 
 def lengths(out):
-    return {split: Shards(out / split).lengths.tolist() for split in build.SPLITS if (out / split).exists()}
+    return {
+        split: Shards(out / split).lengths.tolist()
+        for split in build.SPLITS
+        if (out / split).exists()
+    }
 
 
 def test_published_splits_cover_all_and_share_nobody():
     for rule in ("subjects", "official"):
-        assert {kth.split_of(rule, p, 1) for p in range(1, 26)} == ({"train", "test"} | set(["val"] * (rule == "official")))
+        assert {kth.split_of(rule, p, 1) for p in range(1, 26)} == (
+            {"train", "test"} | set(["val"] * (rule == "official"))
+        )
         assert all(len({kth.split_of(rule, p, d) for d in range(1, 5)}) == 1 for p in range(1, 26))
     assert sum(map(len, kth.OFFICIAL.values())) == 25 == len(set().union(*kth.OFFICIAL.values()))
     assert [kth.split_of("demo", 7, d) for d in range(1, 5)] == ["train", "train", "val", "test"]
@@ -58,7 +68,10 @@ def test_content_order_split_and_manifest(raw, tmp_path):
     manifest = make(raw, tmp_path / "kth")
     names = sorted(path.relative_to(raw).as_posix() for path in raw.rglob("*.avi"))
     train = [name for name in names if "person21" not in name]
-    by_split = {split: [e["name"] for e in manifest["sources"] if e["split"] == split] for split in ("train", "val", "test")}
+    by_split = {
+        split: [e["name"] for e in manifest["sources"] if e["split"] == split]
+        for split in ("train", "val", "test")
+    }
     assert sorted(by_split["train"]) == train and not by_split["val"] and len(by_split["test"]) == 6
     for split in ("train", "test"):
         shards = Shards(tmp_path / "kth" / split)
@@ -67,18 +80,45 @@ def test_content_order_split_and_manifest(raw, tmp_path):
             truth = decoded(raw / name, 64)
             assert psnr(shards.read(k, slice(None)), truth) > 45, name
     assert manifest == json.loads((tmp_path / "kth/manifest.json").read_text())
-    assert manifest["splits"]["train"]["frames"] == sum(e["frames"] for e in manifest["sources"] if e["split"] == "train")
+    assert manifest["splits"]["train"]["frames"] == sum(
+        e["frames"] for e in manifest["sources"] if e["split"] == "train"
+    )
     assert len({entry["sha256"] for entry in manifest["sources"]}) == 18 and not manifest["shared"]
-    assert "--split subjects" in manifest["command"] and "64x64" in manifest["resize_rule"] and manifest["versions"]["av"]
+    assert (
+        "--split subjects" in manifest["command"]
+        and "64x64" in manifest["resize_rule"]
+        and manifest["versions"]["av"]
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kth"]
 
 
 def test_demo_split_says_that_it_shares_persons_and_the_centre_crop_is_one(raw, tmp_path, capsys):
-    manifest = make(raw, tmp_path / "kth", "--split", "demo", "--actions", "walking", "--crop", "center", "--image_size", 32)
+    manifest = make(
+        raw,
+        tmp_path / "kth",
+        "--split",
+        "demo",
+        "--actions",
+        "walking",
+        "--crop",
+        "center",
+        "--image_size",
+        32,
+    )
     assert "every person is in train, val and test" in capsys.readouterr().out
-    assert {split: part["videos"] for split, part in manifest["splits"].items()} == {"train": 3, "val": 3, "test": 3}
+    assert {split: part["videos"] for split, part in manifest["splits"].items()} == {
+        "train": 3,
+        "val": 3,
+        "test": 3,
+    }
     test = Shards(tmp_path / "kth/test")
-    assert psnr(test.read(1, slice(None)), decoded(raw / "walking" / name_of(2, "walking", 4), 32, (20, 0, 140, 120))) > 45
+    assert (
+        psnr(
+            test.read(1, slice(None)),
+            decoded(raw / "walking" / name_of(2, "walking", 4), 32, (20, 0, 140, 120)),
+        )
+        > 45
+    )
     assert "centre square" in manifest["resize_rule"]
 
 
@@ -86,13 +126,28 @@ def test_sequences_cut_the_labelled_runs(raw, tmp_path):
     text = "Frames of the sequences\n\nperson01_walking_d1\t\tframes\t1-4, 6-9\nperson13_handclapping_d3  *missing*\n"
     text += "person01_walking_d3\tframes\t2-5, 7-400\n person01_walking_d4 frames 300-310\n"
     (tmp_path / "00sequences.txt").write_text(text)
-    manifest = make(raw, tmp_path / "kth", "--sequences", tmp_path / "00sequences.txt", "--actions", "walking", "--limit", 4)
+    manifest = make(
+        raw,
+        tmp_path / "kth",
+        "--sequences",
+        tmp_path / "00sequences.txt",
+        "--actions",
+        "walking",
+        "--limit",
+        4,
+    )
     assert lengths(tmp_path / "kth")["train"][:3] == [4, 4, 4]
     truth = decoded(raw / "walking" / name_of(1, "walking", 1), 64)
     assert psnr(Shards(tmp_path / "kth/train").read(1, slice(None)), truth[5:9]) > 45
     first, beyond, behind, unlabelled = manifest["sources"][:4]
-    assert first["videos"] == [4, 4] and "goes to 400" in beyond["note"] and beyond["videos"][1] == beyond["frames"] - 6
-    assert "all of its runs" in behind["skipped"] and "no frames are labelled" in unlabelled["skipped"]
+    assert (
+        first["videos"] == [4, 4]
+        and "goes to 400" in beyond["note"]
+        and beyond["videos"][1] == beyond["frames"] - 6
+    )
+    assert (
+        "all of its runs" in behind["skipped"] and "no frames are labelled" in unlabelled["skipped"]
+    )
     with pytest.raises(UserError, match="not one line like"):
         make(raw, tmp_path / "again", "--sequences", raw / "walking" / name_of(1, "walking", 1))
 
@@ -101,14 +156,24 @@ def test_zips_are_read_as_they_are_and_a_damaged_one_is_named(raw, tmp_path):
     source = tmp_path / "zips"
     source.mkdir()
     for action in ACTIONS:
-        zipped(raw / action, source / f"{action}.zip", [path.name for path in sorted((raw / action).iterdir())])
+        zipped(
+            raw / action,
+            source / f"{action}.zip",
+            [path.name for path in sorted((raw / action).iterdir())],
+        )
     (source / "boxing.zip").write_bytes((source / "walking.zip").read_bytes()[:5000])
     manifest = make(source, tmp_path / "zipped")
     make(raw, tmp_path / "plain")
-    assert manifest["sources"][-1] == {**build.entry_of("boxing.zip"), "skipped": manifest["sources"][-1]["skipped"]}
+    assert manifest["sources"][-1] == {
+        **build.entry_of("boxing.zip"),
+        "skipped": manifest["sources"][-1]["skipped"],
+    }
     assert "not a readable zip" in manifest["sources"][-1]["skipped"]
     for split in ("train", "test"):
-        assert Shards(tmp_path / "zipped" / split).fingerprint() == Shards(tmp_path / "plain" / split).fingerprint()
+        assert (
+            Shards(tmp_path / "zipped" / split).fingerprint()
+            == Shards(tmp_path / "plain" / split).fingerprint()
+        )
     assert manifest["sources"][0]["name"] == f"jogging.zip/inner/{name_of(1, 'jogging', 1)}"
     with zipfile.ZipFile(source / "walking.zip") as archive:
         at = archive.getinfo(f"inner/{name_of(1, 'walking', 3)}").header_offset + 2000
@@ -117,7 +182,9 @@ def test_zips_are_read_as_they_are_and_a_damaged_one_is_named(raw, tmp_path):
     (source / "walking.zip").write_bytes(content)
     manifest = make(source, tmp_path / "flipped")
     assert [e["name"].rpartition("/")[2] for e in manifest["sources"] if e["skipped"]] == [
-        name_of(1, "walking", 3), "boxing.zip"]
+        name_of(1, "walking", 3),
+        "boxing.zip",
+    ]
 
 
 def test_broken_files_are_named_skipped_and_counted(raw, tmp_path, capsys):
@@ -125,20 +192,25 @@ def test_broken_files_are_named_skipped_and_counted(raw, tmp_path, capsys):
     source.mkdir()
     for k, path in enumerate(sorted((raw / "walking").iterdir())):
         whole = path.read_bytes()
-        (source / path.name).write_bytes({1: b"", 2: whole[:len(whole) // 3], 3: b"no video" * 500}.get(k, whole))
+        (source / path.name).write_bytes(
+            {1: b"", 2: whole[: len(whole) // 3], 3: b"no video" * 500}.get(k, whole)
+        )
     args = kth.parse(["--source", str(source), "--out", str(tmp_path / "kth"), "--workers", "1"])
     manifest = kth.make(args)
     assert build.report(manifest, args) == 1
     said = capsys.readouterr()
     broken = [name_of(1, "walking", 3), name_of(1, "walking", 4), name_of(2, "walking", 1)]
-    assert [entry["name"] for entry in manifest["sources"] if entry["skipped"]] == broken and manifest["skipped"] == 3
+    assert [
+        entry["name"] for entry in manifest["sources"] if entry["skipped"]
+    ] == broken and manifest["skipped"] == 3
     for name in broken:
         assert name in said.err and name in said.out
     assert "590 of 599 files of KTH are not there, person01_boxing_d1 the first" in said.out
     args.allow_skips = True
     assert build.report(manifest, args) == 0
     assert [n for part in lengths(tmp_path / "kth").values() for n in part] == [
-        entry["frames"] for entry in manifest["sources"] if not entry["skipped"]]
+        entry["frames"] for entry in manifest["sources"] if not entry["skipped"]
+    ]
 
 
 def test_all_broken_is_a_mistake_and_leaves_nothing(tmp_path):
@@ -166,9 +238,12 @@ def test_stopped_it_goes_on_without_redoing_what_is_done(raw, tmp_path, monkeypa
     assert not out.exists() and [path.name for path in out.parent.iterdir()] == ["kth.partial"]
     assert not list(out.parent.rglob("*.tmp")) and len(list(out.parent.rglob("*.hdf5"))) == 3
     manifest = make(raw, out)
-    assert len(seen) == 8 + 12 and "6 of 18 source videos are done already" in capsys.readouterr().out
+    assert (
+        len(seen) == 8 + 12 and "6 of 18 source videos are done already" in capsys.readouterr().out
+    )
     assert {name: Shards(whole / name).fingerprint() for name in ("train", "test")} == {
-        name: Shards(out / name).fingerprint() for name in ("train", "test")}
+        name: Shards(out / name).fingerprint() for name in ("train", "test")
+    }
     assert [entry["name"] for entry in manifest["sources"]] == list(dict.fromkeys(seen))
     assert [path.name for path in out.parent.iterdir()] == ["kth"]
 
@@ -179,7 +254,9 @@ def test_other_flags_redo_what_another_run_left(raw, tmp_path, monkeypatch):
     make(raw, tmp_path / "kth")
     monkeypatch.setattr(build, "finish", finish)
     make(raw, tmp_path / "kth", "--limit", 3, "--image_size", 16)
-    assert lengths(tmp_path / "kth")["train"] == [10, 11, 12] and Shards(tmp_path / "kth/train").shape == (16, 16, 3)
+    assert lengths(tmp_path / "kth")["train"] == [10, 11, 12] and Shards(
+        tmp_path / "kth/train"
+    ).shape == (16, 16, 3)
     assert len(tree_bytes(tmp_path / "kth")) == 4
 
 
@@ -195,8 +272,16 @@ def test_a_full_disk_leaves_nothing_half_written(raw, tmp_path, monkeypatch, com
     monkeypatch.setattr(ShardWriter, "add", fill)
     flags = "prepare/kth", "--source", raw, "--out", tmp_path / "kth", "--workers", 1
     code, err = command(tmp_path, *flags)
-    assert code == 1 and err.splitlines()[-1] == f"error: {tmp_path}/kth.partial cannot be written: No space left on device"
-    left = sorted(path.relative_to(tmp_path / "kth.partial").as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert (
+        code == 1
+        and err.splitlines()[-1]
+        == f"error: {tmp_path}/kth.partial cannot be written: No space left on device"
+    )
+    left = sorted(
+        path.relative_to(tmp_path / "kth.partial").as_posix()
+        for path in tmp_path.rglob("*")
+        if path.is_file()
+    )
     assert left == ["notes/train_0001.json", "out/train/shard_0001.hdf5"]
     assert command(tmp_path, *flags)[0] == 0 and len(count) == 4 + 16
 
@@ -204,21 +289,39 @@ def test_a_full_disk_leaves_nothing_half_written(raw, tmp_path, monkeypatch, com
 def test_the_command_gives_the_same_bytes_whatever_the_workers(raw, tmp_path):
     for k, workers in enumerate(("1", "2")):
         (tmp_path / str(k)).mkdir()
-        done = launch(tmp_path / str(k), "-m", "prepare.kth", "--source", str(raw), "--out", "kth", "--actions", "walking",
-                      "--workers", workers, DRIFTCAST_QUIET="1")
-        assert "9 source videos" in done.stdout and "6 videos" in done.stdout and "skipped: 0" in done.stdout
+        done = launch(
+            tmp_path / str(k),
+            "-m",
+            "prepare.kth",
+            "--source",
+            str(raw),
+            "--out",
+            "kth",
+            "--actions",
+            "walking",
+            "--workers",
+            workers,
+            DRIFTCAST_QUIET="1",
+        )
+        assert (
+            "9 source videos" in done.stdout
+            and "6 videos" in done.stdout
+            and "skipped: 0" in done.stdout
+        )
     one, two = (tree_bytes(tmp_path / str(k) / "kth") for k in range(2))
     assert one == two and sorted(one) == ["test/shard_0001.hdf5", "train/shard_0001.hdf5"]
 
 
 def test_mistakes(raw, tmp_path, command):
     (tmp_path / "there").mkdir()
-    for flags, said in ((["--source", "nowhere", "--out", "o"], "nowhere: no such file or folder"),
-                        (["--source", "there", "--out", "o"], "there: no person01_walking_d1_uncomp.avi"),
-                        (["--source", raw, "--out", "o", "--actions", "boxing"], "shows boxing"),
-                        (["--source", raw, "--out", "there"], "there already exists"),
-                        (["--source", raw, "--out", "o", "--workers", "0"], "--workers must be"),
-                        (["--source", raw, "--out", "o", "--sequences", "none"], "none: No such file")):
+    for flags, said in (
+        (["--source", "nowhere", "--out", "o"], "nowhere: no such file or folder"),
+        (["--source", "there", "--out", "o"], "there: no person01_walking_d1_uncomp.avi"),
+        (["--source", raw, "--out", "o", "--actions", "boxing"], "shows boxing"),
+        (["--source", raw, "--out", "there"], "there already exists"),
+        (["--source", raw, "--out", "o", "--workers", "0"], "--workers must be"),
+        (["--source", raw, "--out", "o", "--sequences", "none"], "none: No such file"),
+    ):
         code, err = command(tmp_path, "prepare/kth", *flags)
         assert code == 2 and said in err and len(err.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["there"]

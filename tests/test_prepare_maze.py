@@ -11,7 +11,23 @@ import data
 import shards
 from prepare import maze, raycast
 from prepare.maze import CELLS, LEFT, RIGHT, SPEED, carve, follow_wall, pieces, poses_along, walk
-from prepare.raycast import BALL, BRICK, DX, DY, EAST, EYE, HALF_VIEW, NORTH, SMILEY, WEST, Scene, across, cast, rays, render
+from prepare.raycast import (
+    BALL,
+    BRICK,
+    DX,
+    DY,
+    EAST,
+    EYE,
+    HALF_VIEW,
+    NORTH,
+    SMILEY,
+    WEST,
+    Scene,
+    across,
+    cast,
+    rays,
+    render,
+)
 from runtime.process import Process
 from shards import Shards
 
@@ -22,10 +38,14 @@ def corridor(length: int, sprites=()) -> Scene:
     """One straight corridor along x, one cell wide."""
     open = np.zeros((4, length, length), bool)
     open[EAST, :-1, 0] = open[WEST, 1:, 0] = True
-    return Scene(open, np.full(open.shape, BRICK, np.uint8), np.array(sprites, np.float32).reshape(-1, 5))
+    return Scene(
+        open, np.full(open.shape, BRICK, np.uint8), np.array(sprites, np.float32).reshape(-1, 5)
+    )
 
 
-def looking(scene: Scene, x: float, y: float, heading: float, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
+def looking(
+    scene: Scene, x: float, y: float, heading: float, size: int = SIZE
+) -> tuple[np.ndarray, np.ndarray]:
     """Distance and wall of each column's ray."""
     rx, ry = rays(np.array([heading], np.float32), size)
     start = [np.full(size, value, np.float32) for value in (x, y)]
@@ -38,10 +58,16 @@ def test_a_wall_straight_ahead_is_as_far_as_it_is_in_every_column_that_meets_it(
     distance, wall = looking(corridor(6), x, 0.5, 0.0)
     facing, ahead = wall // 36, 6 - x
     tangent = abs(across(SIZE))
-    assert (facing[tangent < 0.5 / ahead] == EAST).all() and np.allclose(distance[facing == EAST], ahead, atol=1e-5)
+    assert (facing[tangent < 0.5 / ahead] == EAST).all() and np.allclose(
+        distance[facing == EAST], ahead, atol=1e-5
+    )
     side = tangent > 0.5 / ahead  # the corridor's sides: half a cell to the right or left
-    assert (facing[side] % 2 == 1).all() and np.allclose(distance[side], 0.5 / tangent[side], rtol=1e-5)
-    assert (facing[:SIZE // 2][side[:SIZE // 2]] == NORTH).all()  # the left hand's side when one looks east
+    assert (facing[side] % 2 == 1).all() and np.allclose(
+        distance[side], 0.5 / tangent[side], rtol=1e-5
+    )
+    assert (
+        facing[: SIZE // 2][side[: SIZE // 2]] == NORTH
+    ).all()  # the left hand's side when one looks east
 
 
 def test_rays_end_on_walls_and_cross_none():
@@ -52,9 +78,13 @@ def test_rays_end_on_walls_and_cross_none():
     distance, wall = cast(open, x, y, rx, ry)
     facing, cell_x, cell_y = np.unravel_index(wall, open.shape)
     end_x, end_y = x + distance * rx, y + distance * ry
-    edge = np.where(facing % 2 == 0, end_x - (cell_x + (facing == EAST)), end_y - (cell_y + (facing == NORTH)))
+    edge = np.where(
+        facing % 2 == 0, end_x - (cell_x + (facing == EAST)), end_y - (cell_y + (facing == NORTH))
+    )
     assert abs(edge).max() < 1e-5 and not open.reshape(-1)[wall].any()
-    way = np.linspace(0, 1 - 1e-6, 3000)[:, None] * distance  # in small steps along each ray: every edge crossed is open
+    way = (
+        np.linspace(0, 1 - 1e-6, 3000)[:, None] * distance
+    )  # in small steps along each ray: every edge crossed is open
     cells = np.floor(np.stack([x + way * rx, y + way * ry])).astype(int)
     step = np.diff(cells, axis=1)
     for d in range(4):
@@ -64,16 +94,24 @@ def test_rays_end_on_walls_and_cross_none():
 
 @pytest.mark.parametrize("ahead", [1.0, 1.7, 3.2])
 def test_a_walls_height_on_the_screen_is_its_height_over_its_distance(ahead):
-    frame = render(corridor(6), np.array([[6 - ahead, 0.5, 0]], np.float32), np.ones(1, np.float32), 128)[0].astype(int)
+    frame = render(
+        corridor(6), np.array([[6 - ahead, 0.5, 0]], np.float32), np.ones(1, np.float32), 128
+    )[0].astype(int)
     middle = frame[:, 56:72].mean(1)
     red = np.flatnonzero(middle[:, 0] > 1.6 * middle[:, 1])  # bricks; floor and ceiling are not
     height = red[-1] - red[0] + 1
-    assert abs(height - 128 * 0.5 / HALF_VIEW / ahead) <= 4 + 128 / ahead / 64  # less a course of mortar
+    assert (
+        abs(height - 128 * 0.5 / HALF_VIEW / ahead) <= 4 + 128 / ahead / 64
+    )  # less a course of mortar
     assert abs((red[0] + red[-1]) / 2 - 63.5) <= 4
 
 
 def test_what_is_far_is_darker():
-    frames = render(corridor(9), np.array([[9 - d, 0.5, 0] for d in (1, 3, 6)], np.float32), np.ones(3, np.float32))
+    frames = render(
+        corridor(9),
+        np.array([[9 - d, 0.5, 0] for d in (1, 3, 6)], np.float32),
+        np.ones(3, np.float32),
+    )
     near, far, farther = frames[:, 30:34, 31:33].mean((1, 2, 3))
     assert near > 1.2 * far > 1.3 * farther
 
@@ -92,12 +130,19 @@ def test_the_floor_lies_still_as_one_walks_over_it():
 def test_billboards_are_seen_where_they_stand_and_hidden_behind_walls():
     at = (4.5, 0.7, EYE, 0.2, SMILEY)
     pose, light = np.array([[2.5, 0.5, 0]], np.float32), np.ones(1, np.float32)
-    changed = (render(corridor(6, [at]), pose, light) != render(corridor(6), pose, light)).any(-1)[0]
+    changed = (render(corridor(6, [at]), pose, light) != render(corridor(6), pose, light)).any(-1)[
+        0
+    ]
     rows, columns = np.nonzero(changed)
     wide = 0.2 / 2 / HALF_VIEW * SIZE / 2
-    assert abs(columns.mean() + 0.5 - (1 - 0.2 / 2 / HALF_VIEW) * SIZE / 2) < 1 and abs(rows.mean() + 0.5 - SIZE / 2) < 1
+    assert (
+        abs(columns.mean() + 0.5 - (1 - 0.2 / 2 / HALF_VIEW) * SIZE / 2) < 1
+        and abs(rows.mean() + 0.5 - SIZE / 2) < 1
+    )
     assert abs(np.ptp(rows) + 1 - wide) < 2 and abs(np.ptp(columns) + 1 - wide) < 2
-    behind = corridor(6, [(4.5, 1.5, EYE, 0.9, SMILEY), (1.0, 0.5, EYE, 0.5, BALL)])  # past a wall, past the walker
+    behind = corridor(
+        6, [(4.5, 1.5, EYE, 0.9, SMILEY), (1.0, 0.5, EYE, 0.5, BALL)]
+    )  # past a wall, past the walker
     assert (render(behind, pose, light) == render(corridor(6), pose, light)).all()
 
 
@@ -114,7 +159,10 @@ def test_a_frame_is_the_same_whatever_it_is_drawn_with():
     scene, poses, light = walk(np.random.default_rng(3))
     poses, light = poses[:50], light[:50]
     whole = render(scene, poses, light)
-    assert (np.concatenate([render(scene, poses[k:k + 7], light[k:k + 7]) for k in range(0, 50, 7)]) == whole).all()
+    assert (
+        np.concatenate([render(scene, poses[k : k + 7], light[k : k + 7]) for k in range(0, 50, 7)])
+        == whole
+    ).all()
     assert whole[0].max() < 45 < whole[20].mean()  # the lights go on
 
 
@@ -153,29 +201,46 @@ def test_the_hand_never_leaves_the_wall(hand):
 def test_poses_keep_off_walls_and_are_smooth(seed):
     scene, poses, light = walk(np.random.default_rng(seed))
     x, y, heading = poses.astype(float).T
-    assert len(np.unique(np.floor(poses[:, :2]), axis=0)) == CELLS**2 - 1  # all but the last: it is dark before that
+    assert (
+        len(np.unique(np.floor(poses[:, :2]), axis=0)) == CELLS**2 - 1
+    )  # all but the last: it is dark before that
     moved = np.hypot(np.diff(x), np.diff(y))
     turned = abs(np.diff(heading))
     assert moved.max() < SPEED + 1e-5 and np.median(moved) > 0.95 * SPEED
-    assert turned.max() < 1.001 * np.pi**2 / 2 / maze.SPIN and abs(np.diff(heading, 2)).max() < 4.01 * SPEED  # from arc to arc
+    assert (
+        turned.max() < 1.001 * np.pi**2 / 2 / maze.SPIN
+        and abs(np.diff(heading, 2)).max() < 4.01 * SPEED
+    )  # from arc to arc
     walking = moved > 0.9 * SPEED
-    way = np.arctan2(np.diff(y), np.diff(x)) - (heading[1:] + heading[:-1]) / 2  # one walks where one looks
+    way = (
+        np.arctan2(np.diff(y), np.diff(x)) - (heading[1:] + heading[:-1]) / 2
+    )  # one walks where one looks
     assert abs(np.angle(np.exp(1j * way[walking]))).max() < 0.1
     rx, ry = rays(poses[::5, 2], 8)
     aside = np.linspace(-np.pi, np.pi, 16, endpoint=False)
     for angle in aside:
-        distance, _ = cast(scene.open, x[::5], y[::5], np.full(len(x[::5]), np.cos(angle)), np.full(len(x[::5]), np.sin(angle)))
+        distance, _ = cast(
+            scene.open,
+            x[::5],
+            y[::5],
+            np.full(len(x[::5]), np.cos(angle)),
+            np.full(len(x[::5]), np.sin(angle)),
+        )
         assert distance.min() > 0.3
-    assert light[0] == light[-1] == 1 / maze.FADE and (light[maze.FADE:-maze.FADE] == 1).all()
+    assert light[0] == light[-1] == 1 / maze.FADE and (light[maze.FADE : -maze.FADE] == 1).all()
 
 
 def test_quarter_circles_and_turns_about_in_closed_form():
     steps = [((1, 0), EAST, NORTH), ((1, 1), NORTH, (NORTH + 2) % 4), ((1, 0), 3, 2)]
     rows = pieces((0, 0), steps)
-    assert np.allclose(rows[:, 5], [0.5 / SPEED, np.pi / 4 / SPEED, 0.5 / SPEED, maze.SPIN, 0.5 / SPEED])
+    assert np.allclose(
+        rows[:, 5], [0.5 / SPEED, np.pi / 4 / SPEED, 0.5 / SPEED, maze.SPIN, 0.5 / SPEED]
+    )
     poses = poses_along(rows).astype(float)
-    arc = poses[int(0.5 / SPEED) + 1:int((0.5 + np.pi / 4) / SPEED)]
-    assert np.allclose(np.hypot(arc[:, 0] - 1, arc[:, 1] - 1), 0.5, atol=1e-5)  # about the corner post at (1, 1)
+    arc = poses[int(0.5 / SPEED) + 1 : int((0.5 + np.pi / 4) / SPEED)]
+    assert np.allclose(
+        np.hypot(arc[:, 0] - 1, arc[:, 1] - 1), 0.5, atol=1e-5
+    )  # about the corner post at (1, 1)
     assert np.allclose(arc[:, 2], np.arctan2(arc[:, 1] - 1, arc[:, 0] - 1) + np.pi / 2, atol=1e-4)
     assert np.allclose(poses[-1], [1.5, 1.0, 1.5 * np.pi], atol=2 * SPEED)
 
@@ -186,8 +251,14 @@ def test_the_command_writes_three_streams_the_same_twice(tmp_path):
     printed = launch(tmp_path, "-m", "prepare.maze", "--out", "a", *flags).stdout
     launch(tmp_path, "-m", "prepare.maze", "--out", "b", *flags)
     manifest = json.loads((tmp_path / "a/manifest.json").read_text())
-    assert manifest["splits"]["train"]["frames"] == 500 and manifest["splits"]["test"]["seed"] == [0, 2]
-    assert manifest["command"].startswith("python -m prepare.maze --out a") and "numpy" in manifest["versions"]
+    assert manifest["splits"]["train"]["frames"] == 500 and manifest["splits"]["test"]["seed"] == [
+        0,
+        2,
+    ]
+    assert (
+        manifest["command"].startswith("python -m prepare.maze --out a")
+        and "numpy" in manifest["versions"]
+    )
     mazes = manifest["splits"]["train"]["mazes"]
     assert mazes > 1 and f"500 frames in {mazes} mazes" in printed
     every = slice(None)
@@ -199,17 +270,24 @@ def test_the_command_writes_three_streams_the_same_twice(tmp_path):
     train = Shards(tmp_path / "a/train")
     number = train.read_extra("maze", 0, every)
     assert number[0] == 0 and number[-1] == mazes - 1 and (np.diff(number) >= 0).all()
-    assert not np.array_equal(train.read(0, np.arange(70)), made.read(0, every))  # other mazes in other splits
+    assert not np.array_equal(
+        train.read(0, np.arange(70)), made.read(0, every)
+    )  # other mazes in other splits
     last = np.flatnonzero(number == number[-1])
     poses, light = (train.read_extra(name, 0, last) for name in ("poses", "light"))
-    scene = walk(np.random.default_rng([0, 0, int(number[-1])]), 3).scene  # a maze follows from its number alone
+    scene = walk(
+        np.random.default_rng([0, 0, int(number[-1])]), 3
+    ).scene  # a maze follows from its number alone
     assert (render(scene, poses, light, 32) == train.read(0, last)).all()
 
 
 def test_mistakes_are_told_in_one_line(command, tmp_path):
     (tmp_path / "there").mkdir()
-    for flags, message in ((["--out", "there"], "already exists"), (["--out", "d", "--frames", "0"], "--frames must be"),
-                           (["--out", "d", "--cells", "2"], "--cells must be")):
+    for flags, message in (
+        (["--out", "there"], "already exists"),
+        (["--out", "d", "--frames", "0"], "--frames must be"),
+        (["--out", "d", "--cells", "2"], "--cells must be"),
+    ):
         code, said = command(tmp_path, "prepare/maze", *flags)
         assert code == 2 and message in said and len(said.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
@@ -222,7 +300,12 @@ def test_a_full_disk_leaves_nothing(command, tmp_path, monkeypatch):
     (tmp_path / "d.partial").mkdir()  # of a command that was killed
     (tmp_path / "d.partial/old").touch()
     code, said = command(tmp_path, "prepare/maze", "--out", "d", "--frames", "999")
-    assert code == 1 and "No space left" in said and len(said.splitlines()) == 1 and not list(tmp_path.iterdir())
+    assert (
+        code == 1
+        and "No space left" in said
+        and len(said.splitlines()) == 1
+        and not list(tmp_path.iterdir())
+    )
 
 
 def test_tables_hold_every_texture_at_every_distance():
@@ -237,9 +320,11 @@ def test_the_branch_wmaze_makes_its_stream_and_knows_it_again(tmp_path):
     import torch
 
     import configs
+
     pass
     pass
     from runtime.console import UserError
+
     wanted = {"data.root": str(tmp_path / "d"), "data.stream": 60, "data.held_out": 30}
     alone = Process(0, 1, torch.device("cpu"))
     data.ensure_data(configs.build("wmaze", wanted), alone)
@@ -247,5 +332,7 @@ def test_the_branch_wmaze_makes_its_stream_and_knows_it_again(tmp_path):
     assert made.lengths.tolist() == [60] and made.shape == (64, 64, 3)
     data.ensure_data(configs.build("wmaze", wanted), alone)
     for changed in ({"data.stream": 61}, {"data.generate": "balls"}):
-        with pytest.raises(UserError, match="holds 60 frames .walk through mazes., but data.stream, .* ask for 6"):
+        with pytest.raises(
+            UserError, match="holds 60 frames .walk through mazes., but data.stream, .* ask for 6"
+        ):
             data.ensure_data(configs.build("wmaze", {**wanted, **changed}), alone)

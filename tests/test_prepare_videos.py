@@ -27,8 +27,14 @@ def make(source, out, *flags):
 
 
 def launch(*flags):
-    return subprocess.run([sys.executable, "-m", "prepare.videos", *map(str, flags)], cwd=REPO, text=True,
-                          capture_output=True, env={**os.environ, "DRIFTCAST_QUIET": "1"}, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "prepare.videos", *map(str, flags)],
+        cwd=REPO,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "DRIFTCAST_QUIET": "1"},
+        check=False,
+    )
 
 
 def write_video(path, frames, codec="ffv1", pixels="bgr0", milliseconds=None, rate=10):
@@ -48,7 +54,9 @@ def write_video(path, frames, codec="ffv1", pixels="bgr0", milliseconds=None, ra
 
 def numbered(count, height=16, width=16):
     """Frames of one grey level each, which is their index."""
-    return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, height, width, 3))
+    return np.broadcast_to(
+        np.arange(count, dtype=np.uint8)[:, None, None, None], (count, height, width, 3)
+    )
 
 
 def levels(shards):
@@ -60,45 +68,84 @@ def walk_squares(size):
     """The fixture's centre squares, by another route than the code's: crop first, then resize."""
     with av.open(str(WALK)) as container:
         images = [frame.to_image().crop((70, 0, 250, 180)) for frame in container.decode(video=0)]
-    return np.stack([np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)) for image in images])
+    return np.stack(
+        [np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)) for image in images]
+    )
 
 
-@pytest.mark.parametrize("count, fractions, sizes", [
-    (10, (0.8, 0.1, 0.1), [8, 1, 1]), (795, (0.8, 0.1, 0.1), [636, 80, 79]), (3, (0.8, 0.1, 0.1), [1, 1, 1]),
-    (2, (0.8, 0.1, 0.1), [2, 0, 0]), (0, (0.8, 0.1, 0.1), [0, 0, 0]), (7, (1.0, 0.0, 0.0), [7, 0, 0]),
-    (20, (0.5, 0.49, 0.01), [9, 10, 1]), (4, (0.02, 0.9, 0.08), [1, 2, 1])])
+@pytest.mark.parametrize(
+    "count, fractions, sizes",
+    [
+        (10, (0.8, 0.1, 0.1), [8, 1, 1]),
+        (795, (0.8, 0.1, 0.1), [636, 80, 79]),
+        (3, (0.8, 0.1, 0.1), [1, 1, 1]),
+        (2, (0.8, 0.1, 0.1), [2, 0, 0]),
+        (0, (0.8, 0.1, 0.1), [0, 0, 0]),
+        (7, (1.0, 0.0, 0.0), [7, 0, 0]),
+        (20, (0.5, 0.49, 0.01), [9, 10, 1]),
+        (4, (0.02, 0.9, 0.08), [1, 2, 1]),
+    ],
+)
 def test_shares(count, fractions, sizes):
     assert splits.shares(count, fractions) == sizes
 
 
 def test_split_sources_is_seeded_and_about_as_asked():
     first = splits.split_sources(50, FRACTIONS, seed=3)
-    assert first == splits.split_sources(50, FRACTIONS, seed=3) != splits.split_sources(50, FRACTIONS, seed=4)
+    assert (
+        first
+        == splits.split_sources(50, FRACTIONS, seed=3)
+        != splits.split_sources(50, FRACTIONS, seed=4)
+    )
     assert [first.count(split) for split in videos.SPLITS] == [40, 5, 5]
 
 
 def test_time_cuts_cover_without_overlap():
     for frames in (0, 1, 5, 24, 100, 795):
         cuts = splits.time_cuts(frames, FRACTIONS)
-        assert [k for start, stop in cuts.values() for k in range(start, stop)] == list(range(frames))
+        assert [k for start, stop in cuts.values() for k in range(start, stop)] == list(
+            range(frames)
+        )
         assert list(cuts) == list(videos.SPLITS)
     cuts = splits.time_cuts(100, FRACTIONS)
     assert [splits.split_at(k, cuts) for k in (0, 79, 80, 89, 90, 99, 100)] == [
-        "train", "train", "val", "val", "test", "test", "test"]
+        "train",
+        "train",
+        "val",
+        "val",
+        "test",
+        "test",
+        "test",
+    ]
 
 
-@pytest.mark.parametrize("width, height, tile, boxes", [
-    (320, 180, None, [(70, 0, 250, 180)]), (101, 200, None, [(0, 49, 101, 150)]), (64, 64, 64, [(0, 0, 64, 64)]),
-    (150, 70, 64, [(11, 3, 75, 67), (75, 3, 139, 67)]), (63, 200, 64, [])])
+@pytest.mark.parametrize(
+    "width, height, tile, boxes",
+    [
+        (320, 180, None, [(70, 0, 250, 180)]),
+        (101, 200, None, [(0, 49, 101, 150)]),
+        (64, 64, 64, [(0, 0, 64, 64)]),
+        (150, 70, 64, [(11, 3, 75, 67), (75, 3, 139, 67)]),
+        (63, 200, 64, []),
+    ],
+)
 def test_crop_boxes(width, height, tile, boxes):
     assert decode.crop_boxes(width, height, tile) == boxes
 
 
-@pytest.mark.parametrize("times, fps, kept", [
-    ([k / 30 for k in range(60)], 10, list(range(0, 60, 3))), ([k / 30 for k in range(7)], 30, list(range(7))),
-    ([k / 15 for k in range(5)], 60, list(range(5))), ([5 + k / 25 for k in range(10)], 10, [0, 3, 5, 8]),
-    ([0.0, 0.1, 0.11, 0.12, 0.52, 0.6], 10, [0, 1, 3, 4, 5]), ([0.0, 0.9, 1.05, 1.9, 2.2], 1, [0, 2, 3]),
-    ([0.7], 10, [0]), ([], 10, [])])
+@pytest.mark.parametrize(
+    "times, fps, kept",
+    [
+        ([k / 30 for k in range(60)], 10, list(range(0, 60, 3))),
+        ([k / 30 for k in range(7)], 30, list(range(7))),
+        ([k / 15 for k in range(5)], 60, list(range(5))),
+        ([5 + k / 25 for k in range(10)], 10, [0, 3, 5, 8]),
+        ([0.0, 0.1, 0.11, 0.12, 0.52, 0.6], 10, [0, 1, 3, 4, 5]),
+        ([0.0, 0.9, 1.05, 1.9, 2.2], 1, [0, 2, 3]),
+        ([0.7], 10, [0]),
+        ([], 10, []),
+    ],
+)
 def test_at_ticks(times, fps, kept):
     assert list(decode.at_ticks(((seconds, k) for k, seconds in enumerate(times)), fps)) == kept
 
@@ -106,23 +153,39 @@ def test_at_ticks(times, fps, kept):
 def test_motion_sees_a_small_body_but_neither_noise_nor_flicker():
     rng = np.random.default_rng(0)
     still = rng.integers(60, 180, (1, 64, 64, 3)).repeat(24, 0)
-    noisy = (still + rng.normal(0, 12, still.shape) + rng.normal(0, 4, (24, 1, 1, 1))).clip(0, 255).astype(np.uint8)
+    noisy = (
+        (still + rng.normal(0, 12, still.shape) + rng.normal(0, 4, (24, 1, 1, 1)))
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
     assert videos.motion(noisy) == 0
     for t in range(24):
-        noisy[t, 24:36, 2 * t:2 * t + 6] = 0
+        noisy[t, 24:36, 2 * t : 2 * t + 6] = 0
     assert 3 * 12 / 256 * 100 <= videos.motion(noisy) <= 4 * 14 / 256 * 100
 
 
 def test_walk_round_trip_by_command(tmp_path):
-    done = launch("--source", WALK, "--out", tmp_path / "out", "--image_size", 32, "--val", 0.2, "--test", 0)
+    done = launch(
+        "--source", WALK, "--out", tmp_path / "out", "--image_size", 32, "--val", 0.2, "--test", 0
+    )
     assert done.returncode == 0, done.stderr
     assert "split by time" in done.stdout and "test" not in done.stdout.replace(str(tmp_path), "")
     train, val = Shards(tmp_path / "out" / "train"), Shards(tmp_path / "out" / "val")
-    assert train.lengths.tolist() == [48] and val.lengths.tolist() == [12] and train.fps == val.fps == 15
+    assert (
+        train.lengths.tolist() == [48]
+        and val.lengths.tolist() == [12]
+        and train.fps == val.fps == 15
+    )
     got = np.concatenate([train.read(0, slice(None)), val.read(0, slice(None))])
-    error = got[:, 2:-2, 2:-2].astype(int) - walk_squares(32)[:, 2:-2, 2:-2]  # filters at the rim see other pixels
+    error = (
+        got[:, 2:-2, 2:-2].astype(int) - walk_squares(32)[:, 2:-2, 2:-2]
+    )  # filters at the rim see other pixels
     assert np.abs(error).max() <= 1
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "train", "val"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "manifest.json",
+        "train",
+        "val",
+    ]
 
 
 def test_whole_videos_longer_than_a_chunk_stay_one_video(tmp_path, monkeypatch):
@@ -130,16 +193,33 @@ def test_whole_videos_longer_than_a_chunk_stay_one_video(tmp_path, monkeypatch):
     write_video(tmp_path / "a.mkv", numbered(50))
     make(tmp_path / "a.mkv", tmp_path / "out", "--image_size", 8)
     assert [levels(Shards(tmp_path / "out" / split)) for split in videos.SPLITS] == [
-        [list(range(40))], [list(range(40, 45))], [list(range(45, 50))]]
+        [list(range(40))],
+        [list(range(40, 45))],
+        [list(range(45, 50))],
+    ]
 
 
 def test_tiles_have_the_right_place_and_content(tmp_path):
     frames = np.zeros((4, 37, 70, 3), np.uint8)
     for k, (x, y) in enumerate((x, y) for y in (2, 18) for x in (3, 19, 35, 51)):
-        frames[:, y:y + 16, x:x + 16] = 20 * (k + 1) + np.arange(4)[:, None, None, None]
+        frames[:, y : y + 16, x : x + 16] = 20 * (k + 1) + np.arange(4)[:, None, None, None]
     write_video(tmp_path / "a.mkv", frames)
-    make(tmp_path, tmp_path / "out", "--image_size", 8, "--tile", 16, "--clip_length", 2, "--min_motion", 0, "--val", 0,
-         "--test", 0)
+    make(
+        tmp_path,
+        tmp_path / "out",
+        "--image_size",
+        8,
+        "--tile",
+        16,
+        "--clip_length",
+        2,
+        "--min_motion",
+        0,
+        "--val",
+        0,
+        "--test",
+        0,
+    )
     shards = Shards(tmp_path / "out" / "train")
     assert len(shards) == 16
     for k in range(16):
@@ -150,7 +230,18 @@ def test_tiles_have_the_right_place_and_content(tmp_path):
 
 def test_clips_do_not_overlap_nor_straddle_the_cuts_and_the_rest_is_counted(tmp_path):
     write_video(tmp_path / "a.mkv", numbered(100))
-    manifest = make(tmp_path, tmp_path / "out", "--image_size", 8, "--clip_length", 6, "--val", 0.2, "--test", 0.1)
+    manifest = make(
+        tmp_path,
+        tmp_path / "out",
+        "--image_size",
+        8,
+        "--clip_length",
+        6,
+        "--val",
+        0.2,
+        "--test",
+        0.1,
+    )
     parts = {"train": (0, 70), "val": (70, 90), "test": (90, 100)}
     for split, (start, stop) in parts.items():
         clips = levels(Shards(tmp_path / "out" / split))
@@ -166,8 +257,13 @@ def test_split_by_source_keeps_sources_whole(tmp_path):
     assert manifest["split_rule"] == "source"
     clips = {split: levels(Shards(tmp_path / "auto" / split)) for split in videos.SPLITS}
     assert [len(clips[split]) for split in videos.SPLITS] == [10, 1, 1]
-    assert sorted(clip for part in clips.values() for clip in part) == [[10 * k, 10 * k + 1] for k in range(12)]
-    assert make(tmp_path / "3.mkv", tmp_path / "few", "--image_size", 8, "--test", 0)["split_rule"] == "time"
+    assert sorted(clip for part in clips.values() for clip in part) == [
+        [10 * k, 10 * k + 1] for k in range(12)
+    ]
+    assert (
+        make(tmp_path / "3.mkv", tmp_path / "few", "--image_size", 8, "--test", 0)["split_rule"]
+        == "time"
+    )
 
 
 def test_fps_by_timestamps(tmp_path):
@@ -203,7 +299,18 @@ def test_frame_folders_in_numeric_order_and_converted_to_rgb(tmp_path):
         image.convert(("L", "RGBA", "RGB")[k % 3]).save(folder / f"frame{k}.png")
     (folder / "notes.txt").write_text("not a frame")
     Image.new("RGB", (9, 9)).save(tmp_path / "source" / "poster.png")
-    manifest = make(tmp_path / "source", tmp_path / "out", "--image_size", 8, "--fps", 5, "--val", 0, "--test", 0)
+    manifest = make(
+        tmp_path / "source",
+        tmp_path / "out",
+        "--image_size",
+        8,
+        "--fps",
+        5,
+        "--val",
+        0,
+        "--test",
+        0,
+    )
     shards = Shards(tmp_path / "out" / "train")
     assert levels(shards) == [list(range(12))] and shards.fps == 5
     assert [source["name"] for source in manifest["sources"]] == [os.path.join("a", "b")]
@@ -215,7 +322,9 @@ def test_gif(tmp_path):
     make(tmp_path, tmp_path / "out", "--image_size", 8, "--val", 0, "--test", 0)
     shards = Shards(tmp_path / "out" / "train")
     assert shards.lengths.tolist() == [10] and shards.fps == pytest.approx(10)
-    assert shards.read(0, slice(None))[:, 4, 4].tolist() == [[20 * k, 0, 255 - 20 * k] for k in range(10)]
+    assert shards.read(0, slice(None))[:, 4, 4].tolist() == [
+        [20 * k, 0, 255 - 20 * k] for k in range(10)
+    ]
 
 
 def test_a_broken_file_is_named_and_does_not_spoil_the_next(tmp_path):
@@ -229,13 +338,23 @@ def test_a_broken_file_is_named_and_does_not_spoil_the_next(tmp_path):
     assert done.returncode == 1
     assert [line for line in done.stderr.splitlines() if "2.mp4" in line and "Invalid data" in line]
     assert "1.mkv" not in done.stderr and "3.mkv" not in done.stderr
-    assert "skipped: 1 sources" in done.stdout and "the shards are complete" in done.stdout.splitlines()[-1]
+    assert (
+        "skipped: 1 sources" in done.stdout
+        and "the shards are complete" in done.stdout.splitlines()[-1]
+    )
     assert levels(Shards(tmp_path / "out" / "train")) == [
-        [0, 1, 2, 3], [4, 5, 6, 7], [100, 101, 102, 103], [104, 105, 106, 107]]
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [100, 101, 102, 103],
+        [104, 105, 106, 107],
+    ]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert [bool(entry["skipped"]) for entry in manifest["sources"]] == [False, True, False]
     assert manifest["versions"] == {"av": av.__version__, "pillow": Image.__version__}
-    assert manifest["command"].startswith("python -m prepare.videos --source") and manifest["split_rule"] == "time"
+    assert (
+        manifest["command"].startswith("python -m prepare.videos --source")
+        and manifest["split_rule"] == "time"
+    )
     assert [entry["frames"] for entry in manifest["sources"]] == [8, 0, 8]
     assert launch(*flags, "--out", tmp_path / "again", "--allow_skips").returncode == 0
 
@@ -243,22 +362,31 @@ def test_a_broken_file_is_named_and_does_not_spoil_the_next(tmp_path):
 @pytest.mark.parametrize("share", [0.5, 0.8])
 def test_a_truncated_file_keeps_the_clips_before_the_end(tmp_path, capsys, share):
     data = WALK.read_bytes()
-    (tmp_path / "cut.mp4").write_bytes(data[:int(share * len(data))])
-    manifest = make(tmp_path, tmp_path / "out", "--image_size", 32, "--clip_length", 4, "--val", 0, "--test", 0)
+    (tmp_path / "cut.mp4").write_bytes(data[: int(share * len(data))])
+    manifest = make(
+        tmp_path, tmp_path / "out", "--image_size", 32, "--clip_length", 4, "--val", 0, "--test", 0
+    )
     entry, shards = manifest["sources"][0], Shards(tmp_path / "out" / "train")
-    assert "cut short: " in entry["skipped"] or "Invalid data" in entry["skipped"]  # some releases of FFmpeg do notice
+    assert (
+        "cut short: " in entry["skipped"] or "Invalid data" in entry["skipped"]
+    )  # some releases of FFmpeg do notice
     assert manifest["dropped"]["skipped"] == 1
     assert entry["clips"]["train"] == len(shards) == entry["decoded"] // 4 > 60 * share / 4 - 4
-    assert f"cut.mp4: {entry['skipped']}; skipped after {entry['decoded']} frames" in capsys.readouterr().err
+    assert (
+        f"cut.mp4: {entry['skipped']}; skipped after {entry['decoded']} frames"
+        in capsys.readouterr().err
+    )
     first = shards.read(0, slice(None))[:, 2:-2, 2:-2].astype(int)
     assert np.abs(first - walk_squares(32)[:4, 2:-2, 2:-2]).max() <= 1
 
 
 def test_damage_that_the_decoder_conceals_is_told(tmp_path, capsys):
     data = bytearray(WALK.read_bytes())
-    data[len(data) // 2:len(data) // 2 + 3000] = bytes(range(250)) * 12
+    data[len(data) // 2 : len(data) // 2 + 3000] = bytes(range(250)) * 12
     (tmp_path / "bad.mp4").write_bytes(data)
-    entry = make(tmp_path, tmp_path / "out", "--image_size", 8, "--val", 0, "--test", 0)["sources"][0]
+    entry = make(tmp_path, tmp_path / "out", "--image_size", 8, "--val", 0, "--test", 0)["sources"][
+        0
+    ]
     assert entry["skipped"] or entry["corrupt"] >= 1
     assert "bad.mp4" in capsys.readouterr().err
 
@@ -276,13 +404,15 @@ def test_a_damaged_middle_and_a_change_of_size_break_off_there(tmp_path):
     assert entry["clips"]["train"] == 3 and entry["remainder"] == 1
     (folder / "5.png").write_bytes((folder / "5.png").read_bytes()[:200])
     entry = make(folder, tmp_path / "damage", *flags)["sources"][0]
-    assert "truncated" in entry["skipped"] and entry["clips"]["train"] == 2 and entry["remainder"] == 1
+    assert (
+        "truncated" in entry["skipped"] and entry["clips"]["train"] == 2 and entry["remainder"] == 1
+    )
 
 
 def test_min_motion_drops_the_still_clip_and_keeps_the_moving_one(tmp_path):
     frames = np.full((12, 64, 64, 3), 100, np.uint8)
     for t in range(6, 12):
-        frames[t, 20:40, 8 * (t - 6):8 * (t - 6) + 10] = 200
+        frames[t, 20:40, 8 * (t - 6) : 8 * (t - 6) + 10] = 200
     write_video(tmp_path / "a.mkv", frames)
     flags = tmp_path / "a.mkv", "--clip_length", 6, "--image_size", 64, "--val", 0, "--test", 0
 
@@ -300,7 +430,20 @@ def test_min_motion_drops_the_still_clip_and_keeps_the_moving_one(tmp_path):
 def test_a_source_smaller_than_a_tile_is_skipped(tmp_path, capsys):
     write_video(tmp_path / "a.mkv", numbered(4))
     write_video(tmp_path / "b.mkv", numbered(4, 32, 32))
-    flags = "--image_size", 8, "--tile", 32, "--clip_length", 2, "--min_motion", 0, "--val", 0, "--test", 0
+    flags = (
+        "--image_size",
+        8,
+        "--tile",
+        32,
+        "--clip_length",
+        2,
+        "--min_motion",
+        0,
+        "--val",
+        0,
+        "--test",
+        0,
+    )
     manifest = make(tmp_path, tmp_path / "out", *flags)
     assert [entry["clips"]["train"] for entry in manifest["sources"]] == [0, 2]
     assert "a.mkv: frames of 16x16 are smaller than --tile 32; skipped" in capsys.readouterr().err
@@ -330,10 +473,23 @@ def test_an_empty_split_is_a_warning(tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()] == ["train"]
 
 
-@pytest.mark.parametrize("flags", [
-    ("--image_size", 7), ("--clip_length", 1), ("--tile", 7, "--clip_length", 4), ("--min_motion", 101), ("--fps", 0),
-    ("--min_motion", -1), ("--val", -0.1), ("--val", 1), ("--val", 0.5, "--test", 0.5), ("--tile", 16),
-    ("--fps", "nan"), ("--min_motion", 1)])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--image_size", 7),
+        ("--clip_length", 1),
+        ("--tile", 7, "--clip_length", 4),
+        ("--min_motion", 101),
+        ("--fps", 0),
+        ("--min_motion", -1),
+        ("--val", -0.1),
+        ("--val", 1),
+        ("--val", 0.5, "--test", 0.5),
+        ("--tile", 16),
+        ("--fps", "nan"),
+        ("--min_motion", 1),
+    ],
+)
 def test_impossible_arguments(tmp_path, flags):
     with pytest.raises(UserError, match=flags[0]):
         make(WALK, tmp_path / "out", *flags)

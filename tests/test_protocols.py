@@ -12,7 +12,10 @@ def test_names_are_those_of_the_table_and_all_are_said_in_words():
         said = protocols.in_words(protocol.told(["fvd", "lpips"]))
         assert protocol.name == name and protocol.source and str(protocol.videos) in said[0]
     kth = configs.build("kth")
-    assert protocols.get("srvp_kth", kth, {}).fvd_given and not protocols.get("river_kth", kth, {}).fvd_given
+    assert (
+        protocols.get("srvp_kth", kth, {}).fvd_given
+        and not protocols.get("river_kth", kth, {}).fvd_given
+    )
     assert protocols.get("bair", configs.build("bair_64"), {}).compared == 100
 
 
@@ -21,7 +24,9 @@ def test_only_what_its_metrics_look_at_is_said():
     told = protocol.told(["psnr", "fvd"])
     assert told["fvd_given"] is True and told["samples_per_video"] == 100
     assert set(told) == protocols.FIELDS - {"datasets", "stream", "frames"}
-    assert "fvd" in "".join(protocols.in_words(told)) and "fvd" not in "".join(protocols.in_words(protocol.told(["psnr"])))
+    assert "fvd" in "".join(protocols.in_words(told)) and "fvd" not in "".join(
+        protocols.in_words(protocol.told(["psnr"]))
+    )
 
 
 def test_own_takes_the_checkpoints_task():
@@ -31,16 +36,24 @@ def test_own_takes_the_checkpoints_task():
 
 def test_a_changed_protocol_has_another_name():
     config = configs.build("ball_stn")
-    changed = protocols.get("lifelong_ball", config, {"videos": 16, "samples": None, "rule": "best"})
+    changed = protocols.get(
+        "lifelong_ball", config, {"videos": 16, "samples": None, "rule": "best"}
+    )
     assert changed.name == "lifelong_ball-rule_best-videos_16" and changed.samples == 4
     assert protocols.get("lifelong_ball", config, {"videos": 64}).name == "lifelong_ball"
 
 
-@pytest.mark.parametrize("name, changes, message", [
-    ("lifelong_bal", {}, "no protocol `lifelong_bal`; nearest known: lifelong_ball"),
-    ("srvp_kth", {}, "protocol srvp_kth is for kth, the checkpoint is of ball_stn"),
-    ("own", {"videos": 0}, "videos must be >= 1, got 0"), ("own", {"rule": "worst"}, "rule must be one of mean, first, best"),
-    ("own", {"fvd_chunk": 4}, "fvd_chunk must be 0 or >= 10, got 4"), ("own", {"fvd_samples": -1}, "fvd_samples must be >= 0")])
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        ("lifelong_bal", {}, "no protocol `lifelong_bal`; nearest known: lifelong_ball"),
+        ("srvp_kth", {}, "protocol srvp_kth is for kth, the checkpoint is of ball_stn"),
+        ("own", {"videos": 0}, "videos must be >= 1, got 0"),
+        ("own", {"rule": "worst"}, "rule must be one of mean, first, best"),
+        ("own", {"fvd_chunk": 4}, "fvd_chunk must be 0 or >= 10, got 4"),
+        ("own", {"fvd_samples": -1}, "fvd_samples must be >= 0"),
+    ],
+)
 def test_mistakes_are_told(name, changes, message):
     with pytest.raises(UserError, match=message):
         protocols.get(name, configs.build("ball_stn"), changes)

@@ -42,25 +42,46 @@ def taming_file(tmp_path_factory):
     """A Lightning checkpoint as taming-transformers writes it."""
     path = tmp_path_factory.mktemp("weights") / "kth_vqvae.ckpt"
     weights = reference_weights(names("taming_f8_small.json"))
-    torch.save({"state_dict": {**weights, "loss.logvar": torch.zeros(())}, "epoch": 3, "hyper_parameters": {"lr": 1e-4}}, path)
+    torch.save(
+        {
+            "state_dict": {**weights, "loss.logvar": torch.zeros(())},
+            "epoch": 3,
+            "hyper_parameters": {"lr": 1e-4},
+        },
+        path,
+    )
     return path
 
 
 # ------------------------------------------------------------------------------------------------------- autoencoders
 def test_the_taming_autoencoder_gives_the_reference_output(taming_file):
     module = vqvae.load(taming_file, "taming_f8_small")
-    assert {name: list(value.shape) for name, value in module.state_dict().items()} == names("taming_f8_small.json")
-    io = {name: torch.from_numpy(value) for name, value in np.load(DATA / "reference_io.npz").items()}
+    assert {name: list(value.shape) for name, value in module.state_dict().items()} == names(
+        "taming_f8_small.json"
+    )
+    io = {
+        name: torch.from_numpy(value) for name, value in np.load(DATA / "reference_io.npz").items()
+    }
     z = module.encode(io["t_x"])
     assert (z - io["t_z"]).norm() / io["t_z"].norm() < 1e-4
     assert (module.decode(z) - io["t_y"]).norm() / io["t_y"].norm() < 1e-4
     assert not module.training and not any(p.requires_grad for p in module.parameters())
 
 
-@pytest.mark.parametrize("kind, size, shape, attended", [
-    ("taming_f8_small", 64, (4, 8, 8), 16), ("taming_f8", 256, (4, 32, 32), 32), ("taming_f16", 256, (8, 16, 16), 16)])
+@pytest.mark.parametrize(
+    "kind, size, shape, attended",
+    [
+        ("taming_f8_small", 64, (4, 8, 8), 16),
+        ("taming_f8", 256, (4, 32, 32), 32),
+        ("taming_f16", 256, (8, 16, 16), 16),
+    ],
+)
 def test_shapes_and_where_attention_is(kind, size, shape, attended):
-    module, x, seen = Taming(**VARIANTS[kind], codes=8, ch=32).eval(), torch.zeros(1, 3, size, size), []
+    module, x, seen = (
+        Taming(**VARIANTS[kind], codes=8, ch=32).eval(),
+        torch.zeros(1, 3, size, size),
+        [],
+    )
     for name, part in module.named_modules():
         if name.endswith(("attn.0", "attn.1", "attn.2")):
             part.register_forward_hook(lambda part, args, out: seen.append(args[0].shape[-1]))
@@ -70,7 +91,9 @@ def test_shapes_and_where_attention_is(kind, size, shape, attended):
     assert seen == [attended] * 5  # two blocks on the way down, three on the way up
 
 
-@pytest.mark.parametrize("kind, file", [("taming_f8_small", "taming_f8_small.json"), ("river", "river_vqvae.json")])
+@pytest.mark.parametrize(
+    "kind, file", [("taming_f8_small", "taming_f8_small.json"), ("river", "river_vqvae.json")]
+)
 def test_latents_in_bf16_are_within_one_percent(kind, file):
     module = vqvae.freeze(autoencoders.build(kind), precision="float32")
     module.load_state_dict(reference_weights(names(file)))
@@ -90,6 +113,7 @@ def test_attention_suits_the_fused_kernels_and_computes_the_same(monkeypatch):
     def spy(q, k, v):
         seen.extend([q, k, v])
         return attend(q, k, v)
+
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     with torch.autocast("cpu", torch.bfloat16):
         attention(x)
@@ -108,31 +132,59 @@ def test_the_residual_block_of_river():
     for p in block.parameters():
         p.data.add_(0.1 * torch.randn_like(p))
     norm = lambda h, layer: F.group_norm(h, 32, layer.weight, layer.bias, 1e-6)  # noqa: E731
-    mean = lambda h: (h[..., ::2, ::2] + h[..., 1::2, ::2] + h[..., ::2, 1::2] + h[..., 1::2, 1::2]) / 4  # noqa: E731
+    mean = lambda h: (
+        (h[..., ::2, ::2] + h[..., 1::2, ::2] + h[..., ::2, 1::2] + h[..., 1::2, 1::2]) / 4
+    )  # noqa: E731
     h = norm(mean(F.conv2d(x, block.conv1.weight, padding=1)), block.bn1)
     h = norm(F.conv2d(torch.where(h > 0, h, 0.2 * h), block.conv2.weight, padding=1), block.bn2)
     h = h + norm(mean(F.conv2d(x, block.downsample[0].weight)), block.downsample[2])
     assert torch.allclose(block(x), torch.where(h > 0, h, 0.2 * h), atol=1e-5)
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda w: {"model": w}, lambda w: {"model": prefixed("module.", w), "global_step": 7},
-    lambda w: {"state_dict": {**w, "loss.perceptual.0": torch.zeros(2)}},
-    lambda w: {"model": {**prefixed("module.ae.backbone.", w), "module.vector_field_regressor.x": torch.zeros(1)}}])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda w: {"model": w},
+        lambda w: {"model": prefixed("module.", w), "global_step": 7},
+        lambda w: {"state_dict": {**w, "loss.perceptual.0": torch.zeros(2)}},
+        lambda w: {
+            "model": {
+                **prefixed("module.ae.backbone.", w),
+                "module.vector_field_regressor.x": torch.zeros(1),
+            }
+        },
+    ],
+)
 def test_layouts_of_an_autoencoder(wrap, river_weights, tmp_path):
     torch.save(wrap(river_weights), tmp_path / "vqvae.pth")
     module = vqvae.load(tmp_path / "vqvae.pth", "river")
-    assert all(torch.equal(value, river_weights[name]) for name, value in module.state_dict().items())
+    assert all(
+        torch.equal(value, river_weights[name]) for name, value in module.state_dict().items()
+    )
     z = module.encode(torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
     codes = river_weights["vector_quantizer.embedding.weight"]
-    chosen = codes[torch.cdist(z.movedim(1, -1).reshape(-1, 4), codes).argmin(1)].view(1, 4, 4, 4).movedim(-1, 1)
+    chosen = (
+        codes[torch.cdist(z.movedim(1, -1).reshape(-1, 4), codes).argmin(1)]
+        .view(1, 4, 4, 4)
+        .movedim(-1, 1)
+    )
     assert torch.allclose(module.decode(z), module.decode(chosen)) and not torch.equal(z, chosen)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda w: w.pop("encoder.out_conv.bias"), r"v.pth: not weights of this architecture: encoder.out_conv.bias is missing"),
-    (lambda w: w.update(head=torch.zeros(1)), "head is unknown"),
-    (lambda w: w.update({"decoder.conv_in.bias": torch.zeros(3)}), r"decoder.conv_in.bias is \(3,\), not \(256,\)")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda w: w.pop("encoder.out_conv.bias"),
+            r"v.pth: not weights of this architecture: encoder.out_conv.bias is missing",
+        ),
+        (lambda w: w.update(head=torch.zeros(1)), "head is unknown"),
+        (
+            lambda w: w.update({"decoder.conv_in.bias": torch.zeros(3)}),
+            r"decoder.conv_in.bias is \(3,\), not \(256,\)",
+        ),
+    ],
+)
 def test_wrong_parameters_are_named(change, message, river_weights, tmp_path):
     weights = dict(river_weights)
     change(weights)
@@ -142,7 +194,10 @@ def test_wrong_parameters_are_named(change, message, river_weights, tmp_path):
 
 
 def test_files_that_hold_no_autoencoder_are_named(tmp_path):
-    for state, message in ({"weights": {}}, "holds neither `state_dict` nor `model`"), ({"model": [1]}, "not a dictionary"):
+    for state, message in (
+        ({"weights": {}}, "holds neither `state_dict` nor `model`"),
+        ({"model": [1]}, "not a dictionary"),
+    ):
         torch.save(state, tmp_path / "v.pth")
         with pytest.raises(UserError, match=f"v.pth.*{message}"):
             vqvae.load(tmp_path / "v.pth", "river")
@@ -159,8 +214,10 @@ def network(seed: int = 0, **more) -> dict:
 
 def save_with_config(path, state: dict, monkeypatch, **attributes) -> None:
     """With an object of the predecessor's class `configs.Config`."""
+
     class Config:
         pass
+
     Config.__module__, Config.__qualname__ = "configs", "Config"
     config = Config()
     vars(config).update(attributes)
@@ -179,45 +236,93 @@ def river_file(path, taming_file=None, **more):
 
 def predecessor_file(path, monkeypatch, **attributes):
     path.parent.mkdir(exist_ok=True)
-    theirs = dict(dataset="kth", interpolant_type="ours", num_observations=40, skip_frames=0, condition_frames=5,
-                  frames_to_generate=2, overfit=False, load_model_ckpt_path=None, model_state_res=[8, 8])
-    state = {"model": prefixed("module.vector_field_regressor.", network(1)), "ema": prefixed("module.", network(2)),
-             "opt": {}, "step": 250_000}
+    theirs = dict(
+        dataset="kth",
+        interpolant_type="ours",
+        num_observations=40,
+        skip_frames=0,
+        condition_frames=5,
+        frames_to_generate=2,
+        overfit=False,
+        load_model_ckpt_path=None,
+        model_state_res=[8, 8],
+    )
+    state = {
+        "model": prefixed("module.vector_field_regressor.", network(1)),
+        "ema": prefixed("module.", network(2)),
+        "opt": {},
+        "step": 250_000,
+    }
     save_with_config(path, state, monkeypatch, **{**theirs, **attributes})
     return path
 
 
 def test_a_river_model_is_linear_and_read_off_its_weights(tmp_path, taming_file):
     path = river_file(tmp_path / "model.pth", taming_file)
-    forecaster, step = load_forecaster(path, CPU, {"data.predict": 3, "sample.steps": 7}, dataset="kth")
+    forecaster, step = load_forecaster(
+        path, CPU, {"data.predict": 3, "sample.steps": 7}, dataset="kth"
+    )
     config = forecaster.config
-    assert (config.flow.interpolant, config.flow.output, config.latent.shape, step) == ("linear", "drift", (4, 8, 8), 300)
-    assert (config.model.width, config.model.depth, config.model.mid_depth, config.model.heads) == (32, 2, 1, 8)
+    assert (config.flow.interpolant, config.flow.output, config.latent.shape, step) == (
+        "linear",
+        "drift",
+        (4, 8, 8),
+        300,
+    )
+    assert (config.model.width, config.model.depth, config.model.mid_depth, config.model.heads) == (
+        32,
+        2,
+        1,
+        8,
+    )
     assert (config.data.condition, config.data.predict, config.sample.steps) == (10, 3, 7)
     weights = network()
-    assert all(torch.equal(value, weights[name]) for name, value in forecaster.net.state_dict().items())
+    assert all(
+        torch.equal(value, weights[name]) for name, value in forecaster.net.state_dict().items()
+    )
     assert forecaster.mean.abs().max() == 0 and (forecaster.std == 1).all()
-    assert forecaster.autoencoder.quantize.embedding.weight.shape == (16384, 4)  # from the same file
+    assert forecaster.autoencoder.quantize.embedding.weight.shape == (
+        16384,
+        4,
+    )  # from the same file
 
 
-def test_a_predecessor_model_is_sampled_from_its_averaged_weights(tmp_path, taming_file, monkeypatch):
+def test_a_predecessor_model_is_sampled_from_its_averaged_weights(
+    tmp_path, taming_file, monkeypatch
+):
     path = predecessor_file(tmp_path / "kth_model_ours.pt", monkeypatch)
     forecaster, step = load_forecaster(path, CPU, {"vqvae.ckpt": str(taming_file)})
     config, weights = forecaster.config, network(2)
-    assert (config.dataset, config.flow.interpolant, config.flow.c, step) == ("kth", "follmer", 0.1, 250_000)
+    assert (config.dataset, config.flow.interpolant, config.flow.c, step) == (
+        "kth",
+        "follmer",
+        0.1,
+        250_000,
+    )
     assert (config.data.condition, config.data.predict) == (5, 2)  # as its config has it
-    assert all(torch.equal(value, weights[name]) for name, value in forecaster.net.state_dict().items())
+    assert all(
+        torch.equal(value, weights[name]) for name, value in forecaster.net.state_dict().items()
+    )
 
 
-def test_what_a_predecessor_file_does_not_say_is_taken_from_flags(tmp_path, taming_file, monkeypatch):
+def test_what_a_predecessor_file_does_not_say_is_taken_from_flags(
+    tmp_path, taming_file, monkeypatch
+):
     odd = dict(interpolant_type=None, condition_frames=True, frames_to_generate=[3], dataset=None)
     path = predecessor_file(tmp_path / "kth" / "m.pt", monkeypatch, **odd)
     overrides = {"vqvae.ckpt": str(taming_file)}
     config = load_forecaster(path, CPU, overrides, dataset="kth", interpolant="follmer")[0].config
-    assert (config.flow.interpolant, config.data.condition, config.data.predict, config.run_id) == ("follmer", 10, 30, "kth-m")
+    assert (config.flow.interpolant, config.data.condition, config.data.predict, config.run_id) == (
+        "follmer",
+        10,
+        30,
+        "kth-m",
+    )
 
 
-@pytest.mark.parametrize("change", [{"config": None}, {"config": "kth"}, {"step": "late"}, {"step": [1], "config": 3}])
+@pytest.mark.parametrize(
+    "change", [{"config": None}, {"config": "kth"}, {"step": "late"}, {"step": [1], "config": 3}]
+)
 def test_odd_contents_are_passed_over(change, tmp_path, taming_file):
     path = river_file(tmp_path / "model.pth", taming_file)
     torch.save({**checkpoints.load_checkpoint(path), "global_step": 9, **change}, path)
@@ -235,36 +340,79 @@ def test_batch_normalisation_is_seen_in_the_weights(tmp_path):
     state = published.checkpoint(checkpoints.load_checkpoint(path), path, "bair_64", {})
     assert state["config"]["model"]["out_norm"] == "bn"
     with pytest.raises(UserError, match="was trained with model.out_norm = bn, so ln"):
-        published.checkpoint(checkpoints.load_checkpoint(path), path, "bair_64", {"model.out_norm": "ln"})
+        published.checkpoint(
+            checkpoints.load_checkpoint(path), path, "bair_64", {"model.out_norm": "ln"}
+        )
 
 
-@pytest.mark.parametrize("flags, message", [
-    ({}, "does not say what dataset it was trained with; add --dataset"),
-    ({"dataset": "kth", "interpolant": "follmer"}, "was trained with flow.interpolant = linear, so follmer does not go"),
-    ({"dataset": "kth", "overrides": {"model.depth": 4}}, "was trained with model.depth = 2, so 4"),
-    ({"dataset": "kth", "overrides": {"model.heads": 4}}, "was trained with model.heads = 8, so 4"),
-    ({"dataset": "kth", "overrides": {"flow.c": 1.0}}, "was trained with flow.c = 0.1, so 1.0"),
-    ({"dataset": "kth", "overrides": {"flow.times": "logit_normal"}}, "flow.times belongs to the training of"),
-    ({"dataset": "bair_256"}, "works on latents of 4 channels, those of --dataset bair_256 have 8"),
-    ({"dataset": "videos"}, "does not hold its autoencoder; name it: --set vqvae.kind=KIND vqvae.ckpt=FILE"),
-    ({"dataset": "kth", "overrides": {"vqvae.ckpt": "nowhere.ckpt"}}, "nowhere.ckpt: no such checkpoint")])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({}, "does not say what dataset it was trained with; add --dataset"),
+        (
+            {"dataset": "kth", "interpolant": "follmer"},
+            "was trained with flow.interpolant = linear, so follmer does not go",
+        ),
+        (
+            {"dataset": "kth", "overrides": {"model.depth": 4}},
+            "was trained with model.depth = 2, so 4",
+        ),
+        (
+            {"dataset": "kth", "overrides": {"model.heads": 4}},
+            "was trained with model.heads = 8, so 4",
+        ),
+        ({"dataset": "kth", "overrides": {"flow.c": 1.0}}, "was trained with flow.c = 0.1, so 1.0"),
+        (
+            {"dataset": "kth", "overrides": {"flow.times": "logit_normal"}},
+            "flow.times belongs to the training of",
+        ),
+        (
+            {"dataset": "bair_256"},
+            "works on latents of 4 channels, those of --dataset bair_256 have 8",
+        ),
+        (
+            {"dataset": "videos"},
+            "does not hold its autoencoder; name it: --set vqvae.kind=KIND vqvae.ckpt=FILE",
+        ),
+        (
+            {"dataset": "kth", "overrides": {"vqvae.ckpt": "nowhere.ckpt"}},
+            "nowhere.ckpt: no such checkpoint",
+        ),
+    ],
+)
 def test_a_clash_with_a_river_model_is_an_error(flags, message, tmp_path):
     with pytest.raises(UserError, match=message):
         load_forecaster(river_file(tmp_path / "model.pth"), CPU, **flags)
 
 
-@pytest.mark.parametrize("attributes, flags, message", [
-    ({}, {"dataset": "clevrer"}, "was trained with dataset = kth, so clevrer"),
-    ({}, {"interpolant": "linear"}, "was trained with flow.interpolant = follmer, so linear"),
-    ({}, {"overrides": {"data.skip": 3}}, "was trained with data.skip = 0, so 3"),
-    ({"dataset": "nowhere"}, {}, "no dataset `nowhere`"),
-    ({"interpolant_type": None}, {}, "does not say what flow.interpolant it was trained with; add --interpolant"),
-    ({"dataset": 5}, {}, "no dataset `5`"),
-    ({"dataset": ["kth"]}, {}, "does not say what dataset it was trained with; add --dataset"),
-    ({"interpolant_type": "other"}, {}, "names the interpolant 'other'; known: linear, ours, follmer")])
-def test_a_clash_with_a_predecessor_model_is_an_error(attributes, flags, message, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "attributes, flags, message",
+    [
+        ({}, {"dataset": "clevrer"}, "was trained with dataset = kth, so clevrer"),
+        ({}, {"interpolant": "linear"}, "was trained with flow.interpolant = follmer, so linear"),
+        ({}, {"overrides": {"data.skip": 3}}, "was trained with data.skip = 0, so 3"),
+        ({"dataset": "nowhere"}, {}, "no dataset `nowhere`"),
+        (
+            {"interpolant_type": None},
+            {},
+            "does not say what flow.interpolant it was trained with; add --interpolant",
+        ),
+        ({"dataset": 5}, {}, "no dataset `5`"),
+        ({"dataset": ["kth"]}, {}, "does not say what dataset it was trained with; add --dataset"),
+        (
+            {"interpolant_type": "other"},
+            {},
+            "names the interpolant 'other'; known: linear, ours, follmer",
+        ),
+    ],
+)
+def test_a_clash_with_a_predecessor_model_is_an_error(
+    attributes, flags, message, tmp_path, monkeypatch
+):
     with pytest.raises(UserError, match=message):
-        load_forecaster(predecessor_file(tmp_path / "m.pt", monkeypatch, **attributes), CPU, **flags)
+        load_forecaster(
+            predecessor_file(tmp_path / "m.pt", monkeypatch, **attributes), CPU, **flags
+        )
 
 
 def test_training_starts_from_a_published_model(tmp_path):
@@ -272,11 +420,17 @@ def test_training_starts_from_a_published_model(tmp_path):
     sizes = {f"model.{name}": value for name, value in SIZES.items()}
     config = configs.build("kth", {**sizes, "flow.interpolant": "linear"})
     weights = network()
-    assert all(torch.equal(value, weights[name]) for name, value in resume.check_start(config, str(path))["ema"].items())
+    assert all(
+        torch.equal(value, weights[name])
+        for name, value in resume.check_start(config, str(path))["ema"].items()
+    )
     with pytest.raises(UserError, match="flow.interpolant = linear, so follmer"):
         resume.check_start(configs.build("kth", sizes), str(path))
     with pytest.raises(UserError, match="its network is another .model.depth: 2 -> 4"):
-        resume.check_start(configs.build("kth", {**sizes, "model.depth": 4, "flow.interpolant": "linear"}), str(path))
+        resume.check_start(
+            configs.build("kth", {**sizes, "model.depth": 4, "flow.interpolant": "linear"}),
+            str(path),
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ hostile
@@ -294,12 +448,22 @@ def test_a_file_that_would_run_code_is_refused(place, tmp_path):
     if place == "bare":
         path.write_bytes(pickle.dumps(Hostile(marker), protocol=2))
     else:
-        torch.save({"model": network(), "config": Hostile(marker)} if place == "config" else Hostile(marker), path)
-    for command in (["sample.py", "--ckpt", path, "--dataset", "kth"],
-                    ["main.py", "--ckpt", path, "--set", "wandb.mode=disabled"])[:1 if place != "config" else 2]:
+        torch.save(
+            {"model": network(), "config": Hostile(marker)}
+            if place == "config"
+            else Hostile(marker),
+            path,
+        )
+    for command in (
+        ["sample.py", "--ckpt", path, "--dataset", "kth"],
+        ["main.py", "--ckpt", path, "--set", "wandb.mode=disabled"],
+    )[: 1 if place != "config" else 2]:
         done = launch(tmp_path, *map(str, command), check=False)
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
-        assert "model.pth: not a checkpoint that can be loaded safely (it would call posix.system)" in done.stderr
+        assert (
+            "model.pth: not a checkpoint that can be loaded safely (it would call posix.system)"
+            in done.stderr
+        )
     with pytest.raises(UserError, match="can be loaded safely"):
         vqvae.load(path, "river")
     assert not marker.exists()
@@ -307,12 +471,14 @@ def test_a_file_that_would_run_code_is_refused(place, tmp_path):
 
 def test_admitted_names_do_nothing(tmp_path, monkeypatch):
     """A callable under an admitted name stays an inert class, and calling it with arguments is refused."""
+
     class Call:
         def __reduce__(self):
             return Stand, ("touch ran",)
 
     class Stand:
         pass
+
     Stand.__module__, Stand.__qualname__ = "configs", "Config"
     with monkeypatch.context() as patch:
         patch.setattr(configs, "Config", Stand)
@@ -321,11 +487,23 @@ def test_admitted_names_do_nothing(tmp_path, monkeypatch):
         checkpoints.load_checkpoint(tmp_path / "m.pt")
 
 
-@pytest.mark.parametrize("content", [b"error code: 1015", b"Gone", b"this is not it", b"about:blank", b"\x80\x02.", b"",
-                                     b"\x80\x02cevil\x1b[2J\nx\n."])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"error code: 1015",
+        b"Gone",
+        b"this is not it",
+        b"about:blank",
+        b"\x80\x02.",
+        b"",
+        b"\x80\x02cevil\x1b[2J\nx\n.",
+    ],
+)
 def test_files_that_are_no_checkpoints_at_all(content, tmp_path):
     (tmp_path / "latest.pt").write_bytes(content)
-    with pytest.raises(UserError, match="latest.pt: not a checkpoint that can be loaded safely") as caught:
+    with pytest.raises(
+        UserError, match="latest.pt: not a checkpoint that can be loaded safely"
+    ) as caught:
         checkpoints.load_checkpoint(tmp_path / "latest.pt")
     assert str(caught.value).isprintable()
     torch.save({"step": 3}, tmp_path / "step_00000003.pt")
@@ -338,18 +516,52 @@ def test_files_that_are_no_checkpoints_at_all(content, tmp_path):
 def river_shards(tmp_path_factory):
     """Shards in RIVER's layout, of two real clips."""
     root = tmp_path_factory.mktemp("kth")
-    videos.make(videos.parse(["--source", str(DATA / "walk.mp4"), "--out", str(root / "packed"), "--image_size", "64",
-                              "--clip_length", "20", "--val", "0", "--test", "0.34"]))
+    videos.make(
+        videos.parse(
+            [
+                "--source",
+                str(DATA / "walk.mp4"),
+                "--out",
+                str(root / "packed"),
+                "--image_size",
+                "64",
+                "--clip_length",
+                "20",
+                "--val",
+                "0",
+                "--test",
+                "0.34",
+            ]
+        )
+    )
     launch(root, "-m", "prepare.repack", "--source", "packed", "--out", "river")
     with h5py.File(root / "river/test/shard_0001.hdf5") as file:
-        assert set(file) == {"len", "0"} and file["len/0"][()] == 20 and file["0/19"].compression == "lzf"
+        assert (
+            set(file) == {"len", "0"}
+            and file["len/0"][()] == 20
+            and file["0/19"].compression == "lzf"
+        )
     return root / "river"
 
 
 @pytest.mark.parametrize("layout", ["river", "predecessor"])
-def test_published_models_are_sampled_on_river_shards(layout, river_shards, taming_file, tmp_path, monkeypatch):
-    flags = ["--num_videos", "1", "--num_samples", "1", "--num_frames", "2", "--steps", "1", "--out", "forecasts",
-             "--set", f"data.root={river_shards}"]
+def test_published_models_are_sampled_on_river_shards(
+    layout, river_shards, taming_file, tmp_path, monkeypatch
+):
+    flags = [
+        "--num_videos",
+        "1",
+        "--num_samples",
+        "1",
+        "--num_frames",
+        "2",
+        "--steps",
+        "1",
+        "--out",
+        "forecasts",
+        "--set",
+        f"data.root={river_shards}",
+    ]
     if layout == "river":
         path = river_file(tmp_path / "model.pth", taming_file)
         flags = ["--interpolant", "linear", *flags]

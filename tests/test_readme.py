@@ -26,7 +26,9 @@ def test_pictures_and_files_named_in_the_readme_exist():
 
 def test_every_dataset_and_setting_it_names_exists():
     assert all(f"`{name}`" in README for name in configs.DATASETS)
-    for name in re.findall(r"\b((?:data|replay|vqvae|model|flow|train|sample|output|wandb)\.[a-z_]+)=", README):
+    for name in re.findall(
+        r"\b((?:data|replay|vqvae|model|flow|train|sample|output|wandb)\.[a-z_]+)=", README
+    ):
         assert name in configs.settable(), name
 
 
@@ -45,12 +47,27 @@ def test_the_interpolant_that_it_adds_works():
     assert torch.allclose(it.denoise(target, x, s, x0), x1)
     end = torch.ones_like(s)
     assert torch.allclose(it.velocity(it.interpolate(end, x0, x1, eps)[1], x1, end, x0), x1 - x0)
-    closed_form = it.c * ((1 - s) ** 3 * (1 + 3 * s)).sqrt()  # 2 s sigma (sigma / s - sigma') - sigma^2
+    closed_form = (
+        it.c * ((1 - s) ** 3 * (1 + 3 * s)).sqrt()
+    )  # 2 s sigma (sigma / s - sigma') - sigma^2
     assert torch.allclose(it.diffusion("follmer", s), closed_form)
-    assert torch.allclose(across(it.gamma(s), x) * eps, x - across(1 - s, x) * x0 - across(s, x) * x1)
+    assert torch.allclose(
+        across(it.gamma(s), x) * eps, x - across(1 - s, x) * x0 - across(s, x) * x1
+    )
 
 
-@pytest.mark.parametrize("flag", ["--dataset", "--interpolant", "--overfit", "--ckpt", "--wandb_entity", "--wandb_project",
-                                  "--dry_run", "--set"])
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--dataset",
+        "--interpolant",
+        "--overfit",
+        "--ckpt",
+        "--wandb_entity",
+        "--wandb_project",
+        "--dry_run",
+        "--set",
+    ],
+)
 def test_flags_of_main_are_described(flag):
     assert flag in README and f'"{flag}"' in (REPO / "main.py").read_text()

@@ -12,7 +12,9 @@ from shards import RiverFile, Shards, ShardWriter
 def packed(tmp_path):
     rng = np.random.default_rng(0)
     for split, lengths in (("train", [1500, 3, 7]), ("test", [5])):
-        with ShardWriter(tmp_path / "packed" / split, fps=12.5, source="balls", shard_bytes=1 << 14) as writer:
+        with ShardWriter(
+            tmp_path / "packed" / split, fps=12.5, source="balls", shard_bytes=1 << 14
+        ) as writer:
             for length in lengths:
                 frames = rng.integers(256, size=(length, 8, 6, 3), dtype=np.uint8)
                 writer.add(frames, place=np.arange(length))
@@ -21,11 +23,16 @@ def packed(tmp_path):
 
 def test_there_and_back_everything_is_as_it_was(packed):
     printed = launch(packed, "-m", "prepare.repack", "--source", "packed", "--out", "river").stdout
-    assert "river/train: 3 videos, 1,510 frames, river; left behind, for want of a place in this layout: place" in printed
+    assert (
+        "river/train: 3 videos, 1,510 frames, river; left behind, for want of a place in this layout: place"
+        in printed
+    )
     assert "river/test: 1 videos, 5 frames, river" in printed
     launch(packed, "-m", "prepare.repack", "--source", "river", "--out", "again")
     for split in ("train", "test"):
-        before, between, after = (Shards(packed / name / split) for name in ("packed", "river", "again"))
+        before, between, after = (
+            Shards(packed / name / split) for name in ("packed", "river", "again")
+        )
         assert isinstance(between.files[0], RiverFile) and not isinstance(after.files[0], RiverFile)
         for video in range(len(before)):
             frames = before.read(video, slice(None))
@@ -38,16 +45,33 @@ def test_there_and_back_everything_is_as_it_was(packed):
 
 
 def test_what_lies_beside_the_frames_is_kept(packed):
-    launch(packed, "-m", "prepare.repack", "--source", "packed/train", "--out", "again", "--layout", "packed")
+    launch(
+        packed,
+        "-m",
+        "prepare.repack",
+        "--source",
+        "packed/train",
+        "--out",
+        "again",
+        "--layout",
+        "packed",
+    )
     again = Shards(packed / "again")
-    assert again.read_extra("place", 0, np.array([3, 1400])).tolist() == [3, 1400] and len(again) == 3
+    assert (
+        again.read_extra("place", 0, np.array([3, 1400])).tolist() == [3, 1400] and len(again) == 3
+    )
 
 
 def test_bad_sources_are_named_and_nothing_is_left(packed):
     def fails(*flags):
         done = launch(packed, "-m", "prepare.repack", *flags, check=False)
-        assert done.returncode == 2 and not (packed / "out").exists() and not list(packed.glob("*.partial"))
+        assert (
+            done.returncode == 2
+            and not (packed / "out").exists()
+            and not list(packed.glob("*.partial"))
+        )
         return done.stderr
+
     assert "nothing: no shard_*.hdf5 in it" in fails("--source", "nothing", "--out", "out")
     assert "already exists" in fails("--source", "packed", "--out", "packed")
     path = sorted((packed / "packed/train").iterdir())[0]

@@ -28,7 +28,9 @@ def pixels(x: torch.Tensor) -> torch.Tensor:
 def trained(folder, name, monkeypatch, *settings):
     """The state after `python main.py --set TINY …`, less the sampling."""
     monkeypatch.chdir(folder)
-    overrides = configs.parse_overrides([*TINY, "train.schedule=constant", f"output.run_id={name}", *settings])
+    overrides = configs.parse_overrides(
+        [*TINY, "train.schedule=constant", f"output.run_id={name}", *settings]
+    )
     path = train_network(configs.build(overrides=overrides), start(), None, Clock())[1]
     return checkpoints.load_checkpoint(path)
 
@@ -48,21 +50,40 @@ def assert_same(a: dict, b: dict) -> None:
 
 def rows(folder, name) -> list[dict]:
     lines = (folder / "outputs/checkpoints" / name / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "samples_per_second"} for line in lines]
+    return [
+        {key: value for key, value in json.loads(line).items() if key != "samples_per_second"}
+        for line in lines
+    ]
 
 
-@pytest.mark.parametrize("settings", [
-    *[[f"flow.interpolant={name}"] for name in interpolants.TABLE], ["train.precision=bf16"], ["model.dropout=0.3"],
-    ["model.name=uvit"], ["data.hue=0.1", "data.brightness=0.2", "data.workers=0"]], ids=lambda settings: settings[0])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *[[f"flow.interpolant={name}"] for name in interpolants.TABLE],
+        ["train.precision=bf16"],
+        ["model.dropout=0.3"],
+        ["model.name=uvit"],
+        ["data.hue=0.1", "data.brightness=0.2", "data.workers=0"],
+    ],
+    ids=lambda settings: settings[0],
+)
 def test_stopped_and_gone_on_is_bit_for_bit_the_same(folder, monkeypatch, settings):
     name = settings[0].replace("=", "-")
-    with monkeypatch.context() as patch, pytest.raises(Stopped, match="after update 6"):  # between two logs and two checkpoints
-        patch.setattr(StopSignals, "agreed", lambda self, step, last: signal.SIGTERM if step == 6 else 0)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Stopped, match="after update 6"),
+    ):  # between two logs and two checkpoints
+        patch.setattr(
+            StopSignals, "agreed", lambda self, step, last: signal.SIGTERM if step == 6 else 0
+        )
         trained(folder, f"{name}-parts", monkeypatch, *settings)
     parts = trained(folder, f"{name}-parts", monkeypatch, *settings)
     whole = trained(folder, f"{name}-whole", monkeypatch, *settings)
     assert_same(parts, whole)
-    assert rows(folder, f"{name}-parts") == rows(folder, f"{name}-whole") and len(rows(folder, f"{name}-whole")) == 3
+    assert (
+        rows(folder, f"{name}-parts") == rows(folder, f"{name}-whole")
+        and len(rows(folder, f"{name}-whole")) == 3
+    )
 
 
 def test_the_number_of_loader_workers_may_change(folder, monkeypatch):
@@ -75,10 +96,15 @@ def test_the_number_of_loader_workers_may_change(folder, monkeypatch):
 @pytest.mark.parametrize("world", [2, 4])
 def test_the_data_of_a_step_does_not_depend_on_the_number_of_processes(folder, world, monkeypatch):
     monkeypatch.chdir(folder)
-    config = configs.build(overrides=configs.parse_overrides([*TINY, "data.hue=0.3", "data.saturation=0.5"]))
+    config = configs.build(
+        overrides=configs.parse_overrides([*TINY, "data.hue=0.3", "data.saturation=0.5"])
+    )
     shards = Shards("data/ball_stn/train")
     whole = next(FrameTriples(config, shards).batches(3, 4, pixels, CPU))
-    parts = [next(FrameTriples(config, shards, rank, world).batches(3, 4, pixels, CPU)) for rank in range(world)]
+    parts = [
+        next(FrameTriples(config, shards, rank, world).batches(3, 4, pixels, CPU))
+        for rank in range(world)
+    ]
     assert all(torch.equal(torch.cat(part), values) for part, values in zip(zip(*parts), whole))
     latents = next(folder.glob("outputs/latents/*/train"))
     whole = LatentTriples(config, latents, CPU).batch(3)
@@ -89,20 +115,44 @@ def test_the_data_of_a_step_does_not_depend_on_the_number_of_processes(folder, w
 
 
 def test_checkpoints_are_kept_by_number_and_by_interval(folder, monkeypatch):
-    trained(folder, "kept", monkeypatch, "train.save_every=2", "train.keep=2", "train.keep_every=4", "train.steps=11")
+    trained(
+        folder,
+        "kept",
+        monkeypatch,
+        "train.save_every=2",
+        "train.keep=2",
+        "train.keep_every=4",
+        "train.steps=11",
+    )
     kept = sorted(path.name for path in (folder / "outputs/checkpoints/kept").glob("step_*"))
     assert kept == [f"step_{step:08d}.pt" for step in (4, 8, 10, 11)]
 
 
-@pytest.mark.parametrize("settings", [["train.accumulate=4"], ["train.recompute=1"], pytest.param(
-    ["train.compile=default"], marks=pytest.mark.skipif(not parallel.has_compiler(), reason="needs a C compiler"))],
-    ids=lambda settings: settings[0])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["train.accumulate=4"],
+        ["train.recompute=1"],
+        pytest.param(
+            ["train.compile=default"],
+            marks=pytest.mark.skipif(not parallel.has_compiler(), reason="needs a C compiler"),
+        ),
+    ],
+    ids=lambda settings: settings[0],
+)
 def test_a_cheaper_way_is_the_same_training(folder, monkeypatch, settings):
     same = ["model.name=uvit", "model.dropout=0", "train.steps=6"]
     name = settings[0].partition("=")[0]
-    plain, other = trained(folder, "plain", monkeypatch, *same), trained(folder, name, monkeypatch, *same, *settings)
+    plain, other = (
+        trained(folder, "plain", monkeypatch, *same),
+        trained(folder, name, monkeypatch, *same, *settings),
+    )
     first = {key: slot["exp_avg"] for key, slot in plain["opt"]["state"].items()}
     size = max(moment.abs().max() for moment in first.values())
     for key, moment in first.items():
-        assert torch.allclose(other["opt"]["state"][key]["exp_avg"], moment, rtol=0, atol=1e-3 * size.item())
-    assert rows(folder, "plain")[0]["loss"] == pytest.approx(rows(folder, name)[0]["loss"], rel=1e-4)
+        assert torch.allclose(
+            other["opt"]["state"][key]["exp_avg"], moment, rtol=0, atol=1e-3 * size.item()
+        )
+    assert rows(folder, "plain")[0]["loss"] == pytest.approx(
+        rows(folder, name)[0]["loss"], rel=1e-4
+    )

@@ -24,8 +24,15 @@ def state(step):
 def test_checkpoints_are_kept_pruned_and_resumed(tmp_path):
     for step in (5, 10, 15):
         checkpoints.save_checkpoint(tmp_path, state(step), keep=2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest.pt", "step_00000010.pt", "step_00000015.pt"]
-    assert checkpoints.load_latest(tmp_path)["step"] == 15 and checkpoints.load_latest(tmp_path / "new") is None
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "latest.pt",
+        "step_00000010.pt",
+        "step_00000015.pt",
+    ]
+    assert (
+        checkpoints.load_latest(tmp_path)["step"] == 15
+        and checkpoints.load_latest(tmp_path / "new") is None
+    )
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path):
@@ -33,7 +40,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path):
         checkpoints.save_checkpoint(tmp_path, state(step), keep=2)
     newest = tmp_path / "step_00000010.pt"
     content = newest.read_bytes()
-    newest.write_bytes(content[:len(content) // 2])  # latest.pt is the same file
+    newest.write_bytes(content[: len(content) // 2])  # latest.pt is the same file
     with pytest.warns(UserWarning, match="latest.pt.*trying the one before"):
         assert checkpoints.load_latest(tmp_path)["step"] == 5
 
@@ -41,7 +48,10 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path):
 def test_all_checkpoints_damaged_is_an_error_not_a_new_start(tmp_path):
     checkpoints.save_checkpoint(tmp_path, state(5), keep=2)
     (tmp_path / "step_00000005.pt").write_bytes(b"damaged")
-    with pytest.warns(UserWarning), pytest.raises(UserError, match="none of its 2 checkpoints can be read"):
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(UserError, match="none of its 2 checkpoints can be read"),
+    ):
         checkpoints.load_latest(tmp_path)
 
 
@@ -50,8 +60,12 @@ def test_a_save_that_dies_half_way_leaves_the_last_one(tmp_path, monkeypatch):
 
     def die(*_):
         raise OSError("no space left on device")
+
     monkeypatch.setattr(os, "fsync", die)
-    with pytest.raises(Failure, match=r"step_00000010.pt: cannot be written \(no space .* last good checkpoint is .*00005.pt"):
+    with pytest.raises(
+        Failure,
+        match=r"step_00000010.pt: cannot be written \(no space .* last good checkpoint is .*00005.pt",
+    ):
         checkpoints.save_checkpoint(tmp_path, state(10), keep=2)
     assert checkpoints.load_latest(tmp_path)["step"] == 5
 
@@ -60,9 +74,11 @@ def test_weights_must_fit_in_full():
     module = torch.nn.Linear(2, 3)
     checkpoints.load_weights(module, {"weight": torch.ones(3, 2), "bias": torch.ones(3)}, "f.pt")
     assert (module.weight == 1).all()
-    for weights, message in (({"weight": torch.ones(3, 2)}, "bias is missing"),
-                             ({**module.state_dict(), "x": torch.ones(1)}, "x is unknown"),
-                             ({"weight": torch.ones(2, 2), "bias": torch.ones(3)}, r"weight is \(2, 2\), not \(3, 2\)")):
+    for weights, message in (
+        ({"weight": torch.ones(3, 2)}, "bias is missing"),
+        ({**module.state_dict(), "x": torch.ones(1)}, "x is unknown"),
+        ({"weight": torch.ones(2, 2), "bias": torch.ones(3)}, r"weight is \(2, 2\), not \(3, 2\)"),
+    ):
         with pytest.raises(UserError, match=message):
             checkpoints.load_weights(module, weights, "f.pt")
 
@@ -151,14 +167,17 @@ def several_gpus(monkeypatch):
         monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
         monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, local, 4)]))
         monkeypatch.setattr(process, "fresh", lambda store, *_: store)
-        monkeypatch.setattr(process, "refuse_shared_gpus",
-                            lambda *asked: calls.update(gpu=asked[-1]))
-        monkeypatch.setattr(dist, "init_process_group",
-                            lambda *a, **named: calls.update(default=(*a, named)))
+        monkeypatch.setattr(
+            process, "refuse_shared_gpus", lambda *asked: calls.update(gpu=asked[-1])
+        )
+        monkeypatch.setattr(
+            dist, "init_process_group", lambda *a, **named: calls.update(default=(*a, named))
+        )
         monkeypatch.setattr(dist, "new_group", lambda **named: calls.update(stages=named))
         own = start()
         assert gpus.used == own.device
         return own, calls
+
     yield begin
     connect.cache_clear()
 
@@ -185,15 +204,24 @@ def test_more_processes_than_gpus_are_refused(several_gpus):
 
 @pytest.mark.parametrize("script", ["array", "evaluate", "sample", "train"])
 def test_slurm_jobs_keep_what_was_compiled_among_the_outputs(tmp_path, script):
-    stubs = {".venv/bin/activate": "", "bin/scontrol": "echo host",
-             "bin/srun": 'echo "$TORCHINDUCTOR_CACHE_DIR"'}
+    stubs = {
+        ".venv/bin/activate": "",
+        "bin/scontrol": "echo host",
+        "bin/srun": 'echo "$TORCHINDUCTOR_CACHE_DIR"',
+    }
     for name, text in stubs.items():
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"#!/bin/sh\n{text}\n")
         file.chmod(0o755)
-    env = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "CKPT": "latest.pt",
-           "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "host", "SLURM_ARRAY_TASK_ID": "0"}
+    env = {
+        **os.environ,
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        "CKPT": "latest.pt",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "host",
+        "SLURM_ARRAY_TASK_ID": "0",
+    }
     env.pop("TORCHINDUCTOR_CACHE_DIR", None)
     command = ["bash", str(REPO / f"scripts/slurm/{script}.sbatch")]
     options = {"capture_output": True, "text": True, "check": True}

@@ -19,7 +19,12 @@ from runtime import parallel
 from runtime.console import UserError
 
 NAMES = tuple(interpolants.TABLE)
-SMOOTH = ("linear", "trig", "follmer", "follmer_linear")  # not the bridge, whose gamma has two kinks of width 0.01
+SMOOTH = (
+    "linear",
+    "trig",
+    "follmer",
+    "follmer_linear",
+)  # not the bridge, whose gamma has two kinks of width 0.01
 
 
 # --------------------------------------- x_1 | x_0 ~ N(A x_0 + m, S) in four dimensions, whose exact network output is linear
@@ -56,8 +61,12 @@ class Gaussian:
 
 def truth_at(it, s: float):
     """Mean and covariance of x_s."""
-    alpha, beta, gamma = (f(torch.tensor([s], dtype=torch.float64)) for f in (it.alpha, it.beta, it.gamma))
-    return alpha * X0 + beta * MU, beta**2 * COVARIANCE + gamma**2 * torch.eye(4, dtype=torch.float64)
+    alpha, beta, gamma = (
+        f(torch.tensor([s], dtype=torch.float64)) for f in (it.alpha, it.beta, it.gamma)
+    )
+    return alpha * X0 + beta * MU, beta**2 * COVARIANCE + gamma**2 * torch.eye(
+        4, dtype=torch.float64
+    )
 
 
 def exact_moments(it, steps, solver, diffusion, **options) -> dict:
@@ -67,12 +76,15 @@ def exact_moments(it, steps, solver, diffusion, **options) -> dict:
 
     def unit(like, generator):
         z, first = torch.zeros_like(like), 1 + 4 * next(draws)
-        z[first:first + 4] = torch.eye(4)
+        z[first : first + 4] = torch.eye(4)
         return z
+
     field = Gaussian(it)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(solvers, "normal", unit)
-        field.seen[1.0] = solvers.integrate(field, it, X0.repeat(rows, 1), steps, solver, diffusion, **options)
+        field.seen[1.0] = solvers.integrate(
+            field, it, X0.repeat(rows, 1), steps, solver, diffusion, **options
+        )
     return {s: (x[0], (x - x[0]).T @ (x - x[0])) for s, x in field.seen.items()}
 
 
@@ -90,19 +102,39 @@ def orders(it, solver, diffusion, steps=(32, 64, 128), **options) -> list[float]
 
 # steps at which mean and covariance are within 2 % of their largest entry, at s = 1 and on the way there; twice as many for
 # the Föllmer diffusion, whose noise is freshest, and for the bridge, on a grid that is dense at its ends
-STEPS = {"exact": 240, "exact2": 48, "euler": 960, "heun": 120, "rk4": 60, "dopri5": 10, "em": 240, "stochastic_heun": 60}
-SLOW = [("bridge", "euler", "0"), ("bridge", "heun", "0"),  # its kinks want steps shorter than m / c
-        ("bridge", "exact", "2")]  # 1,000 steps
-WELL_POSED = [(name, solver, diffusion) for name in NAMES for solver in STEPS for diffusion in ("0", "sigma", "2", "follmer")
-              if (solver in solvers.ANY or (solver in solvers.ODE) == (diffusion == "0"))
-              and (name, solver, diffusion) not in SLOW]
+STEPS = {
+    "exact": 240,
+    "exact2": 48,
+    "euler": 960,
+    "heun": 120,
+    "rk4": 60,
+    "dopri5": 10,
+    "em": 240,
+    "stochastic_heun": 60,
+}
+SLOW = [
+    ("bridge", "euler", "0"),
+    ("bridge", "heun", "0"),  # its kinks want steps shorter than m / c
+    ("bridge", "exact", "2"),
+]  # 1,000 steps
+WELL_POSED = [
+    (name, solver, diffusion)
+    for name in NAMES
+    for solver in STEPS
+    for diffusion in ("0", "sigma", "2", "follmer")
+    if (solver in solvers.ANY or (solver in solvers.ODE) == (diffusion == "0"))
+    and (name, solver, diffusion) not in SLOW
+]
 
 
 def within_2_percent(it, moments: dict) -> None:
     for s, (mean, covariance) in moments.items():
         true_mean, true_covariance = truth_at(it, s)
         assert (mean - true_mean).abs().max() < 0.02 * true_mean.abs().max(), (s, "mean")
-        assert (covariance - true_covariance).abs().max() < 0.02 * true_covariance.abs().max(), (s, "covariance")
+        assert (covariance - true_covariance).abs().max() < 0.02 * true_covariance.abs().max(), (
+            s,
+            "covariance",
+        )
 
 
 @pytest.mark.parametrize("name, solver, diffusion", WELL_POSED)
@@ -116,13 +148,19 @@ def test_every_solver_reaches_the_gaussian(name, solver, diffusion):
     within_2_percent(it, moments)
 
 
-@pytest.mark.parametrize("name, diffusion", list(itertools.product(NAMES, ("0", "sigma", "follmer"))))
+@pytest.mark.parametrize(
+    "name, diffusion", list(itertools.product(NAMES, ("0", "sigma", "follmer")))
+)
 def test_samples_of_the_gaussian(name, diffusion):
     """10^5 of them, by exact2 in 40 steps, or 80 for the Föllmer diffusion (bridge: 84)."""
     it = interpolants.get(name, c=1.0, output="residual", k=1.3)
     field, generator = Gaussian(it), torch.Generator().manual_seed(1)
-    grid, steps = ("cosine", 84) if name == "bridge" else ("uniform", 80 if diffusion == "follmer" else 40)
-    field.seen[1.0] = solvers.integrate(field, it, X0.repeat(100_000, 1), steps, "exact2", diffusion, generator, grid=grid)
+    grid, steps = (
+        ("cosine", 84) if name == "bridge" else ("uniform", 80 if diffusion == "follmer" else 40)
+    )
+    field.seen[1.0] = solvers.integrate(
+        field, it, X0.repeat(100_000, 1), steps, "exact2", diffusion, generator, grid=grid
+    )
     within_2_percent(it, {s: (x.mean(0), torch.cov(x.T)) for s, x in field.seen.items()})
 
 
@@ -130,17 +168,32 @@ def test_samples_of_the_gaussian(name, diffusion):
 def test_samples_by_the_other_solvers(solver, diffusion):
     it = interpolants.get("follmer_linear", c=1.0)
     generator = torch.Generator().manual_seed(1)
-    x = solvers.integrate(Gaussian(it), it, X0.repeat(100_000, 1), STEPS[solver], solver, diffusion, generator)
+    x = solvers.integrate(
+        Gaussian(it), it, X0.repeat(100_000, 1), STEPS[solver], solver, diffusion, generator
+    )
     within_2_percent(it, {1.0: (x.mean(0), torch.cov(x.T))})
 
 
 # --------------------------------------------------------------------------------------------------- orders of convergence
-FIRST_STEP = [("follmer", "drift", "0"),  # it leaves out the mean of x_1 (the output is blind there), or, with beta = s, its
-              ("follmer_linear", "drift", "0"), ("follmer_linear", "residual", "0")]  # variance, which the ODE never forgets
+FIRST_STEP = [
+    (
+        "follmer",
+        "drift",
+        "0",
+    ),  # it leaves out the mean of x_1 (the output is blind there), or, with beta = s, its
+    ("follmer_linear", "drift", "0"),
+    ("follmer_linear", "residual", "0"),
+]  # variance, which the ODE never forgets
 
 
-@pytest.mark.parametrize("name, output, diffusion", [
-    p for p in itertools.product(SMOOTH, interpolants.OUTPUTS, ("0", "sigma", "2")) if p not in FIRST_STEP])
+@pytest.mark.parametrize(
+    "name, output, diffusion",
+    [
+        p
+        for p in itertools.product(SMOOTH, interpolants.OUTPUTS, ("0", "sigma", "2"))
+        if p not in FIRST_STEP
+    ],
+)
 def test_exact_is_of_first_order_and_exact2_of_second(name, output, diffusion):
     it = interpolants.get(name, c=1.0, output=output, k=1.3)
     assert all(0.85 < order < 1.15 for order in orders(it, "exact", diffusion))
@@ -149,19 +202,30 @@ def test_exact_is_of_first_order_and_exact2_of_second(name, output, diffusion):
 
 @pytest.mark.parametrize("diffusion", ["0", "sigma", "follmer"])
 @pytest.mark.parametrize("name", NAMES)
-def test_exact2_makes_in_one_step_of_a_straight_line_what_exact_makes_in_very_many(name, diffusion, monkeypatch):
+def test_exact2_makes_in_one_step_of_a_straight_line_what_exact_makes_in_very_many(
+    name, diffusion, monkeypatch
+):
     monkeypatch.setattr(solvers, "normal", lambda like, generator: torch.zeros_like(like))
-    it, line = interpolants.get(name, c=0.7), lambda s: torch.tensor([[1.0, -2.0]], dtype=torch.float64) * (0.4 + s)
+    it, line = (
+        interpolants.get(name, c=0.7),
+        lambda s: torch.tensor([[1.0, -2.0]], dtype=torch.float64) * (0.4 + s),
+    )
 
     def field(x, s):
         eps = (x - it.alpha(s) * x0 - it.beta(s) * line(s)) / it.gamma(s)
         return output_of(it, line(s), eps, s, x0)
-    x0, x = torch.tensor([[0.3, 0.7]], dtype=torch.float64), torch.tensor([[0.9, -1.1]], dtype=torch.float64)
+
+    x0, x = (
+        torch.tensor([[0.3, 0.7]], dtype=torch.float64),
+        torch.tensor([[0.9, -1.1]], dtype=torch.float64),
+    )
     dynamics, s, t, steps = solvers.Dynamics(field, it, x0, diffusion, None), 0.3, 0.7, 2000
     second, fine = solvers.Exact2(), x
     second.before = line(s - 0.1), s - 0.1
     for k in range(steps):
-        fine = solvers.exact_step(dynamics, fine, s + k * (t - s) / steps, s + (k + 1) * (t - s) / steps)
+        fine = solvers.exact_step(
+            dynamics, fine, s + k * (t - s) / steps, s + (k + 1) * (t - s) / steps
+        )
     held = solvers.exact_step(dynamics, x, s, t)
     assert torch.allclose(second(dynamics, x, s, t) - held, fine - held, rtol=2e-3)
 
@@ -179,9 +243,19 @@ def test_order_of_ode_solvers(name, solver, order):
     assert all(abs(value - order) < 0.25 for value in orders(interpolants.get(name), solver, "0"))
 
 
-@pytest.mark.parametrize("name, diffusion", [("linear", "sigma"), ("linear", "2"), ("trig", "sigma"), ("follmer", "sigma"),
-                                             ("follmer", "2"), ("follmer", "follmer"), ("follmer_linear", "sigma"),
-                                             ("follmer_linear", "follmer")])
+@pytest.mark.parametrize(
+    "name, diffusion",
+    [
+        ("linear", "sigma"),
+        ("linear", "2"),
+        ("trig", "sigma"),
+        ("follmer", "sigma"),
+        ("follmer", "2"),
+        ("follmer", "follmer"),
+        ("follmer_linear", "sigma"),
+        ("follmer_linear", "follmer"),
+    ],
+)
 def test_weak_order_of_sde_solvers(name, diffusion):
     it = interpolants.get(name, c=1.0)
     assert all(0.8 < order < 1.4 for order in orders(it, "em", diffusion, (128, 256, 512)))
@@ -199,7 +273,9 @@ def test_euler_in_s_from_a_point_mass_is_wrong_however_many_steps():
     for s, t in itertools.pairwise(grid[1:, 0].tolist()):
         plain = plain + (t - s) * it.velocity(dynamics.output(plain, s), plain, s, x0)
         root = solvers.euler_step(dynamics, root, s, t)
-    assert (plain / it.gamma(grid[-1])).mean().item() == pytest.approx(2 / math.sqrt(math.pi), rel=0.01)
+    assert (plain / it.gamma(grid[-1])).mean().item() == pytest.approx(
+        2 / math.sqrt(math.pi), rel=0.01
+    )
     assert (root / it.gamma(grid[-1])).mean().item() == pytest.approx(1, rel=0.01)
 
 
@@ -219,7 +295,9 @@ def test_the_follmer_diffusion_has_the_least_path_kl():
 
 
 # ------------------------------------------------------------------------------------------------ two modes in two dimensions
-@pytest.mark.parametrize("name, diffusion", list(itertools.product(NAMES, ("0", "sigma", "follmer"))))
+@pytest.mark.parametrize(
+    "name, diffusion", list(itertools.product(NAMES, ("0", "sigma", "follmer")))
+)
 def test_weights_of_a_mixture(name, diffusion):
     """x_1 ~ 0.3 N(m_1, 0.3^2) + 0.7 N(m_2, 0.3^2): both modes get their share, within 1 %, of 10^5 samples."""
     it, width = interpolants.get(name, c=1.0, output="residual"), 0.3
@@ -230,42 +308,69 @@ def test_weights_of_a_mixture(name, diffusion):
         alpha, beta, gamma = (f(s[:1]) for f in (it.alpha, it.beta, it.gamma))
         variance = (beta * width) ** 2 + gamma**2
         surprise = (x - alpha * x0)[:, None] - beta * modes  # (B, 2 modes, 2)
-        share = torch.softmax(weights.log() - divide(surprise.square().sum(-1), 2 * variance, 0.0), 1)[..., None]
+        share = torch.softmax(
+            weights.log() - divide(surprise.square().sum(-1), 2 * variance, 0.0), 1
+        )[..., None]
         x1 = (share * (modes + divide(beta * width**2 * surprise, variance, 0.0))).sum(1)
         return output_of(it, x1, 0 * x1, s, x0.expand_as(x))
+
     generator = torch.Generator().manual_seed(2)
-    x = solvers.integrate(field, it, x0.repeat(100_000, 1), 30, "exact2", diffusion, generator, grid="cosine")
+    x = solvers.integrate(
+        field, it, x0.repeat(100_000, 1), 30, "exact2", diffusion, generator, grid="cosine"
+    )
     first = (x - modes[0]).norm(dim=1) < (x - modes[1]).norm(dim=1)
     assert abs(first.double().mean() - weights[0]) < 0.01
-    assert (x[first].mean(0) - modes[0]).norm() < 0.03 and (x[~first].mean(0) - modes[1]).norm() < 0.03
+    assert (x[first].mean(0) - modes[0]).norm() < 0.03 and (
+        x[~first].mean(0) - modes[1]
+    ).norm() < 0.03
 
 
 # ----------------------------------------------------------------------------------------------------- steps and their names
 def steps_to_a_known_end(output, steps, solver) -> float:
     """x(1) by a solver for a network that knows x_1 = 2, with hardly any noise, from x_0 = 0."""
-    it, x1 = interpolants.get("follmer", c=1e-6, output=output, k=0.5), torch.tensor([[2.0]], dtype=torch.float64)
-    answer = (lambda x, s: x1 / 0.5) if output == "residual" else (lambda x, s: 2 * across(s, x) * x1)
-    return solvers.integrate(answer, it, torch.zeros_like(x1), steps, solver, "sigma", torch.Generator().manual_seed(0)).item()
+    it, x1 = (
+        interpolants.get("follmer", c=1e-6, output=output, k=0.5),
+        torch.tensor([[2.0]], dtype=torch.float64),
+    )
+    answer = (
+        (lambda x, s: x1 / 0.5) if output == "residual" else (lambda x, s: 2 * across(s, x) * x1)
+    )
+    return solvers.integrate(
+        answer, it, torch.zeros_like(x1), steps, solver, "sigma", torch.Generator().manual_seed(0)
+    ).item()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
 def test_exact_solver_does_not_fade_the_picture_as_euler_does(steps):
     assert steps_to_a_known_end("residual", steps, "exact") == pytest.approx(2.0, abs=1e-4)
-    assert steps_to_a_known_end("drift", steps, "em") == pytest.approx(2 * (1 - 1 / steps), abs=1e-4)
-    if steps > 2:  # as published, the output at s = 0 says nothing of x_1, which costs the first step
+    assert steps_to_a_known_end("drift", steps, "em") == pytest.approx(
+        2 * (1 - 1 / steps), abs=1e-4
+    )
+    if (
+        steps > 2
+    ):  # as published, the output at s = 0 says nothing of x_1, which costs the first step
         assert 2 - steps_to_a_known_end("drift", steps, "exact") < 0.4 * (2 / steps)
 
 
 def test_steps_cover_the_unit_interval_exactly():
     seen = []
     x0 = torch.zeros(2, 3)
-    solvers.integrate(lambda x, s: seen.append(s.tolist()) or torch.zeros_like(x), interpolants.get("linear"), x0, 4)
+    solvers.integrate(
+        lambda x, s: seen.append(s.tolist()) or torch.zeros_like(x),
+        interpolants.get("linear"),
+        x0,
+        4,
+    )
     assert seen == [[k / 4] * 2 for k in range(4)]
 
 
 def test_time_grids_by_name():
     k = torch.linspace(0, 1, 5, dtype=torch.float64)
-    for name, wanted in (("uniform", k), ("power:1.5", k**1.5), ("cosine", (1 - torch.cos(math.pi * k)) / 2)):
+    for name, wanted in (
+        ("uniform", k),
+        ("power:1.5", k**1.5),
+        ("cosine", (1 - torch.cos(math.pi * k)) / 2),
+    ):
         grid = solvers.time_grid(name, 4)
         assert torch.allclose(grid, wanted) and grid[0] == 0 and grid[-1] == 1
         assert torch.allclose(solvers.time_grid(name, 4, start=0.2), 0.2 + 0.8 * wanted)
@@ -275,26 +380,62 @@ def test_warm_start_begins_part_of_the_way_from_the_reference():
     seen = []
     x0 = torch.full((5_000, 1), 3.0, dtype=torch.float64)
     field = lambda x, s: seen.append((s[0].item(), x)) or torch.zeros_like(x)  # noqa: E731
-    solvers.integrate(field, interpolants.get("linear"), x0, 2, "euler", "0", torch.Generator().manual_seed(0), warm_start=0.4)
+    solvers.integrate(
+        field,
+        interpolants.get("linear"),
+        x0,
+        2,
+        "euler",
+        "0",
+        torch.Generator().manual_seed(0),
+        warm_start=0.4,
+    )
     assert [s for s, _ in seen] == pytest.approx([0.4, 0.7])
     assert abs(seen[0][1].mean() - 1.2) < 0.03 and abs(seen[0][1].std() - 0.6) < 0.02
 
 
-@pytest.mark.parametrize("solver, diffusion, options, message", [
-    ("rk5", "0", {}, "solver must be one of exact"), ("euler", "sigma", {}, "euler solves the ODE.*take em"),
-    ("em", "0", {}, "em solves an SDE.*take euler"), ("exact", "mu", {}, "diffusion must be 0, sigma"),
-    ("exact", -1, {}, "diffusion must be 0, sigma"), ("exact", "0", {"grid": "power:x"}, "grid must be uniform"),
-    ("exact", "0", {"grid": "power:0"}, "grid must be uniform"), ("exact", "nan", {}, "diffusion must be 0"),
-    ("exact", "0", {"warm_start": 1.0}, "warm_start must be in")])
+@pytest.mark.parametrize(
+    "solver, diffusion, options, message",
+    [
+        ("rk5", "0", {}, "solver must be one of exact"),
+        ("euler", "sigma", {}, "euler solves the ODE.*take em"),
+        ("em", "0", {}, "em solves an SDE.*take euler"),
+        ("exact", "mu", {}, "diffusion must be 0, sigma"),
+        ("exact", -1, {}, "diffusion must be 0, sigma"),
+        ("exact", "0", {"grid": "power:x"}, "grid must be uniform"),
+        ("exact", "0", {"grid": "power:0"}, "grid must be uniform"),
+        ("exact", "nan", {}, "diffusion must be 0"),
+        ("exact", "0", {"warm_start": 1.0}, "warm_start must be in"),
+    ],
+)
 def test_impossible_combinations_are_named(solver, diffusion, options, message):
     with pytest.raises(ValueError, match=message):
-        solvers.integrate(lambda x, s: x, interpolants.get("linear"), torch.zeros(1, 1), 2, solver, diffusion, **options)
+        solvers.integrate(
+            lambda x, s: x,
+            interpolants.get("linear"),
+            torch.zeros(1, 1),
+            2,
+            solver,
+            diffusion,
+            **options,
+        )
 
 
-@pytest.mark.parametrize("solver, steps, evaluations", [("exact", 4, 4), ("exact2", 4, 4), ("heun", 3, 6), ("rk4", 2, 8),
-                                                        ("stochastic_heun", 3, 5), ("em", 4, 4)])
+@pytest.mark.parametrize(
+    "solver, steps, evaluations",
+    [
+        ("exact", 4, 4),
+        ("exact2", 4, 4),
+        ("heun", 3, 6),
+        ("rk4", 2, 8),
+        ("stochastic_heun", 3, 5),
+        ("em", 4, 4),
+    ],
+)
 def test_evaluations_of_the_network_are_counted(solver, steps, evaluations):
-    model = forecaster(**{"flow.interpolant": "linear", "sample.solver": solver, "sample.steps": steps})
+    model = forecaster(
+        **{"flow.interpolant": "linear", "sample.solver": solver, "sample.steps": steps}
+    )
     model.roll_out(torch.randn(3, 4, 1, 2, 2), 2, ("key",))
     assert model.evaluations == 3 * 2 * evaluations
 
@@ -323,7 +464,12 @@ class Grey(torch.nn.Module):
 def forecaster(**values) -> Forecaster:
     config = configs.build(overrides={"sample.steps": 2, **values})
     latent = configs.Latent(shape=(1, 2, 2), mean=(0.1,), std=(0.5,), delta=0.2)
-    return Forecaster(configs.dataclasses.replace(config, latent=latent), NextIsContext(), Grey(), torch.device("cpu"))
+    return Forecaster(
+        configs.dataclasses.replace(config, latent=latent),
+        NextIsContext(),
+        Grey(),
+        torch.device("cpu"),
+    )
 
 
 def test_roll_out_gives_each_frame_its_reference_and_a_near_context():
@@ -331,7 +477,9 @@ def test_roll_out_gives_each_frame_its_reference_and_a_near_context():
     given = torch.arange(4.0).view(1, 4, 1, 1, 1).expand(2, 4, 1, 2, 2)
     future = model.roll_out(given, 3, ("key",))
     # x_1 = x_0 + k F with k = 0.2 and F = 1: every frame is the last plus 0.2
-    assert torch.allclose(future[:, :, 0, 0, 0], torch.tensor([3.2, 3.4, 3.6]).expand(2, 3), atol=1e-5)
+    assert torch.allclose(
+        future[:, :, 0, 0, 0], torch.tensor([3.2, 3.4, 3.6]).expand(2, 3), atol=1e-5
+    )
     history = torch.cat([given, future], 1)
     assert len(model.net.calls) == 6
     for call, (s, reference, context, gap) in enumerate(model.net.calls):
@@ -381,7 +529,9 @@ def test_scores_against_baselines():
     result = sample.score(truth, samples, np.full((4, 4, 3), 51, np.uint8))
     horizon = result["horizon"]
     assert np.allclose(horizon["mse"], 0) and np.allclose(horizon["mse_repeat_last"], [0.04, 0.16])
-    assert np.allclose(horizon["mse_mean_frame"], [0, 0.04]) and np.allclose(horizon["crps_repeat_last"], [0.2, 0.4])
+    assert np.allclose(horizon["mse_mean_frame"], [0, 0.04]) and np.allclose(
+        horizon["crps_repeat_last"], [0.2, 0.4]
+    )
     assert result["ratio_to_repeat_last"]["mse"]["all"] == 0
     assert np.isclose(result["summary"]["mse_repeat_last"]["mean"], 0.1)
 
@@ -390,10 +540,16 @@ def test_foreign_and_hostile_checkpoints_are_refused_in_one_line(tmp_path):
     class Evil:
         def __reduce__(self):
             return (open, (str(tmp_path / "pwned"), "w"))
+
     torch.save({"ema": Evil()}, tmp_path / "evil.pt")
     (tmp_path / "text.pt").write_text("not a checkpoint")
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
-    for name, message in (("evil.pt", "safely"), ("text.pt", "safely"), ("other.pt", "lacks"), ("absent.pt", "no such")):
+    for name, message in (
+        ("evil.pt", "safely"),
+        ("text.pt", "safely"),
+        ("other.pt", "lacks"),
+        ("absent.pt", "no such"),
+    ):
         with pytest.raises(UserError, match=message) as caught:
             load_forecaster(tmp_path / name, torch.device("cpu"))
         assert name in str(caught.value) and "\n" not in str(caught.value)
@@ -416,7 +572,9 @@ def test_a_compiled_network_forecasts_the_same(tiny_run, monkeypatch, count_grap
     path, found = folder / "outputs/checkpoints/ball_stn-follmer-0/latest.pt", []
     for mode, graphs in (("off", 0), ("default", 1)):
         model, _ = load_forecaster(path, torch.device("cpu"), {"sample.compile": mode})
-        given = torch.randn(4, 3, *model.config.latent.shape, generator=torch.Generator().manual_seed(0))
+        given = torch.randn(
+            4, 3, *model.config.latent.shape, generator=torch.Generator().manual_seed(0)
+        )
         found.append(model.roll_out(given, 4, ("key",)))
         assert count_graphs() == graphs
     assert found[0].abs().max() > 0.1 and torch.allclose(*found, atol=1e-4)
@@ -434,7 +592,9 @@ ROLL_OUTS = [
 def test_a_roll_out_compiles_one_graph(monkeypatch, count_graphs, interpolant, output, options):
     """Whatever its length, for a smaller last batch too, and with the samples of the network as it is."""
     eager_compile = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda net, **_: eager_compile(net, backend="aot_eager"))
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda net, **_: eager_compile(net, backend="aot_eager")
+    )
     flow = {"flow.interpolant": interpolant, "flow.output": output}
     given = torch.randn(4, 6, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     found = {}

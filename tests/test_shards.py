@@ -27,8 +27,16 @@ def test_videos_come_back_in_any_order(make_shards):
         shards.read(1, np.array([3]))
 
 
-@pytest.mark.parametrize("layout, plain", [({}, True), ({"chunks": (3, 2, 2)}, True), ({"chunks": (3, 1, 2)}, False),
-                                           ({"chunks": (3, 2, 2), "compression": "gzip"}, False), ({"dtype": ">i4"}, False)])
+@pytest.mark.parametrize(
+    "layout, plain",
+    [
+        ({}, True),
+        ({"chunks": (3, 2, 2)}, True),
+        ({"chunks": (3, 1, 2)}, False),
+        ({"chunks": (3, 2, 2), "compression": "gzip"}, False),
+        ({"dtype": ">i4"}, False),
+    ],
+)
 def test_scattered_rows_are_the_same_past_hdf5_and_by_it(tmp_path, layout, plain):
     rows = np.arange(40).reshape(10, 2, 2).astype(layout.get("dtype", "<i4"))
     with h5py.File(tmp_path / "file.hdf5", "w") as file:
@@ -45,16 +53,21 @@ def test_a_file_cut_short_while_it_is_open_is_told(make_shards):
     shards = Shards(make_shards([40]))
     assert values(shards.read(0, np.array([39, 0]))) == [39, 0]
     os.truncate(shards.paths[0], shards.files[0]._rows(shards.files[0].data).offsets[30])
-    with pytest.raises(UserError, match="shard_0001.hdf5: damaged, frames cannot be read .the file ends before byte"):
+    with pytest.raises(
+        UserError,
+        match="shard_0001.hdf5: damaged, frames cannot be read .the file ends before byte",
+    ):
         shards.read(0, np.array([39, 0]))
 
 
 def test_a_stream_runs_over_many_files_as_one_video(tmp_path):
-    stream = np.arange(100, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2).repeat(3, 3)
+    stream = (
+        np.arange(100, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2).repeat(3, 3)
+    )
     with ShardWriter(tmp_path / "s", shard_bytes=500) as writer:
         writer.add(stream[:10], place=np.arange(10.0))
         for start in range(10, 100, 10):
-            writer.append(stream[start:start + 10], place=np.arange(start, start + 10.0))
+            writer.append(stream[start : start + 10], place=np.arange(start, start + 10.0))
     shards = Shards(tmp_path / "s")
     assert len(shards.paths) > 3 and shards.lengths.tolist() == [100]
     assert values(shards.read(0, slice(7, 33))) == list(range(7, 33))
@@ -78,15 +91,23 @@ def test_river_layout(tmp_path):
         for i, length in enumerate([3, 11]):
             file[f"len/{i}"] = length
             for t in range(length):
-                file.create_dataset(f"{i}/{t}", data=np.full((6, 5, 3), 20 * i + t, np.uint8), compression="lzf")
+                file.create_dataset(
+                    f"{i}/{t}", data=np.full((6, 5, 3), 20 * i + t, np.uint8), compression="lzf"
+                )
     shards = Shards(tmp_path)
     assert shards.lengths.tolist() == [3, 11] and shards.shape == (6, 5, 3)
-    assert values(shards.read(1, np.array([10, 2]))) == [30, 22]  # frame 10 is not read as frame 1, 0
+    assert values(shards.read(1, np.array([10, 2]))) == [
+        30,
+        22,
+    ]  # frame 10 is not read as frame 1, 0
 
 
 def test_an_error_leaves_only_complete_files(tmp_path):
     frames = np.zeros((5, 8, 8, 3), np.uint8)
-    with pytest.raises(RuntimeError), ShardWriter(tmp_path / "s", shard_bytes=frames.nbytes) as writer:
+    with (
+        pytest.raises(RuntimeError),
+        ShardWriter(tmp_path / "s", shard_bytes=frames.nbytes) as writer,
+    ):
         writer.add(frames)
         writer.add(frames)
         raise RuntimeError("the source broke")
@@ -103,7 +124,9 @@ def test_broken_files_are_named(tmp_path, make_shards):
     with pytest.raises(UserError, match="shard_0002.hdf5: not a readable HDF5 file"):
         Shards(dir)
     write_packed(dir / "shard_0002.hdf5", "frames", np.zeros((4, 8, 8, 3), np.uint8), [5], {})
-    with pytest.raises(UserError, match="shard_0002.hdf5: `lengths` add up to 5 frames but `frames` holds 4"):
+    with pytest.raises(
+        UserError, match="shard_0002.hdf5: `lengths` add up to 5 frames but `frames` holds 4"
+    ):
         Shards(dir)
     write_packed(dir / "shard_0002.hdf5", "frames", np.zeros((4, 9, 8, 3), np.uint8), [4], {})
     with pytest.raises(UserError, match="shard_0002.hdf5: frames of"):
@@ -133,7 +156,9 @@ def test_fingerprint_follows_contents_not_dates(make_shards):
     os.utime(dir / "shard_0001.hdf5", (1, 1))
     assert Shards(dir).fingerprint() == before
     assert Shards(make_shards([5, 5], name="other")).fingerprint() != before
-    assert Shards(make_shards([4, 5], name="third")).fingerprint() != before  # the same frames, cut otherwise
+    assert (
+        Shards(make_shards([4, 5], name="third")).fingerprint() != before
+    )  # the same frames, cut otherwise
 
 
 def test_a_shard_that_cannot_be_opened_may_be_left_out(make_shards):
@@ -144,7 +169,13 @@ def test_a_shard_that_cannot_be_opened_may_be_left_out(make_shards):
         Shards(dir)
     with pytest.warns(UserWarning, match="shard_0002.hdf5: .*; left out"):
         shards = Shards(dir, skip_bad=True)
-    assert shards.lengths.tolist() == [4, 5] and values(shards.read(1, slice(None))) == [7, 8, 9, 10, 11]
+    assert shards.lengths.tolist() == [4, 5] and values(shards.read(1, slice(None))) == [
+        7,
+        8,
+        9,
+        10,
+        11,
+    ]
     for path in dir.iterdir():
         path.write_bytes(truncated)
     with pytest.warns(UserWarning), pytest.raises(UserError, match="none of .* can be read"):
@@ -156,13 +187,15 @@ def test_a_stream_with_a_shard_left_out_falls_into_two(tmp_path):
     with ShardWriter(tmp_path / "s", shard_bytes=1) as writer:
         writer.add(frames[:2])
         for k in (2, 4, 6):
-            writer.append(frames[k:k + 2])
+            writer.append(frames[k : k + 2])
     (tmp_path / "s/shard_0002.hdf5").write_bytes(b"")
     with pytest.warns(UserWarning, match="shard_0002"):
         shards = Shards(tmp_path / "s", skip_bad=True)
     assert shards.lengths.tolist() == [2, 4] and values(shards.read(1, slice(None))) == [4, 5, 6, 7]
     encode = lambda x: x[:, :1]  # noqa: E731
-    assert Shards(cache_latents(shards, encode, "w", tmp_path, "cpu"), "latents").lengths.tolist() == [2, 4]
+    assert Shards(
+        cache_latents(shards, encode, "w", tmp_path, "cpu"), "latents"
+    ).lengths.tolist() == [2, 4]
     (tmp_path / "s/shard_0002.hdf5").unlink()
     assert Shards(tmp_path / "s").lengths.tolist() == [2, 4]
 
@@ -173,7 +206,10 @@ def test_frames_that_cannot_be_read_name_their_file(tmp_path):
         file["len/0"] = 2
         for t in range(2):
             file.create_dataset(f"0/{t}", data=noise // 64, compression="gzip")
-        at, size = file["0/1"].id.get_chunk_info(0).byte_offset, file["0/1"].id.get_chunk_info(0).size
+        at, size = (
+            file["0/1"].id.get_chunk_info(0).byte_offset,
+            file["0/1"].id.get_chunk_info(0).size,
+        )
     with open(tmp_path / "shard_0001.hdf5", "r+b") as raw:
         raw.seek(at)
         raw.write(bytes(size))
@@ -192,8 +228,14 @@ def test_river_writer(per_shard, files, tmp_path):
         writer.add(frames[14:15])
         writer.add(frames[20:60])
     shards = Shards(tmp_path / "r")
-    assert shards.lengths.tolist() == [14, 1, 40] and shards.fps == 25.0 and (writer.videos, writer.frames) == (3, 55)
-    assert values(shards.read(0, slice(None))) == list(range(14)) and values(shards.read(2, np.array([10, 39]))) == [30, 59]
+    assert (
+        shards.lengths.tolist() == [14, 1, 40]
+        and shards.fps == 25.0
+        and (writer.videos, writer.frames) == (3, 55)
+    )
+    assert values(shards.read(0, slice(None))) == list(range(14)) and values(
+        shards.read(2, np.array([10, 39]))
+    ) == [30, 59]
     assert len(list((tmp_path / "r").iterdir())) == files
     with pytest.raises(RuntimeError), RiverWriter(tmp_path / "broken") as writer:
         writer.add(frames)
@@ -213,9 +255,14 @@ def test_river_shards_and_videos_without_frames_count_for_nothing(tmp_path):
     assert shards.lengths.tolist() == [2, 3] and values(shards.read(1, slice(None))) == [20, 21, 22]
 
 
-@pytest.mark.parametrize("fill", [
-    lambda file: file.update({"len/0": [1, 2]}), lambda file: file.update({"frames/a": 1, "lengths": [1]}),
-    lambda file: file.update({"frames": np.zeros((2, 4, 4, 3), np.uint8), "lengths": "two"})])
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda file: file.update({"len/0": [1, 2]}),
+        lambda file: file.update({"frames/a": 1, "lengths": [1]}),
+        lambda file: file.update({"frames": np.zeros((2, 4, 4, 3), np.uint8), "lengths": "two"}),
+    ],
+)
 def test_files_of_another_make_are_named_and_can_be_left_out(fill, tmp_path):
     with h5py.File(tmp_path / "shard_0002.hdf5", "w") as file:
         for name, value in (lambda found: (fill(found), found)[1])({}).items():
@@ -233,7 +280,7 @@ def test_room_that_was_reserved_leaves_the_file_as_it_were_without(tmp_path, mon
     def written(name):
         with ShardWriter(tmp_path / name, shard_bytes=1 << 19) as writer:
             for start in range(0, 300, 50):
-                writer.add(video[start:start + 50], where=np.arange(50))
+                writer.add(video[start : start + 50], where=np.arange(50))
         return [path.read_bytes() for path in sorted((tmp_path / name).iterdir())]
 
     reserved = written("a")
@@ -246,7 +293,10 @@ def test_a_full_disk_is_told_before_hdf5_meets_it(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     frames = np.zeros((4, 8, 8, 3), np.uint8)
-    with pytest.raises(OSError, match="No space left on device: .*half"), ShardWriter(tmp_path / "half") as writer:
+    with (
+        pytest.raises(OSError, match="No space left on device: .*half"),
+        ShardWriter(tmp_path / "half") as writer,
+    ):
         writer.add(frames)
         monkeypatch.setattr(os, "posix_fallocate", full)
         writer.add(np.zeros((1 << 15, 8, 8, 3), np.uint8))

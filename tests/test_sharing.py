@@ -21,12 +21,16 @@ def test_several_share_the_parts_without_doing_one_twice(tmp_path):
                 parts.write(k, {"k": np.full(2, k)})
             else:
                 time.sleep(0.01)
+
     threads = [threading.Thread(target=work, args=args) for args in (("a", 0), ("b", 4), ("c", 4))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=30)
-    assert sorted(k for k, _ in done) == list(range(12)) == parts.there() and len({name for _, name in done}) == 3
+    assert (
+        sorted(k for k, _ in done) == list(range(12)) == parts.there()
+        and len({name for _, name in done}) == 3
+    )
     assert parts.read()["k"].tolist() == np.repeat(np.arange(12), 2).tolist()
 
 
@@ -53,7 +57,9 @@ def test_one_process_writes_and_a_folder_that_has_gone_is_told(tmp_path):
     parts.sum_up(tmp_path, lambda: wrote.append(2))
     assert wrote == [1]
     gone = Parts(tmp_path / "gone", 1, lambda: False)
-    with pytest.raises(Failure, match="gone has gone: another process wrote other results in its place"):
+    with pytest.raises(
+        Failure, match="gone has gone: another process wrote other results in its place"
+    ):
         gone.sum_up(tmp_path, lambda: None)
 
 

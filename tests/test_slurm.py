@@ -17,9 +17,14 @@ from conftest import REPO, TINY, copy_of
 from runtime import checkpoints
 
 NEEDED = ("sbatch", "slurmctld", "slurmd", "munged")
-pytestmark = [pytest.mark.skipif(not all(map(shutil.which, NEEDED)) or os.geteuid() != 0,
-                                 reason="needs root and Debian's slurm-wlm and munge: apt-get install slurm-wlm munge"),
-              pytest.mark.cluster, pytest.mark.xdist_group("processes")]
+pytestmark = [
+    pytest.mark.skipif(
+        not all(map(shutil.which, NEEDED)) or os.geteuid() != 0,
+        reason="needs root and Debian's slurm-wlm and munge: apt-get install slurm-wlm munge",
+    ),
+    pytest.mark.cluster,
+    pytest.mark.xdist_group("processes"),
+]
 
 CONFIG = """
 ClusterName=trial
@@ -57,23 +62,44 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def slurm():
     """The environment in which sbatch finds a trial cluster, whose daemons share nothing with any other's."""
-    dir = Path(tempfile.mkdtemp(prefix="slurm-"))  # not pytest's: a socket's path is short, and its folders root's alone
+    dir = Path(
+        tempfile.mkdtemp(prefix="slurm-")
+    )  # not pytest's: a socket's path is short, and its folders root's alone
     dir.chmod(0o755)
     for name in ("state", "spool"):
         (dir / name).mkdir()
     (dir / "munge.key").write_bytes(os.urandom(128))
     (dir / "munge.key").chmod(0o600)
-    (dir / "slurm.conf").write_text(CONFIG.format(host=socket.gethostname().partition(".")[0], port=free_port(),
-                                                  other=free_port(), dir=dir, cpus=os.cpu_count()))
+    (dir / "slurm.conf").write_text(
+        CONFIG.format(
+            host=socket.gethostname().partition(".")[0],
+            port=free_port(),
+            other=free_port(),
+            dir=dir,
+            cpus=os.cpu_count(),
+        )
+    )
     env = {**os.environ, "SLURM_CONF": str(dir / "slurm.conf")}
-    files = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munged.pid", "log-file": "munged.log",
-             "seed-file": "munged.seed"}
+    files = {
+        "socket": "munge.socket",
+        "key-file": "munge.key",
+        "pid-file": "munged.pid",
+        "log-file": "munged.log",
+        "seed-file": "munged.seed",
+    }
     munged = ["munged", "--force", *(f"--{option}={dir / name}" for option, name in files.items())]
     try:
         for daemon in (munged, ["slurmctld"], ["slurmd"]):
             subprocess.run(daemon, env=env, check=True)
-        wait_for(lambda: "idle" in subprocess.run(["sinfo", "-h"], env=env, capture_output=True, text=True).stdout,
-                 lambda: "".join(text_of(dir / f"{name}.log")[-2000:] for name in ("munged", "slurmctld", "slurmd")))
+        wait_for(
+            lambda: (
+                "idle"
+                in subprocess.run(["sinfo", "-h"], env=env, capture_output=True, text=True).stdout
+            ),
+            lambda: "".join(
+                text_of(dir / f"{name}.log")[-2000:] for name in ("munged", "slurmctld", "slurmd")
+            ),
+        )
         yield env
     finally:
         subprocess.run(["scancel", "--user=root"], env=env, timeout=20)
@@ -90,7 +116,9 @@ def folder(tiny_run, tmp_path) -> Path:
     for script in ("main.py", "sample.py", "evaluate.py"):
         (folder / script).symlink_to(REPO / script)
     (folder / ".venv/bin").mkdir(parents=True)
-    (folder / ".venv/bin/activate").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
+    (folder / ".venv/bin/activate").write_text(
+        f'export PATH="{Path(sys.executable).parent}:$PATH"\n'
+    )
     return folder
 
 
@@ -98,8 +126,13 @@ def submit(folder: Path, slurm: dict, script: str, *flags: str, **settings: str)
     """sbatch; -> the job's number. Without GPUs, of which the trial cluster has none."""
     text = (REPO / "scripts/slurm" / script).read_text().replace("#SBATCH --gpus-per-task=1\n", "")
     (folder / script).write_text(text)
-    done = subprocess.run(["sbatch", "--parsable", "--cpus-per-task=1", *flags, script], cwd=folder, env={**slurm, **settings},
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        ["sbatch", "--parsable", "--cpus-per-task=1", *flags, script],
+        cwd=folder,
+        env={**slurm, **settings},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -113,11 +146,17 @@ def wait_for(done, what=lambda: "", seconds: float = 150):
 
 def wait_for_end(slurm: dict, job: str, log: Path) -> None:
     """Of all of a job's tasks, with success."""
+
     def states() -> list[str]:
-        shown = subprocess.run(["scontrol", "show", "job", job, "-o"], env=slurm, capture_output=True, text=True).stdout
+        shown = subprocess.run(
+            ["scontrol", "show", "job", job, "-o"], env=slurm, capture_output=True, text=True
+        ).stdout
         return [word.partition("=")[2] for word in shown.split() if word.startswith("JobState=")]
+
     over = {"COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
-    wait_for(lambda: states() and set(states()) <= over, lambda: f"{states()} {text_of(log)[-1000:]}")
+    wait_for(
+        lambda: states() and set(states()) <= over, lambda: f"{states()} {text_of(log)[-1000:]}"
+    )
     assert set(states()) == {"COMPLETED"}, text_of(log)[-2000:]
 
 
@@ -126,23 +165,45 @@ def text_of(log: Path) -> str:
 
 
 def test_preempted_it_comes_back_and_finishes(folder, slurm):
-    settings = " ".join([*TINY, "train.schedule=constant", "train.steps=1300", "train.save_every=100", "train.keep=1000",
-                         "output.run_id=run"])
+    settings = " ".join(
+        [
+            *TINY,
+            "train.schedule=constant",
+            "train.steps=1300",
+            "train.save_every=100",
+            "train.keep=1000",
+            "output.run_id=run",
+        ]
+    )
     job = submit(folder, slurm, "train.sbatch", DATASET="ball_stn", SETTINGS=settings)
     dir, log = folder / "outputs/checkpoints/run", folder / f"slurm-driftcast-{job}.out"
     wait_for((dir / "step_00000200.pt").exists, lambda: text_of(log))
-    subprocess.run(["scancel", "--signal=USR1", job], env=slurm, check=True)  # as SLURM does two minutes before the end
+    subprocess.run(
+        ["scancel", "--signal=USR1", job], env=slurm, check=True
+    )  # as SLURM does two minutes before the end
     wait_for(lambda: "stopped by SIGUSR1" in text_of(log), lambda: text_of(log))
     stopped = checkpoints.load_checkpoint(dir / "latest.pt")["step"]
-    wait_for(lambda: checkpoints.load_checkpoint(dir / "latest.pt")["step"] > stopped, lambda: text_of(log))  # it came back
+    wait_for(
+        lambda: checkpoints.load_checkpoint(dir / "latest.pt")["step"] > stopped,
+        lambda: text_of(log),
+    )  # it came back
     subprocess.run(["scontrol", "requeue", job], env=slurm, check=True)  # as a preempting job does
     wait_for_end(slurm, job, log)
-    assert checkpoints.load_checkpoint(dir / "latest.pt")["step"] == 1300 and text_of(log).count("crps / repeat last") == 1
+    assert (
+        checkpoints.load_checkpoint(dir / "latest.pt")["step"] == 1300
+        and text_of(log).count("crps / repeat last") == 1
+    )
 
 
 def test_two_tasks_train_together(folder, slurm):
-    job = submit(folder, slurm, "train.sbatch", "--ntasks-per-node=2", DATASET="ball_stn",
-                 SETTINGS=" ".join([*TINY, "output.run_id=two"]))
+    job = submit(
+        folder,
+        slurm,
+        "train.sbatch",
+        "--ntasks-per-node=2",
+        DATASET="ball_stn",
+        SETTINGS=" ".join([*TINY, "output.run_id=two"]),
+    )
     log = folder / f"slurm-driftcast-{job}.out"
     wait_for_end(slurm, job, log)
     assert text_of(log).count("crps / repeat last") == 1
@@ -150,22 +211,51 @@ def test_two_tasks_train_together(folder, slurm):
 
 
 def test_an_array_over_interpolants_and_seeds_and_samples_from_it(folder, slurm):
-    job = submit(folder, slurm, "array.sbatch", "--array=0-3", DATASET="ball_stn", INTERPOLANTS="linear follmer", SEEDS="0 1",
-                 SETTINGS=" ".join(TINY))
+    job = submit(
+        folder,
+        slurm,
+        "array.sbatch",
+        "--array=0-3",
+        DATASET="ball_stn",
+        INTERPOLANTS="linear follmer",
+        SEEDS="0 1",
+        SETTINGS=" ".join(TINY),
+    )
     wait_for_end(slurm, job, folder / f"slurm-driftcast-array-{job}_0.out")
-    runs = [folder / f"outputs/checkpoints/ball_stn-{name}-{seed}/latest.pt" for name in ("linear", "follmer") for seed in "01"]
+    runs = [
+        folder / f"outputs/checkpoints/ball_stn-{name}-{seed}/latest.pt"
+        for name in ("linear", "follmer")
+        for seed in "01"
+    ]
     weights = [checkpoints.load_checkpoint(path)["model"]["conv_in.weight"] for path in runs]
     assert not any(torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
-    job = submit(folder, slurm, "sample.sbatch", CKPT=str(runs[0]), FLAGS="--num_videos 1 --out mine")
+    job = submit(
+        folder, slurm, "sample.sbatch", CKPT=str(runs[0]), FLAGS="--num_videos 1 --out mine"
+    )
     wait_for_end(slurm, job, folder / f"slurm-driftcast-sample-{job}.out")
     assert (folder / "mine/forecasts.mp4").exists()
 
 
 def test_several_tasks_evaluate_together(folder, slurm):
-    job = submit(folder, slurm, "train.sbatch", DATASET="ball_stn", SETTINGS=" ".join([*TINY, "output.run_id=run"]))
+    job = submit(
+        folder,
+        slurm,
+        "train.sbatch",
+        DATASET="ball_stn",
+        SETTINGS=" ".join([*TINY, "output.run_id=run"]),
+    )
     wait_for_end(slurm, job, folder / f"slurm-driftcast-{job}.out")
-    job = submit(folder, slurm, "evaluate.sbatch", "--ntasks=2", CKPT="outputs/checkpoints/run/latest.pt",
-                 FLAGS="--metrics mse crps --videos 20 --out judged")
+    job = submit(
+        folder,
+        slurm,
+        "evaluate.sbatch",
+        "--ntasks=2",
+        CKPT="outputs/checkpoints/run/latest.pt",
+        FLAGS="--metrics mse crps --videos 20 --out judged",
+    )
     log = folder / f"slurm-driftcast-evaluate-{job}.out"
     wait_for_end(slurm, job, log)
-    assert text_of(log).count("protocol own-videos_20") == 2 and (folder / "judged/index.html").exists()
+    assert (
+        text_of(log).count("protocol own-videos_20") == 2
+        and (folder / "judged/index.html").exists()
+    )

@@ -24,8 +24,14 @@ from runtime.process import StopSignals, start
 from shards import Shards, ShardWriter
 
 CPU = torch.device("cpu")
-STREAM = [*TINY, "data.mode=stream", "train.batch_size=4", "replay.size=5", "train.schedule=constant",
-          "train.precision=float32"]
+STREAM = [
+    *TINY,
+    "data.mode=stream",
+    "train.batch_size=4",
+    "replay.size=5",
+    "train.schedule=constant",
+    "train.precision=float32",
+]
 
 
 class Lengths:
@@ -41,18 +47,37 @@ def starts(lengths, clip, *options, **more) -> list[int]:
 
 
 # ------------------------------------------------------------------------------------------------------------- windows
-@pytest.mark.parametrize("lengths, stride, wanted", [
-    ([12], "continuous", [0, 1, 2, 3, 4, 5, 6, 7]), ([5], "continuous", [0]), ([5, 4, 6], "continuous", [0, 9, 10]),
-    ([12], "chunked", [0, 5]), ([10], "chunked", [0, 5]), ([9], "chunked", [0]), ([11, 3, 5], "chunked", [0, 5, 14])])
+@pytest.mark.parametrize(
+    "lengths, stride, wanted",
+    [
+        ([12], "continuous", [0, 1, 2, 3, 4, 5, 6, 7]),
+        ([5], "continuous", [0]),
+        ([5, 4, 6], "continuous", [0, 9, 10]),
+        ([12], "chunked", [0, 5]),
+        ([10], "chunked", [0, 5]),
+        ([9], "chunked", [0]),
+        ([11, 3, 5], "chunked", [0, 5, 14]),
+    ],
+)
 def test_windows_of_five_frames(lengths, stride, wanted):
     assert starts(lengths, 5, stride) == wanted
 
 
-@pytest.mark.parametrize("lengths, count, wanted", [
-    ([10], 2, [0, 5]), ([15], 3, [0, 5, 10]),  # an exact fit: end to end
-    ([16], 3, [0, 5, 11]), ([14], 3, [0, 4, 9]),  # one frame over, one short: they overlap
-    ([9], 1, [0]), ([9], 2, [0, 4]), ([9], 5, [0, 1, 2, 3, 4]), ([5], 1, [0]),
-    ([7, 4, 6], 5, [0, 1, 2, 11, 12]), ([7, 4, 6], 2, [0, 12])])
+@pytest.mark.parametrize(
+    "lengths, count, wanted",
+    [
+        ([10], 2, [0, 5]),
+        ([15], 3, [0, 5, 10]),  # an exact fit: end to end
+        ([16], 3, [0, 5, 11]),
+        ([14], 3, [0, 4, 9]),  # one frame over, one short: they overlap
+        ([9], 1, [0]),
+        ([9], 2, [0, 4]),
+        ([9], 5, [0, 1, 2, 3, 4]),
+        ([5], 1, [0]),
+        ([7, 4, 6], 5, [0, 1, 2, 11, 12]),
+        ([7, 4, 6], 2, [0, 12]),
+    ],
+)
 def test_spaced_windows_reach_from_the_first_frame_to_the_last(lengths, count, wanted):
     assert starts(lengths, 5, "spaced", count) == wanted
 
@@ -62,23 +87,39 @@ def test_spaced_windows_are_evenly_spaced():
     assert found[0] == 0 and found[-1] == 993 and set(np.diff(found)) == {10, 11}
 
 
-@pytest.mark.parametrize("frames, stride, wanted", [
-    (":", "continuous", list(range(8)) + [12, 13]), (":5", "continuous", [0]), ("7:12", "continuous", [7]),
-    ("3:9", "continuous", [3, 4]), ("6:17", "continuous", [6, 7, 12]), ("8:", "continuous", [12, 13]), ("3:13", "chunked", [3]),
-    ("2:", "chunked", [2, 7, 12])])
+@pytest.mark.parametrize(
+    "frames, stride, wanted",
+    [
+        (":", "continuous", list(range(8)) + [12, 13]),
+        (":5", "continuous", [0]),
+        ("7:12", "continuous", [7]),
+        ("3:9", "continuous", [3, 4]),
+        ("6:17", "continuous", [6, 7, 12]),
+        ("8:", "continuous", [12, 13]),
+        ("3:13", "chunked", [3]),
+        ("2:", "chunked", [2, 7, 12]),
+    ],
+)
 def test_a_range_of_frames_cuts_windows_off(frames, stride, wanted):
     assert starts([12, 6], 5, stride, frames=frames) == wanted
 
 
 def test_windows_with_frames_left_out():
     assert starts([8], 3, skip=2) == [0, 1] and starts([14], 3, "chunked", skip=2) == [0, 7]
-    assert StreamWindows(Lengths(14), 3, "chunked", skip=2).rows(np.array([1])).tolist() == [[7, 10, 13]]
+    assert StreamWindows(Lengths(14), 3, "chunked", skip=2).rows(np.array([1])).tolist() == [
+        [7, 10, 13]
+    ]
 
 
-@pytest.mark.parametrize("options, message", [
-    (("spaced", 6), "6 windows asked for, but only 5"), (("continuous", 0, "0:10"), "data.frames=0:10 is no part"),
-    (("continuous", 0, "4:4"), "data.frames=4:4 is no part"),
-    (("chunked", 0, "5:"), "4 frames within data.frames=5:, a window needs 5")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("spaced", 6), "6 windows asked for, but only 5"),
+        (("continuous", 0, "0:10"), "data.frames=0:10 is no part"),
+        (("continuous", 0, "4:4"), "data.frames=4:4 is no part"),
+        (("chunked", 0, "5:"), "4 frames within data.frames=5:, a window needs 5"),
+    ],
+)
 def test_streams_that_are_too_short_are_named(options, message):
     with pytest.raises(UserError, match=message):
         StreamWindows(Lengths(9), 5, *options)
@@ -88,25 +129,43 @@ def test_streams_that_are_too_short_are_named(options, message):
 @pytest.mark.parametrize("stride", ["continuous", "chunked", "spaced"])
 def test_items_hold_the_frames_that_they_name_across_shards(tmp_path, key, stride):
     shape = (4, 4, 3) if key == "frames" else (3, 2, 2)
-    rows = (np.arange(60).reshape(-1, 1, 1, 1) * np.ones(shape)).astype("u1" if key == "frames" else "f2")
-    with ShardWriter(tmp_path, key, shard_bytes=400) as writer:  # a stream over many shards, then a second video
+    rows = (np.arange(60).reshape(-1, 1, 1, 1) * np.ones(shape)).astype(
+        "u1" if key == "frames" else "f2"
+    )
+    with ShardWriter(
+        tmp_path, key, shard_bytes=400
+    ) as writer:  # a stream over many shards, then a second video
         for start in range(0, 50, 10):
-            (writer.append if writer.videos else writer.add)(rows[start:start + 10])
+            (writer.append if writer.videos else writer.add)(rows[start : start + 10])
         writer.add(rows[50:])
     shards = Shards(tmp_path, key)
     assert len(shards.paths) > 2 and shards.lengths.tolist() == [50, 10]
     windows = StreamWindows(shards, 7, stride, 13 * (stride == "spaced"))
     for k in range(len(windows)):
         item, places = windows[k]
-        assert item.shape == (7, *shape) and (item[:, 0, 0, 0] == places).all() and (np.diff(places) == 1).all()
+        assert (
+            item.shape == (7, *shape)
+            and (item[:, 0, 0, 0] == places).all()
+            and (np.diff(places) == 1).all()
+        )
         assert places.dtype == np.int64 and (places[-1] < 50 or places[0] >= 50)
     with pytest.raises(IndexError):
         windows[len(windows)]
 
 
 # ----------------------------------------------------------------------------------------------------------- reservoir
-@pytest.mark.parametrize("size, wanted", [("0", 0), ("7", 7), ("5000", 1000), ("0.05", 50), ("0.0001", 1), ("1.0", 1000),
-                                          ("full", 1000)])
+@pytest.mark.parametrize(
+    "size, wanted",
+    [
+        ("0", 0),
+        ("7", 7),
+        ("5000", 1000),
+        ("0.05", 50),
+        ("0.0001", 1),
+        ("1.0", 1000),
+        ("full", 1000),
+    ],
+)
 def test_capacity(size, wanted):
     assert capacity(size, 1000) == wanted
 
@@ -121,12 +180,16 @@ def filled(capacity: int, seen: int, seed: int = 0) -> Reservoir:
 @pytest.mark.parametrize("capacity", [1, 8])
 def test_the_reservoir_keeps_every_window_of_the_past_with_equal_probability(capacity):
     n, seeds = 40, 2000
-    kept = np.stack([np.bincount(filled(capacity, n, seed).slots, minlength=n) for seed in range(seeds)])
+    kept = np.stack(
+        [np.bincount(filled(capacity, n, seed).slots, minlength=n) for seed in range(seeds)]
+    )
     assert kept.max() == 1 and (kept.sum(1) == capacity).all()  # never the same one twice
     p = capacity / n
     # counts of a simple random sample without replacement: their covariance is that of a multinomial, times (1-p) n/(n-1)
     statistic = ((kept.sum(0) - seeds * p) ** 2).sum() / (seeds * p * (1 - p)) * (n - 1) / n
-    assert 16.3 < statistic < 72.1  # the 0.1 and 99.9 % points of chi-square with 39 degrees of freedom
+    assert (
+        16.3 < statistic < 72.1
+    )  # the 0.1 and 99.9 % points of chi-square with 39 degrees of freedom
     if capacity > 1:  # and pairs alike: p (R-1) / (n-1) for each
         together = (kept.T @ kept)[np.triu_indices(n, 1)]
         wanted = seeds * p * (capacity - 1) / (n - 1)
@@ -166,12 +229,17 @@ def latents(tmp_path):
     """A split of two videos, 50 and 30 frames; each latent holds its place in the stream."""
     with ShardWriter(tmp_path / "z", "latents") as writer:
         for a, b in ((0, 50), (50, 80)):
-            writer.add(np.arange(a, b, dtype=np.float16).reshape(-1, 1, 1, 1) * np.ones((2, 3, 3), np.float16))
+            writer.add(
+                np.arange(a, b, dtype=np.float16).reshape(-1, 1, 1, 1)
+                * np.ones((2, 3, 3), np.float16)
+            )
     return tmp_path / "z"
 
 
 def source(dir, *settings, rank=0, world=1, **values) -> StreamTriples:
-    settings = configs.parse_overrides(["data.mode=stream", "train.batch_size=4", "replay.size=6", *settings])
+    settings = configs.parse_overrides(
+        ["data.mode=stream", "train.batch_size=4", "replay.size=6", *settings]
+    )
     return StreamTriples(configs.build(overrides=settings | values), dir, CPU, rank, world)
 
 
@@ -180,9 +248,15 @@ def places(part: torch.Tensor) -> np.ndarray:
 
 
 def test_a_batch_is_the_live_window_and_windows_of_the_past(latents):
-    for k, (target, reference, context, gap) in enumerate(source(latents, "replay.n_live=2").batches(0, 60)):
+    for k, (target, reference, context, gap) in enumerate(
+        source(latents, "replay.n_live=2").batches(0, 60)
+    ):
         target, reference, context = map(places, (target, reference, context))
-        assert (target - reference == 1).all() and (reference - context == gap.numpy()).all() and (gap >= 1).all()
+        assert (
+            (target - reference == 1).all()
+            and (reference - context == gap.numpy()).all()
+            and (gap >= 1).all()
+        )
         first = k if k < 41 else k + 9  # windows do not cross from one video to the next
         assert (context[:2] >= first).all() and (target[:2] < first + 10).all()
         assert (target[2:] < first + 10 - (k > 0)).all()
@@ -190,14 +264,25 @@ def test_a_batch_is_the_live_window_and_windows_of_the_past(latents):
 
 
 def test_replay_comes_from_all_of_the_past(latents):
-    drawn = np.concatenate([places(context)[1:] for _, _, context, _ in source(latents, "replay.size=full").batches(0, 41)])
+    drawn = np.concatenate(
+        [
+            places(context)[1:]
+            for _, _, context, _ in source(latents, "replay.size=full").batches(0, 41)
+        ]
+    )
     assert len(set(drawn)) > 20 and len(set(drawn[60:])) > 15
 
 
 def test_each_copy_of_the_live_window_has_a_triple_of_its_own(latents):
-    batches = [(places(target), places(context)) for target, _, context, _ in source(latents, "replay.size=0").batches(0, 40)]
+    batches = [
+        (places(target), places(context))
+        for target, _, context, _ in source(latents, "replay.size=0").batches(0, 40)
+    ]
     assert np.mean([len(set(target)) for target, _ in batches]) > 2
-    assert all((context >= k).all() and (target < k + 10).all() for k, (target, context) in enumerate(batches))
+    assert all(
+        (context >= k).all() and (target < k + 10).all()
+        for k, (target, context) in enumerate(batches)
+    )
 
 
 def test_offline_batches_come_from_everywhere_and_in_no_order(latents):
@@ -207,7 +292,10 @@ def test_offline_batches_come_from_everywhere_and_in_no_order(latents):
     again = [places(b[0]) for b in offline.batches(7, 9)]
     assert all((a == places(b[0])).all() for a, b in zip(again, list(offline.batches(0, 9))[7:]))
     live = source(latents)
-    assert all((places(a[0]) == places(b[0])).all() for a, b in zip(live.anywhere(0, 5), offline.batches(0, 5)))
+    assert all(
+        (places(a[0]) == places(b[0])).all()
+        for a, b in zip(live.anywhere(0, 5), offline.batches(0, 5))
+    )
     assert live.reservoir.seen == 0  # what measures latents does not move the stream on
 
 
@@ -217,18 +305,26 @@ def test_processes_share_the_batch_of_one(latents, mode, world):
     whole = list(source(latents, f"data.mode={mode}").batches(0, 30))
     parts = [source(latents, f"data.mode={mode}", rank=rank, world=world) for rank in range(world)]
     for batch, *shares in zip(whole, *(part.batches(0, 30) for part in parts)):
-        assert all(torch.equal(torch.cat(pieces), wanted) for wanted, *pieces in zip(batch, *shares))
+        assert all(
+            torch.equal(torch.cat(pieces), wanted) for wanted, *pieces in zip(batch, *shares)
+        )
     if mode == "stream":
         assert all(np.array_equal(part.reservoir.slots, parts[0].reservoir.slots) for part in parts)
 
 
 def test_halves_of_windows_lie_below_one_another(latents):
-    (target, reference, context, gap), *_ = source(latents, "model.name=joint", "data.clip=5", "replay.size=0").batches(0, 1)
+    (target, reference, context, gap), *_ = source(
+        latents, "model.name=joint", "data.clip=5", "replay.size=0"
+    ).batches(0, 1)
     columns = [part[0, 1, :, 0].tolist() for part in (target, reference, context)]
     assert columns == [[2] * 3 + [3] * 3 + [4] * 3, [1] * 9, [0] * 3 + [1] * 3] and (gap == 1).all()
-    parts = [source(latents, "model.name=joint", rank=rank, world=2).batches(0, 9) for rank in range(2)]
+    parts = [
+        source(latents, "model.name=joint", rank=rank, world=2).batches(0, 9) for rank in range(2)
+    ]
     for whole, *shares in zip(source(latents, "model.name=joint").batches(0, 9), *parts):
-        assert all(torch.equal(torch.cat(pieces), wanted) for wanted, *pieces in zip(whole, *shares))
+        assert all(
+            torch.equal(torch.cat(pieces), wanted) for wanted, *pieces in zip(whole, *shares)
+        )
 
 
 def test_a_stream_goes_on_from_what_was_consumed_not_from_what_was_read_ahead(latents):
@@ -245,25 +341,39 @@ def test_a_stream_goes_on_from_what_was_consumed_not_from_what_was_read_ahead(la
         next(resumed.batches(25, 60))
 
 
-@pytest.mark.parametrize("size, rank, world, wanted", [
-    ("5", 0, 1, {"loss_live": (0, 1), "loss_replay": (1, 4)}), ("0", 0, 1, {"loss_live": (0, 4)}),
-    ("5", 0, 2, {"loss_live": (0, 1), "loss_replay": (1, 2)}), ("5", 1, 2, {"loss_replay": (0, 2)}),
-    ("0", 1, 2, {"loss_live": (0, 2)})])
+@pytest.mark.parametrize(
+    "size, rank, world, wanted",
+    [
+        ("5", 0, 1, {"loss_live": (0, 1), "loss_replay": (1, 4)}),
+        ("0", 0, 1, {"loss_live": (0, 4)}),
+        ("5", 0, 2, {"loss_live": (0, 1), "loss_replay": (1, 2)}),
+        ("5", 1, 2, {"loss_replay": (0, 2)}),
+        ("0", 1, 2, {"loss_live": (0, 2)}),
+    ],
+)
 def test_the_live_part_of_the_loss(size, rank, world, wanted):
-    config = configs.build(overrides={"data.mode": "stream", "train.batch_size": 4, "replay.size": size})
+    config = configs.build(
+        overrides={"data.mode": "stream", "train.batch_size": 4, "replay.size": size}
+    )
     parts = loss_parts(config, share(4, rank, world))
     assert {name: (part.start, part.stop) for name, part in parts.items()} == wanted
 
 
 # ------------------------------------------------------------------------------------------------------------ settings
-@pytest.mark.parametrize("dataset, clip, batch, live, size", [("ball_stn", 10, 2, 1, 32), ("ball_nstn", 10, 2, 1, 32),
-                                                              ("wmaze", 20, 4, 2, 64)])
+@pytest.mark.parametrize(
+    "dataset, clip, batch, live, size",
+    [("ball_stn", 10, 2, 1, 32), ("ball_nstn", 10, 2, 1, 32), ("wmaze", 20, 4, 2, 64)],
+)
 @pytest.mark.parametrize("mode", ["stream", "offline"])
 def test_published_settings_of_streams(dataset, clip, batch, live, size, mode):
     config = configs.build(dataset, {"data.mode": mode})
     assert (config.data.clip, config.data.image_size) == (clip, size)
     assert (config.train.batch_size, config.replay.n_live) == (batch, live)
-    assert (config.data.condition, config.data.predict, config.replay.size) == (clip // 2, clip // 2, "0.05")
+    assert (config.data.condition, config.data.predict, config.replay.size) == (
+        clip // 2,
+        clip // 2,
+        "0.05",
+    )
     assert configs.from_dict(configs.to_dict(config)) == config
     assert configs.build(dataset, {"data.mode": mode, "data.clip": 8}).data.clip == 8
 
@@ -274,16 +384,32 @@ def test_every_dataset_may_be_a_stream_and_none_is_by_default():
         assert configs.build(dataset).data.mode == "clips"
 
 
-@pytest.mark.parametrize("items, message", [
-    (["data.mode=live"], "data.mode must be clips, stream or offline"), (["train.steps=0"], "train.steps must be >= 1, got 0"),
-    (["data.mode=stream", "replay.size=5%"], "replay.size must be"), (["replay.size=1.5"], "replay.size must be"),
-    (["data.mode=stream", "replay.n_live=3"], "3 live windows do not fit in train.batch_size = 2"),
-    (["data.mode=stream", "data.hue=0.1"], "data.mode=stream takes each frame as it is"),
-    (["data.mode=stream", "train.overfit=1"], "data.mode=clips only"),
-    (["data.windows=spaced"], "data.num_windows must be >= 1"), (["data.num_windows=4"], "data.num_windows must be >= 1 with"),
-    (["model.name=joint"], "model.name=joint forecasts half a window at once; it goes with data.mode=stream"),
-    (["data.mode=stream", "model.name=joint", "data.condition=4"], "is given 5 frames; set data.condition"),
-    (["data.frames=0-5"], "data.frames must be START:STOP")])
+@pytest.mark.parametrize(
+    "items, message",
+    [
+        (["data.mode=live"], "data.mode must be clips, stream or offline"),
+        (["train.steps=0"], "train.steps must be >= 1, got 0"),
+        (["data.mode=stream", "replay.size=5%"], "replay.size must be"),
+        (["replay.size=1.5"], "replay.size must be"),
+        (
+            ["data.mode=stream", "replay.n_live=3"],
+            "3 live windows do not fit in train.batch_size = 2",
+        ),
+        (["data.mode=stream", "data.hue=0.1"], "data.mode=stream takes each frame as it is"),
+        (["data.mode=stream", "train.overfit=1"], "data.mode=clips only"),
+        (["data.windows=spaced"], "data.num_windows must be >= 1"),
+        (["data.num_windows=4"], "data.num_windows must be >= 1 with"),
+        (
+            ["model.name=joint"],
+            "model.name=joint forecasts half a window at once; it goes with data.mode=stream",
+        ),
+        (
+            ["data.mode=stream", "model.name=joint", "data.condition=4"],
+            "is given 5 frames; set data.condition",
+        ),
+        (["data.frames=0-5"], "data.frames must be START:STOP"),
+    ],
+)
 def test_mistakes_are_named(items, message):
     with pytest.raises(UserError) as caught:
         configs.build(overrides=configs.parse_overrides(items))
@@ -299,25 +425,41 @@ def folder(tiny_run, tmp_path_factory):
 
 def trained(folder, name, monkeypatch, *settings) -> dict:
     monkeypatch.chdir(folder)
-    config = configs.build(overrides=configs.parse_overrides([*STREAM, f"output.run_id={name}", *settings]))
+    config = configs.build(
+        overrides=configs.parse_overrides([*STREAM, f"output.run_id={name}", *settings])
+    )
     return checkpoints.load_checkpoint(train_network(config, start(), None, Clock())[1])
 
 
 def rows(folder, name) -> list[dict]:
     lines = (folder / "outputs/checkpoints" / name / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "samples_per_second"} for line in lines]
+    return [
+        {key: value for key, value in json.loads(line).items() if key != "samples_per_second"}
+        for line in lines
+    ]
 
 
 def same(a: dict, b: dict, *parts: str) -> bool:
     return all(torch.equal(a[part][name], b[part][name]) for part in parts for name in b[part])
 
 
-@pytest.mark.parametrize("settings", [["data.mode=stream"], ["replay.size=0"], ["replay.size=full", "data.windows=chunked"],
-                                      ["data.mode=offline"], ["model.name=joint"]], ids=lambda settings: settings[0])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["data.mode=stream"],
+        ["replay.size=0"],
+        ["replay.size=full", "data.windows=chunked"],
+        ["data.mode=offline"],
+        ["model.name=joint"],
+    ],
+    ids=lambda settings: settings[0],
+)
 def test_stopped_in_the_stream_and_gone_on_is_bit_for_bit_the_same(folder, monkeypatch, settings):
     name = settings[0].replace("=", "-")
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="after update 6"):
-        patch.setattr(StopSignals, "agreed", lambda self, step, last: signal.SIGTERM if step == 6 else 0)
+        patch.setattr(
+            StopSignals, "agreed", lambda self, step, last: signal.SIGTERM if step == 6 else 0
+        )
         trained(folder, f"{name}-parts", monkeypatch, *settings)
     parts = trained(folder, f"{name}-parts", monkeypatch, *settings)
     whole = trained(folder, f"{name}-whole", monkeypatch, *settings)
@@ -328,17 +470,31 @@ def test_stopped_in_the_stream_and_gone_on_is_bit_for_bit_the_same(folder, monke
     logs = rows(folder, f"{name}-parts"), rows(folder, f"{name}-whole")
     assert logs[0] == logs[1] and len(logs[0]) == 3
     assert ("loss_live" in logs[0][0]) == (settings[0] != "data.mode=offline")
-    assert ("loss_replay" in logs[0][0]) == (settings[0] not in ("data.mode=offline", "replay.size=0"))
+    assert ("loss_replay" in logs[0][0]) == (
+        settings[0] not in ("data.mode=offline", "replay.size=0")
+    )
 
 
 def test_a_run_is_over_when_the_stream_is(folder, monkeypatch):
     short = ["data.frames=100:120", "train.steps=0"]
     assert trained(folder, "short", monkeypatch, *short)["step"] == 13  # windows of 8 frames
     assert trained(folder, "chunks", monkeypatch, *short, "data.windows=chunked")["step"] == 2
-    assert trained(folder, "spaced", monkeypatch, *short, "data.windows=spaced", "data.num_windows=4")["step"] == 4
-    with pytest.raises(UserError, match="train.steps = 14, but the stream of .* has 13 windows, each seen once"):
+    assert (
+        trained(folder, "spaced", monkeypatch, *short, "data.windows=spaced", "data.num_windows=4")[
+            "step"
+        ]
+        == 4
+    )
+    with pytest.raises(
+        UserError, match="train.steps = 14, but the stream of .* has 13 windows, each seen once"
+    ):
         trained(folder, "long", monkeypatch, *short, "train.steps=14")
-    assert trained(folder, "offline", monkeypatch, *short, "data.mode=offline", "train.steps=14")["step"] == 14
+    assert (
+        trained(folder, "offline", monkeypatch, *short, "data.mode=offline", "train.steps=14")[
+            "step"
+        ]
+        == 14
+    )
     with pytest.raises(UserError, match="holds a run of other settings .*replay.size: '5' -> '4'"):
         trained(folder, "short", monkeypatch, *short, "replay.size=4")
 
@@ -347,11 +503,27 @@ def test_a_run_is_over_when_the_stream_is(folder, monkeypatch):
 def test_two_processes_train_on_the_stream_of_one(folder, monkeypatch):
     settings = ["--set", *STREAM, "train.steps=8", "replay.size=3", "sample.num_videos=1"]
     trained(folder, "one", monkeypatch, "train.steps=8", "replay.size=3")
-    launch(folder, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(REPO / "main.py"), *settings,
-           "output.run_id=two", CUDA_VISIBLE_DEVICES="")
-    one, two = (checkpoints.load_checkpoint(folder / "outputs/checkpoints" / name / "latest.pt") for name in ("one", "two"))
-    assert torch.equal(one["replay"]["slots"], two["replay"]["slots"]) and two["replay"]["seen"] == 8
-    losses = [[row["loss_live"] for row in rows(folder, name)] for name in ("one", "two")]  # the first process has the live one
+    launch(
+        folder,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(REPO / "main.py"),
+        *settings,
+        "output.run_id=two",
+        CUDA_VISIBLE_DEVICES="",
+    )
+    one, two = (
+        checkpoints.load_checkpoint(folder / "outputs/checkpoints" / name / "latest.pt")
+        for name in ("one", "two")
+    )
+    assert (
+        torch.equal(one["replay"]["slots"], two["replay"]["slots"]) and two["replay"]["seen"] == 8
+    )
+    losses = [
+        [row["loss_live"] for row in rows(folder, name)] for name in ("one", "two")
+    ]  # the first process has the live one
     assert len(losses[0]) == 2 and np.allclose(*losses, rtol=1e-3)
 
 
@@ -370,25 +542,46 @@ class Straight(torch.nn.Module):
 
 
 def test_a_joint_network_goes_on_from_its_own_frames():
-    config = configs.build(overrides={"data.mode": "stream", "model.name": "joint", "data.clip": 7, "sample.reencode": False,
-                                      "sample.diffusion": "0", "sample.steps": 2})
+    config = configs.build(
+        overrides={
+            "data.mode": "stream",
+            "model.name": "joint",
+            "data.clip": 7,
+            "sample.reencode": False,
+            "sample.diffusion": "0",
+            "sample.steps": 2,
+        }
+    )
     latent = configs.Latent((3, 2, 2), (0.0,) * 3, (1.0,) * 3, delta=2.0)
     seen = []
-    forecaster = Forecaster(dataclasses.replace(config, latent=latent), Straight(2.0, seen), None, CPU)
+    forecaster = Forecaster(
+        dataclasses.replace(config, latent=latent), Straight(2.0, seen), None, CPU
+    )
     given = torch.arange(5.0).view(1, 5, 1, 1, 1).expand(2, 5, 3, 2, 2)
     future = forecaster.roll_out(given, 6, (0,))
     assert future.shape == (2, 6, 3, 2, 2)
-    assert torch.allclose(future, torch.arange(5.0, 11).view(6, 1, 1, 1).expand_as(future), atol=1e-5)
-    assert seen[0][0] == [2, 3, 4] and np.allclose(seen[-1][0], [6, 7, 8])  # three of seven are given, four forecast
+    assert torch.allclose(
+        future, torch.arange(5.0, 11).view(6, 1, 1, 1).expand_as(future), atol=1e-5
+    )
+    assert seen[0][0] == [2, 3, 4] and np.allclose(
+        seen[-1][0], [6, 7, 8]
+    )  # three of seven are given, four forecast
 
 
 def test_the_joint_network_sees_its_past_and_no_more_than_that():
     torch.manual_seed(0)
-    net = models.build("joint", (3, 4, 4), given=2, future=3, width=16, depth=1, mid_depth=1, heads=2)
+    net = models.build(
+        "joint", (3, 4, 4), given=2, future=3, width=16, depth=1, mid_depth=1, heads=2
+    )
     torch.nn.init.normal_(net.conv_out.weight)
     frames = torch.randn(2, 5, 3, 4, 4)
     assert torch.equal(apart(below(frames), 4), frames)
-    z, s, context, gap = below(torch.randn(2, 3, 3, 4, 4)), torch.rand(2), below(frames[:, :2]), torch.ones(2)
+    z, s, context, gap = (
+        below(torch.randn(2, 3, 3, 4, 4)),
+        torch.rand(2),
+        below(frames[:, :2]),
+        torch.ones(2),
+    )
     out = net(z, s, z, context, gap)
     assert out.shape == (2, 3, 12, 4) and torch.equal(net(z, s, 0 * z, context, gap), out)
     assert not torch.allclose(net(z, s, z, context.flip(2), gap), out)

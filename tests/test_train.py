@@ -36,15 +36,30 @@ def test_the_loss_in_bf16_is_that_of_float32_but_for_its_rounding(name):
     torch.manual_seed(0)
     losses = []
     for precision in ("float32", "bf16"):
-        sizes = {"model.name": name, "model.width": 32, "model.heads": 2, "train.batch_size": 16, "train.precision": precision}
-        config = dataclasses.replace(configs.build(overrides=sizes), latent=configs.Latent((4, 8, 8), (0.0,) * 4, (1.0,) * 4))
+        sizes = {
+            "model.name": name,
+            "model.width": 32,
+            "model.heads": 2,
+            "train.batch_size": 16,
+            "train.precision": precision,
+        }
+        config = dataclasses.replace(
+            configs.build(overrides=sizes), latent=configs.Latent((4, 8, 8), (0.0,) * 4, (1.0,) * 4)
+        )
         torch.manual_seed(0)
         net = build_net(config, torch.device("cpu"))
         for weight in net.parameters():
             weight.data += 0.05 * torch.randn(weight.shape)
-        batch = (*torch.randn(3, 16, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.ones(16))
+        batch = (
+            *torch.randn(3, 16, 4, 8, 8, generator=torch.Generator().manual_seed(1)),
+            torch.ones(16),
+        )
         forecaster = Forecaster(config, net, None, torch.device("cpu"))
-        part, = train.flow_batch(forecaster, batch, torch.Generator().manual_seed(2), slice(16))
+        (part,) = train.flow_batch(forecaster, batch, torch.Generator().manual_seed(2), slice(16))
         losses.append(train.flow_loss(net, forecaster, *part))
     plain, fast = losses
-    assert plain.shape == (16,) and not torch.equal(plain, fast) and torch.allclose(plain, fast, rtol=0.05)
+    assert (
+        plain.shape == (16,)
+        and not torch.equal(plain, fast)
+        and torch.allclose(plain, fast, rtol=0.05)
+    )

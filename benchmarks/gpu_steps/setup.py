@@ -125,9 +125,7 @@ def build_autoencoder(trial: Trial, precision: str) -> nn.Module:
     return vqvae.freeze(module, trial.device, precision)
 
 
-def build_forecaster(
-    trial: Trial, config: configs.Config, autoencoder: bool = True
-) -> Forecaster:
+def build_forecaster(trial: Trial, config: configs.Config, autoencoder: bool = True) -> Forecaster:
     """Weights as initialised, the same for every config of one network."""
     torch.manual_seed(0)
     net = build_net(config, trial.device).eval()

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from runtime.console import UserError
 
 SCALE = 0.18215  # that Stable Diffusion multiplies its latents by; those of PLAICraft are taken as not multiplied
-RGB = ((0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0.264), (-0.184, -0.271, -0.473))
+RGB = (
+    (0.298, 0.207, 0.208),
+    (0.187, 0.286, 0.173),
+    (-0.158, 0.189, 0.264),
+    (-0.184, -0.271, -0.473),
+)
 
 
 class Latents(nn.Module):
@@ -39,8 +44,10 @@ def autoencoder_kl(folder: str) -> nn.Module:
     try:
         from diffusers import AutoencoderKL
     except ImportError:
-        raise UserError(f"vqvae.ckpt={folder} is decoded by diffusers, which is not installed: pip install diffusers, or leave "
-                        "vqvae.ckpt empty") from None
+        raise UserError(
+            f"vqvae.ckpt={folder} is decoded by diffusers, which is not installed: pip install diffusers, or leave "
+            "vqvae.ckpt empty"
+        ) from None
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"{folder}: not a folder of an AutoencoderKL (it has no config.json)")
     return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)

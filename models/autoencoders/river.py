@@ -19,8 +19,13 @@ class ResBlock(nn.Module):
         self.factor = factor
         self.conv1, self.bn1 = nn.Conv2d(width, out, 3, padding=1, bias=False), norm(out)
         self.conv2, self.bn2 = nn.Conv2d(out, out, 3, padding=1, bias=False), norm(out)
-        self.downsample = nn.Identity() if factor == 1 and width == out else nn.Sequential(
-            nn.Conv2d(width, out, 1, bias=False), nn.AvgPool2d(factor), norm(out))
+        self.downsample = (
+            nn.Identity()
+            if factor == 1 and width == out
+            else nn.Sequential(
+                nn.Conv2d(width, out, 1, bias=False), nn.AvgPool2d(factor), norm(out)
+            )
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.leaky_relu(self.bn1(F.avg_pool2d(self.conv1(x), self.factor)), 0.2)
@@ -32,10 +37,15 @@ class Up(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv, self.norm = (
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.norm(self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))), 0.2)
+        return F.leaky_relu(
+            self.norm(self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))), 0.2
+        )
 
 
 class Attended(nn.Module):
@@ -43,7 +53,10 @@ class Attended(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.pre_attn_residual, self.post_attn_residual = ResBlock(width, width), ResBlock(width, width)
+        self.pre_attn_residual, self.post_attn_residual = (
+            ResBlock(width, width),
+            ResBlock(width, width),
+        )
         self.attn_norm, self.attn = norm(width), nn.MultiheadAttention(width, 1, batch_first=True)
 
     def attend(self, x: Tensor) -> Tensor:
@@ -87,7 +100,9 @@ class Quantizer(nn.Module):
 class River(Published):
     """(B, 3, H, W) in [-1, 1] <-> (B, 4, H / 8, W / 8)."""
 
-    def __init__(self, dim: int = 4, codes: int = 8192, widths: tuple[int, ...] = (32, 64, 128, 256)):
+    def __init__(
+        self, dim: int = 4, codes: int = 8192, widths: tuple[int, ...] = (32, 64, 128, 256)
+    ):
         super().__init__()
         self.encoder, self.decoder = Encoder(dim, widths), Decoder(dim, widths)
         self.vector_quantizer = Quantizer(codes, dim)

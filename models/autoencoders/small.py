@@ -40,8 +40,9 @@ class Codebook(nn.Module):
         self.register_buffer("total", torch.zeros(codes, dim))
 
     @torch.no_grad()
-    def update(self, z: Tensor, index: Tensor, count: Tensor,
-               generator: torch.Generator | None) -> None:
+    def update(
+        self, z: Tensor, index: Tensor, count: Tensor, generator: torch.Generator | None
+    ) -> None:
         """index: of nearest_index; count: of count_codes."""
         flat = z.movedim(1, -1).reshape(-1, z.shape[1]).float()
         # A tensor, not a bool: the host would wait for the GPU at every update.
@@ -63,18 +64,33 @@ class SmallVQVAE(nn.Module):
     (B, 3, H, W) in [-1, 1] <-> (B, channels, H / downsample, W / downsample).
     """
 
-    def __init__(self, downsample: int = 4, channels: int = 4, codes: int = 1024, width: int = 96, depth: int = 2):
+    def __init__(
+        self,
+        downsample: int = 4,
+        channels: int = 4,
+        codes: int = 1024,
+        width: int = 96,
+        depth: int = 2,
+    ):
         super().__init__()
         f = downsample
         # Patches overlap by half their size on each side, so that a shape crossing a border is seen whole.
-        self.encoder = nn.Sequential(nn.Conv2d(3, width, 2 * f, stride=f, padding=f // 2),
-                                     *[ResBlock(width) for _ in range(depth)],
-                                     nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, channels, 1))
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, width, 2 * f, stride=f, padding=f // 2),
+            *[ResBlock(width) for _ in range(depth)],
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, channels, 1),
+        )
         self.codebook = Codebook(codes, channels)
-        self.decoder = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1),
-                                     *[ResBlock(width) for _ in range(depth + 1)],
-                                     nn.GroupNorm(8, width), nn.SiLU(),
-                                     nn.Conv2d(width, 3 * f * f, 3, padding=1), nn.PixelShuffle(f))
+        self.decoder = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1),
+            *[ResBlock(width) for _ in range(depth + 1)],
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, 3 * f * f, 3, padding=1),
+            nn.PixelShuffle(f),
+        )
 
     def encode(self, x: Tensor) -> Tensor:
         return self.encoder(x)
@@ -82,7 +98,9 @@ class SmallVQVAE(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         return self.decoder(nearest(z, self.codebook.codes)).clamp(-1, 1)
 
-    def loss(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, x: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Training loss and what to log of it: reconstruction MSE in [0, 1] pixel units, codebook perplexity."""
         z = self.encoder(x).float()
         index = nearest_index(z, self.codebook.codes)
@@ -95,4 +113,7 @@ class SmallVQVAE(nn.Module):
         share = count / len(index)
         perplexity = torch.exp(-(share * (share + 1e-10).log()).sum())
         # The commitment is weighed by the error's own size, so that its share stays the same as both shrink.
-        return error + 0.25 * error.detach() * commitment, {"mse": error.detach() / 4, "perplexity": perplexity}
+        return error + 0.25 * error.detach() * commitment, {
+            "mse": error.detach() / 4,
+            "perplexity": perplexity,
+        }

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from models.autoencoders.layers import Published, nearest, norm, precise
 
 # codes of how many dimensions, channels of each level, and the level with attention (of the inputs that they were built for)
-VARIANTS = {"taming_f8_small": dict(dim=4, mult=(1, 2, 2, 4), attention=2),
-            "taming_f8": dict(dim=4, mult=(1, 2, 2, 4), attention=3),
-            "taming_f16": dict(dim=8, mult=(1, 1, 2, 2, 4), attention=4)}
+VARIANTS = {
+    "taming_f8_small": dict(dim=4, mult=(1, 2, 2, 4), attention=2),
+    "taming_f8": dict(dim=4, mult=(1, 2, 2, 4), attention=3),
+    "taming_f16": dict(dim=8, mult=(1, 1, 2, 2, 4), attention=4),
+}
 
 
 class ResBlock(nn.Module):
@@ -41,8 +43,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         # The fused kernels take only (batch, heads, pixels, width) with contiguous channels.
-        q, k, v = (part(h).flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
-                   for part in (self.q, self.k, self.v))
+        q, k, v = (
+            part(h).flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
+            for part in (self.q, self.k, self.v)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v).squeeze(1)
         return x + self.proj_out(mixed.transpose(1, 2).reshape(x.shape)).float()
 
@@ -70,7 +74,11 @@ class Up(nn.Module):
 class Middle(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.block_1, self.attn_1, self.block_2 = ResBlock(width, width), Attention(width), ResBlock(width, width)
+        self.block_1, self.attn_1, self.block_2 = (
+            ResBlock(width, width),
+            Attention(width),
+            ResBlock(width, width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
@@ -79,7 +87,9 @@ class Middle(nn.Module):
 class Level(nn.Module):
     """Residual blocks, each with attention behind it where there is any, and a change of size at the end of all but one."""
 
-    def __init__(self, width: int, out: int, blocks: int, attention: bool, resample: dict[str, nn.Module]):
+    def __init__(
+        self, width: int, out: int, blocks: int, attention: bool, resample: dict[str, nn.Module]
+    ):
         super().__init__()
         self.block = nn.ModuleList(ResBlock(width if i == 0 else out, out) for i in range(blocks))
         self.attn = nn.ModuleList(Attention(out) for _ in range(blocks if attention else 0))
@@ -101,8 +111,16 @@ class Encoder(nn.Module):
         widths = [ch, *(ch * m for m in mult)]
         top = len(mult) - 1
         self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
-        self.down = nn.ModuleList(Level(widths[i], widths[i + 1], 2, i == attention,
-                                        {"downsample": Down(widths[i + 1])} if i < top else {}) for i in range(top + 1))
+        self.down = nn.ModuleList(
+            Level(
+                widths[i],
+                widths[i + 1],
+                2,
+                i == attention,
+                {"downsample": Down(widths[i + 1])} if i < top else {},
+            )
+            for i in range(top + 1)
+        )
         self.mid = Middle(widths[-1])
         self.norm_out, self.conv_out = norm(widths[-1]), nn.Conv2d(widths[-1], dim, 3, padding=1)
 
@@ -119,8 +137,16 @@ class Decoder(nn.Module):
         widths = [*(ch * m for m in mult), ch * mult[-1]]  # level i comes from level i + 1
         self.conv_in = nn.Conv2d(dim, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1])
-        self.up = nn.ModuleList(Level(widths[i + 1], widths[i], 3, i == attention,
-                                      {"upsample": Up(widths[i])} if i > 0 else {}) for i in range(len(mult)))
+        self.up = nn.ModuleList(
+            Level(
+                widths[i + 1],
+                widths[i],
+                3,
+                i == attention,
+                {"upsample": Up(widths[i])} if i > 0 else {},
+            )
+            for i in range(len(mult))
+        )
         self.norm_out, self.conv_out = norm(widths[0]), nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,9 +165,14 @@ class Quantize(nn.Module):
 class Taming(Published):
     """(B, 3, H, W) in [-1, 1] <-> (B, dim, H / f, W / f), f = 2^(levels - 1): 8, or 16."""
 
-    def __init__(self, dim: int, mult: tuple[int, ...], attention: int, codes: int = 16384, ch: int = 128):
+    def __init__(
+        self, dim: int, mult: tuple[int, ...], attention: int, codes: int = 16384, ch: int = 128
+    ):
         super().__init__()
-        self.encoder, self.decoder = Encoder(dim, mult, attention, ch), Decoder(dim, mult, attention, ch)
+        self.encoder, self.decoder = (
+            Encoder(dim, mult, attention, ch),
+            Decoder(dim, mult, attention, ch),
+        )
         self.quantize = Quantize(codes, dim)
         self.quant_conv, self.post_quant_conv = nn.Conv2d(dim, dim, 1), nn.Conv2d(dim, dim, 1)
 

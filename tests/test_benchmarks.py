@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import launch
 
 import configs
 from batches.windows import Shards
@@ -191,15 +190,6 @@ def test_the_parent_of_timed_trainings_leaves_the_gpu_alone(workers, capsys):
 def test_the_parent_of_measured_memory_leaves_the_gpu_alone(workers, capsys):
     assert workers(memory) == ["--roll_out"] * 2 + ["--worker"] * 3
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["machine"] == "a GPU"
-
-
-def test_reading_is_timed_and_written_down(tmp_path):
-    out = launch(
-        tmp_path, "-m", "benchmarks.data", "--batch", "4", "--repeats", "1", "--out", str(tmp_path)
-    ).stdout
-    ways = json.loads(out.splitlines()[-1])["ways"]
-    assert len(ways) == 4 and ways["latents, cached"]["ratio"] > 10
-    assert "## Reading batches" in (tmp_path / "RESULTS.md").read_text()
 
 
 def test_kth_like_shards_hold_the_walk(tmp_path):

@@ -44,7 +44,6 @@ MODULES = [
     "benchmarks.train_step",
     "benchmarks.sample",
     "benchmarks.memory",
-    "benchmarks.encode",
 ]
 OPTIONAL = ["av", "wandb", "moviepy", "albumentations", "lpips", "xdist", "triton"]
 UPDATES = {

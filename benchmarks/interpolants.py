@@ -1,9 +1,10 @@
-"""Interpolants, diffusions and solvers compared: same latents, budget and seeds, quality against network evaluations.
+"""Compare interpolants, diffusions and solvers: quality against network evaluations.
 
     python -m benchmarks.interpolants
 
-trains each interpolant with each seed on the bouncing balls, samples every checkpoint in many ways, and writes
-benchmarks/RESULTS.md and benchmarks/interpolants.png. Stopped and run again, it goes on where it was.
+The command trains each interpolant with each seed on the bouncing balls, with the same latents and
+the same budget, samples every checkpoint in many ways, and writes benchmarks/RESULTS.md and
+benchmarks/interpolants.png. A second start resumes: saved trainings and measurements are reused.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from runtime.folders import stage_lock
 from runtime.process import start
 
 EVALUATIONS = (1, 2, 4, 8, 16, 32, 64)
-PER_STEP = {"heun": 2, "rk4": 4, "stochastic_heun": 2}  # evaluations of the network
+# network evaluations per solver step; 1 for solvers that are not named
+PER_STEP = {"heun": 2, "rk4": 4, "stochastic_heun": 2}
 SOLVERS = [
     ("exact", "0"),
     ("exact2", "0"),
@@ -44,13 +46,14 @@ SOLVERS = [
     ("stochastic_heun", "sigma"),
 ]
 GRIDS = ("uniform", "power:1.5", "cosine")
+# (diffusion, warm_start, most evaluations per frame)
 PROCESSES = [
     ("0", 0.0, 64),
     ("sigma", 0.0, 64),
     ("follmer", 0.0, 64),
     ("0", 0.2, 8),
-]  # diffusion, warm_start, evaluations
-# what is changed of the default, follmer with residual output, velocity weight and c = 1
+]
+# Changes to the default training: follmer with residual output, velocity weight and c = 1.
 PUBLISHED = {"flow.output": "drift", "flow.weight": "published"}
 TRAININGS = {
     "follmer": {},
@@ -65,7 +68,9 @@ TRAININGS = {
 }
 
 
-def setting(args: argparse.Namespace) -> dict:
+# --------------------------------------------------------------------------------------- trainings
+def base_overrides(args: argparse.Namespace) -> dict:
+    """Settings that all trainings share."""
     return {
         "model.width": args.width,
         "train.steps": args.steps,
@@ -79,41 +84,41 @@ def setting(args: argparse.Namespace) -> dict:
     }
 
 
-def run_of(
+def run_id_of(name: str, seed: int, args: argparse.Namespace) -> str:
+    extra = ""
+    if args.set:
+        extra = "-" + hashlib.blake2b(repr(args.set).encode(), digest_size=4).hexdigest()
+    run_id = f"bench-{name}-{args.width}-{args.steps}{extra}-{seed}"
+    return run_id.replace(" ", "_").replace(",", "").replace("=", "")
+
+
+def train(
     name: str, interpolant: str, flow: dict, seed: int, args: argparse.Namespace, vqvae: str
 ) -> Path:
-    """-> the checkpoint of one training, done now unless it is there."""
-    extra = (
-        "-" + hashlib.blake2b(repr(args.set).encode(), digest_size=4).hexdigest()
-        if args.set
-        else ""
-    )
-    run_id = (
-        f"bench-{name}-{args.width}-{args.steps}{extra}-{seed}".replace(" ", "_")
-        .replace(",", "")
-        .replace("=", "")
-    )
-    config = configs.build(
-        overrides={
-            **setting(args),
-            **flow,
-            "flow.interpolant": interpolant,
-            "train.seed": seed,
-            "output.run_id": run_id,
-            "vqvae.ckpt": vqvae,
-        }
-    )
+    """Train one network, unless it is trained already; return its checkpoint."""
+    overrides = {
+        **base_overrides(args),
+        **flow,
+        "flow.interpolant": interpolant,
+        "train.seed": seed,
+        "output.run_id": run_id_of(name, seed, args),
+        "vqvae.ckpt": vqvae,
+    }
+    config = configs.build(overrides=overrides)
     return train_network(config, start(), None, Clock())[1]
 
 
+# ------------------------------------------------------------------------------------ measurements
 class Table:
-    """Rows of metrics, one per (training, seed, sampler), kept on disk as they are made."""
+    """Rows of metrics, one per (training, seed, sampler), appended to a JSON Lines file."""
 
     def __init__(self, path: Path):
-        self.path, self.rows = path, {}
+        self.path = path
+        self.rows = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_text() if path.exists() else ""
-        self.cut_short = bool(text) and not text.endswith("\n")  # by a kill
+        # A killed process may have left an incomplete last line.
+        self.cut_short = bool(text) and not text.endswith("\n")
         for line in text.splitlines():
             if logs.is_row(line):
                 row = json.loads(line)
@@ -124,6 +129,7 @@ class Table:
         return json.dumps([run, sampler], sort_keys=True)
 
     def measure(self, ckpt: Path, sampler: dict) -> None:
+        """Sample the test split from a checkpoint and add a row, unless the table has it."""
         run = ckpt.parent.name
         if self.key(run, sampler) in self.rows:
             return
@@ -140,21 +146,28 @@ class Table:
             "mse1": mse[0],
             "mse5": mse[min(4, len(mse) - 1)],
         }
+        line = json.dumps(row) + "\n"
         with open(self.path, "a") as file:
-            file.write("\n" * self.cut_short + json.dumps(row) + "\n")
+            file.write("\n" + line if self.cut_short else line)
         self.cut_short = False
         self.rows[self.key(run, sampler)] = row
+
+    def measure_all(self, pairs: list[tuple[Path, dict]], name: str) -> None:
+        """Measure every (checkpoint, sampler)."""
+        with progress(len(pairs), f"sample {name}", "sampler") as bar:
+            for ckpt, sampler in pairs:
+                self.measure(ckpt, sampler)
+                bar.update()
 
     def over_seeds(
         self, ckpts: list[Path], sampler: dict, metric: str = "crps"
     ) -> tuple[float, float]:
-        """Mean and standard error (NaN of one seed)."""
-        values = np.array(
-            [self.rows[self.key(ckpt.parent.name, sampler)][metric] for ckpt in ckpts]
-        )
-        return values.mean(), values.std(ddof=1) / np.sqrt(len(values)) if len(
-            values
-        ) > 1 else float("nan")
+        """Mean and standard error over checkpoints; the error of a single one is NaN."""
+        rows = [self.rows[self.key(ckpt.parent.name, sampler)] for ckpt in ckpts]
+        values = np.array([row[metric] for row in rows])
+        if len(values) == 1:
+            return values.mean(), float("nan")
+        return values.mean(), values.std(ddof=1) / np.sqrt(len(values))
 
 
 def sampler_of(
@@ -165,6 +178,7 @@ def sampler_of(
     grid: str = "uniform",
     **more,
 ) -> dict:
+    """Settings of a sampler that takes at most `evaluations` network evaluations per frame."""
     return {
         "sample.solver": solver,
         "sample.diffusion": diffusion,
@@ -177,126 +191,122 @@ def sampler_of(
     }
 
 
+# ------------------------------------------------------------------------------------------ tables
 def cell(mean: float, error: float) -> str:
     return f"{mean:.3f}" if np.isnan(error) else f"{mean:.3f} ± {error:.3f}"
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(
-        "| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *rows]
-    )
+    lines = []
+    for row in [head, ["---"] * len(head), *rows]:
+        lines.append("| " + " | ".join(map(str, row)) + " |")
+    return "\n".join(lines)
 
 
-def processes(args: argparse.Namespace, table: Table, runs: dict[str, list[Path]]) -> str:
-    """Every interpolant by every diffusion, and with the solver begun part of the way from the last frame."""
+def compare_processes(args: argparse.Namespace, table: Table, runs: dict[str, list[Path]]) -> str:
+    """Tables and figure: every interpolant by every diffusion and warm start.
+
+    `runs` has the checkpoints of each interpolant. A warm start begins the solver at a flow time
+    s > 0, from the last frame.
+    """
     counts = [n for n in EVALUATIONS if n <= args.most]
-    wanted = {
-        (name, diffusion, warm, n): sampler_of(
-            args, n, "exact2", diffusion, **{"sample.warm_start": warm}
-        )
-        for name in runs
-        for diffusion, warm, most in PROCESSES
-        for n in counts
-        if n <= most
-    }
-    measure_all(
-        table,
-        [(ckpt, sampler) for (name, *_), sampler in wanted.items() for ckpt in runs[name]],
-        "interpolants",
-    )
-    curves = {
-        (name, *process): [
-            table.over_seeds(runs[name], wanted[(name, *process, n)]) for n in counts if n <= most
+    samplers = {}
+    for diffusion, warm, most in PROCESSES:
+        more = {"sample.warm_start": warm}
+        samplers[diffusion, warm] = [
+            sampler_of(args, n, "exact2", diffusion, **more) for n in counts if n <= most
         ]
-        for name in runs
-        for *process, most in PROCESSES
-    }
+    pairs = []
+    for ckpts in runs.values():
+        for own in samplers.values():
+            pairs += [(ckpt, sampler) for sampler in own for ckpt in ckpts]
+    table.measure_all(pairs, "interpolants")
+
+    # {(interpolant, diffusion, warm start): [(mean, standard error) per count]}
+    curves = {}
+    for name, ckpts in runs.items():
+        for process, own in samplers.items():
+            curves[(name, *process)] = [table.over_seeds(ckpts, sampler) for sampler in own]
     draw(curves, counts, args.out / "interpolants.png")
+
     figure = "![CRPS against network evaluations](interpolants.png)"
     least = markdown(
-        ["interpolant", *counts, "enough"], [[name, *best(curves, name, counts)] for name in runs]
+        ["interpolant", *counts, "enough"],
+        [[name, *best_cells(curves, name, counts)] for name in runs],
     )
     every = markdown(
         ["interpolant", "diffusion", "begun at s", *counts],
         [[*key, *(cell(*point) for point in points)] for key, points in curves.items()],
     )
     return (
-        f"{least}\n\n{figure}\n\nThat is the best row of each, chosen on these same clips, in this table of every "
-        "diffusion and start; `enough` is the fewest evaluations within one standard error of the CRPS with "
-        f"{counts[-1]}:\n\n{every}"
+        f"{least}\n\n{figure}\n\nThat is the best row of each, chosen on these same clips, in this "
+        "table of every diffusion and start; `enough` is the fewest evaluations within one "
+        f"standard error of the CRPS with {counts[-1]}:\n\n{every}"
     )
 
 
-def best(curves: dict, name: str, counts: list[int]) -> list[str]:
-    """Cells of the best process of interpolant `name` at each count, and the count that is enough."""
+def best_cells(curves: dict, name: str, counts: list[int]) -> list[str]:
+    """Cells of an interpolant's best process at each count, then the count that is enough.
+
+    Enough is the smallest count whose mean is within one standard error of the largest count's.
+    """
     own = [points for key, points in curves.items() if key[0] == name]
     least = [min(points[k] for points in own if k < len(points)) for k in range(len(counts))]
     mean, error = least[-1]
-    enough = next(
-        n for n, point in zip(counts, least) if not point[0] > mean + np.nan_to_num(error)
-    )
+    limit = mean + np.nan_to_num(error)
+    enough = next(n for n, point in zip(counts, least) if not point[0] > limit)
     return [*(cell(*point) for point in least), str(enough)]
 
 
-def solver_table(args: argparse.Namespace, table: Table, ckpts: list[Path]) -> str:
+def compare_solvers(args: argparse.Namespace, table: Table, ckpts: list[Path]) -> str:
+    """Table: solvers and time grids by the number of network evaluations."""
     counts = [n for n in EVALUATIONS if n <= min(16, args.most)]
-    kinds = [(*kind, "uniform") for kind in SOLVERS] + [
-        ("exact", "sigma", grid) for grid in GRIDS[1:]
-    ]
-    cells = {
-        (*kind, n): sampler_of(args, n, *kind)
-        for kind in kinds
-        for n in counts
-        if kind[0] not in PER_STEP or n > PER_STEP[kind[0]]
-    }  # their first or last step is another solver's
-    measure_all(table, [(ckpt, sampler) for sampler in cells.values() for ckpt in ckpts], "solvers")
-    rows = [
-        [
-            *kind,
-            *(
-                cell(*table.over_seeds(ckpts, cells[(*kind, n)])) if (*kind, n) in cells else ""
-                for n in counts
-            ),
-        ]
-        for kind in kinds
-    ]
+    kinds = [(solver, diffusion, "uniform") for solver, diffusion in SOLVERS]
+    kinds += [("exact", "sigma", grid) for grid in GRIDS[1:]]
+    samplers = {}
+    for kind in kinds:
+        for n in counts:
+            # A solver of several stages takes its first or last step with another solver: one step
+            # alone would not measure it.
+            if kind[0] not in PER_STEP or n > PER_STEP[kind[0]]:
+                samplers[(*kind, n)] = sampler_of(args, n, *kind)
+    table.measure_all(
+        [(ckpt, sampler) for sampler in samplers.values() for ckpt in ckpts], "solvers"
+    )
+    rows = []
+    for kind in kinds:
+        row = list(kind)
+        for n in counts:
+            sampler = samplers.get((*kind, n))
+            row.append(cell(*table.over_seeds(ckpts, sampler)) if sampler else "")
+        rows.append(row)
     return markdown(["solver", "diffusion", "grid", *counts], rows)
 
 
-def training_table(args: argparse.Namespace, table: Table, vqvae: str) -> str:
-    rows, counts = [], (2, 5, 10)
+def compare_trainings(args: argparse.Namespace, table: Table, vqvae: str) -> str:
+    """Table: the trainings of TRAININGS, each sampled by `exact` with diffusion sigma."""
+    counts = (2, 5, 10)
+    rows = []
     for name, flow in TRAININGS.items():
-        ckpts = [run_of(name, "follmer", flow, seed, args, vqvae) for seed in range(args.seeds)]
-        for first in (0.0, 0.01) if flow.get("flow.output") == "drift" else (0.0,):
-            label = name + f", first = {first}" * (first > 0)
-            samplers = [
-                sampler_of(args, n, "exact", "sigma", **{"sample.first": first}) for n in counts
-            ]
-            measure_all(table, [(ckpt, sampler) for sampler in samplers for ckpt in ckpts], label)
-            rows.append(
-                [
-                    label,
-                    *(cell(*table.over_seeds(ckpts, sampler)) for sampler in samplers),
-                    *(
-                        cell(*table.over_seeds(ckpts, samplers[1], metric))
-                        for metric in ("mse1", "mse5")
-                    ),
-                ]
-            )
-    return markdown(
-        ["training", *(f"CRPS, {n} evaluations" for n in counts), "MSE, frame 1", "MSE, frame 5"],
-        rows,
-    )
-
-
-def measure_all(table: Table, wanted: list[tuple[Path, dict]], name: str) -> None:
-    with progress(len(wanted), f"sample {name}", "sampler") as bar:
-        for ckpt, sampler in wanted:
-            table.measure(ckpt, sampler)
-            bar.update()
+        ckpts = [train(name, "follmer", flow, seed, args, vqvae) for seed in range(args.seeds)]
+        predicts_drift = flow.get("flow.output") == "drift"
+        for first in (0.0, 0.01) if predicts_drift else (0.0,):
+            label = f"{name}, first = {first}" if first else name
+            more = {"sample.first": first}
+            samplers = [sampler_of(args, n, "exact", "sigma", **more) for n in counts]
+            pairs = [(ckpt, sampler) for sampler in samplers for ckpt in ckpts]
+            table.measure_all(pairs, label)
+            row = [label]
+            row += [cell(*table.over_seeds(ckpts, sampler)) for sampler in samplers]
+            # The columns of MSE are of 5 evaluations.
+            row += [cell(*table.over_seeds(ckpts, samplers[1], key)) for key in ("mse1", "mse5")]
+            rows.append(row)
+    head = ["training", *(f"CRPS, {n} evaluations" for n in counts), "MSE, frame 1", "MSE, frame 5"]
+    return markdown(head, rows)
 
 
 def draw(curves: dict, counts: list[int], path: Path) -> None:
+    """Draw a panel per interpolant: CRPS against evaluations, a curve per process."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -304,20 +314,15 @@ def draw(curves: dict, counts: list[int], path: Path) -> None:
 
     names = list(dict.fromkeys(name for name, *_ in curves))
     figure, axes = pyplot.subplots(1, len(names), figsize=(3.2 * len(names), 3.2), sharey=True)
-    for axis, name in zip(np.atleast_1d(axes), names):
+    axes = np.atleast_1d(axes)
+    for axis, name in zip(axes, names):
         for (own, diffusion, warm), points in curves.items():
             if own == name:
+                label = f"g = {diffusion}, from s = {warm}" if warm else f"g = {diffusion}"
                 mean, error = np.array(points).T
-                label = f"g = {diffusion}" + f", from s = {warm}" * (warm > 0)
-                axis.errorbar(
-                    counts[: len(points)],
-                    mean,
-                    error,
-                    marker="o",
-                    markersize=3,
-                    capsize=2,
-                    label=label,
-                )
+                own_counts = counts[: len(points)]
+                style = {"marker": "o", "markersize": 3, "capsize": 2}
+                axis.errorbar(own_counts, mean, error, label=label, **style)
         axis.set(
             title=name,
             xscale="log",
@@ -327,27 +332,28 @@ def draw(curves: dict, counts: list[int], path: Path) -> None:
         )
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    np.atleast_1d(axes)[0].set(ylabel="CRPS / CRPS of repeating the last frame")
-    np.atleast_1d(axes)[0].legend()
+    axes[0].set(ylabel="CRPS / CRPS of repeating the last frame")
+    axes[0].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
+# ------------------------------------------------------------------------------------- the command
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.interpolants", description=__doc__.splitlines()[0]
     )
     for flag, default, help in (
         ("seeds", 3, "trainings of each kind"),
-        ("steps", 1200, "updates of each"),
+        ("steps", 1200, "updates per training"),
         ("width", 64, "model.width"),
         ("videos", 16, "held-out clips"),
-        ("samples", 4, "futures of each"),
-        ("most", 64, "evaluations a frame, at the most"),
+        ("samples", 4, "futures per clip"),
+        ("most", 64, "largest number of network evaluations per frame"),
     ):
-        parser.add_argument(
-            f"--{flag}", type=int, default=default, help=f"{help} (default {default})"
-        )
+        text = f"{help} (default {default})"
+        parser.add_argument(f"--{flag}", type=int, default=default, help=text)
     parser.add_argument(
         "--out", type=Path, default=results.HERE, help="folder for RESULTS.md and the figure"
     )
@@ -359,52 +365,66 @@ def main() -> None:
         metavar="GROUP.FIELD=VALUE",
         help="any other field of the trainings",
     )
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def introduction(args: argparse.Namespace, config: configs.Config) -> str:
+    """The paragraph of RESULTS.md that states what was measured."""
+    return (
+        f"ball_stn, {config.data.condition} -> {config.data.predict} frames, "
+        f"{args.videos} held-out clips x {args.samples} futures, conv net of width {args.width}, "
+        f"{args.steps} updates of batch {config.train.batch_size}, {args.seeds} seeds: "
+        f"mean ± standard error over seeds. {results.machine()}. Made by `{command()}`. "
+        "CRPS over all frames and MSE of single samples, "
+        "as ratios to repeating the last frame (lower is better)."
+    )
+
+
+def main() -> None:
+    args = parse()
     process = start()
     if process.world > 1:
         raise UserError("the benchmark runs as one process; start it without torchrun")
-    base = configs.build(overrides=setting(args))
+
+    # All trainings share the data and the autoencoder.
+    base = configs.build(overrides=base_overrides(args))
     with stage_lock(base.output.root):
         data.ensure_data(base, process)
-        vqvae_path = str(
-            vqvae.train(
-                base, *(data.open_split(base, split) for split in ("train", "val")), process.device
-            )
-        )
-    runs = {
-        name: [run_of(name, name, {}, seed, args, vqvae_path) for seed in range(args.seeds)]
-        for name in interpolants.TABLE
-    }
+        splits = [data.open_split(base, split) for split in ("train", "val")]
+        vqvae_path = str(vqvae.train(base, *splits, process.device))
+    runs = {}
+    for name in interpolants.TABLE:
+        runs[name] = [train(name, name, {}, seed, args, vqvae_path) for seed in range(args.seeds)]
+
     table = Table(Path(base.output.root) / "benchmark" / "interpolants.jsonl")
-    parts = [
-        f"ball_stn, {base.data.condition} -> {base.data.predict} frames, {args.videos} held-out clips x {args.samples} "
-        f"futures, conv net of width {args.width}, {args.steps} updates of batch {base.train.batch_size}, {args.seeds} "
-        f"seeds: mean ± standard error over seeds. {results.machine()}. Made by `{command()}`. CRPS over all frames "
-        "and MSE of single samples, as ratios to repeating the last frame (lower is better)."
-    ]
-    tables = [
-        (
-            "CRPS of each interpolant's best process, solver `exact2`, by network evaluations a frame:",
-            lambda: processes(args, table, runs),
-        ),
-        (
-            "CRPS of solvers and time grids on the follmer checkpoints, by the most evaluations they may take:",
-            lambda: solver_table(args, table, runs["follmer"]),
-        ),
-        (
-            "What follmer is trained on, each sampled by `exact` with diffusion sigma (MSE with 5 evaluations; `first` asks the "
-            "network there in place of s = 0):",
-            lambda: training_table(args, table, vqvae_path),
-        ),
-    ]
-    for title, make in tables:  # each is written as soon as it is there
-        parts += [title, make()]
-        file = results.write("Interpolants and samplers", "\n\n".join(parts), args.out)
-        print("\n\n".join(parts[-2:]) + "\n")
-    print(f"table          {file}\nfigure         {args.out / 'interpolants.png'}")
+    parts = [introduction(args, base)]
+
+    def add(title: str, text: str) -> None:
+        """Add a table to RESULTS.md at once, so that an interrupted run leaves what it has."""
+        parts.extend([title, text])
+        results.write("Interpolants and samplers", "\n\n".join(parts), args.out)
+        print(f"{title}\n\n{text}\n")
+
+    add(
+        "CRPS of each interpolant's best process, solver `exact2`, by network evaluations a frame:",
+        compare_processes(args, table, runs),
+    )
+    add(
+        "CRPS of solvers and time grids on the follmer checkpoints, "
+        "by the most evaluations they may take:",
+        compare_solvers(args, table, runs["follmer"]),
+    )
+    add(
+        "What follmer is trained on, each sampled by `exact` with diffusion sigma "
+        "(MSE with 5 evaluations; `first` asks the network there in place of s = 0):",
+        compare_trainings(args, table, vqvae_path),
+    )
+    print(f"table          {args.out / 'RESULTS.md'}")
+    print(f"figure         {args.out / 'interpolants.png'}")
 
 
 def command() -> str:
+    """The command line, for RESULTS.md."""
     return shlex.join(["python", "-m", "benchmarks.interpolants", *sys.argv[1:]])
 
 

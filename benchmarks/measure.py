@@ -1,4 +1,4 @@
-"""What the benchmarks of speed share: medians, the machine's matrix rate, peak memory, and KTH-like shards of real video."""
+"""Shared by the benchmarks of speed: median times, matrix rate, peak memory, KTH-like shards."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ def synchronize(device: torch.device) -> None:
 def seconds(
     work: Callable[[], object], device: torch.device, repeats: int, warmup: int = 1, calls: int = 10
 ) -> float:
-    """Seconds per call: the median over `repeats` blocks of `calls`, after `warmup` calls. The
-    device is synchronised around a block only, so that a call is launched while the GPU still
-    computes the one before, as in training. On a CPU, where a call returns when it is done, a
-    block is one call."""
+    """Seconds per call: the median over `repeats` blocks of `calls`, after `warmup` calls.
+
+    The device is synchronised before and after a block only, so that a call is launched while the
+    GPU still computes the one before, as in training. On a CPU, where a call returns when it is
+    done, a block is one call.
+    """
     if device.type != "cuda":
         calls = 1
     for _ in range(warmup):
@@ -45,8 +47,11 @@ def seconds(
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> float:
-    """FLOP/s of a large product of square matrices: the largest that takes a twentieth of a second,
-    since bf16 on a CPU without support for it can be a thousand times slower than with it."""
+    """FLOP/s of a large product of square matrices.
+
+    The size doubles until a product takes a twentieth of a second, since bf16 on a CPU without
+    support for it can be a thousand times slower than with it.
+    """
     largest = 8192 if device.type == "cuda" else 3072
     n = 512
     while True:
@@ -58,38 +63,44 @@ def matmul_rate(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> fl
 
 
 def peak_memory(device: torch.device) -> float:
-    """Bytes: of the GPU, or of this process since it began."""
+    """Peak memory in bytes: allocated on the GPU, or resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    # ru_maxrss is in bytes on macOS and in KiB on Linux.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def frames_of_a_walk(size: int) -> np.ndarray:
-    """(n, size, size, 3) uint8"""
-    import av  # late: the benchmarks of GPUs run without it
+    """The frames of tests/data/walk.mp4, resized: (T, size, size, 3) uint8."""
+    # Imported late: the GPU benchmarks run without PyAV.
+    import av
 
+    frames = []
     with av.open(str(CLIP), metadata_errors="ignore") as file:
-        return np.stack(
-            [
-                np.asarray(Image.fromarray(frame.to_ndarray(format="rgb24")).resize((size, size)))
-                for frame in file.decode(video=0)
-            ]
-        )
+        for frame in file.decode(video=0):
+            image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+            frames.append(np.asarray(image.resize((size, size))))
+    return np.stack(frames)
 
 
 def river_shards(dir: Path, videos: int, length: int, size: int = 64) -> Path:
-    """A split in RIVER's layout, a compressed dataset per frame, as KTH's published shards have it; kept if it is there."""
+    """Write a split in RIVER's layout, unless it exists; return its folder.
+
+    Each frame is a compressed dataset, as in KTH's published shards.
+    """
     path = dir / "train" / "shard_0001.hdf5"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        frames, temporary = frames_of_a_walk(size), path.with_suffix(".tmp")
-        with h5py.File(temporary, "w") as file:
-            for v in range(videos):
-                file[f"len/{v}"] = length
-                for t in range(length):
-                    frame = np.roll(frames[(t + 7 * v) % len(frames)], v % size, 1)
-                    file.create_dataset(f"{v}/{t}", data=frame, compression="lzf")
-        temporary.rename(path)
+    if path.exists():
+        return path.parent
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames = frames_of_a_walk(size)
+    temporary = path.with_suffix(".tmp")
+    with h5py.File(temporary, "w") as file:
+        for v in range(videos):
+            file[f"len/{v}"] = length
+            for t in range(length):
+                # Videos differ by their first frame and by a horizontal shift.
+                frame = np.roll(frames[(t + 7 * v) % len(frames)], v % size, 1)
+                file.create_dataset(f"{v}/{t}", data=frame, compression="lzf")
+    temporary.rename(path)
     return path.parent

@@ -1,8 +1,9 @@
-"""Peak memory of long roll-outs and of training, each measured in a process of its own.
+"""Peak memory of long roll-outs and of training, each measured in its own process.
 
     python -m benchmarks.memory
 
-A roll-out of 1,000 frames shall need what one of 100 needs, and its output. A JSON line comes last.
+Except for its output, a roll-out of 1,000 frames should need as much memory as one of 100. The last
+line printed is JSON.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from models import autoencoders
 from runtime.console import UserError, progress, run_command
 from runtime.process import start
 
-VIDEOS, GIVEN = 8, 10
+# Videos per roll-out and given frames per video.
+VIDEOS = 8
+GIVEN = 10
 
 
 def roll_out(frames: int) -> dict:
-    """Peak memory, time and size of output of one roll-out of VIDEOS videos of 64 pixels."""
+    """Roll out VIDEOS videos of 64x64 pixels; return peak memory and output in bytes, and time."""
     device = start().device
     config = configs.build(
         "kth",
@@ -68,14 +71,17 @@ def roll_out(frames: int) -> dict:
 
 
 def peak_ratio(short: dict, long: dict) -> float:
-    """The long roll-out's peak over the short one's, 1 where memory does not grow with length. The
-    output lies in main memory: it is part of a CPU's peak and subtracted there; a GPU's peak does
-    not contain it."""
+    """The long roll-out's peak over the short one's: 1 if memory does not grow with length.
+
+    The output lies in main memory. On a CPU it is part of the peak, so the difference in output is
+    subtracted; a GPU's peak does not contain it.
+    """
     growth = long["output"] - short["output"] if long["device"] == "cpu" else 0
     return (long["peak"] - growth) / short["peak"]
 
 
-def alone(frames: int) -> dict:
+def roll_out_in_process(frames: int) -> dict:
+    """roll_out() in a new process, whose peak memory is that of this roll-out alone."""
     command = [sys.executable, "-m", "benchmarks.memory", "--roll_out", str(frames)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -83,8 +89,8 @@ def alone(frames: int) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def training(args: argparse.Namespace) -> list[dict]:
-    """Peak memory of updates, as they are and by the ways that save some."""
+def measure_trainings(args: argparse.Namespace) -> list[dict]:
+    """Peak memory and rate of updates: plain, accumulated, and with activation checkpointing."""
     ways = (
         {"way": "as it is"},
         {"way": "accumulate=4", "accumulate": 4},
@@ -98,75 +104,82 @@ def training(args: argparse.Namespace) -> list[dict]:
         "shard": False,
         "recompute": False,
     }
-    return [
-        {**way, **launched(argparse.Namespace(**{**usual, **way}), args.size, args.batch, 1)}
-        for way in ways
-    ]
+    found = []
+    for way in ways:
+        options = argparse.Namespace(**{**usual, **way})
+        found.append({**way, **launched(options, args.size, args.batch, 1)})
+    return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.memory", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--size", default="B", help="of the network that is trained (default B)")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument(
-        "--frames",
-        type=int,
-        nargs=2,
-        default=[100, 1000],
-        help="of the two roll-outs (default 100 1000)",
-    )
-    parser.add_argument("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
-    parser.add_argument("--roll_out", type=int, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.roll_out:
-        print(json.dumps(roll_out(args.roll_out)))
-        return
-    with progress(5, "memory", "run") as bar:
-        found = []
-        for frames in args.frames:
-            found.append(alone(frames))
-            bar.update()
-        trained = training(args)
-        bar.update(3)
-    ratio = peak_ratio(*found)
-    # Named by a worker: this process must not occupy the GPU while others are measured.
-    machine = found[0]["machine"]
-    without = "Without what the longer output adds, the" if found[0]["device"] == "cpu" else "The"
-    rows = [
+def write_markdown(args: argparse.Namespace, roll_outs: list[dict], trainings: list[dict]) -> str:
+    """The section of RESULTS.md."""
+    on_cpu = roll_outs[0]["device"] == "cpu"
+    without = "Without what the longer output adds, the" if on_cpu else "The"
+    lines = [
+        f"{VIDEOS} videos of 64 px, {roll_outs[0]['machine']}. {without} long roll-out's peak is "
+        f"**{peak_ratio(*roll_outs):.3f}** of the short one's.",
+        "",
         "| roll-out, frames | peak memory, MiB | of it the output | ms per frame |",
         "|---|---|---|---|",
     ]
-    rows += [
-        f"| {run['frames']} | {run['peak'] / 2**20:.0f} | {run['output'] / 2**20:.0f} | {run['ms_per_frame']:.1f} |"
-        for run in found
-    ]
-    rows += [
+    for run in roll_outs:
+        lines.append(
+            f"| {run['frames']} | {run['peak'] / 2**20:.0f} "
+            f"| {run['output'] / 2**20:.0f} | {run['ms_per_frame']:.1f} |"
+        )
+    lines += [
         "",
         f"| training {args.size}, batch {args.batch} | peak memory, GiB | samples/s |",
         "|---|---|---|",
     ]
-    rows += [
-        f"| {run['way']} | {run['peak_gib']:.2f} | {run['samples_per_second']:.3g} |"
-        for run in trained
-    ]
-    text = (
-        f"{VIDEOS} videos of 64 px, {machine}. {without} long roll-out's peak is "
-        f"**{ratio:.3f}** of the short one's.\n\n" + "\n".join(rows)
+    for run in trainings:
+        lines.append(f"| {run['way']} | {run['peak_gib']:.2f} | {run['samples_per_second']:.3g} |")
+    return "\n".join(lines)
+
+
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.memory", description=__doc__.splitlines()[0]
     )
+    add = parser.add_argument
+    add("--size", default="B", help="size of the network that is trained (default B)")
+    add("--batch", type=int, default=32, help="batch size of the training (default 32)")
+    add(
+        "--frames",
+        type=int,
+        nargs=2,
+        default=[100, 1000],
+        help="frames of the two roll-outs (default 100 1000)",
+    )
+    add("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
+    add("--roll_out", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    if args.roll_out:
+        print(json.dumps(roll_out(args.roll_out)))
+        return
+    with progress(5, "memory", "run") as bar:
+        roll_outs = []
+        for frames in args.frames:
+            roll_outs.append(roll_out_in_process(frames))
+            bar.update()
+        trainings = measure_trainings(args)
+        bar.update(3)
+    text = write_markdown(args, roll_outs, trainings)
     print(text, f"\ntable          {results.write('Memory', text, args.out)}")
-    print(
-        json.dumps(
-            {
-                "benchmark": "memory",
-                "machine": machine,
-                "roll_outs": found,
-                "ratio": ratio,
-                "training": trained,
-            }
-        )
-    )
+    line = {
+        "benchmark": "memory",
+        # Named by a worker: this process must not occupy the GPU while others are measured.
+        "machine": roll_outs[0]["machine"],
+        "roll_outs": roll_outs,
+        "ratio": peak_ratio(*roll_outs),
+        "training": trainings,
+    }
+    print(json.dumps(line))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
-"""Frames per second of sampling, and what they are worth.
+"""Frames per second of sampling, and the CRPS that they reach.
 
     python -m benchmarks.sample
     python -m benchmarks.sample --ckpt outputs/checkpoints/ball_stn-follmer-0/latest.pt
 
-The first times the KTH network with weights as initialised: our roll-out against the straightforward one, both with the same
-evaluations (Euler steps of the ODE, the context drawn anew at each), which is float32 and grows its history by concatenation,
-all videos at once or one after the other. The second samples test videos from a checkpoint by the predecessor's sampler,
-a hundred steps in float32, and by the checkpoint's own few-step one: frames per second, and CRPS. A JSON line comes last.
+The first command times the KTH network with weights as initialised: our roll-out against the
+straightforward one, with the same evaluations (Euler steps of the ODE, a context drawn at each).
+The straightforward roll-out computes in float32 and grows its history by concatenation, with all
+videos in one batch or one after the other.
+
+The second command samples test videos from a checkpoint, with the predecessor's sampler (a hundred
+steps in float32) and with the checkpoint's own few-step sampler, and reports frames per second and
+CRPS. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -33,17 +37,24 @@ from runtime.console import progress, run_command
 from runtime.process import start, uses_bf16
 from solvers import integrate
 
+# Given frames per video.
 GIVEN = 10
 
 
 @torch.no_grad()
 def plainly(model: Forecaster, given: Tensor, frames: int, batch: int) -> Tensor:
-    """The next `frames`, of `batch` videos at a time; latents given (B, T, C, h, w) -> pixels (B, frames, 3, H, W)."""
-    config, outputs, rng = model.config.sample, [], np.random.default_rng(0)
+    """The straightforward roll-out: the next `frames` frames, for `batch` videos at a time.
+
+    given: latents (B, T, C, h, w). Returns pixels (B, frames, 3, H, W).
+    """
+    config = model.config.sample
+    rng = np.random.default_rng(0)
+    outputs = []
     for history in given.split(batch):
         for t in range(history.shape[1], history.shape[1] + frames):
             reference = history[:, -1]
 
+            # Default arguments bind the values of this iteration.
             def field(
                 x: Tensor,
                 s: Tensor,
@@ -53,13 +64,8 @@ def plainly(model: Forecaster, given: Tensor, frames: int, batch: int) -> Tensor
             ) -> Tensor:
                 place = int(rng.integers(t - 1))
                 gap = torch.full((len(x),), t - 1.0 - place, device=x.device)
-                return model.net(
-                    model.interpolant.network_input(x, s, reference),
-                    s,
-                    reference,
-                    history[:, place],
-                    gap,
-                )
+                x = model.interpolant.network_input(x, s, reference)
+                return model.net(x, s, reference, history[:, place], gap)
 
             frame = integrate(
                 field,
@@ -76,7 +82,7 @@ def plainly(model: Forecaster, given: Tensor, frames: int, batch: int) -> Tensor
 
 @torch.no_grad()
 def ours(model: Forecaster, given: Tensor, frames: int) -> list[np.ndarray]:
-    """As Forecaster.forecast does it once the given frames are encoded."""
+    """The roll-out of Forecaster.forecast after encoding: uint8 frames, one array per time."""
     future = model.roll_out(given, frames, ("benchmark",))
     return [sample.data.to_frames(model.to_pixels(future[:, k])) for k in range(frames)]
 
@@ -84,7 +90,7 @@ def ours(model: Forecaster, given: Tensor, frames: int) -> list[np.ndarray]:
 def kth(
     args: argparse.Namespace, device: torch.device, precision: str, compiled: str
 ) -> Forecaster:
-    """Weights as initialised, the same for every precision."""
+    """KTH's model with initial weights, which are the same for every precision."""
     config = configs.build(
         "kth",
         {
@@ -103,13 +109,11 @@ def kth(
 
 
 def same_evaluations(args: argparse.Namespace, device: torch.device) -> tuple[str, dict]:
-    given = torch.randn(args.videos, GIVEN, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(
-        device
-    )
-    plain, fast = (
-        kth(args, device, "float32", "off"),
-        kth(args, device, args.precision, args.compile),
-    )
+    """Time the roll-outs with the same evaluations; return (Markdown, numbers)."""
+    noise = torch.Generator().manual_seed(0)
+    given = torch.randn(args.videos, GIVEN, 4, 8, 8, generator=noise).to(device)
+    plain = kth(args, device, "float32", "off")
+    fast = kth(args, device, args.precision, args.compile)
     ways = {
         "straightforward, one by one": lambda: plainly(plain, given, args.frames, 1),
         "straightforward, all at once": lambda: plainly(plain, given, args.frames, args.videos),
@@ -120,69 +124,81 @@ def same_evaluations(args: argparse.Namespace, device: torch.device) -> tuple[st
         # One roll-out per block: its frames end in main memory, so it waits for the GPU anyway.
         taken = measure.seconds(work, device, args.repeats, calls=1)
         rates[name] = args.videos * args.frames / taken
-    rows = ["| way | frames/s | ours is so many times as fast |", "|---|---|---|"]
-    rows += [
-        f"| {name} | {rate:.3g} | {rates['ours'] / rate:.2f} |" for name, rate in rates.items()
+
+    lines = [
+        f"KTH's network ({args.size}), {args.videos} videos, {args.frames} frames of {args.steps} "
+        "evaluations each, all decoded.",
+        "",
+        "| way | frames/s | ours is so many times as fast |",
+        "|---|---|---|",
     ]
-    text = (
-        f"KTH's network ({args.size}), {args.videos} videos, {args.frames} frames of {args.steps} evaluations each, all "
-        "decoded.\n\n" + "\n".join(rows)
-    )
-    return text, {
-        "frames_per_second": rates,
-        "ratio": rates["ours"] / rates["straightforward, all at once"],
+    for name, rate in rates.items():
+        lines.append(f"| {name} | {rate:.3g} | {rates['ours'] / rate:.2f} |")
+    ratio = rates["ours"] / rates["straightforward, all at once"]
+    return "\n".join(lines), {"frames_per_second": rates, "ratio": ratio}
+
+
+# The predecessor's sampler, apart from solver and diffusion.
+HUNDRED_STEPS = {
+    "sample.steps": 100,
+    "sample.redraw": "frame",
+    "sample.reencode": False,
+    "sample.grid": "uniform",
+    "train.precision": "float32",
+}
+
+
+def predecessor_solver(args: argparse.Namespace, device: torch.device, usual: dict) -> dict:
+    """Euler for an interpolant that starts from noise, else Euler-Maruyama with g = sigma."""
+    model, _ = load_forecaster(args.ckpt, device, usual)
+    if model.interpolant.from_reference:
+        return {"sample.solver": "em", "sample.diffusion": "sigma"}
+    return {"sample.solver": "euler", "sample.diffusion": "0"}
+
+
+def time_sampler(args: argparse.Namespace, device: torch.device, overrides: dict) -> dict:
+    """Sample the test videos: frames per second, and CRPS over that of repeating the last frame."""
+    model, _ = load_forecaster(args.ckpt, device, overrides)
+    began = time.perf_counter()
+    truth, samples, _ = sample.forecast_split(model)
+    measure.synchronize(device)
+    rate = samples[..., 0, 0, 0].size / (time.perf_counter() - began)
+    return {
+        "frames_per_second": rate,
+        "crps_ratio": sample.score(truth, samples)["ratio_to_repeat_last"]["crps"]["all"],
+        "solver": model.config.sample.solver,
+        "steps": model.config.sample.steps,
     }
 
 
 def at_equal_crps(args: argparse.Namespace, device: torch.device) -> tuple[str, dict]:
-    """The checkpoint's own sampler beside a hundred steps of Euler-Maruyama (or Euler, from noise) in float32."""
-    found = {}
+    """Time the checkpoint's own sampler against a hundred steps; return (Markdown, numbers)."""
     usual = {"sample.num_videos": args.videos, "sample.num_samples": 4}
-    hundred = {
-        "sample.steps": 100,
-        "sample.redraw": "frame",
-        "sample.reencode": False,
-        "sample.grid": "uniform",
-        "train.precision": "float32",
+    hundred = {**usual, **HUNDRED_STEPS, **predecessor_solver(args, device, usual)}
+    own = {**usual, "train.precision": args.precision, "sample.compile": args.compile}
+    found = {
+        # A batch of 4 is the 4 futures of one video.
+        "one video at a time": time_sampler(args, device, {**hundred, "sample.batch": 4}),
+        "all at once": time_sampler(args, device, hundred),
+        "own": time_sampler(args, device, own),
     }
-    own = {"train.precision": args.precision, "sample.compile": args.compile}
-    for name, options in (
-        ("one video at a time", {**hundred, "sample.batch": 4}),
-        ("all at once", hundred),
-        ("own", own),
-    ):
-        model, _ = load_forecaster(args.ckpt, device, usual)
-        from_noise = not model.interpolant.from_reference
-        solver = {
-            "sample.solver": "euler" if from_noise else "em",
-            "sample.diffusion": "0" if from_noise else "sigma",
-        }
-        model, _ = load_forecaster(
-            args.ckpt, device, {**usual, **options, **(solver if name != "own" else {})}
-        )
-        began = time.perf_counter()
-        truth, samples, _ = sample.forecast_split(model)
-        measure.synchronize(device)
-        rate = samples[..., 0, 0, 0].size / (time.perf_counter() - began)
-        crps = sample.score(truth, samples)["ratio_to_repeat_last"]["crps"]["all"]
-        found[name] = {
-            "frames_per_second": rate,
-            "crps_ratio": crps,
-            "solver": model.config.sample.solver,
-            "steps": model.config.sample.steps,
-        }
+
     rates = {name: row["frames_per_second"] for name, row in found.items()}
     ratio = rates["own"] / rates["one video at a time"]
-    rows = ["| sampler | frames/s | CRPS / repeating the last frame |", "|---|---|---|"]
-    rows += [
-        f"| {row['solver']}, {row['steps']} steps ({name}) | {row['frames_per_second']:.4g} | {row['crps_ratio']:.3f} |"
-        for name, row in found.items()
+    lines = [
+        f"{args.ckpt.name} of {args.ckpt.parent.name}, {args.videos} videos x 4 futures: "
+        f"**{ratio:.1f} times** the rate of the hundred steps one video at a time, "
+        f"{rates['own'] / rates['all at once']:.1f} times that of all at once.",
+        "",
+        "| sampler | frames/s | CRPS / repeating the last frame |",
+        "|---|---|---|",
     ]
-    text = (
-        f"{args.ckpt.name} of {args.ckpt.parent.name}, {args.videos} videos x 4 futures: **{ratio:.1f} times** the rate of "
-        f"the hundred steps one video at a time, {rates['own'] / rates['all at once']:.1f} times that of all at once.\n\n"
-    )
-    return text + "\n".join(rows), {"samplers": found, "ratio": ratio}
+    for name, row in found.items():
+        lines.append(
+            f"| {row['solver']}, {row['steps']} steps ({name}) "
+            f"| {row['frames_per_second']:.4g} | {row['crps_ratio']:.3f} |"
+        )
+    return "\n".join(lines), {"samplers": found, "ratio": ratio}
 
 
 def main() -> None:
@@ -190,10 +206,10 @@ def main() -> None:
         prog="python -m benchmarks.sample", description=__doc__.splitlines()[0]
     )
     add = parser.add_argument
-    add("--ckpt", type=Path, help="a trained checkpoint of main.py; without it, speed alone")
-    add("--size", default="B", help=f"of {', '.join(configs.SIZES)} (default B, the published one)")
-    add("--videos", type=int, default=16, help="(default 16)")
-    add("--frames", type=int, default=4, help="forecast (default 4)")
+    add("--ckpt", type=Path, help="checkpoint of main.py; without it only speed is measured")
+    add("--size", default="B", help=f"{', '.join(configs.SIZES)} (default B, as published)")
+    add("--videos", type=int, default=16, help="videos (default 16)")
+    add("--frames", type=int, default=4, help="frames to forecast (default 4)")
     add("--steps", type=int, default=4, help="evaluations per frame (default 4)")
     add("--precision", default="auto", help="auto, bf16 or float32")
     add("--compile", default="off", help=", ".join(configs.COMPILE))
@@ -202,11 +218,11 @@ def main() -> None:
     args = parser.parse_args()
     device = start().device
     with progress(1, "sample", "run") as bar:
-        text, line = (at_equal_crps if args.ckpt else same_evaluations)(args, device)
+        benchmark = at_equal_crps if args.ckpt else same_evaluations
+        text, line = benchmark(args, device)
         bar.update()
-    text = (
-        f"{results.machine()}, {'bf16' if uses_bf16(args.precision, device) else 'float32'}. {text}"
-    )
+    precision = "bf16" if uses_bf16(args.precision, device) else "float32"
+    text = f"{results.machine()}, {precision}. {text}"
     section = "Sampling, at equal CRPS" if args.ckpt else "Sampling, the same evaluations"
     print(text, f"\ntable          {results.write(section, text, args.out)}")
     print(json.dumps({"benchmark": "sample", "machine": results.machine(), **line}))

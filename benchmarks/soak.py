@@ -1,9 +1,10 @@
-"""Training under a killer: SIGKILL or SIGTERM at random moments, started again each time, and at the end compared, bit for bit,
-with a run that nobody disturbed.
+"""Training that is killed and resumed many times equals an undisturbed run bit for bit.
 
     python benchmarks/soak.py --kills 20 --seed 1
 
-Ends with "identical", or names what differs and exits with 1.
+The command ends a run at random moments by SIGKILL or SIGTERM, starts it again each time, and
+compares its last checkpoint with that of an undisturbed run. It prints "identical", or names what
+differs and exits with 1.
 """
 
 from __future__ import annotations
@@ -21,16 +22,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+ROOT = Path(__file__).resolve().parent.parent
+# Run by path, Python puts benchmarks/ on sys.path; the imports below need the repository's root.
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import results
 from runtime import checkpoints
 from runtime.console import Failure, progress, run_command
-
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))  # run as a file, it finds its neighbours too
-
-# noqa: E402
-from benchmarks import results  # noqa: E402
-
-# noqa: E402
 
 SETTINGS = [
     "data.stream=4000",
@@ -51,109 +49,129 @@ SETTINGS = [
 
 
 def start(folder: Path, settings: list[str]) -> subprocess.Popen:
-    command = [sys.executable, str(HERE.parent / "main.py"), "--set", *SETTINGS, *settings]
+    """Start main.py in `folder`; its output is appended to folder/log."""
+    command = [sys.executable, str(ROOT / "main.py"), "--set", *SETTINGS, *settings]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(folder / "log", "a") as log:
-        return subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=env)
 
 
-def checkpoint(folder: Path) -> dict | None:
+def load_last(folder: Path) -> dict | None:
+    """The latest checkpoint of the run in `folder`, if it has one."""
     dir = folder / "outputs/checkpoints/ball_stn-follmer-0"
     return checkpoints.load_latest(dir) if dir.exists() else None
 
 
-def disturbed(
+def kill_at_random(process: subprocess.Popen, rng: np.random.Generator) -> signal.Signals | None:
+    """Kill the process after 0.5 to 12 seconds; return the signal, or None if it ended before."""
+    wait = rng.uniform(0.5, 12)
+    try:
+        process.wait(wait)
+        return None
+    except subprocess.TimeoutExpired:
+        number = signal.SIGTERM if rng.random() < 0.5 else signal.SIGKILL
+        process.send_signal(number)
+        process.wait(120)
+        return number
+
+
+def run_disturbed(
     folder: Path, settings: list[str], kills: int, rng: np.random.Generator
 ) -> list[dict]:
-    """The run, ended `kills` times before its time; -> a row for each end."""
+    """Start the run and kill it, `kills` times; return {"signal", "saved": updates} per kill."""
     rows = []
     with progress(kills, "kill", "kill") as bar:
         while len(rows) < kills:
             process = start(folder, settings)
-            wait = rng.uniform(0.5, 12)
-            try:
-                code = process.wait(wait)
+            number = kill_at_random(process, rng)
+            if number is None:
                 raise Failure(
-                    f"the run ended by itself (exit code {code}) after {len(rows)} of {kills} kills: "
-                    f"{last_line(folder)}; it failed, or wants a larger --steps"
+                    f"the run ended by itself (exit code {process.returncode}) after {len(rows)} "
+                    f"of {kills} kills: {last_line(folder)}; it failed, or needs a larger --steps"
                 )
-            except subprocess.TimeoutExpired:
-                number = signal.SIGTERM if rng.random() < 0.5 else signal.SIGKILL
-                process.send_signal(number)
-                process.wait(120)
-            state = checkpoint(folder)
+            state = load_last(folder)
             rows.append({"signal": number.name, "saved": state["step"] if state else 0})
             bar.update()
             bar.set_postfix_str(f"{rows[-1]['saved']} updates saved")
     return rows
 
 
-def finished(folder: Path, settings: list[str]) -> dict:
+def run_to_end(folder: Path, settings: list[str]) -> dict:
+    """Run, or resume, until the training is complete; return the last checkpoint."""
     code = start(folder, settings).wait()
     if code:
         raise Failure(f"the run ended with exit code {code}: {last_line(folder)}")
-    return checkpoint(folder)
+    return load_last(folder)
 
 
 def last_line(folder: Path) -> str:
     return (folder / "log").read_text(errors="replace").strip().splitlines()[-1]
 
 
-def flat(state: object, name: str = "") -> Iterator[tuple[str, object]]:
-    """(name, value) of everything in a checkpoint."""
-    pairs = (
-        state.items()
-        if isinstance(state, dict)
-        else enumerate(state)
-        if isinstance(state, (list, tuple))
-        else None
-    )
-    if pairs is None:
+def flatten(state: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """(name, value) of every leaf of nested dictionaries, lists and tuples."""
+    if isinstance(state, dict):
+        pairs = state.items()
+    elif isinstance(state, (list, tuple)):
+        pairs = enumerate(state)
+    else:
         yield name, state
         return
     for key, value in pairs:
-        yield from flat(value, f"{name}.{key}")
+        yield from flatten(value, f"{name}.{key}")
+
+
+def equal(x: object, y: object) -> bool:
+    return torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
 
 
 def differences(a: dict, b: dict) -> list[str]:
-    """Names of what differs in two checkpoints."""
-    a, b = dict(flat(a)), dict(flat(b))
-    same = lambda x, y: torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y  # noqa: E731
-    return sorted(a.keys() ^ b.keys()) + [
-        name for name in a.keys() & b.keys() if not same(a[name], b[name])
-    ]
+    """Names of the leaves that differ in two checkpoints, or that only one of them has."""
+    a = dict(flatten(a))
+    b = dict(flatten(b))
+    changed = [name for name in a.keys() & b.keys() if not equal(a[name], b[name])]
+    return sorted(a.keys() ^ b.keys()) + changed
 
 
-def main() -> int:
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python benchmarks/soak.py", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=1, help="of the moments and the signals")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--kills", type=int, default=20, help="number of kills (default 20)")
+    add("--seed", type=int, default=1, help="seed of the moments and the signals (default 1)")
+    add(
         "--steps",
         type=int,
         default=6000,
-        help="updates of the run; more than the kills leave time for",
+        help="updates of the run, more than it reaches between the kills (default 6000)",
     )
-    parser.add_argument("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
-    args = parser.parse_args()
-    settings, began = [f"train.steps={args.steps}"], time.monotonic()
+    add("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse()
+    settings = [f"train.steps={args.steps}"]
+    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch:
-        hunted, calm = Path(scratch) / "hunted", Path(scratch) / "calm"
+        hunted = Path(scratch) / "hunted"
+        calm = Path(scratch) / "calm"
         hunted.mkdir()
         calm.mkdir()
-        rows = disturbed(hunted, settings, args.kills, np.random.default_rng(args.seed))
-        found = differences(finished(hunted, settings), finished(calm, settings))
+        rows = run_disturbed(hunted, settings, args.kills, np.random.default_rng(args.seed))
+        found = differences(run_to_end(hunted, settings), run_to_end(calm, settings))
+
     counts = {name: sum(row["signal"] == name for row in rows) for name in ("SIGKILL", "SIGTERM")}
     early = sum(row["saved"] == 0 for row in rows)
-    verdict = "identical" if not found else f"different: {', '.join(found[:5])}"
+    verdict = f"different: {', '.join(found[:5])}" if found else "identical"
     text = (
-        f"{args.steps} updates, killed {args.kills} times at random moments ({counts['SIGKILL']} SIGKILL, "
-        f"{counts['SIGTERM']} SIGTERM; {early} of them before the first checkpoint), seed {args.seed}, "
-        f"{time.monotonic() - began:.0f} s in all. {results.machine()}. Its last "
-        f"checkpoint, against that of an undisturbed run: **{verdict}**."
+        f"{args.steps} updates, killed {args.kills} times at random moments "
+        f"({counts['SIGKILL']} SIGKILL, {counts['SIGTERM']} SIGTERM; {early} of them before the "
+        f"first checkpoint), seed {args.seed}, {time.monotonic() - began:.0f} s in all. "
+        f"{results.machine()}. Its last checkpoint, against that of an undisturbed run: "
+        f"**{verdict}**."
     )
     results.write("Soak: training under a killer", text, args.out)
     print(text.replace("**", ""), verdict, sep="\n")

@@ -307,8 +307,8 @@ def report_memory(args: argparse.Namespace) -> str:
         f"Made by `{command()}` ({laps}).",
         "",
         f"**Resident memory at its peak: {clock.peaks[-1][1]:.2f} GB** (so far: {peaks}; files "
-        f"that are mapped count). Windows of {config.data.clip} frames, read by one process from the "
-        "disk, or what the system keeps of it:",
+        f"that are mapped count). Windows of {config.data.clip} frames, read by one process from "
+        "the disk, or what the system keeps of it:",
         "",
         "| what | windows a second | a second on a core |",
         "| --- | --- | --- |",

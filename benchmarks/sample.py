@@ -28,6 +28,7 @@ from torch import Tensor
 import configs
 import sample
 import vqvae
+from batches.batch import to_frames
 from benchmarks import measure, results
 from configs import Latent
 from forecaster import Forecaster, build_net
@@ -84,7 +85,7 @@ def plainly(model: Forecaster, given: Tensor, frames: int, batch: int) -> Tensor
 def ours(model: Forecaster, given: Tensor, frames: int) -> list[np.ndarray]:
     """The roll-out of Forecaster.forecast after encoding: uint8 frames, one array per time."""
     future = model.roll_out(given, frames, ("benchmark",))
-    return [sample.data.to_frames(model.to_pixels(future[:, k])) for k in range(frames)]
+    return [to_frames(model.to_pixels(future[:, k])) for k in range(frames)]
 
 
 def kth(

@@ -1,18 +1,20 @@
-"""Milliseconds per training sample of the KTH model, beside the machine's matrix rate.
+"""Time per training sample of the KTH model, beside the machine's matrix rate.
 
     python -m benchmarks.train_step --baseline
     python -m benchmarks.train_step --sizes S B --batches 8 32 --processes 1 2
 
-A step here is what train.py does: a batch gathered from cached latents, the update, the running average. --baseline measures,
-in the same run, the straightforward way: clips of 40 frames read from a dataset per frame, of which three are encoded in
-float32, then the update in float32, the optimizer as it comes, averages weight by weight, the loss read at every step (on
-GPUs float32 means TF32, here as everywhere). A JSON line comes last.
+A step is that of train.py: a batch gathered from cached latents, the update, and the running
+average. --baseline also measures the straightforward way in the same run: clips of 40 frames are
+read, one dataset per frame; three frames of each are encoded in float32; the update is in float32
+with PyTorch's default optimizer; weights are averaged one by one; the loss is read at every step.
+On GPUs float32 means TF32, here as everywhere. The last line printed is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -38,10 +40,13 @@ from runtime.console import UserError, progress, run_command
 from runtime.process import Process, generator, start, uses_bf16
 from shards import Shards, write_packed
 
-SHAPE, CLIP_LENGTH = (4, 8, 8), 40
+# Shape of a latent, and frames per clip of the straightforward way.
+SHAPE = (4, 8, 8)
+CLIP_LENGTH = 40
 
 
 def setting(args: argparse.Namespace, size: str, batch: int, **more) -> Config:
+    """The config of a training of KTH's model with latents of zero mean and unit deviation."""
     options = {
         "model.size": size,
         "train.batch_size": batch,
@@ -57,7 +62,7 @@ def setting(args: argparse.Namespace, size: str, batch: int, **more) -> Config:
 
 
 def flops(config: Config) -> int:
-    """Floating-point operations of the network for one sample, there and back (thrice the way there)."""
+    """Floating-point operations for one sample, forward and backward (thrice the forward pass)."""
     with torch.device("meta"):
         net = build_net(config, torch.device("meta")).eval()
         x, one = torch.empty(1, *SHAPE), torch.ones(1)
@@ -66,13 +71,14 @@ def flops(config: Config) -> int:
     return 3 * counter.get_total_flops()
 
 
-# --------------------------------------------------------------------------------------------------------------- two ways
+# ------------------------------------------------------------------------------------ the two ways
 def ours(config: Config, dir: Path, process: Process, repeats: int) -> float:
-    """Seconds of a step of the training loop."""
+    """Seconds per step of the training loop."""
     source = LatentTriples(config, dir, process.device, process.rank, process.world)
     learner = train.begin(config, process, dir, None)
     forecaster = Forecaster(config, None, None, process.device)
-    losses, steps = [], iter(range(10**9))
+    losses = []
+    steps = itertools.count()
 
     def step() -> None:
         k = next(steps)
@@ -87,13 +93,15 @@ def ours(config: Config, dir: Path, process: Process, repeats: int) -> float:
 
     taken = measure.seconds(step, process.device, repeats, warmup=2)
     if not torch.stack(losses).isfinite().all():
-        raise UserError("a loss that is not finite: what was measured is no training")
+        raise UserError("a loss is not finite, so the measured times are not those of a training")
     return taken
 
 
 def plainly(config: Config, dir: Path, device: torch.device, repeats: int) -> dict[str, float]:
-    """Seconds of each part of a step of the straightforward way."""
-    shards, rng, n = Shards(dir), np.random.default_rng(0), config.train.batch_size
+    """Seconds per part of a step of the straightforward way."""
+    shards = Shards(dir)
+    rng = np.random.default_rng(0)
+    n = config.train.batch_size
     encode = autoencoders.build("taming_f8_small").to(device).eval().requires_grad_(False).encode
     forecaster = Forecaster(config, None, None, device)
     net = build_net(config, device)
@@ -102,13 +110,12 @@ def plainly(config: Config, dir: Path, device: torch.device, repeats: int) -> di
 
     def read() -> torch.Tensor:
         windows = draw_windows(shards.lengths, CLIP_LENGTH, 0, n, rng)
-        clips = [
-            shards.read(v, start + np.arange(CLIP_LENGTH))
-            for v, start in zip(windows.video, windows.start)
-        ]
+        clips = []
+        for video, first in zip(windows.video, windows.start):
+            clips.append(shards.read(video, first + np.arange(CLIP_LENGTH)))
         return to_pixels(np.stack(clips), device)
 
-    def encoded(clips: torch.Tensor) -> torch.Tensor:
+    def encode_triples(clips: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             return encode(clips[:, :3].flatten(0, 1).contiguous()).unflatten(0, (-1, 3))
 
@@ -128,30 +135,26 @@ def plainly(config: Config, dir: Path, device: torch.device, repeats: int) -> di
         loss.item()
 
     clips = read()
-    z = encoded(clips)
+    z = encode_triples(clips)
     return {
         "read": measure.seconds(read, device, repeats),
-        "encode": measure.seconds(lambda: encoded(clips), device, repeats),
+        "encode": measure.seconds(lambda: encode_triples(clips), device, repeats),
         "update": measure.seconds(lambda: update(z), device, repeats),
     }
 
 
-# ----------------------------------------------------------------------------------------------------------------- the runs
+# ---------------------------------------------------------------------------------------- the runs
 def latents(dir: Path) -> Path:
-    """A latent shard of 20,000 frames in videos of 100."""
+    """Write a shard of random latents: 200 videos of 100 frames; return its folder."""
     rows = np.random.default_rng(0).standard_normal((20_000, *SHAPE)).astype(np.float16)
-    write_packed(
-        dir / "shard_0001.hdf5",
-        "latents",
-        rows,
-        np.full(200, 100),
-        {"continues": False, "fps": 25.0},
-    )
+    lengths = np.full(200, 100)
+    attributes = {"continues": False, "fps": 25.0}
+    write_packed(dir / "shard_0001.hdf5", "latents", rows, lengths, attributes)
     return dir
 
 
 def machine(args: argparse.Namespace, device: torch.device) -> dict:
-    """The machine's name, the precision, and the rates of matrix products."""
+    """The machine, the precision, and the matrix rates in FLOP/s."""
     return {
         "machine": results.machine(),
         "precision": "bf16" if uses_bf16(args.precision, device) else "float32",
@@ -161,7 +164,7 @@ def machine(args: argparse.Namespace, device: torch.device) -> dict:
 
 
 def baseline(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
-    """Seconds of each part of a step of the straightforward way, of the first size."""
+    """Seconds per part of a step of the straightforward way, with the first size."""
     options = {"train.precision": "float32", "train.compile": "off"}
     config = setting(args, args.sizes[0], args.baseline_batch, **options)
     with tempfile.TemporaryDirectory() as folder:
@@ -169,7 +172,7 @@ def baseline(args: argparse.Namespace, device: torch.device) -> dict[str, float]
 
 
 def worker(args: argparse.Namespace, process: Process) -> dict:
-    """One size and batch, as all processes that torchrun has started do it together."""
+    """Measure one size and batch; every process that torchrun started calls this."""
     with tempfile.TemporaryDirectory() as folder:
         config = setting(args, args.sizes[0], args.batches[0] * process.world)
         taken = ours(config, latents(Path(folder)), process, args.repeats)
@@ -184,83 +187,96 @@ def worker(args: argparse.Namespace, process: Process) -> dict:
     }
 
 
+def last_json(stdout: str) -> dict:
+    """The last line that a process printed."""
+    return json.loads(stdout.strip().splitlines()[-1])
+
+
 def launched(args: argparse.Namespace, size: str, batch: int, processes: int) -> dict:
-    """`worker` in new processes, so that each begins with an empty memory."""
-    flags = [
-        f"--{name}={getattr(args, name)}"
-        for name in ("precision", "compile", "repeats", "accumulate")
-    ]
-    flags += [f"--{name}" for name in ("shard", "recompute") if getattr(args, name)]
+    """Run `worker` in new processes, so that each starts with an empty memory."""
+    torchrun = "torch.distributed.run --standalone"
+    command = [sys.executable, "-m", *torchrun.split(), f"--nproc_per_node={processes}"]
+    command += ["-m", "benchmarks.train_step", "--worker", "--sizes", size, "--batches", str(batch)]
+    for name in ("precision", "compile", "repeats", "accumulate"):
+        command.append(f"--{name}={getattr(args, name)}")
+    for name in ("shard", "recompute"):
+        if getattr(args, name):
+            command.append(f"--{name}")
     threads = str(max(1, torch.get_num_threads() // processes))
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={processes}",
-            "-m",
-            "benchmarks.train_step",
-            "--worker",
-            "--sizes",
-            size,
-            "--batches",
-            str(batch),
-            *flags,
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": threads},
-    )
+    env = {**os.environ, "OMP_NUM_THREADS": threads}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env)
     if done.returncode:
         raise UserError(
-            f"size {size}, batch {batch}, {processes} processes: ended with {done.returncode}, see above"
+            f"size {size}, batch {batch}, {processes} processes: "
+            f"ended with {done.returncode}, see above"
         )
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return last_json(done.stdout)
 
 
-def alone(args: argparse.Namespace, part: str) -> dict:
-    """`machine` or `baseline` in a new process: a CUDA context in this one would occupy the GPU
-    while the runs are measured."""
+def run_alone(args: argparse.Namespace, part: str) -> dict:
+    """Run `machine` or `baseline` in a new process.
+
+    A CUDA context in this process would occupy the GPU while the runs are measured.
+    """
     command = [sys.executable, "-m", "benchmarks.train_step", "--part", part]
     command += ["--sizes", args.sizes[0], "--precision", args.precision]
     command += [f"--repeats={args.repeats}", f"--baseline_batch={args.baseline_batch}"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise UserError(f"measuring the {part} ended with {done.returncode}, see above")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return last_json(done.stdout)
 
 
 def compared(args: argparse.Namespace, line: dict, parts: dict[str, float]) -> list[str]:
-    """The baseline's rows of the table; notes the ratio in `line`."""
+    """Return the paragraph on the baseline; add its numbers to `line`."""
     each = {name: 1e3 * value / args.baseline_batch for name, value in parts.items()}
+    total = sum(each.values())
     own = 1e3 / line["runs"][0]["samples_per_second"]
     line.update(
-        baseline_ms_per_sample={**each, "all": sum(each.values())},
+        baseline_ms_per_sample={**each, "all": total},
         ms_per_sample=own,
-        ratio=sum(each.values()) / own,
+        ratio=total / own,
         ratio_of_updates=each["update"] / own,
     )
     named = ", ".join(f"{name} {value:.3g}" for name, value in each.items())
     return [
         "",
-        f"The straightforward way, {args.sizes[0]}, batch {args.baseline_batch}, float32: {sum(each.values()):.4g} ms "
-        f"per sample ({named}); ours {own:.4g} ms: **{line['ratio']:.2f} times as fast**, the update alone "
+        f"The straightforward way, {args.sizes[0]}, batch {args.baseline_batch}, float32: "
+        f"{total:.4g} ms per sample ({named}); ours {own:.4g} ms: "
+        f"**{line['ratio']:.2f} times as fast**, the update alone "
         f"{line['ratio_of_updates']:.2f} times.",
     ]
 
 
+def measure_runs(args: argparse.Namespace, line: dict) -> list[str]:
+    """Measure every size, batch and number of processes; return the table, add runs to `line`."""
+    columns = ["size", "batch", "processes", "samples/s", "TFLOP/s"]
+    columns += ["of the bf16 matmul", "peak memory, GiB"]
+    rows = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    combinations = list(itertools.product(args.sizes, args.batches, args.processes))
+    with progress(len(combinations), "train_step", "run") as bar:
+        for size, batch, n in combinations:
+            run = launched(args, size, batch, n)
+            run["fraction_of_matmul"] = run["flop_per_second"] / line["matmul_bf16"]
+            line["runs"].append(run)
+            rows.append(
+                f"| {size} | {batch} | {n} | {run['samples_per_second']:.4g} "
+                f"| {run['flop_per_second'] / 1e12:.3g} | {run['fraction_of_matmul']:.0%} "
+                f"| {run['peak_gib']:.2f} |"
+            )
+            bar.update()
+    return rows
+
+
+# ------------------------------------------------------------------------------------- the command
 def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.train_step", description=__doc__.splitlines()[0]
     )
     add = parser.add_argument
-    add(
-        "--sizes",
-        nargs="+",
-        default=["B"],
-        help=f"of {', '.join(configs.SIZES)} (default B, the published one)",
-    )
+    sizes = ", ".join(configs.SIZES)
+    add("--sizes", nargs="+", default=["B"], help=f"{sizes} (default B, as published)")
     add(
         "--batches",
         nargs="+",
@@ -268,59 +284,44 @@ def parse() -> argparse.Namespace:
         default=[32],
         help="samples per update and process (default 32)",
     )
-    add("--processes", nargs="+", type=int, default=[1], help="how many train together (default 1)")
+    add("--processes", nargs="+", type=int, default=[1], help="data-parallel processes (default 1)")
     add("--repeats", type=int, default=5, help="timed steps, on a GPU blocks of ten (default 5)")
     add("--precision", default="auto", help="auto, bf16 or float32")
     add("--compile", default="auto", help=", ".join(configs.COMPILE))
     add("--accumulate", type=int, default=1, help="parts of a batch")
     add("--shard", action="store_true", help="split the weights over the processes (FSDP2)")
     add("--recompute", action="store_true", help="activation checkpointing")
-    add(
-        "--baseline",
-        action="store_true",
-        help="measure the straightforward way, too (of the first size)",
-    )
-    add("--baseline_batch", type=int, default=8)
+    add("--baseline", action="store_true", help="also measure the straightforward way (first size)")
+    add("--baseline_batch", type=int, default=8, help="batch size of the straightforward way")
     add("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
     add("--worker", action="store_true", help=argparse.SUPPRESS)
     add("--part", choices=("machine", "baseline"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
+def run_worker(args: argparse.Namespace) -> None:
+    """Print the measurement of `worker` in the first process."""
+    process = start()
+    found = worker(args, process)
+    if process.first:
+        print(json.dumps(found))
+    process.close()
+
+
 def main() -> None:
     args = parse()
     if args.worker:
-        process = start()
-        found = worker(args, process)
-        if process.first:
-            print(json.dumps(found))
-        process.close()
+        run_worker(args)
         return
     if args.part:
         measured = machine if args.part == "machine" else baseline
         print(json.dumps(measured(args, start().device)))
         return
-    line = {"benchmark": "train_step", **alone(args, "machine"), "runs": []}
-    rows = [
-        "| size | batch | processes | samples/s | TFLOP/s | of the bf16 matmul | peak memory, GiB |",
-        "|" + "---|" * 7,
-    ]
-    asked = [
-        (size, batch, n) for size in args.sizes for batch in args.batches for n in args.processes
-    ]
-    with progress(len(asked), "train_step", "run") as bar:
-        for size, batch, n in asked:
-            run = launched(args, size, batch, n)
-            run["fraction_of_matmul"] = run["flop_per_second"] / line["matmul_bf16"]
-            line["runs"].append(run)
-            rows.append(
-                f"| {size} | {batch} | {n} | {run['samples_per_second']:.4g} | {run['flop_per_second'] / 1e12:.3g} | "
-                f"{run['fraction_of_matmul']:.0%} | {run['peak_gib']:.2f} |"
-            )
-            bar.update()
+    line = {"benchmark": "train_step", **run_alone(args, "machine"), "runs": []}
+    rows = measure_runs(args, line)
     line["fraction_of_matmul"] = line["runs"][0]["fraction_of_matmul"]
     if args.baseline:
-        rows += compared(args, line, alone(args, "baseline"))
+        rows += compared(args, line, run_alone(args, "baseline"))
     text = (
         f"{line['machine']}, {line['precision']}. A large matrix product runs at "
         f"{line['matmul_bf16'] / 1e12:.3g} TFLOP/s in bf16, "

@@ -1,4 +1,4 @@
-"""The benchmarks of speed, tiny: they run, measure what they say, and write their tables."""
+"""The benchmarks of speed at tiny sizes: they run, measure what they state, write their tables."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Size S is a network of a few thousand weights."""
+    """Arguments of a benchmark; size S is replaced by a network of a few thousand weights."""
     monkeypatch.setitem(
         configs.SIZES, "S", {"name": "uvit", "width": 16, "depth": 1, "mid_depth": 1, "heads": 2}
     )
@@ -64,7 +64,7 @@ def test_on_a_cpu_a_block_is_one_call():
 
 
 def test_flops_are_those_of_the_layers(tiny):
-    """Thrice 2 per weight and token of the linear layers, plus attention, which is small."""
+    """Three times 2 per weight and token of the linear layers, plus a little for attention."""
     config = train_step.setting(argparse.Namespace(**{**vars(tiny), "size": "B"}), "B", 1)
     tokens, weights = 65, 13 * 12 * 768**2 + 4 * 2 * 768**2
     assert 1.0 < train_step.flops(config) / (6 * tokens * weights) < 1.05
@@ -76,14 +76,10 @@ def test_a_training_step_is_timed_beside_the_straightforward_one(tiny):
     line = {"runs": [run]}
     text = "\n".join(train_step.compared(tiny, line, train_step.baseline(tiny, CPU)))
     each = line["baseline_ms_per_sample"]
-    assert (
-        each["all"] == pytest.approx(each["read"] + each["encode"] + each["update"])
-        and min(each.values()) > 0
-    )
-    assert (
-        line["ratio"] == pytest.approx(each["all"] * run["samples_per_second"] / 1e3)
-        and f"{line['ratio']:.2f}" in text
-    )
+    assert each["all"] == pytest.approx(each["read"] + each["encode"] + each["update"])
+    assert min(each.values()) > 0
+    assert line["ratio"] == pytest.approx(each["all"] * run["samples_per_second"] / 1e3)
+    assert f"{line['ratio']:.2f}" in text
 
 
 def test_sampling_is_timed_beside_the_straightforward_one(tiny):
@@ -97,7 +93,7 @@ def test_sampling_is_timed_beside_the_straightforward_one(tiny):
 
 
 def test_the_roll_out_is_the_plain_loop(tiny):
-    """One evaluation after another, a history by concatenation: the same samples to 1e-4."""
+    """A loop that grows its history by concatenation gives the same samples, up to 1e-4."""
     model = sampling.kth(tiny, CPU, "float32", "off")
     object.__setattr__(
         model, "config", configs.update(model.config, {"sample.context": "recent:1"})
@@ -108,9 +104,10 @@ def test_the_roll_out_is_the_plain_loop(tiny):
     with torch.no_grad():
         for _ in range(5):
             last, before = history[:, -1], history[:, -2]
-            field = lambda x, s, last=last, before=before: model.net(
-                x, s, last, before, torch.ones(3)
-            )  # noqa: E731
+
+            def field(x, s, last=last, before=before):
+                return model.net(x, s, last, before, torch.ones(3))
+
             frame = integrate(field, model.interpolant, last, tiny.steps, "euler", "0", noise)
             history = torch.cat([history, frame[:, None]], 1)
     assert fast.std() > 0.1 and torch.allclose(fast, history[:, 4:], atol=1e-4)
@@ -118,11 +115,9 @@ def test_the_roll_out_is_the_plain_loop(tiny):
 
 def test_memory_of_a_roll_out_counts_what_comes_out():
     found = memory.roll_out(6)
-    assert (
-        found["output"] == memory.VIDEOS * 6 * 64 * 64 * 3
-        and found["peak"] > found["output"]
-        and found["ms_per_frame"] > 0
-    )
+    assert found["output"] == memory.VIDEOS * 6 * 64 * 64 * 3
+    assert found["peak"] > found["output"]
+    assert found["ms_per_frame"] > 0
 
 
 def test_output_in_main_memory_counts_against_a_cpu_alone():
@@ -142,7 +137,7 @@ class NoGpu:
 
 @pytest.fixture
 def workers(monkeypatch, tmp_path):
-    """The command line of a benchmark whose workers answer at once, without a GPU in the parent."""
+    """Run a benchmark's main() with workers that answer at once and no GPU in the parent."""
     answers = {
         "--worker": {"samples_per_second": 8.0, "flop_per_second": 1e9, "peak_gib": 1.0},
         "machine": {

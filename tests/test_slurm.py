@@ -1,4 +1,4 @@
-"""The scripts of scripts/slurm on a real SLURM of one node, set up for the occasion."""
+"""scripts/slurm on a real SLURM cluster of one node, which the tests start."""
 
 import os
 import shutil
@@ -61,10 +61,9 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def slurm():
-    """The environment in which sbatch finds a trial cluster, whose daemons share nothing with any other's."""
-    dir = Path(
-        tempfile.mkdtemp(prefix="slurm-")
-    )  # not pytest's: a socket's path is short, and its folders root's alone
+    """Environment variables with which sbatch finds a cluster of this test's own daemons."""
+    # Not pytest's folder: a socket's path must be short, and its parent folders owned by root.
+    dir = Path(tempfile.mkdtemp(prefix="slurm-"))
     dir.chmod(0o755)
     for name in ("state", "spool"):
         (dir / name).mkdir()
@@ -91,15 +90,17 @@ def slurm():
     try:
         for daemon in (munged, ["slurmctld"], ["slurmd"]):
             subprocess.run(daemon, env=env, check=True)
-        wait_for(
-            lambda: (
-                "idle"
-                in subprocess.run(["sinfo", "-h"], env=env, capture_output=True, text=True).stdout
-            ),
-            lambda: "".join(
-                text_of(dir / f"{name}.log")[-2000:] for name in ("munged", "slurmctld", "slurmd")
-            ),
-        )
+
+        def is_idle() -> bool:
+            command = ["sinfo", "-h"]
+            done = subprocess.run(command, env=env, capture_output=True, text=True)
+            return "idle" in done.stdout
+
+        def logs() -> str:
+            names = ("munged", "slurmctld", "slurmd")
+            return "".join(text_of(dir / f"{name}.log")[-2000:] for name in names)
+
+        wait_for(is_idle, logs)
         yield env
     finally:
         subprocess.run(["scancel", "--user=root"], env=env, timeout=20)
@@ -111,7 +112,7 @@ def slurm():
 
 @pytest.fixture
 def folder(tiny_run, tmp_path) -> Path:
-    """What a user's clone looks like: main.py, a virtual environment, and data from before."""
+    """A folder like a user's clone: main.py, a virtual environment, and prepared data."""
     folder = copy_of(tiny_run[0], tmp_path / "clone")
     for script in ("main.py", "sample.py", "evaluate.py"):
         (folder / script).symlink_to(REPO / script)
@@ -123,7 +124,7 @@ def folder(tiny_run, tmp_path) -> Path:
 
 
 def submit(folder: Path, slurm: dict, script: str, *flags: str, **settings: str) -> str:
-    """sbatch; -> the job's number. Without GPUs, of which the trial cluster has none."""
+    """Submit a script with sbatch, without its request for GPUs; return the job's number."""
     text = (REPO / "scripts/slurm" / script).read_text().replace("#SBATCH --gpus-per-task=1\n", "")
     (folder / script).write_text(text)
     done = subprocess.run(
@@ -138,6 +139,7 @@ def submit(folder: Path, slurm: dict, script: str, *flags: str, **settings: str)
 
 
 def wait_for(done, what=lambda: "", seconds: float = 150):
+    """Wait until done() is true; on a timeout fail with the message what()."""
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, what()
@@ -145,12 +147,11 @@ def wait_for(done, what=lambda: "", seconds: float = 150):
 
 
 def wait_for_end(slurm: dict, job: str, log: Path) -> None:
-    """Of all of a job's tasks, with success."""
+    """Wait until all tasks of a job have ended; fail unless all have succeeded."""
 
     def states() -> list[str]:
-        shown = subprocess.run(
-            ["scontrol", "show", "job", job, "-o"], env=slurm, capture_output=True, text=True
-        ).stdout
+        command = ["scontrol", "show", "job", job, "-o"]
+        shown = subprocess.run(command, env=slurm, capture_output=True, text=True).stdout
         return [word.partition("=")[2] for word in shown.split() if word.startswith("JobState=")]
 
     over = {"COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
@@ -165,34 +166,25 @@ def text_of(log: Path) -> str:
 
 
 def test_preempted_it_comes_back_and_finishes(folder, slurm):
-    settings = " ".join(
-        [
-            *TINY,
-            "train.schedule=constant",
-            "train.steps=1300",
-            "train.save_every=100",
-            "train.keep=1000",
-            "output.run_id=run",
-        ]
-    )
+    more = "train.schedule=constant train.steps=1300 train.save_every=100 train.keep=1000"
+    settings = " ".join([*TINY, more, "output.run_id=run"])
     job = submit(folder, slurm, "train.sbatch", DATASET="ball_stn", SETTINGS=settings)
     dir, log = folder / "outputs/checkpoints/run", folder / f"slurm-driftcast-{job}.out"
     wait_for((dir / "step_00000200.pt").exists, lambda: text_of(log))
-    subprocess.run(
-        ["scancel", "--signal=USR1", job], env=slurm, check=True
-    )  # as SLURM does two minutes before the end
+    # As SLURM does two minutes before the time limit.
+    subprocess.run(["scancel", "--signal=USR1", job], env=slurm, check=True)
     wait_for(lambda: "stopped by SIGUSR1" in text_of(log), lambda: text_of(log))
     stopped = checkpoints.load_checkpoint(dir / "latest.pt")["step"]
+    # The requeued job continues the training.
     wait_for(
         lambda: checkpoints.load_checkpoint(dir / "latest.pt")["step"] > stopped,
         lambda: text_of(log),
-    )  # it came back
-    subprocess.run(["scontrol", "requeue", job], env=slurm, check=True)  # as a preempting job does
-    wait_for_end(slurm, job, log)
-    assert (
-        checkpoints.load_checkpoint(dir / "latest.pt")["step"] == 1300
-        and text_of(log).count("crps / repeat last") == 1
     )
+    # As a preempting job does.
+    subprocess.run(["scontrol", "requeue", job], env=slurm, check=True)
+    wait_for_end(slurm, job, log)
+    assert checkpoints.load_checkpoint(dir / "latest.pt")["step"] == 1300
+    assert text_of(log).count("crps / repeat last") == 1
 
 
 def test_two_tasks_train_together(folder, slurm):
@@ -255,7 +247,5 @@ def test_several_tasks_evaluate_together(folder, slurm):
     )
     log = folder / f"slurm-driftcast-evaluate-{job}.out"
     wait_for_end(slurm, job, log)
-    assert (
-        text_of(log).count("protocol own-videos_20") == 2
-        and (folder / "judged/index.html").exists()
-    )
+    assert text_of(log).count("protocol own-videos_20") == 2
+    assert (folder / "judged/index.html").exists()

@@ -94,7 +94,7 @@ def stop(child: subprocess.Popen) -> None:
 def run_group(
     name: str, limit: float, out: Path, on_cpu: bool, command: Callable[[str], list[str]]
 ) -> dict:
-    """Run a group in a process of its own; -> its name, limit, seconds and how it ended."""
+    """Run a group in its own process; return its name, limit, seconds and how it ended."""
     began = time.time()
     environment = child_environment(out, on_cpu, began + limit)
     with open(out / "log.txt", "a") as log:
@@ -137,7 +137,7 @@ def run_groups(
     on_cpu: bool,
     command: Callable[[str], list[str]] = child_command,
 ) -> list[dict]:
-    """Run (name, limit) one by one within `total` seconds; -> the last row of every step."""
+    """Run (name, limit) one by one within `total` seconds; return the last row of every step."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / "steps.jsonl"
     for old in (file, out / "log.txt"):

@@ -285,15 +285,15 @@ def main() -> None:
         )
     args.out.mkdir(parents=True, exist_ok=True)
     # Group the missing files by archive, so that each archive is fetched once and only if needed.
-    wanted = {}
+    missing = {}
     for name, weights in FILES.items():
         path = args.out / f"{name}.safetensors"
         if path.exists():
             print(f"{path}: already there, left as it is")
         else:
-            wanted.setdefault(weights.archive, []).append((name, path))
+            missing.setdefault(weights.archive, []).append((name, path))
     with tempfile.TemporaryDirectory() as dir:
-        for archive, files in wanted.items():
+        for archive, files in missing.items():
             found = args.source / archive.name if args.source else fetch(archive, Path(dir))
             if not found.is_file():
                 raise UserError(

@@ -25,7 +25,7 @@ def test_clips_lie_where_they_should(command, make_shards, tmp_path, capsys, mon
         assert in_second or in_fourth
 
 
-def test_mistakes_are_told(command, make_shards, tmp_path):
+def test_mistakes_are_reported(command, make_shards, tmp_path):
     dir = make_shards([3])
     for flags, message in (
         (["--out", "s.png"], "no video of 19 frames"),

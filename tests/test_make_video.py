@@ -69,11 +69,11 @@ def test_every_kind_of_file_holds_every_frame(saved, command, name):
         shown = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
         assert video.streams.video[0].average_rate == 5
     truth, samples = np.load(saved / "truth.npy"), np.load(saved / "samples.npy")
-    wanted = videos.side_by_side(truth[2], samples[2, :1])
+    expected = videos.side_by_side(truth[2], samples[2, :1])
     assert len(shown) == 5
     # The encoder may pad the frame; compression changes the pixels a little.
-    cropped = shown[4][: wanted.shape[1], : wanted.shape[2]].astype(float)
-    assert np.abs(cropped - wanted[4]).mean() < 20
+    cropped = shown[4][: expected.shape[1], : expected.shape[2]].astype(float)
+    assert np.abs(cropped - expected[4]).mean() < 20
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_every_kind_of_file_holds_every_frame(saved, command, name):
     ],
 )
 def test_mistakes_are_one_line_and_code_2(saved, command, flags, says):
-    code, told = command(saved, "scripts/make_video.py", "--results", ".", "--out", "b.mp4", *flags)
-    assert code == 2 and says in told and told.count("\n") == 1 and not (saved / "b.mp4").exists()
+    code, err = command(saved, "scripts/make_video.py", "--results", ".", "--out", "b.mp4", *flags)
+    assert code == 2 and says in err and err.count("\n") == 1 and not (saved / "b.mp4").exists()
 
 
 @pytest.mark.parametrize(
@@ -115,14 +115,14 @@ def test_mistakes_are_one_line_and_code_2(saved, command, flags, says):
         ("truth", np.array([{"a": 1}]), "truth.npy: not an array"),
     ],
 )
-def test_arrays_that_are_not_what_they_should_be(saved, command, name, content, says):
+def test_invalid_arrays_are_reported(saved, command, name, content, says):
     file = saved / f"{name}.npy"
     if isinstance(content, bytes):
         file.write_bytes(content)
     else:
         np.save(file, content, allow_pickle=True)
-    code, told = command(saved, "scripts/make_video.py", "--results", ".", "--out", "b.mp4")
-    assert code == 2 and says in told and told.count("\n") == 1
+    code, err = command(saved, "scripts/make_video.py", "--results", ".", "--out", "b.mp4")
+    assert code == 2 and says in err and err.count("\n") == 1
 
 
 def test_a_cut_off_array_and_metrics_that_are_not_json(saved, command):

@@ -1,4 +1,4 @@
-"""The machine; updates and roll-outs that are right and never make the host wait for the GPU."""
+"""The machine; updates and roll-outs are correct and never make the host wait for the GPU."""
 
 from __future__ import annotations
 

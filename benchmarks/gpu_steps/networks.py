@@ -34,7 +34,7 @@ from models.autoencoders import layers
 from runtime.process import autocast, generator
 from shards import Shards, write_packed
 
-# kind: (pixels, frames at once)
+# kind: (pixels, batch size)
 AUTOENCODERS = {"taming_f8_small": (64, 168), "river": (128, 40), "taming_f16": (256, 8)}
 TINY_AUTOENCODERS = {"river": (32, 2)}
 # Distances nearer to each other than this, in units of |z - e|^2, count as a tie in float32.
@@ -161,7 +161,7 @@ def write_frames(dir: Path, files: int, count: int, size: int) -> Shards:
 
 @torch.no_grad()
 def time_cache(trial: Trial) -> dict:
-    """Frames/s of encoding a split into the latent cache, beside frames that are on the device."""
+    """Frames/s of encoding a split into the latent cache, and of encoding frames on the device."""
     clear(trial)
     kind, size, files, count = "taming_f8_small", 64, 4, 4096
     if trial.tiny:

@@ -1,4 +1,4 @@
-"""Those of the project's tests that run networks, on this device."""
+"""Run the project's tests of networks on this device."""
 
 from __future__ import annotations
 

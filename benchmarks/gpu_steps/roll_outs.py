@@ -31,7 +31,7 @@ from runtime import parallel
 GIVEN = 10
 # Compiled bf16 rounds less often than eager bf16; float32 on a CPU only changes the order of sums.
 TOLERANCE = {"bf16": 0.1, "float32": 1e-4}
-# (sample.compile, which number of videos, seconds that it may take on a GPU)
+# (sample.compile, key of Sizes.videos, seconds that it needs on a GPU)
 COMPILED = [
     ("default", "many", 40),
     ("reduce-overhead", "few", 40),
@@ -41,7 +41,7 @@ COMPILED = [
 
 
 class Sizes:
-    """Videos at once, frames forecast and solver steps; the rates of the straightforward way."""
+    """Batch sizes, forecast frames and solver steps; the rates of the straightforward way."""
 
     def __init__(self, trial: Trial):
         self.trial = trial

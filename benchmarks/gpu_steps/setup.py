@@ -1,4 +1,4 @@
-"""What the groups share: the device, sizes, small data, the training loop's step, and timing."""
+"""Shared by the groups: device, sizes, random data, a step of the training loop, timing."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def peak_gib(trial: Trial) -> float | None:
 
 @contextmanager
 def no_host_waits(trial: Trial) -> Iterator[None]:
-    """On a GPU: an error at whatever makes the host wait for it."""
+    """On a GPU, raise an error where the host waits for it (synchronises)."""
     if not trial.on_gpu:
         yield
         return
@@ -102,7 +102,7 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
 
 # -------------------------------------------------------------------------------- networks and data
 def build_config(trial: Trial, batch: int, **options) -> configs.Config:
-    """KTH's, with the published network on a GPU. options: "group.field" to value."""
+    """KTH's config, with the published network on a GPU; `options` maps "group.field" to value."""
     values = {
         "train.batch_size": batch,
         "train.compile": "off",
@@ -117,7 +117,7 @@ def build_config(trial: Trial, batch: int, **options) -> configs.Config:
 
 
 def build_autoencoder(trial: Trial, precision: str) -> nn.Module:
-    """KTH's, or a small one of the same latents, with weights as initialised."""
+    """KTH's autoencoder, or a small one with latents of that shape, with initial weights."""
     if trial.tiny:
         module = autoencoders.build("small", downsample=8, channels=4, codes=64, width=32, depth=1)
     else:
@@ -126,7 +126,7 @@ def build_autoencoder(trial: Trial, precision: str) -> nn.Module:
 
 
 def build_forecaster(trial: Trial, config: configs.Config, autoencoder: bool = True) -> Forecaster:
-    """Weights as initialised, the same for every config of one network."""
+    """A Forecaster with initial weights, which are the same for every config of one network."""
     torch.manual_seed(0)
     net = build_net(config, trial.device).eval()
     module = build_autoencoder(trial, config.train.precision) if autoencoder else None
@@ -140,7 +140,7 @@ def random_latents(trial: Trial, videos: int, frames: int) -> Tensor:
 
 
 def write_latents(trial: Trial, dir: Path) -> Path:
-    """A latent shard of random values, in videos of 100 frames."""
+    """Write a shard of random latents, in videos of 100 frames; return its folder."""
     frames = 400 if trial.tiny else 20_000
     rows = np.random.default_rng(0).standard_normal((frames, *LATENT_SHAPE)).astype(np.float16)
     dir.mkdir(parents=True, exist_ok=True)
@@ -172,7 +172,7 @@ class Loop:
         self.losses = self.norm = None
 
     def __call__(self, batch: Batch | None = None) -> None:
-        """An update on the next batch of the latents, or on the one given."""
+        """One update, on `batch` or else on the next batch of the latents."""
         learner, step = self.learner, self.step
         if batch is None:
             batch = self.source.batch(step)
@@ -195,7 +195,7 @@ class Loop:
 
 
 def copy_state(learner: train.Learner) -> dict:
-    """What a checkpoint holds of the learner, in main memory."""
+    """The learner's part of a checkpoint, in main memory."""
     state = {"model": learner.weights, "ema": learner.ema, "opt": learner.optimizer.state_dict()}
     return copy_tensors(parallel.whole(state, True))
 
@@ -213,7 +213,11 @@ def copy_tensors(value):
 def time_calls(
     trial: Trial, work: Callable[[], object], repeats: int, warmup: int = 3
 ) -> dict[str, float]:
-    """Milliseconds of a call: in a row (as in a loop), waited for each time, of the host alone."""
+    """Milliseconds per call.
+
+    ms: calls in a row, as in a loop. ms_waited: synchronised after each call. ms_host: until the
+    calls have been launched.
+    """
     if trial.tiny:
         repeats, warmup = 2, 1
     for _ in range(warmup):
@@ -271,7 +275,7 @@ def count_graphs() -> int:
 
 # ----------------------------------------------------------------------------------------- commands
 def run_command(command: list[str], seconds: float, cwd: Path | None = None) -> str:
-    """Run a command; -> its output, which is also logged. It fails if it takes too many seconds."""
+    """Run a command, log and return its output; fail the step if it takes over `seconds`."""
     name = " ".join(command[1:4])
     try:
         done = subprocess.run(

@@ -115,7 +115,7 @@ def find_peak(name: str) -> float | None:
 
 # -------------------------------------------------------------------------------------- whole steps
 def build_straightforward(trial: Trial, batch: int, dir: Path) -> Callable[[], None]:
-    """An update in float32: AdamW as it comes, averages one by one, the loss read each time."""
+    """An update in float32: default AdamW, weights averaged one by one, the loss read each time."""
     config = build_config(trial, batch, **{"train.precision": "float32"})
     source = LatentTriples(config, dir, trial.device)
     net = build_net(config, trial.device)
@@ -166,7 +166,7 @@ def time_graph(trial: Trial, rates: Rates) -> dict:
 
 
 def record_graph(trial: Trial, batch: int) -> Callable[[], None]:
-    """Forward, backward, clipping, AdamW and averaging, recorded once; -> the replay."""
+    """Forward, backward, clipping, AdamW and averaging, recorded once; return the replay."""
     config = build_config(trial, batch)
     device = trial.device
     net = build_net(config, device)

@@ -172,4 +172,4 @@ def test_training_loads_no_pages_and_no_plots(tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     loaded = set(json.loads((tmp_path / "modules.json").read_text()))
     assert {"train", "data", "forecaster"} <= loaded
-    assert not loaded & set(AFTER_TRAINING)
+    assert sorted(loaded.intersection(AFTER_TRAINING)) == []

@@ -17,6 +17,8 @@ EVERY_DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file:
 PACKAGES = {file.parent.name for file in REPO.glob("*/__init__.py")}
 # Folders of the map that are no packages.
 OTHER_FOLDERS = {"tests", "docs"}
+# prepare.plaicraft makes these flags from the names of the splits.
+SPLIT_FLAGS = {"test_players", "val_players"}
 # Flags of torchrun and srun.
 FOREIGN_FLAGS = {"standalone", "nproc_per_node", "nnodes", "max-restarts", "gpus-per-task"}
 
@@ -141,7 +143,8 @@ def test_flags_of_every_command_exist(document):
     files = [*REPO.glob("*.py"), *(file for name in PACKAGES for file in REPO.glob(f"{name}/*.py"))]
     source = "\n".join(file.read_text() for file in files)
     # sample.py and evaluate.py make flags from these names.
-    known = {*configs.SAMPLING_FLAGS, *Protocol.__dataclass_fields__, *FOREIGN_FLAGS, "help"}
+    known = {*configs.SAMPLING_FLAGS, *Protocol.__dataclass_fields__, "help"}
+    known |= SPLIT_FLAGS | FOREIGN_FLAGS
     for flag in re.findall(r"(?<![\w-])--([a-z][\w-]*)", document.read_text()):
         assert flag in known or f'"--{flag}"' in source, flag
 

@@ -23,6 +23,7 @@ import h5py
 import numpy as np
 
 from runtime.console import UserError, first_line
+from runtime.folders import write_atomically
 
 FORMAT_VERSION = 1
 RESERVE = 4 << 20  # bytes that stay free on the disk, so that HDF5 can close a file
@@ -485,14 +486,13 @@ def write_packed(
     path: str | Path, key: str, rows: np.ndarray, lengths: np.ndarray, attrs: dict
 ) -> None:
     """One packed shard from an array at hand, stored contiguously so that it can be memory-mapped."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
-    need_space(temporary, rows.nbytes)
-    with h5py.File(temporary, "w") as file:
-        file[key], file["lengths"] = rows, np.asarray(lengths, np.int64)
-        file.attrs.update(
-            attrs,
-            format_version=FORMAT_VERSION,
-            digest=hashlib.blake2b(np.ascontiguousarray(rows), digest_size=16).hexdigest(),
-        )
-    os.replace(temporary, path)
+    need_space(Path(path), rows.nbytes)
+    digest = hashlib.blake2b(np.ascontiguousarray(rows), digest_size=16).hexdigest()
+    # Several processes may encode the same file of a latent cache.
+    with (
+        write_atomically(path, per_process=True) as temporary,
+        h5py.File(temporary.name, "w") as file,
+    ):
+        file[key] = rows
+        file["lengths"] = np.asarray(lengths, np.int64)
+        file.attrs.update(attrs, format_version=FORMAT_VERSION, digest=digest)

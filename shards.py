@@ -432,12 +432,12 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(self, kind, *error) -> None:
+    def __exit__(self, kind, error=None, trace=None) -> None:
         if kind is None:
             self.close()
         elif self._file is not None:
             self._file.close()
-            self._writing.__exit__(kind, *error)
+            self._writing.__exit__(kind, error or kind(), trace)
 
     def add(self, video: np.ndarray, **extra: np.ndarray) -> None:
         """Store a video, or the first frames of a video that `append` continues."""

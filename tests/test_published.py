@@ -53,7 +53,7 @@ def taming_file(tmp_path_factory):
     return path
 
 
-# ------------------------------------------------------------------------------------------------------- autoencoders
+# ------------------------------------------------------------------------------------- autoencoders
 def test_the_taming_autoencoder_gives_the_reference_output(taming_file):
     module = vqvae.load(taming_file, "taming_f8_small")
     assert {name: list(value.shape) for name, value in module.state_dict().items()} == names(
@@ -203,7 +203,7 @@ def test_files_that_hold_no_autoencoder_are_named(tmp_path):
             vqvae.load(tmp_path / "v.pth", "river")
 
 
-# -------------------------------------------------------------------------------------------------------- main models
+# -------------------------------------------------------------------------------------- main models
 SIZES = dict(width=32, depth=2, mid_depth=1, heads=8)
 
 
@@ -433,7 +433,7 @@ def test_training_starts_from_a_published_model(tmp_path):
         )
 
 
-# ------------------------------------------------------------------------------------------------------------ hostile
+# ------------------------------------------------------------------------------------------ hostile
 class Hostile:
     def __init__(self, marker):
         self.marker = marker
@@ -511,7 +511,7 @@ def test_files_that_are_no_checkpoints_at_all(content, tmp_path):
         assert checkpoints.load_latest(tmp_path) == {"step": 3}
 
 
-# ------------------------------------------------------------------------------------------------------------ from end to end
+# ---------------------------------------------------------------------------------- from end to end
 @pytest.fixture(scope="module")
 def river_shards(tmp_path_factory):
     """Shards in RIVER's layout, of two real clips."""

@@ -27,7 +27,7 @@ SMOOTH = (
 )  # not the bridge, whose gamma has two kinks of width 0.01
 
 
-# --------------------------------------- x_1 | x_0 ~ N(A x_0 + m, S) in four dimensions, whose exact network output is linear
+# ------------- x_1 | x_0 ~ N(A x_0 + m, S) in four dimensions, whose exact network output is linear
 random = torch.Generator().manual_seed(0)
 A, ROOT = torch.randn(2, 4, 4, dtype=torch.float64, generator=random)
 X0 = torch.tensor([0.5, -1.0, 0.3, 0.8], dtype=torch.float64)
@@ -174,7 +174,7 @@ def test_samples_by_the_other_solvers(solver, diffusion):
     within_2_percent(it, {1.0: (x.mean(0), torch.cov(x.T))})
 
 
-# --------------------------------------------------------------------------------------------------- orders of convergence
+# ---------------------------------------------------------------------------- orders of convergence
 FIRST_STEP = [
     (
         "follmer",
@@ -294,7 +294,7 @@ def test_the_follmer_diffusion_has_the_least_path_kl():
         assert all(kl["follmer"] < 0.999 * kl[other] for other in kl if other != "follmer"), kl
 
 
-# ------------------------------------------------------------------------------------------------ two modes in two dimensions
+# ---------------------------------------------------------------------- two modes in two dimensions
 @pytest.mark.parametrize(
     "name, diffusion", list(itertools.product(NAMES, ("0", "sigma", "follmer")))
 )
@@ -325,7 +325,7 @@ def test_weights_of_a_mixture(name, diffusion):
     ).norm() < 0.03
 
 
-# ----------------------------------------------------------------------------------------------------- steps and their names
+# ---------------------------------------------------------------------------- steps and their names
 def steps_to_a_known_end(output, steps, solver) -> float:
     """x(1) by a solver for a network that knows x_1 = 2, with hardly any noise, from x_0 = 0."""
     it, x1 = (
@@ -440,7 +440,7 @@ def test_evaluations_of_the_network_are_counted(solver, steps, evaluations):
     assert model.evaluations == 3 * 2 * evaluations
 
 
-# ------------------------------------------------------------------------------------------------------------- roll-out
+# ----------------------------------------------------------------------------------------- roll-out
 class NextIsContext(torch.nn.Module):
     """Answers with a known residual and notes what it was shown."""
 

@@ -1,4 +1,4 @@
-"""Stand-in for an autoencoder, for shards of latents, such as PLAICraft's of Stable Diffusion."""
+"""Stand-in for an autoencoder, for shards that hold latents, such as those of PLAICraft."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Frozen autoencoders from their files, and the training of our own small one. Nothing in here knows about flows.
+"""Load frozen autoencoders; train the small one. Nothing here depends on flows.
 
-Every autoencoder has the interface that the video model works through:
+Every autoencoder has two methods:
     encode(x) -> z   (B, 3, H, W) in [-1, 1] -> (B, C, h, w), before quantisation
-    decode(z) -> x   snaps each latent to its nearest code first
+    decode(z) -> x   replaces each latent by its nearest code first
 """
 
 from __future__ import annotations
@@ -36,76 +36,88 @@ from shards import Shards
 
 
 def ensure_vqvae(config: Config, shards: Shards, process: Process) -> nn.Module:
-    """The frozen autoencoder, trained first where it is our own and absent."""
+    """Load the frozen autoencoder; without vqvae.ckpt, train the small one first, on rank 0."""
     path = config.vqvae.ckpt
     if not path and config.vqvae.kind != "latents":
         if process.first:
-            path = train(
-                config, shards, data.open_split(config, data.held_out_split(config)), process.device
-            )
+            val = data.open_split(config, data.held_out_split(config))
+            path = train(config, shards, val, process.device)
         path = process.agree(path)
     return freeze(load(path, config.vqvae.kind), process.device, config.train.precision)
 
 
-# ------------------------------------------------------------------------------------------------------ frozen weights
+# ----------------------------------------------------------------------------------- frozen weights
 def build(vqvae: configs.Vqvae) -> nn.Module:
-    sizes = dict(
+    """Build the autoencoder of a config, with initial weights."""
+    if vqvae.kind != "small":
+        return autoencoders.build(vqvae.kind)
+    return autoencoders.build(
+        "small",
         downsample=vqvae.downsample,
         channels=vqvae.channels,
         codes=vqvae.codes,
         width=vqvae.width,
         depth=vqvae.depth,
     )
-    return autoencoders.build(vqvae.kind, **sizes if vqvae.kind == "small" else {})
 
 
 def freeze(
     module: nn.Module, device: torch.device | str = "cpu", precision: str = "float32"
 ) -> nn.Module:
-    """precision: of the published ones, as train.precision; ours is small and stays in float32."""
+    """Move to the device, in evaluation mode and without gradients.
+
+    precision: as train.precision, for published autoencoders. The small one stays in float32.
+    """
     if isinstance(module, Published):
         module.bf16 = uses_bf16(precision, torch.device(device))
     return module.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def load(path: str | Path, kind: str = "small") -> nn.Module:
-    """A frozen autoencoder, with encode(x) -> z and decode(z) -> x, from a checkpoint of `train` (`small`) or from a
-    published file; kinds: autoencoders.KINDS. `latents`: of a folder for diffusers, or "", see models/autoencoders/latents.py."""
+    """Load a frozen autoencoder, with encode(x) -> z and decode(z) -> x.
+
+    kind: one of autoencoders.KINDS. path: a checkpoint of `train` for `small`; a folder for
+    diffusers, or "", for `latents`, see models/autoencoders/latents.py; a published file otherwise.
+    """
     if kind == "latents":
         return freeze(autoencoders.build(kind, folder=str(path)))
     state = checkpoints.load_checkpoint(path)
     if kind == "small":
         if "model" not in state or not isinstance(state.get("config"), dict):
             raise UserError(f"{path}: not a VQVAE checkpoint (it lacks `model` or `config`)")
-        vqvae, weights = configs.from_dict(state["config"]).vqvae, state["model"]
+        vqvae = configs.from_dict(state["config"]).vqvae
+        weights = state["model"]
         if vqvae.kind != kind:
             raise UserError(f"{path}: holds a VQVAE of kind {vqvae.kind}, not {kind}")
     else:
-        vqvae, weights = configs.Vqvae(kind=kind), published.autoencoder_weights(state, path)
+        vqvae = configs.Vqvae(kind=kind)
+        weights = published.autoencoder_weights(state, path)
     module = build(vqvae)
     checkpoints.load_weights(module, weights, path)
     return freeze(module)
 
 
-# ------------------------------------------------------------------------------------------------------------ training
+# ----------------------------------------------------------------------------------------- training
 def run_dir(config: Config, shards: Shards) -> Path:
-    """Where the weights of this configuration on these frames live."""
+    """The checkpoint folder of this configuration, trained on these frames."""
     key = repr((config.vqvae, config.data.image_size, config.train.seed, shards.fingerprint()))
     name = f"vqvae-{config.dataset}-{hashlib.blake2b(key.encode(), digest_size=4).hexdigest()}"
     return Path(config.output.root) / "checkpoints" / name
 
 
 def frame_pool(shards: Shards, rng: np.random.Generator, max_bytes: int = 1 << 29) -> np.ndarray:
-    """(n, H, W, 3) uint8 to train on: the whole split where it fits, else runs of frames from all over it. One pass over
-    the files: single frames at random cost more than a training step."""
+    """Read frames to train on, (n, H, W, 3) uint8, at most `max_bytes`.
+
+    The whole split if it fits, else random runs of up to 16 consecutive frames. The frames are read
+    in one pass, because reading single random frames would take longer than a training step.
+    """
     fits = max_bytes // int(np.prod(shards.shape))
     if shards.lengths.sum() <= fits:
         return np.concatenate([shards.read(v, slice(None)) for v in range(len(shards))])
     run = min(16, int(shards.lengths.max()))
     windows = draw_windows(shards.lengths, run, 0, fits // run, rng)
-    pool = np.empty(
-        (len(windows.video), run, *shards.shape), np.uint8
-    )  # filled in place: a second copy would be as large
+    # Filled in place: concatenation would take twice the memory.
+    pool = np.empty((len(windows.video), run, *shards.shape), np.uint8)
     for part, v, a in zip(pool, windows.video, windows.start):
         part[:] = shards.read(v, slice(a, a + run))
     return pool.reshape(-1, *shards.shape)
@@ -113,15 +125,19 @@ def frame_pool(shards: Shards, rng: np.random.Generator, max_bytes: int = 1 << 2
 
 @torch.no_grad()
 def validate(module: nn.Module, frames: np.ndarray, device: torch.device) -> float:
-    """PSNR in dB of reconstructions, from the squared error over all frames together."""
+    """PSNR in dB of reconstructions, from the mean squared error over all frames."""
     parts = [to_pixels(part, device) for part in np.array_split(frames, max(1, len(frames) // 64))]
     errors = [(module.decode(module.encode(x)) - x).square().mean((1, 2, 3)) / 4 for x in parts]
     return float(-10 * torch.cat(errors).mean().log10())
 
 
 def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> Path:
-    """Train the small VQVAE, or go on where it stopped; -> its finished checkpoint. Logs PSNR and codebook perplexity."""
-    dir, vqvae = run_dir(config, shards), config.vqvae
+    """Train the small VQVAE, or resume its training. -> the path of the finished checkpoint.
+
+    Logs the PSNR on held-out frames and the perplexity of the codebook.
+    """
+    dir = run_dir(config, shards)
+    vqvae = config.vqvae
     state = checkpoints.load_latest(dir)
     step = state["step"] if state else 0
     if step >= vqvae.steps:
@@ -139,47 +155,49 @@ def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> 
     log = logs.Log(dir, config, step)
     with progress(vqvae.steps, "train VQVAE", "step", step) as bar:
         while step < vqvae.steps:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(
-                    step, vqvae.lr, vqvae.steps, warmup=min(50, vqvae.steps // 10)
-                )
-            frames = pool[
-                numpy_generator(config.train.seed, "vqvae", step).integers(
-                    len(pool), size=vqvae.batch_size
-                )
-            ]
-            with autocast(config.train.precision, device):
-                loss, values = module.loss(
-                    to_pixels(frames, device), generator(device, config.train.seed, "codes", step)
-                )
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            values = update(module, optimizer, pool, step, config, device)
             step += 1
             bar.update()
             if step % min(config.train.save_every, 200) == 0 or step == vqvae.steps:
-                quality = validate(module.eval(), held_out, device)
+                psnr = validate(module.eval(), held_out, device)
                 module.train()
-                log.row(
-                    step,
-                    vqvae_psnr=quality,
-                    vqvae_mse=values["mse"].item(),
-                    codebook_perplexity=values["perplexity"].item(),
-                )
-                bar.set_postfix_str(
-                    f"PSNR {quality:.1f} dB, perplexity {values['perplexity'].item():.0f}"
-                )
-                checkpoints.save_checkpoint(
-                    dir,
-                    {
-                        "model": module.state_dict(),
-                        "opt": optimizer.state_dict(),
-                        "step": step,
-                        "config": configs.to_dict(config),
-                        "psnr": quality,
-                    },
-                    keep=1,
-                )
+                mse = values["mse"].item()
+                perplexity = values["perplexity"].item()
+                log.row(step, vqvae_psnr=psnr, vqvae_mse=mse, codebook_perplexity=perplexity)
+                bar.set_postfix_str(f"PSNR {psnr:.1f} dB, perplexity {perplexity:.0f}")
+                state = {
+                    "model": module.state_dict(),
+                    "opt": optimizer.state_dict(),
+                    "step": step,
+                    "config": configs.to_dict(config),
+                    "psnr": psnr,
+                }
+                checkpoints.save_checkpoint(dir, state, keep=1)
     log.close()
     return dir / "latest.pt"
+
+
+def update(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    pool: np.ndarray,
+    step: int,
+    config: Config,
+    device: torch.device,
+) -> dict[str, torch.Tensor]:
+    """Make update `step` on a random batch of the pool. -> the values to log."""
+    vqvae = config.vqvae
+    seed = config.train.seed
+    for group in optimizer.param_groups:
+        warmup = min(50, vqvae.steps // 10)
+        group["lr"] = learning_rate(step, vqvae.lr, vqvae.steps, warmup)
+    rng = numpy_generator(seed, "vqvae", step)
+    frames = pool[rng.integers(len(pool), size=vqvae.batch_size)]
+    with autocast(config.train.precision, device):
+        x = to_pixels(frames, device)
+        loss, values = module.loss(x, generator(device, seed, "codes", step))
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return values

@@ -1,4 +1,4 @@
-"""What a command says to the person at the terminal: progress bars, and one clear line for a mistake."""
+"""Terminal output of commands: exceptions that print as one line, exit codes, progress bars."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tqdm import tqdm
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. The message is one line: what, where, what to do."""
+    """A mistake of the user. The message is one line: what, where, what to do."""
 
 
 class Failure(Exception):
-    """What went wrong at run time and no other setting would mend, a full disk say; told in one line like a UserError."""
+    """A run-time error that no setting can fix, such as a full disk. The message is one line."""
 
 
 class Stopped(Exception):
-    """A run that a signal asked to stop has saved and stops. code: what the command exits with."""
+    """A run was stopped by a signal and has saved its state. code: the exit code."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
@@ -29,22 +29,28 @@ class Stopped(Exception):
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error's message, or the name of its type if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def nearest(name: str, known) -> str:
+    """The end of an error message for an unknown name: the nearest known one, and all of them."""
     close = difflib.get_close_matches(name, list(known), 1, cutoff=0.0)
     return f"; nearest known: {close[0]} (all: {', '.join(known)})" if close else ""
 
 
 @functools.cache
 def print_once(line: str) -> None:
-    """Print a line the first time that this process has it to say."""
+    """Print a line; later calls with the same line print nothing."""
     print(line)
 
 
 def progress(total: int, desc: str, unit: str, initial: int = 0) -> tqdm:
-    """A bar with rate and ETA on stderr; where that is a log file, a line every ten seconds instead of ten a second."""
+    """A progress bar with rate and ETA on stderr.
+
+    Updated five times a second on a terminal, every ten seconds in a log file. Disabled for a
+    total of 0, and by the environment variable DRIFTCAST_QUIET=1.
+    """
     interval = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(
         total=total,
@@ -60,8 +66,11 @@ def progress(total: int, desc: str, unit: str, initial: int = 0) -> tqdm:
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Run a command's main() and leave the process: 2 and one line for a user's mistake, 1 for a failure, 130 for Ctrl-C,
-    75 (EX_TEMPFAIL: run it again) for a run that was told to stop by SIGTERM or SIGUSR1."""
+    """Run a command's main() and exit the process. Errors print as one line on stderr.
+
+    Exit codes: 2 for a mistake of the user, 1 for a failure, 130 for Ctrl-C, and 75 (EX_TEMPFAIL:
+    run the command again) for a run stopped by SIGTERM or SIGUSR1.
+    """
     try:
         code = main() or 0
     except UserError as error:
@@ -75,16 +84,15 @@ def run_command(main: Callable[[], int | None]) -> None:
         code = stop.code
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
-            print(
-                f"error: {error.filename or 'a file'} cannot be written: {error.strerror}",
-                file=sys.stderr,
-            )
+            name = error.filename or "a file"
+            print(f"error: {name} cannot be written: {error.strerror}", file=sys.stderr)
             sys.exit(1)
+        # Without a file name the error is a bug: keep the traceback.
         if error.filename is None:
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
+        print("stopped; run the same command again to resume", file=sys.stderr)
         code = 130
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""Folders and files that appear when they are complete, locks, and work that several processes share."""
+"""Atomic writes of files and folders, file locks, and work shared by several processes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
@@ -19,79 +20,144 @@ import numpy as np
 from runtime.console import Failure, UserError
 
 
+# ------------------------------------------------------------------------------- flags and manifest
 def command_line(module: str) -> str:
-    """The command as it was typed, for manifests."""
+    """The command line of this process, for manifests."""
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def check_range(name: str, value: int, low: int, high: int) -> None:
-    """UserError where a flag is not from `low` to `high`."""
+    """Raise UserError unless low <= value <= high. name: the flag, without its dashes."""
     if not low <= value <= high:
         raise UserError(f"--{name} must be from {low} to {high}, got {value}")
 
 
-@contextmanager
-def complete(out: str | Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` when the block ends, and vanishes where it ends by an error. What a killed
-    command left behind is removed first."""
-    out = Path(out)
-    if out.exists():
-        raise UserError(f"{out} already exists; remove it or choose another --out")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def write_manifest(dir: Path, command: str, **facts: object) -> None:
-    """manifest.json beside the splits: the command, the versions, and what the caller knows."""
+    """Write manifest.json beside the splits: the command, library versions, and `facts`."""
     versions = {
         "python": platform.python_version(),
         "numpy": np.__version__,
         "h5py": h5py.__version__,
     }
-    (dir / "manifest.json").write_text(
-        json.dumps({"command": command, "versions": versions, **facts}, indent=1) + "\n"
-    )
+    manifest = {"command": command, "versions": versions, **facts}
+    (dir / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+# ------------------------------------------------------------------------------------ atomic writes
+def beside(path: Path, ending: str) -> Path:
+    """`path` with `.ending` appended to its name."""
+    return path.with_name(f"{path.name}.{ending}")
 
 
 @contextmanager
-def stage_lock(root: str | Path):
-    """One run at a time prepares data, VQVAE and latents below `root`; a second one waits, then finds them done."""
+def write_atomically(path: str | Path, per_process: bool = False) -> Iterator[BinaryIO]:
+    """Yield a binary file, opened for writing, that replaces `path` when the block ends.
+
+    The file is a temporary one in the same folder, `.NAME.tmp`. It is flushed to the disk before
+    the atomic rename, so `path` always holds either the old content or the new one. If the block
+    raises, the temporary file is removed and `path` stays as it was. Code that needs a path, such
+    as h5py, can open `file.name`.
+
+    per_process: put the process id into the temporary name, for paths that several processes may
+    write at the same time. The last one to finish wins.
+    """
+    path = Path(path)
+    owner = f".{os.getpid()}" if per_process else ""
+    temporary = path.with_name(f".{path.name}{owner}.tmp")
     try:
-        import fcntl
-    except ImportError:  # Windows: without the lock
-        yield
-        return
-    Path(root).mkdir(parents=True, exist_ok=True)
-    with open(Path(root) / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another run is preparing data or latents under {root}; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[bool]:
-    """Of a file, made if need be, or of a folder: is it ours, and not another process's? A process that dies gives it back."""
+def fill_partial(out: Path) -> Iterator[Path]:
+    """Yield the empty folder `out`.partial; remove whatever is left of it when the block ends."""
+    partial = beside(out, "partial")
+    # A process that was killed may have left one behind.
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def complete(out: str | Path) -> Iterator[Path]:
+    """Yield a partial folder, renamed to `out` when the block ends and removed if the block raises.
+
+    Raises UserError if `out` exists.
+    """
+    out = Path(out)
+    if out.exists():
+        raise UserError(f"{out} already exists; remove it or choose another --out")
+    with fill_partial(out) as partial:
+        yield partial
+        os.replace(partial, out)
+
+
+@contextmanager
+def replace_folder(out: str | Path) -> Iterator[Path]:
+    """Yield a partial folder that replaces `out`, which may exist, when the block ends.
+
+    If the block raises, the partial folder is removed and `out` stays as it was. A folder that is
+    not empty cannot be replaced by one rename, so the swap takes two: `out` to `out`.old, then the
+    partial folder to `out`. A process that dies between them leaves `out`.old, which
+    `restore_folder` renames back. Until the swap, `out` can be read.
+    """
+    out = Path(out)
+    old = beside(out, "old")
+    restore_folder(out)
+    with fill_partial(out) as partial:
+        yield partial
+        shutil.rmtree(old, ignore_errors=True)
+        if out.exists():
+            os.replace(out, old)
+        os.replace(partial, out)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(out: str | Path) -> None:
+    """Undo a swap of `replace_folder` that was interrupted: rename `out`.old to `out`.
+
+    Commands that read `out` before they replace it call this function first.
+    """
+    out = Path(out)
+    old = beside(out, "old")
+    if old.exists() and not out.exists():
+        os.replace(old, out)
+
+
+# -------------------------------------------------------------------------------------------- locks
+@contextmanager
+def lock(path: str | Path, wait: bool = False) -> Iterator[bool]:
+    """Hold an exclusive lock on a file, which is created if missing, or on an existing folder.
+
+    Yields True if this process holds the lock. Yields False if another process holds it, unless
+    `wait` is set, or if the parent folder of `path` does not exist. The operating system releases
+    the lock of a process that dies. On Windows, without fcntl, there is no locking: always True.
+    """
     try:
         import fcntl
-    except ImportError:  # Windows: one process only
+    except ImportError:
         yield True
         return
+    path = Path(path)
+    flags = os.O_RDONLY if path.is_dir() else os.O_WRONLY | os.O_CREAT
     try:
-        file = os.open(path, os.O_RDONLY if path.is_dir() else os.O_WRONLY | os.O_CREAT)
-    except FileNotFoundError:  # its folder has been tidied away
+        file = os.open(path, flags, 0o666)
+    except FileNotFoundError:
         yield False
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         yield False
     else:
@@ -100,28 +166,51 @@ def lock(path: Path) -> Iterator[bool]:
         os.close(file)
 
 
+@contextmanager
+def stage_lock(root: str | Path) -> Iterator[None]:
+    """Let one run at a time prepare data, VQVAE and latents below `root`.
+
+    A second run waits, and then finds them prepared.
+    """
+    path = Path(root) / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lock(path) as held:
+        if held:
+            yield
+            return
+    print(f"another run is preparing data or latents under {root}; waiting for it")
+    with lock(path, wait=True):
+        yield
+
+
+# -------------------------------------------------------------------------------------- shared work
 class Parts:
-    """A folder of part_0000.npz, …, `count` of them. done(): has another process summed them up, and removed the folder?"""
+    """Results of `count` parts of a computation, in files part_0000.npz, … of the folder `dir`.
+
+    Several processes share the parts through locks; each part is computed once. done(): True once
+    a process has merged all parts, and removed the folder.
+    """
 
     def __init__(self, dir: Path, count: int, done: Callable[[], bool]):
-        self.dir, self.count, self.done = dir, count, done
+        self.dir = dir
+        self.count = count
+        self.done = done
 
     def file(self, k: int) -> Path:
+        """The path of part k."""
         return self.dir / f"part_{k:04d}.npz"
 
     def there(self) -> list[int]:
+        """The numbers of the parts that are written."""
         return [k for k in range(self.count) if self.file(k).exists()]
 
     def write(self, k: int, arrays: dict[str, np.ndarray]) -> None:
-        temporary = self.file(k).with_suffix(f".{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
+        """Write part k. Arrays have the same names in all parts."""
+        with write_atomically(self.file(k), per_process=True) as file:
             np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.file(k))
 
     def read(self) -> dict[str, np.ndarray]:
-        """All of them, one after another."""
+        """Read all parts; concatenate the arrays of each name along the first axis."""
         parts = []
         for k in range(self.count):
             with np.load(self.file(k), allow_pickle=False) as file:
@@ -129,8 +218,11 @@ class Parts:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def ours(self, first: int = 0) -> Iterator[int | None]:
-        """The parts that are this process's to do, from `first` on; None while it waits for other processes. It ends when all
-        are there, or when another has summed them up."""
+        """Yield the parts that this process has to compute, starting from part `first`.
+
+        Yields None while all missing parts are locked by other processes. Ends when all parts are
+        written, or when another process has merged them.
+        """
         self.dir.mkdir(parents=True, exist_ok=True)
         order = [(first + k) % self.count for k in range(self.count)]
         while todo := [k for k in order if not self.file(k).exists()]:
@@ -139,25 +231,27 @@ class Parts:
             self.check()
             waiting = True
             for k in todo:
-                with lock(self.dir / f"part_{k:04d}.lock") as ours:
-                    if ours and not self.file(k).exists() and not self.done():
+                with lock(self.dir / f"part_{k:04d}.lock") as held:
+                    # Another process may have written the part before this one took the lock.
+                    if held and not self.file(k).exists() and not self.done():
                         waiting = False
                         yield k
             if waiting:
                 yield None
 
     def check(self) -> None:
+        """Raise Failure if the folder of the parts was removed before the parts were merged."""
         if not self.dir.exists() and not self.done():
             raise Failure(
-                f"{self.dir} has gone: another process wrote other results in its place; run this again, or choose "
-                "another --out"
+                f"{self.dir} was removed: another process wrote other results in its place; "
+                "run this command again, or choose another --out"
             )
 
     def sum_up(self, folder: Path, write: Callable[[], None]) -> None:
-        """Let one process, which holds the lock of `folder`, write the results; the others wait for them."""
+        """Call `write` in one process, the one that locks `folder`; the others wait for done()."""
         while not self.done():
-            with lock(folder) as ours:
-                if ours and not self.done():
+            with lock(folder) as held:
+                if held and not self.done():
                     self.check()
                     write()
                     return

@@ -1,7 +1,9 @@
-"""A network among several processes, compiled or not, and how it comes back in one piece for a checkpoint.
+"""Data-parallel training of a network, its compilation, and the gathering of its state.
 
-Alike on all processes (DDP), or split over them (`train.shard`, FSDP2): each then holds a part of every weight, gradient,
-average and moment, as DTensors, and gathers a block's weights when it is computed. A checkpoint holds whole tensors either way.
+The network is either replicated on all processes (DDP) or sharded over them (`train.shard`, FSDP2).
+When sharded, each process holds a part of every weight, gradient, averaged weight and optimizer
+moment, as DTensors, and all-gathers the weights of a block when it computes the block. A checkpoint
+holds full tensors in both cases.
 """
 
 from __future__ import annotations
@@ -23,36 +25,37 @@ from runtime.process import Process
 
 
 def spread(net: nn.Module, config: Config, process: Process) -> nn.Module:
-    """What the loop calls in place of `net`, whose weights are the same on all processes. Compiles it, too."""
+    """Compile and parallelise a network with the same weights on all processes.
+
+    -> the module that the training loop calls in place of `net`.
+    """
     sharded = config.train.shard and process.world > 1
-    mode = compiled(
-        net.blocks if sharded else [net], config.train.compile, config.model.name, process.device
-    )
+    modules = net.blocks if sharded else [net]
+    mode = compiled(modules, config.train.compile, config.model.name, process.device)
     if sharded and mode in GRAPHS:
         raise UserError(
-            f"train.compile={mode} records where weights lie, and train.shard moves them; set "
-            "train.compile=default"
+            f"train.compile={mode} records the addresses of weights, and train.shard moves the "
+            "weights; set train.compile=default"
         )
     if process.world == 1:
         return net
     if not sharded:
-        # Gradients are views of the all-reduce buckets, not copies: one gradient's memory is saved.
+        # Gradients are views of the all-reduce buckets: this saves the memory of one gradient.
         return nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(process.device.type, (process.world,))
-    net.to(memory_format=torch.contiguous_format)  # the only one that FSDP splits
-    for module in [
-        *net.blocks,
-        net,
-    ]:  # gathered in float32, so that autocast computes what it does of unsplit weights
+    # FSDP shards contiguous weights only.
+    net.to(memory_format=torch.contiguous_format)
+    # Weights are gathered in float32, so that autocast computes the same as without sharding.
+    for module in [*net.blocks, net]:
         fully_shard(module, mesh=mesh)
     return net
 
 
 def compiled(modules: list[nn.Module], asked: str, model: str, device: torch.device) -> str:
-    """Have them compiled at their first call, by compile_mode, which is returned."""
+    """Mark modules for compilation at their first call. -> the mode, see `compile_mode`."""
     mode = compile_mode(asked, model, device)
     if mode != "off":
         for module in modules:
@@ -61,23 +64,28 @@ def compiled(modules: list[nn.Module], asked: str, model: str, device: torch.dev
 
 
 def compile_mode(asked: str, model: str, device: torch.device) -> str:
-    """train.compile with `auto` resolved: on CPUs it is off, where compiling takes long and products of matrices are all."""
+    """train.compile with `auto` resolved.
+
+    `auto` is off on CPUs, where compilation takes long and matrix products dominate the run time.
+    """
     if asked != "auto":
         return asked
-    wanted = device.type == "cuda" and model == "uvit" and has_compiler() and has_triton()
-    return "default" if wanted else "off"
+    useful = device.type == "cuda" and model == "uvit" and has_compiler() and has_triton()
+    return "default" if useful else "off"
 
 
 def has_compiler() -> bool:
-    """Does this machine have what torch.compile needs besides torch: a C compiler and Python's headers?"""
-    compiler = (
-        os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    )
+    """True if the machine has a C compiler and Python's headers, which torch.compile needs."""
+    found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    compiler = os.environ.get("CC") or found
     return bool(compiler) and (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
 
 
 def last_of_step(net: nn.Module, last: bool) -> AbstractContextManager:
-    """Around the forward and backward pass of one part of a batch: the processes exchange gradients with the last part."""
+    """The context of the forward and backward pass of one part of a batch.
+
+    With gradient accumulation, processes exchange gradients in the last part only.
+    """
     if isinstance(net, nn.parallel.DistributedDataParallel):
         return nullcontext() if last else net.no_sync()
     if hasattr(net, "set_requires_gradient_sync"):
@@ -86,21 +94,23 @@ def last_of_step(net: nn.Module, last: bool) -> AbstractContextManager:
 
 
 def plain(value: Tensor) -> Tensor:
-    """What is the same on all processes, as an ordinary tensor: a norm, say."""
+    """Convert a DTensor that is equal on all processes, such as a norm, to an ordinary tensor."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def local(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """This process's part of each, as ordinary tensors that share their memory."""
-    return {
-        name: value.to_local() if isinstance(value, DTensor) else value
-        for name, value in tensors.items()
-    }
+    """This process's part of each tensor, as ordinary tensors that share memory with it."""
+    parts = {}
+    for name, value in tensors.items():
+        parts[name] = value.to_local() if isinstance(value, DTensor) else value
+    return parts
 
 
 def alike(value: Tensor, own: Tensor) -> Tensor:
-    """A copy of a whole tensor, split as `own` is and laid out in memory as it is, which the fused optimizer takes for granted.
-    All processes call it, with the same value."""
+    """Copy a full tensor, with the sharding and memory layout of `own`.
+
+    The fused optimizer requires that layout. All processes call this function with the same value.
+    """
     if isinstance(own, DTensor):
         value = value.detach().to(own.device).contiguous()
         return distribute_tensor(value, own.device_mesh, own.placements, src_data_rank=None)
@@ -108,24 +118,29 @@ def alike(value: Tensor, own: Tensor) -> Tensor:
 
 
 def whole(state, keep: bool):
-    """A nested state with the parts of all processes put together, in main memory. All processes call it; those that do not
-    `keep` it get None in place of what was split."""
+    """All-gather the sharded tensors of a nested state into CPU memory.
+
+    All processes call this function. Those without `keep` get None in place of sharded tensors.
+    """
     if isinstance(state, DTensor):
         value = state.full_tensor()
         return value.cpu() if keep else None
     if isinstance(state, dict):
         return {key: whole(value, keep) for key, value in state.items()}
-    return [whole(value, keep) for value in state] if isinstance(state, list) else state
+    if isinstance(state, list):
+        return [whole(value, keep) for value in state]
+    return state
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Put the whole state of a checkpoint into an optimizer of weights that may be split."""
+    """Load the full optimizer state of a checkpoint. The optimizer's weights may be sharded."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    moments = {
-        index: {
-            name: alike(value, weights[index]) if value.shape == weights[index].shape else value
-            for name, value in slot.items()
-        }
-        for index, slot in state["state"].items()
-    }
+    moments = {}
+    for index, slot in state["state"].items():
+        weight = weights[index]
+        moments[index] = {}
+        for name, value in slot.items():
+            # Step counts are scalars and are not sharded.
+            of_weight = value.shape == weight.shape
+            moments[index][name] = alike(value, weight) if of_weight else value
     optimizer.load_state_dict({**state, "state": moments})

@@ -1,4 +1,4 @@
-"""Processes and devices, seeds, precision, signals."""
+"""Processes and devices, precision, the learning-rate schedule, seeds, signals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from runtime.console import Stopped, UserError
 
-# --------------------------------------------------------------------------------------------- processes and devices
+# ---------------------------------------------------------------------------- processes and devices
 # A stage: the others wait while rank 0 prepares data, trains the VQVAE, encodes or samples, which
 # may take hours.
 STAGE_TIMEOUT = timedelta(days=1)
@@ -31,7 +31,7 @@ STEP_TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those that torchrun started; alone, it is rank 0 of 1."""
+    """This process among those that torchrun started. Without torchrun: rank 0 of 1."""
 
     rank: int
     world: int
@@ -44,7 +44,7 @@ class Process:
         return self.rank == 0
 
     def agree(self, value):
-        """The first process's value, on all of them; it waits for them all."""
+        """Broadcast the value of rank 0 to all processes; blocks until all of them call."""
         if self.world == 1:
             return value
         box = [value]
@@ -66,6 +66,7 @@ class Process:
 
 
 def start() -> Process:
+    """Set up this process from torchrun's environment variables: its device and its group."""
     local = int(os.environ.get("LOCAL_RANK", 0))
     rank = int(os.environ.get("RANK", 0))
     world = int(os.environ.get("WORLD_SIZE", 1))
@@ -92,7 +93,7 @@ def gpu_index(local: int, visible: int) -> int:
 
 @functools.cache
 def connect(rank: int, world: int, device: torch.device) -> Process:
-    """Join the other processes: once, however often start() is called."""
+    """Join the other processes. Cached, so that several calls of start() connect once."""
     store = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))[0]
     store = fresh(store, rank, world)
     on_gpu = device.type == "cuda"
@@ -116,7 +117,7 @@ def connect(rank: int, world: int, device: torch.device) -> Process:
 
 
 def refuse_shared_gpus(store: dist.Store, rank: int, world: int, gpu: str) -> None:
-    """UserError on all processes where two of them have the same GPU. gpu: its host and UUID."""
+    """Raise UserError, on all processes, if two have the same GPU. gpu: its host and UUID."""
     store.set(f"gpu/{rank}", gpu)
     gpus = [store.get(f"gpu/{other}").decode() for other in range(world)]
     store.set(f"gpus_read/{rank}", "")
@@ -132,32 +133,38 @@ def refuse_shared_gpus(store: dist.Store, rank: int, world: int, gpu: str) -> No
 
 
 def fresh(store: dist.Store, rank: int, world: int) -> dist.Store:
-    """A part of the store that only these processes use. The workers that torchrun --max-restarts starts again find in theirs
-    what the dead ones left, addresses among it (pytorch issue 135712), and nothing that tells them how often they have been
-    started, on all nodes alike. So rank 0 names the part and repeats it with the names it has heard, until each of the
-    others has heard its own."""
+    """A prefix of the store that no earlier processes have used.
+
+    After a restart by torchrun --max-restarts, the store still holds entries of the dead workers,
+    such as their addresses (pytorch issue 135712), and no restart count that all nodes share. So
+    each process draws a random name. Rank 0 takes its own as the prefix and publishes it together
+    with the names that it has read from the other ranks. Each other rank waits until the published
+    list contains its own name, and then confirms under the prefix.
+    """
     name = uuid.uuid4().hex
     if rank:
         store.set(f"hello/{rank}", name)
         while True:
-            part, *heard = store.get("welcome").decode().split()
-            if heard[rank - 1 : rank] == [name]:
+            prefix, *read = store.get("welcome").decode().split()
+            if read[rank - 1 : rank] == [name]:
                 break
             time.sleep(0.02)
-        store.set(f"{part}/{rank}", "")
+        store.set(f"{prefix}/{rank}", "")
     else:
-        part, others = name, range(1, world)
-        while not store.check([f"{part}/{other}" for other in others]):
-            store.set(
-                "welcome",
-                " ".join([part, *(store.get(f"hello/{other}").decode() for other in others)]),
-            )
+        prefix = name
+        others = range(1, world)
+        while not store.check([f"{prefix}/{other}" for other in others]):
+            names = [store.get(f"hello/{other}").decode() for other in others]
+            store.set("welcome", " ".join([prefix, *names]))
             time.sleep(0.02)
-    return dist.PrefixStore(part, store)
+    return dist.PrefixStore(prefix, store)
 
 
 def to_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """There, without waiting: a copy from ordinary memory would wait until the GPU has done all that it was told before."""
+    """Copy to the device asynchronously, through pinned memory.
+
+    A copy from pageable memory would wait for all work queued on the GPU.
+    """
     values = torch.as_tensor(values)
     if device.type != "cuda" or values.is_cuda:
         return values.to(device)
@@ -165,30 +172,33 @@ def to_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Does the hardware multiply matrices in bf16 faster than in float32? On a CPU that takes AMX tiles: AVX512-BF16
-    alone ran at half the rate of float32 where it was measured."""
+    """True if the hardware multiplies matrices faster in bf16 than in float32.
+
+    On a CPU this requires AMX tiles: with AVX512-BF16 alone, bf16 measured half the rate of
+    float32.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
-    """For train.precision = auto, bf16 or float32."""
+    """True if networks run in bf16. precision: train.precision, one of auto, bf16, float32."""
     return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
 
 
 def autocast(precision: str, device: torch.device):
-    """The context to run networks in."""
-    return (
-        torch.autocast(device.type, torch.bfloat16)
-        if uses_bf16(precision, device)
-        else nullcontext()
-    )
+    """The context to run networks in. precision: see `uses_bf16`."""
+    if uses_bf16(precision, device):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
 
 
 def cast_weights(net: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Cast the weights that autocast would cast at every call, to the same values: of linear and convolutional
-    layers and of attention."""
+    """Cast the weights of linear, convolution and attention layers in place.
+
+    Autocast casts these weights, to the same values, at every call.
+    """
     for module in net.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d | torch.nn.MultiheadAttention):
             for weight in module.parameters(recurse=False):
@@ -198,7 +208,10 @@ def cast_weights(net: torch.nn.Module, dtype: torch.dtype) -> None:
 def learning_rate(
     step: int, peak: float, steps: int, warmup: int, schedule: str = "cosine"
 ) -> float:
-    """Of update `step` (from 0): linear warm-up to the peak, then constant, or a cosine to 0 at `steps`."""
+    """Learning rate of update `step`, counted from 0.
+
+    A linear warm-up to the peak, then constant, or a cosine that reaches 0 at `steps`.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     if schedule == "constant":
@@ -206,35 +219,44 @@ def learning_rate(
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-# ------------------------------------------------------------------------------------------------------------ seeding
+# ------------------------------------------------------------------------------------------ seeding
 def seed_of(*key: int | str) -> int:
     """A 63-bit seed that depends on every part of the key, e.g. (seed, "noise", step, rank)."""
-    return (
-        int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
-    )
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def generator(device: torch.device, *key: int | str) -> torch.Generator:
+    """A torch generator on the device, seeded by the key."""
     return torch.Generator(device).manual_seed(seed_of(*key))
 
 
 def numpy_generator(*key: int | str) -> np.random.Generator:
+    """A NumPy generator seeded by the key."""
     return np.random.default_rng(seed_of(*key))
 
 
-# ------------------------------------------------------------------------------------------------------------ signals
+# ------------------------------------------------------------------------------------------ signals
 class StopSignals:
-    """While it is entered, SIGTERM, SIGINT and SLURM's SIGUSR1 only ask: the loop finishes its step, saves and leaves. A
-    second SIGINT stops at once."""
+    """Records SIGTERM, SIGINT and SLURM's SIGUSR1 inside a `with` block, for a clean stop.
+
+    The training loop reads the signal with `agreed`, finishes its step, saves and returns. A second
+    SIGINT raises KeyboardInterrupt at once.
+    """
 
     NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
 
     def __init__(self, process: Process):
-        self.process, self.asked, self.before = process, 0, {}
+        self.process = process
+        self.asked = 0  # number of the signal received, 0 before
+        self.before = {}  # the handlers to restore
 
     def __enter__(self) -> StopSignals:
-        for number in (getattr(signal, name) for name in self.NAMES if hasattr(signal, name)):
-            self.before[number] = signal.signal(number, self.ask)
+        for name in self.NAMES:
+            # Windows has no SIGUSR1.
+            if hasattr(signal, name):
+                number = getattr(signal, name)
+                self.before[number] = signal.signal(number, self.ask)
         return self
 
     def __exit__(self, *_) -> None:
@@ -242,12 +264,16 @@ class StopSignals:
             signal.signal(number, handler)
 
     def ask(self, number: int, _frame) -> None:
+        """The signal handler."""
         if number == signal.SIGINT and self.asked == number:
             raise KeyboardInterrupt
         self.asked = number
 
     def agreed(self, step: int, last: bool = False) -> int:
-        """The signal that any process has been sent, or 0; the same on all of them. Several look up every tenth step."""
+        """The number of a signal that any process received, or 0; the same on all processes.
+
+        With several processes, an all-reduce every tenth step, and at the `last` one.
+        """
         if self.process.world == 1:
             return self.asked
         if step % 10 and not last:
@@ -258,8 +284,9 @@ class StopSignals:
 
 
 def stopped(number: int, step: int, dir: Path) -> Stopped:
+    """The exception that ends a run which received signal `number` and has saved `step`."""
     return Stopped(
-        f"stopped by {signal.Signals(number).name} after update {step}, which is saved in {dir}; run the same "
-        "command again to go on",
+        f"stopped by {signal.Signals(number).name} after update {step}, which is saved in {dir}; "
+        "run the same command again to resume",
         130 if number == signal.SIGINT else 75,
     )

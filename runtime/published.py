@@ -1,10 +1,13 @@
-"""Checkpoints that others published, read as ones of ours.
+"""Conversion of published checkpoints to the format of main.py.
 
-* RIVER's main models: {"model": …}, names under `vector_field_regressor.`, beside the autoencoder's under `ae.`;
-* the predecessor's, one per interpolant: {"model", "ema", "config", "step"}, the config an object of its `configs.Config`;
-* autoencoders: {"state_dict": …} of taming-transformers, {"model": …} of RIVER's own, or the `ae.` part of a main model.
+* RIVER's main models: {"model": …}, with the network under the prefix `vector_field_regressor.` and
+  the autoencoder under `ae.`
+* Models of the predecessor of this repository, one per interpolant: {"model", "ema", "config",
+  "step"}, where config is an object of its class `configs.Config`.
+* Autoencoders: {"state_dict": …} of taming-transformers, {"model": …} of RIVER, or the `ae.` part
+  of a RIVER main model.
 
-Every name may carry a leading `module.`, of a model saved under DistributedDataParallel.
+Names may have the prefix `module.`, of a model saved under DistributedDataParallel.
 """
 
 from __future__ import annotations
@@ -19,127 +22,156 @@ import configs
 from runtime import checkpoints
 from runtime.console import UserError
 
-NETWORK, AUTOENCODER = "vector_field_regressor.", ("ae.backbone.", "ae.")
+NETWORK = "vector_field_regressor."
+AUTOENCODER = ("ae.backbone.", "ae.")
+# The predecessor's names of interpolants, and ours.
 INTERPOLANTS = {
     "linear": "linear",
     "ours": "follmer",
     "follmer": "follmer",
-}  # the predecessor's names
+}
+# The predecessor's config fields, and ours.
 FRAMES = {
     "num_observations": "data.clip",
     "skip_frames": "data.skip",
     "condition_frames": "data.condition",
     "frames_to_generate": "data.predict",
-}  # the predecessor's fields, and ours
+}
+# What the published models have in common.
+FIXED = {
+    "model.heads": 8,
+    "flow.c": 0.1,
+    "flow.output": "drift",
+    "flow.weight": "published",
+    "flow.normalize": False,
+}
+
+
+# ------------------------------------------------------------------------------------------ weights
 
 
 def weights_of(state: dict, part: str, path: str | Path) -> dict[str, Tensor]:
-    """Named tensors in state[part], less the `module.` in front of them."""
+    """The named tensors in state[part], without the prefix `module.`."""
     weights = state[part]
-    if not isinstance(weights, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
-    ):
+    named = isinstance(weights, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+    )
+    if not named:
         raise UserError(f"{path}: its `{part}` is not a dictionary of named tensors")
     return {name.removeprefix("module."): value for name, value in weights.items()}
 
 
 def under(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in weights.items()
-        if name.startswith(prefix)
-    }
+    """The weights whose names start with the prefix, without it."""
+    found = {}
+    for name, value in weights.items():
+        if name.startswith(prefix):
+            found[name.removeprefix(prefix)] = value
+    return found
 
 
 def autoencoder_weights(state: dict, path: str | Path) -> dict[str, Tensor]:
-    """Of a published autoencoder, or of the one inside a main model. Its training's losses are left out."""
-    part = next((part for part in ("state_dict", "model") if part in state), None)
-    if part is None:
+    """The weights of a published autoencoder, or of the autoencoder inside a main model.
+
+    Weights of the loss networks, under `loss.`, are left out.
+    """
+    if "state_dict" in state:
+        weights = weights_of(state, "state_dict", path)
+    elif "model" in state:
+        weights = weights_of(state, "model", path)
+    else:
         raise UserError(
             f"{path}: not a published autoencoder (it holds neither `state_dict` nor `model`)"
         )
-    weights = weights_of(state, part, path)
-    inside = next((found for prefix in AUTOENCODER if (found := under(weights, prefix))), weights)
-    return {name: value for name, value in inside.items() if not name.startswith("loss.")}
+    for prefix in AUTOENCODER:
+        inside = under(weights, prefix)
+        if inside:
+            weights = inside
+            break
+    return {name: value for name, value in weights.items() if not name.startswith("loss.")}
 
 
+# ------------------------------------------------------------------------------------------- models
 def is_foreign(state: dict) -> bool:
-    """Is it a model that was not written by main.py?"""
+    """True for a model that was not written by main.py."""
     return "model" in state and not isinstance(state.get("config"), dict)
 
 
 def checkpoint(state: dict, path: str | Path, dataset: str, given: dict[str, Any]) -> dict:
-    """-> {"ema", "config", "step"} as main.py writes them, and "vqvae" where the file holds the autoencoder too.
+    """Convert a published model. -> {"ema", "config", "step"}, and "vqvae" if the file holds it.
 
-    What the file does not say comes from the branch of `dataset` in configs.py and from `given`, {"group.field": value};
-    UserError where these contradict what it does say.
+    Settings that the file does not hold come from the entry of `dataset` in configs.py and from
+    `given`, {"group.field": value}. Raises UserError if these contradict the file.
     """
     weights = weights_of(state, "ema" if "ema" in state else "model", path)
-    net = under(weights, NETWORK) or {
-        name: value for name, value in weights.items() if not name.startswith("ae.")
+    net = under(weights, NETWORK)
+    if not net:
+        net = {name: value for name, value in weights.items() if not name.startswith("ae.")}
+    given = {name: value for name, value in {"dataset": dataset, **given}.items() if value != ""}
+    config = config_of(state, net, path, given)
+    step = state.get("step", state.get("global_step"))
+    converted = {
+        "ema": net,
+        "config": configs.to_dict(replace(config, latent=latents(config, net, path))),
+        "step": step if type(step) is int else 0,
     }
-    told = said(state)
-    frames = {
-        ours: told[theirs] for theirs, ours in FRAMES.items() if type(told.get(theirs)) is int
-    }
+    has_autoencoder = any(name.startswith("ae.") for name in weights_of(state, "model", path))
+    if has_autoencoder and "vqvae.ckpt" not in given:
+        converted["vqvae"] = autoencoder_weights(state, path)
+    return converted
+
+
+def config_of(
+    state: dict, net: dict[str, Tensor], path: str | Path, given: dict[str, Any]
+) -> configs.Config:
+    """The config of a published model. given: what the user set, {"group.field": value}."""
+    stored = stored_fields(state)
+    frames = {}
+    for theirs, ours in FRAMES.items():
+        if type(stored.get(theirs)) is int:
+            frames[ours] = stored[theirs]
     fixed = {
-        "dataset": str(told.get("dataset", "")) or None,
+        "dataset": str(stored.get("dataset", "")) or None,
         "data.skip": frames.get("data.skip"),
+        "flow.interpolant": interpolant_of(stored, "ema" in state, path),
         **sizes(net, path),
-        "model.heads": 8,
-        "flow.interpolant": interpolant_of(told, "ema" in state, path),
-        "flow.c": 0.1,
-        "flow.output": "drift",
-        "flow.weight": "published",
-        "flow.normalize": False,
+        **FIXED,
     }
     fixed = {name: value for name, value in fixed.items() if value is not None}
-    given = {name: value for name, value in {"dataset": dataset, **given}.items() if value != ""}
     for name, value in fixed.items():
         if given.get(name, value) != value:
             raise UserError(
                 f"{path} was trained with {name} = {value}, so {given[name]} does not go with it"
             )
-    values = {
-        "output.run_id": f"{Path(path).absolute().parent.name}-{Path(path).stem}",
-        **frames,
-        **fixed,
-        **given,
-    }
-    for name, flag, known in (
-        ("dataset", "--dataset", configs.DATASETS),
-        ("flow.interpolant", "--interpolant", INTERPOLANTS),
-    ):
-        if not values.get(name):
-            raise UserError(
-                f"{path} does not say what {name} it was trained with; add {flag} ({', '.join(known)})"
-            )
-    config = configs.build(values.pop("dataset"), values)
-    step = state.get("step", state.get("global_step"))
-    read = {
-        "ema": net,
-        "config": configs.to_dict(replace(config, latent=latents(config, net, path))),
-        "step": step if type(step) is int else 0,
-    }
-    if "vqvae.ckpt" not in given and any(
-        name.startswith("ae.") for name in weights_of(state, "model", path)
-    ):
-        read["vqvae"] = autoencoder_weights(state, path)
-    return read
+    run_id = f"{Path(path).absolute().parent.name}-{Path(path).stem}"
+    values = {"output.run_id": run_id, **frames, **fixed, **given}
+    require(values, "dataset", f"--dataset ({', '.join(configs.DATASETS)})", path)
+    require(values, "flow.interpolant", f"--interpolant ({', '.join(INTERPOLANTS)})", path)
+    return configs.build(values.pop("dataset"), values)
 
 
-def said(state: dict) -> dict[str, Any]:
-    """Attributes of the config that the predecessor's files hold, numbers and names only."""
-    config = next(
-        (state[key] for key in ("config", "args") if isinstance(state.get(key), checkpoints.Inert)),
-        checkpoints.Inert(),
-    )
-    return {name: value for name, value in vars(config).items() if type(value) in (int, float, str)}
+def require(values: dict[str, Any], name: str, flag: str, path: str | Path) -> None:
+    """Raise UserError if neither the file nor the user set a field."""
+    if not values.get(name):
+        raise UserError(f"{path} does not say what {name} it was trained with; add {flag}")
 
 
-def interpolant_of(told: dict[str, Any], averaged: bool, path: str | Path) -> str | None:
-    """RIVER's models say nothing, hold no averaged weights, and are linear."""
-    name = told.get("interpolant_type", told.get("interpolant", None if averaged else "linear"))
+def stored_fields(state: dict) -> dict[str, Any]:
+    """The fields of the config object in a file of the predecessor: numbers and strings only."""
+    for key in ("config", "args"):
+        if isinstance(state.get(key), checkpoints.Inert):
+            fields = vars(state[key])
+            return {name: v for name, v in fields.items() if type(v) in (int, float, str)}
+    return {}
+
+
+def interpolant_of(stored: dict[str, Any], averaged: bool, path: str | Path) -> str | None:
+    """Our name of a model's interpolant; None if unknown.
+
+    RIVER's models are linear; they hold no config and no averaged weights.
+    """
+    default = None if averaged else "linear"
+    name = stored.get("interpolant_type", stored.get("interpolant", default))
     if name is not None and name not in INTERPOLANTS:
         raise UserError(
             f"{path}: its config names the interpolant {name!r}; known: {', '.join(INTERPOLANTS)}"
@@ -148,34 +180,36 @@ def interpolant_of(told: dict[str, Any], averaged: bool, path: str | Path) -> st
 
 
 def latents(config: configs.Config, net: dict[str, Tensor], path: str | Path) -> configs.Latent:
-    """Published models work on latents as they are."""
-    C, edge = (
-        net["project_in.1.weight"].shape[1] // 3,
-        config.data.image_size // config.vqvae.downsample,
-    )
+    """The latent shape of a published model, with mean 0 and deviation 1: no normalisation."""
+    # The input of the network is x_s, the reference and the context, concatenated.
+    C = net["project_in.1.weight"].shape[1] // 3
+    edge = config.data.image_size // config.vqvae.downsample
     if C != config.vqvae.channels:
         raise UserError(
             f"{path}: works on latents of {C} channels, those of --dataset {config.dataset} have "
-            f"{config.vqvae.channels}; choose its dataset, or set vqvae.kind, vqvae.channels and vqvae.downsample"
+            f"{config.vqvae.channels}; choose its dataset, or set vqvae.kind, vqvae.channels "
+            "and vqvae.downsample"
         )
     return configs.Latent((C, edge, edge), (0.0,) * C, (1.0,) * C)
 
 
 def sizes(net: dict[str, Tensor], path: str | Path) -> dict[str, Any]:
-    """The U-ViT's sizes, read off its weights."""
+    """The sizes of a U-ViT, from the names and shapes of its weights."""
     if "project_in.1.weight" not in net or net["project_in.1.weight"].ndim != 2:
+        found = ", ".join(list(net)[:3]) or "no weights"
         raise UserError(
-            f"{path}: neither a checkpoint of main.py nor RIVER's network (it lacks project_in.1.weight; it "
-            f"holds {', '.join(list(net)[:3]) or 'no weights'})"
+            f"{path}: neither a checkpoint of main.py nor RIVER's network "
+            f"(it lacks project_in.1.weight; it holds {found})"
         )
-    blocks = {
-        name: len({key.split(".")[1] for key in net if key.startswith(name)})
-        for name in ("in_blocks", "mid_blocks")
-    }
     return {
         "model.name": "uvit",
         "model.width": len(net["project_in.1.weight"]),
-        "model.depth": blocks["in_blocks"],
-        "model.mid_depth": blocks["mid_blocks"],
+        "model.depth": count_blocks(net, "in_blocks"),
+        "model.mid_depth": count_blocks(net, "mid_blocks"),
         "model.out_norm": "bn" if "project_out.3.running_mean" in net else "ln",
     }
+
+
+def count_blocks(net: dict[str, Tensor], name: str) -> int:
+    """The number of blocks in the module list `name`."""
+    return len({key.split(".")[1] for key in net if key.startswith(name)})

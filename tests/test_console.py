@@ -1,4 +1,4 @@
-"""What a command does with a mistake."""
+"""What a command prints for a mistake, and its exit code."""
 
 import pytest
 

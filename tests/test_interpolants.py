@@ -25,12 +25,14 @@ def batch(seed=0):
 @pytest.mark.parametrize("name", interpolants.TABLE)
 @pytest.mark.parametrize("coefficient", ["alpha", "beta", "sigma", "gamma"])
 def test_derivatives_against_autograd(name, coefficient):
-    s, it = S.clone().requires_grad_(), make(name)
+    s = S.clone().requires_grad_()
+    it = make(name)
     (by_autograd,) = torch.autograd.grad(getattr(it, coefficient)(s).sum() + 0 * s.sum(), s)
     assert torch.allclose(getattr(it, f"d_{coefficient}")(S), by_autograd, atol=1e-12)
 
 
-COEFFICIENTS = {  # alpha, beta, gamma of DESIGN.md's table, at c = 0.1
+# alpha, beta, gamma of the table in DESIGN.md, at c = 0.1
+COEFFICIENTS = {
     "linear": lambda s: (0 * s, s, 1 - s),
     "follmer": lambda s: (1 - s, s**2, 0.1 * (1 - s) * s.sqrt()),
     "follmer_linear": lambda s: (1 - s, s, 0.1 * (1 - s) * s.sqrt()),
@@ -48,13 +50,13 @@ def test_coefficients_are_the_published_ones(name):
 
 @pytest.mark.parametrize("name", interpolants.TABLE)
 def test_interpolants_run_from_start_to_x1(name):
-    it, (x0, x1, eps) = make(name), batch()
+    it = make(name)
+    x0, x1, eps = batch()
     start, _ = it.interpolate(torch.zeros_like(S), x0, x1, eps)
     end, _ = it.interpolate(torch.ones_like(S), x0, x1, eps)
     blur = 0.01 * eps if name == "bridge" else 0 * eps
-    assert torch.allclose(start, x0 + blur if it.from_reference else eps) and torch.allclose(
-        end, x1 + blur, atol=1e-15
-    )
+    assert torch.allclose(start, x0 + blur if it.from_reference else eps)
+    assert torch.allclose(end, x1 + blur, atol=1e-15)
 
 
 def test_published_targets():
@@ -72,15 +74,15 @@ def test_published_targets():
 
 @pytest.mark.parametrize("name, output", KINDS)
 def test_an_exact_output_gives_back_x1_and_eps(name, output):
-    """Where x_1 and eps are known, the target itself is the exact output."""
-    it, (x0, x1, eps) = make(name, output), batch()
+    """With x_1 and eps known, the exact output is the target."""
+    it = make(name, output)
+    x0, x1, eps = batch()
     x, target = it.interpolate(S, x0, x1, eps)
     assert torch.allclose(it.denoise(target, x, S, x0), x1)
     assert torch.allclose(it.noise(target, x, S, x0), eps)
     assert torch.allclose(it.score(target, x, S, x0), -eps / across(it.gamma(S), x))
-    velocity = sum(
-        across(d(S), x) * part for d, part in ((it.d_alpha, x0), (it.d_beta, x1), (it.d_gamma, eps))
-    )
+    d_alpha, d_beta, d_gamma = (across(d(S), x) for d in (it.d_alpha, it.d_beta, it.d_gamma))
+    velocity = d_alpha * x0 + d_beta * x1 + d_gamma * eps
     assert torch.allclose(it.velocity(target, x, S, x0), velocity)
     for g in (it.sigma(S), 0.3 + S):
         wanted = velocity + across(g**2 / 2, x) * it.score(target, x, S, x0)
@@ -89,44 +91,38 @@ def test_an_exact_output_gives_back_x1_and_eps(name, output):
 
 @pytest.mark.parametrize("name", ("follmer", "follmer_linear"))
 def test_drift_as_trained_is_the_network_output(name):
-    it, (x0, x1, eps) = make(name), batch()
+    it = make(name)
+    x0, x1, eps = batch()
     x, target = it.interpolate(S, x0, x1, eps)
     assert torch.allclose(it.drift(target, x, S, x0, it.sigma(S)), target)
 
 
 @pytest.mark.parametrize("name, output", KINDS)
 def test_everything_is_finite_at_the_start(name, output):
-    it, (x0, x1, eps) = make(name, output), batch()
+    it = make(name, output)
+    x0, x1, eps = batch()
     s = torch.zeros_like(S)
     x, target = it.interpolate(s, x0, x1, eps)
     assert torch.isfinite(it.network_input(x, s, x0)).all()
-    assert (
-        torch.isfinite(it.denoise(target, x, s, x0)).all()
-        and torch.isfinite(it.noise(target, x, s, x0)).all()
-    )
+    for quantity in (it.denoise, it.noise, it.velocity, it.score):
+        assert torch.isfinite(quantity(target, x, s, x0)).all()
     assert torch.isfinite(it.drift(target, x, s, x0, it.sigma(s))).all()
     if it.wiener:
         assert torch.isfinite(it.drift(target, x, s, x0, it.diffusion("follmer", s))).all()
-    assert (
-        torch.isfinite(it.velocity(target, x, s, x0)).all()
-        and torch.isfinite(it.score(target, x, s, x0)).all()
-    )
     if name == "follmer" and output == "drift":
-        assert torch.equal(
-            it.denoise(target, x, s, x0), x0
-        )  # beta'(0) = 0: the output carries no x_1
+        # beta'(0) = 0: the output holds nothing of x_1.
+        assert torch.equal(it.denoise(target, x, s, x0), x0)
 
 
 @pytest.mark.parametrize("name, output", KINDS)
 def test_everything_is_finite_at_the_end(name, output):
-    it, (x0, x1, eps) = make(name, output), batch()
+    it = make(name, output)
+    x0, x1, eps = batch()
     s = torch.ones_like(S)
     x, target = it.interpolate(s, x0, x1, eps)
     assert torch.allclose(it.denoise(target, x, s, x0), x1)
-    assert (
-        torch.isfinite(it.velocity(target, x, s, x0)).all()
-        and torch.isfinite(it.score(target, x, s, x0)).all()
-    )
+    assert torch.isfinite(it.velocity(target, x, s, x0)).all()
+    assert torch.isfinite(it.score(target, x, s, x0)).all()
     assert torch.isfinite(it.drift(target, x, s, x0, it.diffusion("follmer", s))).all()
     if output == "drift":
         assert torch.allclose(it.noise(target, x, s, x0), eps)
@@ -134,37 +130,39 @@ def test_everything_is_finite_at_the_end(name, output):
 
 @pytest.mark.parametrize("name, output", KINDS)
 def test_score_of_a_gaussian_is_the_analytic_one(name, output):
-    """x_1 ~ N(1.3, 0.25): x_s is Gaussian too, and its score is autograd's of the log density."""
-    it, (x0, x, _) = make(name, output), batch()
+    """x_1 ~ N(1.3, 0.25): x_s is Gaussian; its score is the gradient of the log density."""
+    it = make(name, output)
+    x0, x, _ = batch()
     variance = (it.beta(S) * 0.5) ** 2 + it.gamma(S) ** 2
     mean = across(it.alpha(S), x) * x0 + across(it.beta(S), x) * 1.3
     x = (mean + across(variance.sqrt(), x) * x).requires_grad_()
     log_density = -((x - mean) ** 2 / across(2 * variance, x)).sum()
     (wanted,) = torch.autograd.grad(log_density, x)
     surprise = (x.detach() - mean) / across(variance, x)
-    x1, eps = 1.3 + across(it.beta(S) * 0.25, x) * surprise, across(it.gamma(S), x) * surprise
+    x1 = 1.3 + across(it.beta(S) * 0.25, x) * surprise
+    eps = across(it.gamma(S), x) * surprise
     _, output = it.interpolate(S, x0, x1, eps)
     assert torch.allclose(it.score(output, x.detach(), S, x0), wanted)
 
 
 def test_diffusion_and_memory_closed_forms():
-    c, s, t = 0.7, S[:-1], S[1:]
+    c = 0.7
+    s = S[:-1]
+    t = S[1:]
     linear, follmer, flat, bridge, trig = (make(name, c=c) for name in interpolants.TABLE)
     assert torch.allclose(follmer.diffusion("follmer", S), c * ((3 - S) * (1 - S)).sqrt())
     assert torch.allclose(flat.diffusion("follmer", S), c * (1 - S**2).sqrt())
     assert torch.allclose(bridge.diffusion("follmer", S), (c**2 + 2 * 0.01**2 / S).sqrt())
     assert torch.allclose(linear.diffusion("follmer", S), (2 * (1 - S) / S).sqrt())
-    assert torch.allclose(
-        trig.diffusion("follmer", S), (math.pi / torch.tan(math.pi / 2 * S)).sqrt()
-    )
+    of_trig = (math.pi / torch.tan(math.pi / 2 * S)).sqrt()
+    assert torch.allclose(trig.diffusion("follmer", S), of_trig)
     assert torch.allclose(bridge.diffusion("sigma", S), torch.full_like(S, c))
     for it in (follmer, flat):
         assert torch.allclose(it.diffusion("0.5", S), 0.5 * c * (1 - S))
         assert torch.allclose(it.memory("sigma", s, t), (s / t).sqrt())
         assert torch.allclose(it.memory("0", s, t), torch.ones_like(s))
-        assert not it.memory(
-            "0", torch.zeros_like(s), t
-        ).any()  # from a point mass there is nothing to keep
+        # A point mass has no noise to keep.
+        assert not it.memory("0", torch.zeros_like(s), t).any()
     assert torch.allclose(follmer.memory("follmer", s, t), (s / t) ** 1.5 * (1 - t) / (1 - s))
     assert torch.allclose(flat.memory("follmer", s, t), (s / t) ** 0.5 * (1 - t) / (1 - s))
 
@@ -173,21 +171,18 @@ def test_diffusion_and_memory_closed_forms():
     "name, diffusion", list(itertools.product(interpolants.TABLE, ("0", "sigma", "0.5", "follmer")))
 )
 def test_memory_is_the_integral_of_g_over_gamma(name, diffusion):
-    it, s, t = (
-        make(name),
-        torch.tensor([0.2], dtype=torch.float64),
-        torch.tensor([0.9], dtype=torch.float64),
-    )
+    it = make(name)
     u = torch.linspace(0.2, 0.9, 20_001, dtype=torch.float64)
     rate = it.diffusion(diffusion, u) ** 2 / it.gamma(u) ** 2
-    assert torch.allclose(
-        it.memory(diffusion, s, t), torch.exp(-torch.trapezoid(rate, u) / 2), rtol=1e-6
-    )
+    rho = torch.exp(-torch.trapezoid(rate, u) / 2)
+    assert torch.allclose(it.memory(diffusion, u[:1], u[-1:]), rho, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", interpolants.TABLE)
 def test_network_input_is_centred_and_scaled(name):
-    it, k, n = make(name, "residual"), 0.6, 200_000
+    it = make(name, "residual")
+    k = 0.6
+    n = 200_000
     torch.manual_seed(0)
     x0 = torch.full((n, 1), 3.0, dtype=torch.float64)
     x1 = k * torch.randn(n, 1, dtype=torch.float64) + (x0 if it.from_reference else 0)
@@ -200,47 +195,40 @@ def test_network_input_is_centred_and_scaled(name):
 
 def test_weights():
     s = torch.tensor([0.0, 0.5, 0.9, 1.0])
-    make_weight = lambda name, output, weighting: interpolants.get(
-        name, 0.7, output, 0.6, weighting
-    ).weight(s)  # noqa: E731
+
+    def weight(name, output, weighting):
+        return interpolants.get(name, 0.7, output, 0.6, weighting).weight(s)
+
     for name in interpolants.TABLE:
-        assert (make_weight(name, "drift", "published") == 1).all()
-        assert (make_weight(name, "residual", "uniform") == 1).all()
-        assert torch.allclose(
-            make_weight(name, "residual", "velocity"), torch.tensor([1.0, 4.0, 25.0, 25.0])
-        )
-    # d target / d x_1 at fixed x_s: 1 / (1-s) for linear, 2s + s^2 / (1-s) for follmer
-    assert torch.allclose(
-        make_weight("linear", "residual", "published")[:2], torch.tensor([1.0, 4.0])
-    )
-    assert torch.allclose(
-        make_weight("follmer", "residual", "published")[:2], torch.tensor([0.0, 2.25])
-    )
-    assert torch.allclose(
-        make_weight("linear", "drift", "velocity")[:3], torch.tensor([1.0, 1.0, 0.25])
-    )  # 25 over 100
-    assert torch.allclose(
-        make_weight("follmer", "drift", "uniform")[1:3], torch.tensor([1 / 2.25, (1.8 + 8.1) ** -2])
-    )
+        assert (weight(name, "drift", "published") == 1).all()
+        assert (weight(name, "residual", "uniform") == 1).all()
+        limited = torch.tensor([1.0, 4.0, 25.0, 25.0])
+        assert torch.allclose(weight(name, "residual", "velocity"), limited)
+    # d target / d x_1 at fixed x_s: 1 / (1-s) for linear, 2s + s^2 / (1-s) for follmer. The last
+    # weight of linear's drift is 25 / 100.
+    for name, output, weighting, first, expected in (
+        ("linear", "residual", "published", 0, [1.0, 4.0]),
+        ("follmer", "residual", "published", 0, [0.0, 2.25]),
+        ("linear", "drift", "velocity", 0, [1.0, 1.0, 0.25]),
+        ("follmer", "drift", "uniform", 1, [1 / 2.25, (1.8 + 8.1) ** -2]),
+    ):
+        found = weight(name, output, weighting)[first : first + len(expected)]
+        assert torch.allclose(found, torch.tensor(expected))
 
 
 @pytest.mark.parametrize("name", interpolants.TABLE)
 def test_the_weight_is_that_of_the_same_loss_whatever_the_output(name):
     """An error of E[x_1|x] costs the same through either output, up to the constant k."""
-    s, (x0, x1, eps), wrong = S[S > 0.22], [part[:15] for part in batch()], 0.01
+    s = S[S > 0.22]
+    x0, x1, eps = (part[:15] for part in batch())
+    wrong = x1 + 0.01
     costs = []
     for output in interpolants.OUTPUTS:
         it = interpolants.get(name, 0.7, output, 0.6, "velocity")
         x, target = it.interpolate(s, x0, x1, eps)
-        w = (x - across(it.alpha(s), x) * x0 - across(it.beta(s), x) * (x1 + wrong)) / across(
-            it.gamma(s), x
-        )
-        _, off = it.interpolate(
-            s, x0, x1 + wrong, w
-        )  # the output that claims x_1 + 0.01 at the same x_s
-        costs.append(
-            it.weight(s)
-            * (off - target).square().mean((1, 2))
-            * (it.k**2 if output == "residual" else 1)
-        )
+        # The output that implies `wrong` in place of x_1 at the same x_s.
+        rest = x - across(it.alpha(s), x) * x0 - across(it.beta(s), x) * wrong
+        _, off = it.interpolate(s, x0, wrong, rest / across(it.gamma(s), x))
+        unit = it.k**2 if output == "residual" else 1
+        costs.append(it.weight(s) * (off - target).square().mean((1, 2)) * unit)
     assert torch.allclose(*costs, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Files that others published: their layouts, what their autoencoders compute, and what is refused."""
+"""Published checkpoints: their layouts, the outputs of their autoencoders, and what is refused."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def taming_file(tmp_path_factory):
     return path
 
 
-# ------------------------------------------------------------------------------------------------------- autoencoders
+# ------------------------------------------------------------------------------------- autoencoders
 def test_the_taming_autoencoder_gives_the_reference_output(taming_file):
     module = vqvae.load(taming_file, "taming_f8_small")
     assert {name: list(value.shape) for name, value in module.state_dict().items()} == names(
@@ -131,10 +131,14 @@ def test_the_residual_block_of_river():
     block, x = autoencoders.build("river").encoder.residuals[0], torch.randn(2, 32, 8, 8)
     for p in block.parameters():
         p.data.add_(0.1 * torch.randn_like(p))
-    norm = lambda h, layer: F.group_norm(h, 32, layer.weight, layer.bias, 1e-6)  # noqa: E731
-    mean = lambda h: (
-        (h[..., ::2, ::2] + h[..., 1::2, ::2] + h[..., ::2, 1::2] + h[..., 1::2, 1::2]) / 4
-    )  # noqa: E731
+
+    def norm(h, layer):
+        return F.group_norm(h, 32, layer.weight, layer.bias, 1e-6)
+
+    def mean(h):
+        even, odd = h[..., ::2, :], h[..., 1::2, :]
+        return (even[..., ::2] + odd[..., ::2] + even[..., 1::2] + odd[..., 1::2]) / 4
+
     h = norm(mean(F.conv2d(x, block.conv1.weight, padding=1)), block.bn1)
     h = norm(F.conv2d(torch.where(h > 0, h, 0.2 * h), block.conv2.weight, padding=1), block.bn2)
     h = h + norm(mean(F.conv2d(x, block.downsample[0].weight)), block.downsample[2])
@@ -168,7 +172,8 @@ def test_layouts_of_an_autoencoder(wrap, river_weights, tmp_path):
         .view(1, 4, 4, 4)
         .movedim(-1, 1)
     )
-    assert torch.allclose(module.decode(z), module.decode(chosen)) and not torch.equal(z, chosen)
+    assert torch.allclose(module.decode(z), module.decode(chosen))
+    assert not torch.equal(z, chosen)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +208,7 @@ def test_files_that_hold_no_autoencoder_are_named(tmp_path):
             vqvae.load(tmp_path / "v.pth", "river")
 
 
-# -------------------------------------------------------------------------------------------------------- main models
+# -------------------------------------------------------------------------------------- main models
 SIZES = dict(width=32, depth=2, mid_depth=1, heads=8)
 
 
@@ -433,7 +438,7 @@ def test_training_starts_from_a_published_model(tmp_path):
         )
 
 
-# ------------------------------------------------------------------------------------------------------------ hostile
+# ------------------------------------------------------------------------------------------ hostile
 class Hostile:
     def __init__(self, marker):
         self.marker = marker
@@ -470,7 +475,7 @@ def test_a_file_that_would_run_code_is_refused(place, tmp_path):
 
 
 def test_admitted_names_do_nothing(tmp_path, monkeypatch):
-    """A callable under an admitted name stays an inert class, and calling it with arguments is refused."""
+    """A callable under an admitted name becomes an inert class; its calls are refused."""
 
     class Call:
         def __reduce__(self):
@@ -511,7 +516,7 @@ def test_files_that_are_no_checkpoints_at_all(content, tmp_path):
         assert checkpoints.load_latest(tmp_path) == {"step": 3}
 
 
-# ------------------------------------------------------------------------------------------------------------ from end to end
+# ---------------------------------------------------------------------------------- from end to end
 @pytest.fixture(scope="module")
 def river_shards(tmp_path_factory):
     """Shards in RIVER's layout, of two real clips."""

@@ -29,10 +29,8 @@ def test_checkpoints_are_kept_pruned_and_resumed(tmp_path):
         "step_00000010.pt",
         "step_00000015.pt",
     ]
-    assert (
-        checkpoints.load_latest(tmp_path)["step"] == 15
-        and checkpoints.load_latest(tmp_path / "new") is None
-    )
+    assert checkpoints.load_latest(tmp_path)["step"] == 15
+    assert checkpoints.load_latest(tmp_path / "new") is None
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path):
@@ -62,12 +60,26 @@ def test_a_save_that_dies_half_way_leaves_the_last_one(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "fsync", die)
-    with pytest.raises(
-        Failure,
-        match=r"step_00000010.pt: cannot be written \(no space .* last good checkpoint is .*00005.pt",
-    ):
+    message = (
+        r"step_00000010.pt: cannot be written \(no space .* last good checkpoint is .*00005.pt"
+    )
+    with pytest.raises(Failure, match=message):
         checkpoints.save_checkpoint(tmp_path, state(10), keep=2)
     assert checkpoints.load_latest(tmp_path)["step"] == 5
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["latest.pt", "step_00000005.pt"]
+
+
+def test_latest_is_a_copy_on_a_file_system_without_hard_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for step in (5, 10):
+        checkpoints.save_checkpoint(tmp_path, state(step), keep=1)
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["latest.pt", "step_00000010.pt"]
+    assert checkpoints.load_checkpoint(tmp_path / "latest.pt")["step"] == 10
 
 
 def test_weights_must_fit_in_full():
@@ -150,7 +162,7 @@ class Gpus:
 
 @pytest.fixture
 def several_gpus(monkeypatch):
-    """several_gpus(local, visible) -> (what start() returns as one of four, what it called)"""
+    """several_gpus(local, visible) -> (the Process of start() as one of four, what it called)"""
     connect.cache_clear()
     calls = {}
 
@@ -160,7 +172,8 @@ def several_gpus(monkeypatch):
             super().set_timeout(timeout)
 
     def begin(local, visible):
-        gpus, store = Gpus(visible), Store()
+        gpus = Gpus(visible)
+        store = Store()
         for name, value in (("LOCAL_RANK", local), ("RANK", local), ("WORLD_SIZE", 4)):
             monkeypatch.setenv(name, str(value))
         monkeypatch.setattr(torch, "cuda", gpus)

@@ -19,15 +19,11 @@ from runtime import parallel
 from runtime.console import UserError
 
 NAMES = tuple(interpolants.TABLE)
-SMOOTH = (
-    "linear",
-    "trig",
-    "follmer",
-    "follmer_linear",
-)  # not the bridge, whose gamma has two kinks of width 0.01
+# All but the bridge, whose gamma has two kinks of width 0.01.
+SMOOTH = ("linear", "trig", "follmer", "follmer_linear")
 
 
-# --------------------------------------- x_1 | x_0 ~ N(A x_0 + m, S) in four dimensions, whose exact network output is linear
+# ------------- x_1 | x_0 ~ N(A x_0 + m, S) in four dimensions, whose exact network output is linear
 random = torch.Generator().manual_seed(0)
 A, ROOT = torch.randn(2, 4, 4, dtype=torch.float64, generator=random)
 X0 = torch.tensor([0.5, -1.0, 0.3, 0.8], dtype=torch.float64)
@@ -36,23 +32,30 @@ COVARIANCE = ROOT @ ROOT.T / 8 + 0.2 * torch.eye(4, dtype=torch.float64)
 
 
 def output_of(it, x1, eps, s, x0):
-    """The network output that stands for E[x_1|x] = x1 and E[eps|x] = eps."""
+    """The network output that implies E[x_1|x] = x1 and E[eps|x] = eps."""
     return it.interpolate(s, x0, x1, eps)[1]
 
 
 class Gaussian:
-    """The exact output, by the regression of (x_1, eps) on x_s; notes the paths as they pass s = 1/4, 1/2 and 3/4."""
+    """The exact output, by the regression of (x_1, eps) on x_s.
+
+    seen: {s: x_s} of the paths at s = 1/4, 1/2 and 3/4.
+    """
 
     def __init__(self, it):
-        self.it, self.seen = it, {}
+        self.it = it
+        self.seen = {}
         self.values, self.vectors = torch.linalg.eigh(COVARIANCE)
 
     def __call__(self, x, s):
-        it, s = self.it, s[:1]
+        it = self.it
+        s = s[:1]
         for moment in (0.25, 0.5, 0.75):
+            # Overwritten, because the last evaluation at s is that of the step that starts at s.
             if abs(float(s) - moment) < 1e-9:
-                self.seen[moment] = x  # the last that asks there is the step that begins there
-        beta, gamma = it.beta(s), it.gamma(s)
+                self.seen[moment] = x
+        beta = it.beta(s)
+        gamma = it.gamma(s)
         variance = beta**2 * self.values + gamma**2
         surprise = divide((x - it.alpha(s) * X0 - beta * MU) @ self.vectors, variance, 0.0)
         x1 = MU + (beta * self.values * surprise) @ self.vectors.T
@@ -61,21 +64,24 @@ class Gaussian:
 
 def truth_at(it, s: float):
     """Mean and covariance of x_s."""
-    alpha, beta, gamma = (
-        f(torch.tensor([s], dtype=torch.float64)) for f in (it.alpha, it.beta, it.gamma)
-    )
-    return alpha * X0 + beta * MU, beta**2 * COVARIANCE + gamma**2 * torch.eye(
-        4, dtype=torch.float64
-    )
+    at = torch.tensor([s], dtype=torch.float64)
+    alpha, beta, gamma = (f(at) for f in (it.alpha, it.beta, it.gamma))
+    covariance = beta**2 * COVARIANCE + gamma**2 * torch.eye(4, dtype=torch.float64)
+    return alpha * X0 + beta * MU, covariance
 
 
 def exact_moments(it, steps, solver, diffusion, **options) -> dict:
-    """{s: (mean, covariance)} of a solver's paths without sampling: the output being linear, x is linear in the draws of
-    noise. Row 0 draws zeros; each draw has four rows of its own, in which it is a unit vector."""
-    rows, draws = 1 + 4 * (steps + 2 if solvers.noisy(diffusion) else 2), itertools.count()
+    """{s: (mean, covariance)} of a solver's paths, without sampling.
+
+    The output is linear, so x is linear in the noise. In row 0 all noise is 0. Each draw of noise
+    is a unit vector in four rows of its own.
+    """
+    rows = 1 + 4 * (steps + 2 if solvers.noisy(diffusion) else 2)
+    draws = itertools.count()
 
     def unit(like, generator):
-        z, first = torch.zeros_like(like), 1 + 4 * next(draws)
+        z = torch.zeros_like(like)
+        first = 1 + 4 * next(draws)
         z[first : first + 4] = torch.eye(4)
         return z
 
@@ -89,7 +95,7 @@ def exact_moments(it, steps, solver, diffusion, **options) -> dict:
 
 
 def error(it, steps, solver, diffusion, **options) -> float:
-    """Of mean and covariance together, at s = 1."""
+    """The error of mean and covariance together at s = 1."""
     mean, covariance = exact_moments(it, steps, solver, diffusion, **options)[1.0]
     true_mean, true_covariance = truth_at(it, 1.0)
     return math.hypot((mean - true_mean).norm(), (covariance - true_covariance).norm())
@@ -100,8 +106,9 @@ def orders(it, solver, diffusion, steps=(32, 64, 128), **options) -> list[float]
     return [math.log2(a / b) for a, b in itertools.pairwise(errors)]
 
 
-# steps at which mean and covariance are within 2 % of their largest entry, at s = 1 and on the way there; twice as many for
-# the Föllmer diffusion, whose noise is freshest, and for the bridge, on a grid that is dense at its ends
+# Numbers of steps at which mean and covariance are within 2 % of their largest entry, at s = 1/4,
+# 1/2, 3/4 and 1. Twice as many for the Föllmer diffusion, which keeps the least noise, and for the
+# bridge, on a grid that is dense at its ends.
 STEPS = {
     "exact": 240,
     "exact2": 48,
@@ -112,29 +119,20 @@ STEPS = {
     "em": 240,
     "stochastic_heun": 60,
 }
-SLOW = [
-    ("bridge", "euler", "0"),
-    ("bridge", "heun", "0"),  # its kinks want steps shorter than m / c
-    ("bridge", "exact", "2"),
-]  # 1,000 steps
-WELL_POSED = [
-    (name, solver, diffusion)
-    for name in NAMES
-    for solver in STEPS
-    for diffusion in ("0", "sigma", "2", "follmer")
-    if (solver in solvers.ANY or (solver in solvers.ODE) == (diffusion == "0"))
-    and (name, solver, diffusion) not in SLOW
-]
+# The bridge's kinks need steps shorter than m / c in euler and heun; exact needs 1,000 steps.
+SLOW = [("bridge", "euler", "0"), ("bridge", "heun", "0"), ("bridge", "exact", "2")]
+WELL_POSED = []
+for case in itertools.product(NAMES, STEPS, ("0", "sigma", "2", "follmer")):
+    _, solver, diffusion = case
+    fits = solver in solvers.ANY or (solver in solvers.ODE) == (diffusion == "0")
+    if fits and case not in SLOW:
+        WELL_POSED.append(case)
 
 
 def within_2_percent(it, moments: dict) -> None:
     for s, (mean, covariance) in moments.items():
-        true_mean, true_covariance = truth_at(it, s)
-        assert (mean - true_mean).abs().max() < 0.02 * true_mean.abs().max(), (s, "mean")
-        assert (covariance - true_covariance).abs().max() < 0.02 * true_covariance.abs().max(), (
-            s,
-            "covariance",
-        )
+        for what, found, truth in zip(("mean", "covariance"), (mean, covariance), truth_at(it, s)):
+            assert (found - truth).abs().max() < 0.02 * truth.abs().max(), (s, what)
 
 
 @pytest.mark.parametrize("name, solver, diffusion", WELL_POSED)
@@ -152,12 +150,14 @@ def test_every_solver_reaches_the_gaussian(name, solver, diffusion):
     "name, diffusion", list(itertools.product(NAMES, ("0", "sigma", "follmer")))
 )
 def test_samples_of_the_gaussian(name, diffusion):
-    """10^5 of them, by exact2 in 40 steps, or 80 for the Föllmer diffusion (bridge: 84)."""
+    """10^5 samples by exact2 in 40 steps; 80 for the Föllmer diffusion, 84 for the bridge."""
     it = interpolants.get(name, c=1.0, output="residual", k=1.3)
-    field, generator = Gaussian(it), torch.Generator().manual_seed(1)
-    grid, steps = (
-        ("cosine", 84) if name == "bridge" else ("uniform", 80 if diffusion == "follmer" else 40)
-    )
+    field = Gaussian(it)
+    generator = torch.Generator().manual_seed(1)
+    grid = "cosine" if name == "bridge" else "uniform"
+    steps = 80 if diffusion == "follmer" else 40
+    if name == "bridge":
+        steps = 84
     field.seen[1.0] = solvers.integrate(
         field, it, X0.repeat(100_000, 1), steps, "exact2", diffusion, generator, grid=grid
     )
@@ -174,25 +174,20 @@ def test_samples_by_the_other_solvers(solver, diffusion):
     within_2_percent(it, {1.0: (x.mean(0), torch.cov(x.T))})
 
 
-# --------------------------------------------------------------------------------------------------- orders of convergence
+# ---------------------------------------------------------------------------- orders of convergence
+# Cases in which the error of the first step dominates. It leaves out the mean of x_1, where the
+# output at s = 0 holds nothing of x_1 (follmer), or the variance of x_1 (follmer_linear), and the
+# ODE carries that error on.
 FIRST_STEP = [
-    (
-        "follmer",
-        "drift",
-        "0",
-    ),  # it leaves out the mean of x_1 (the output is blind there), or, with beta = s, its
+    ("follmer", "drift", "0"),
     ("follmer_linear", "drift", "0"),
     ("follmer_linear", "residual", "0"),
-]  # variance, which the ODE never forgets
+]
+ALL_CASES = itertools.product(SMOOTH, interpolants.OUTPUTS, ("0", "sigma", "2"))
 
 
 @pytest.mark.parametrize(
-    "name, output, diffusion",
-    [
-        p
-        for p in itertools.product(SMOOTH, interpolants.OUTPUTS, ("0", "sigma", "2"))
-        if p not in FIRST_STEP
-    ],
+    "name, output, diffusion", [case for case in ALL_CASES if case not in FIRST_STEP]
 )
 def test_exact_is_of_first_order_and_exact2_of_second(name, output, diffusion):
     it = interpolants.get(name, c=1.0, output=output, k=1.3)
@@ -206,32 +201,36 @@ def test_exact2_makes_in_one_step_of_a_straight_line_what_exact_makes_in_very_ma
     name, diffusion, monkeypatch
 ):
     monkeypatch.setattr(solvers, "normal", lambda like, generator: torch.zeros_like(like))
-    it, line = (
-        interpolants.get(name, c=0.7),
-        lambda s: torch.tensor([[1.0, -2.0]], dtype=torch.float64) * (0.4 + s),
-    )
+    it = interpolants.get(name, c=0.7)
+    x0 = torch.tensor([[0.3, 0.7]], dtype=torch.float64)
+    x = torch.tensor([[0.9, -1.1]], dtype=torch.float64)
+
+    def line(s):
+        """E[x_1|x_s], linear in s."""
+        return torch.tensor([[1.0, -2.0]], dtype=torch.float64) * (0.4 + s)
 
     def field(x, s):
         eps = (x - it.alpha(s) * x0 - it.beta(s) * line(s)) / it.gamma(s)
         return output_of(it, line(s), eps, s, x0)
 
-    x0, x = (
-        torch.tensor([[0.3, 0.7]], dtype=torch.float64),
-        torch.tensor([[0.9, -1.1]], dtype=torch.float64),
-    )
-    dynamics, s, t, steps = solvers.Dynamics(field, it, x0, diffusion, None), 0.3, 0.7, 2000
-    second, fine = solvers.Exact2(), x
+    dynamics = solvers.Dynamics(field, it, x0, diffusion, None)
+    s, t, steps = 0.3, 0.7, 2000
+    second = solvers.Exact2()
     second.before = line(s - 0.1), s - 0.1
+    fine = x
     for k in range(steps):
-        fine = solvers.exact_step(
-            dynamics, fine, s + k * (t - s) / steps, s + (k + 1) * (t - s) / steps
-        )
+        begin = s + k * (t - s) / steps
+        end = s + (k + 1) * (t - s) / steps
+        fine = solvers.exact_step(dynamics, fine, begin, end)
     held = solvers.exact_step(dynamics, x, s, t)
     assert torch.allclose(second(dynamics, x, s, t) - held, fine - held, rtol=2e-3)
 
 
 def test_a_drift_that_starts_blind_costs_the_first_step_only():
-    """As published, follmer's output at s = 0 holds no x_1: x_0 stands for it, an error that vanishes faster than the step."""
+    """As published, follmer's output at s = 0 holds nothing of x_1, so x_0 replaces E[x_1|x].
+
+    That error vanishes faster than the step size.
+    """
     it = interpolants.get("follmer", c=1.0)
     means = [(exact_moments(it, n, "exact", "0")[1.0][0] - MU).norm() for n in (32, 64, 128)]
     assert all(math.log2(a / b) > 1.4 for a, b in itertools.pairwise(means))
@@ -263,29 +262,41 @@ def test_weak_order_of_sde_solvers(name, diffusion):
 
 
 def test_euler_in_s_from_a_point_mass_is_wrong_however_many_steps():
-    """x_s = c (1-s) W_s for x_0 = x_1 = 0: Euler in s overshoots the deviation by 2 / sqrt(pi), in sqrt(s) it does not."""
+    """x_s = c (1-s) W_s for x_0 = x_1 = 0: Euler in s ends at 2 / sqrt(pi) times the deviation.
+
+    Euler in sqrt(s) ends at the right one.
+    """
     it = interpolants.get("follmer", c=1.0)
     grid = torch.linspace(0, 0.25, 1_001, dtype=torch.float64)[:, None]
-    x0, x = torch.zeros(2, 1, dtype=torch.float64), it.gamma(grid[1]).expand(2, 1)
-    field = lambda x, s: output_of(it, 0 * x, divide(x, across(it.gamma(s), x), 0.0), s, 0 * x)  # noqa: E731
-    plain, root = x, x
+    x0 = torch.zeros(2, 1, dtype=torch.float64)
+
+    def field(x, s):
+        eps = divide(x, across(it.gamma(s), x), 0.0)
+        return output_of(it, 0 * x, eps, s, 0 * x)
+
+    plain = root = it.gamma(grid[1]).expand(2, 1)
     dynamics = solvers.Dynamics(field, it, x0, "0", None)
     for s, t in itertools.pairwise(grid[1:, 0].tolist()):
         plain = plain + (t - s) * it.velocity(dynamics.output(plain, s), plain, s, x0)
         root = solvers.euler_step(dynamics, root, s, t)
-    assert (plain / it.gamma(grid[-1])).mean().item() == pytest.approx(
-        2 / math.sqrt(math.pi), rel=0.01
-    )
-    assert (root / it.gamma(grid[-1])).mean().item() == pytest.approx(1, rel=0.01)
+    deviation = it.gamma(grid[-1])
+    ratio = 2 / math.sqrt(math.pi)
+    assert (plain / deviation).mean().item() == pytest.approx(ratio, rel=0.01)
+    assert (root / deviation).mean().item() == pytest.approx(1, rel=0.01)
 
 
 def test_the_follmer_diffusion_has_the_least_path_kl():
-    """KL of the paths, 1/2 E int |b_hat - b|^2 / g^2 ds, when the network's output is off (arXiv 2403.13724, thm. 3.1)."""
+    """KL of the paths, 1/2 E int |b_hat - b|^2 / g^2 ds, for a wrong network output.
+
+    arXiv 2403.13724, thm. 3.1.
+    """
+    s = torch.linspace(0.01, 0.99, 981, dtype=torch.float64)
     for name, error in itertools.product(("follmer", "follmer_linear"), (0.1, -0.3)):
-        it, s = interpolants.get(name, c=0.7), torch.linspace(0.01, 0.99, 981, dtype=torch.float64)
+        it = interpolants.get(name, c=0.7)
         x0, x1, eps = torch.randn(3, len(s), 1, dtype=torch.float64, generator=random)
         x, output = it.interpolate(s, x0, x1, eps)
-        off = output + error * torch.sin(3 * x)  # a perturbed drift
+        # A perturbed drift.
+        off = output + error * torch.sin(3 * x)
         kl = {}
         for diffusion in ("0.7", "sigma", "1.3", "follmer", "2", "4"):
             g = it.diffusion(diffusion, s)
@@ -294,23 +305,24 @@ def test_the_follmer_diffusion_has_the_least_path_kl():
         assert all(kl["follmer"] < 0.999 * kl[other] for other in kl if other != "follmer"), kl
 
 
-# ------------------------------------------------------------------------------------------------ two modes in two dimensions
+# ---------------------------------------------------------------------- two modes in two dimensions
 @pytest.mark.parametrize(
     "name, diffusion", list(itertools.product(NAMES, ("0", "sigma", "follmer")))
 )
 def test_weights_of_a_mixture(name, diffusion):
-    """x_1 ~ 0.3 N(m_1, 0.3^2) + 0.7 N(m_2, 0.3^2): both modes get their share, within 1 %, of 10^5 samples."""
-    it, width = interpolants.get(name, c=1.0, output="residual"), 0.3
+    """x_1 ~ 0.3 N(m_1, 0.3^2) + 0.7 N(m_2, 0.3^2): shares of 10^5 samples are right to 1 %."""
+    it = interpolants.get(name, c=1.0, output="residual")
+    width = 0.3
     modes = torch.tensor([[1.0, -0.5], [-0.8, 1.0]], dtype=torch.float64)
     weights, x0 = torch.tensor([[0.3, 0.7], [0.2, 0.1]], dtype=torch.float64)
 
     def field(x, s):
         alpha, beta, gamma = (f(s[:1]) for f in (it.alpha, it.beta, it.gamma))
         variance = (beta * width) ** 2 + gamma**2
-        surprise = (x - alpha * x0)[:, None] - beta * modes  # (B, 2 modes, 2)
-        share = torch.softmax(
-            weights.log() - divide(surprise.square().sum(-1), 2 * variance, 0.0), 1
-        )[..., None]
+        # (B, 2 modes, 2)
+        surprise = (x - alpha * x0)[:, None] - beta * modes
+        exponent = divide(surprise.square().sum(-1), 2 * variance, 0.0)
+        share = torch.softmax(weights.log() - exponent, 1)[..., None]
         x1 = (share * (modes + divide(beta * width**2 * surprise, variance, 0.0))).sum(1)
         return output_of(it, x1, 0 * x1, s, x0.expand_as(x))
 
@@ -320,47 +332,43 @@ def test_weights_of_a_mixture(name, diffusion):
     )
     first = (x - modes[0]).norm(dim=1) < (x - modes[1]).norm(dim=1)
     assert abs(first.double().mean() - weights[0]) < 0.01
-    assert (x[first].mean(0) - modes[0]).norm() < 0.03 and (
-        x[~first].mean(0) - modes[1]
-    ).norm() < 0.03
+    assert (x[first].mean(0) - modes[0]).norm() < 0.03
+    assert (x[~first].mean(0) - modes[1]).norm() < 0.03
 
 
-# ----------------------------------------------------------------------------------------------------- steps and their names
+# ---------------------------------------------------------------------------- steps and their names
 def steps_to_a_known_end(output, steps, solver) -> float:
-    """x(1) by a solver for a network that knows x_1 = 2, with hardly any noise, from x_0 = 0."""
-    it, x1 = (
-        interpolants.get("follmer", c=1e-6, output=output, k=0.5),
-        torch.tensor([[2.0]], dtype=torch.float64),
-    )
-    answer = (
-        (lambda x, s: x1 / 0.5) if output == "residual" else (lambda x, s: 2 * across(s, x) * x1)
-    )
-    return solvers.integrate(
-        answer, it, torch.zeros_like(x1), steps, solver, "sigma", torch.Generator().manual_seed(0)
-    ).item()
+    """x(1) by a solver, from x_0 = 0 and with c = 1e-6, for the exact output of x_1 = 2."""
+    it = interpolants.get("follmer", c=1e-6, output=output, k=0.5)
+    x1 = torch.tensor([[2.0]], dtype=torch.float64)
+
+    def field(x, s):
+        return x1 / 0.5 if output == "residual" else 2 * across(s, x) * x1
+
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.zeros_like(x1)
+    return solvers.integrate(field, it, x0, steps, solver, "sigma", generator).item()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
 def test_exact_solver_does_not_fade_the_picture_as_euler_does(steps):
     assert steps_to_a_known_end("residual", steps, "exact") == pytest.approx(2.0, abs=1e-4)
-    assert steps_to_a_known_end("drift", steps, "em") == pytest.approx(
-        2 * (1 - 1 / steps), abs=1e-4
-    )
-    if (
-        steps > 2
-    ):  # as published, the output at s = 0 says nothing of x_1, which costs the first step
+    faded = 2 * (1 - 1 / steps)
+    assert steps_to_a_known_end("drift", steps, "em") == pytest.approx(faded, abs=1e-4)
+    # As published, the output at s = 0 holds nothing of x_1, so the first step is lost.
+    if steps > 2:
         assert 2 - steps_to_a_known_end("drift", steps, "exact") < 0.4 * (2 / steps)
 
 
 def test_steps_cover_the_unit_interval_exactly():
     seen = []
     x0 = torch.zeros(2, 3)
-    solvers.integrate(
-        lambda x, s: seen.append(s.tolist()) or torch.zeros_like(x),
-        interpolants.get("linear"),
-        x0,
-        4,
-    )
+
+    def field(x, s):
+        seen.append(s.tolist())
+        return torch.zeros_like(x)
+
+    solvers.integrate(field, interpolants.get("linear"), x0, 4)
     assert seen == [[k / 4] * 2 for k in range(4)]
 
 
@@ -379,17 +387,14 @@ def test_time_grids_by_name():
 def test_warm_start_begins_part_of_the_way_from_the_reference():
     seen = []
     x0 = torch.full((5_000, 1), 3.0, dtype=torch.float64)
-    field = lambda x, s: seen.append((s[0].item(), x)) or torch.zeros_like(x)  # noqa: E731
-    solvers.integrate(
-        field,
-        interpolants.get("linear"),
-        x0,
-        2,
-        "euler",
-        "0",
-        torch.Generator().manual_seed(0),
-        warm_start=0.4,
-    )
+
+    def field(x, s):
+        seen.append((s[0].item(), x))
+        return torch.zeros_like(x)
+
+    generator = torch.Generator().manual_seed(0)
+    it = interpolants.get("linear")
+    solvers.integrate(field, it, x0, 2, "euler", "0", generator, warm_start=0.4)
     assert [s for s, _ in seen] == pytest.approx([0.4, 0.7])
     assert abs(seen[0][1].mean() - 1.2) < 0.03 and abs(seen[0][1].std() - 0.6) < 0.02
 
@@ -409,16 +414,10 @@ def test_warm_start_begins_part_of_the_way_from_the_reference():
     ],
 )
 def test_impossible_combinations_are_named(solver, diffusion, options, message):
+    it = interpolants.get("linear")
+    x0 = torch.zeros(1, 1)
     with pytest.raises(ValueError, match=message):
-        solvers.integrate(
-            lambda x, s: x,
-            interpolants.get("linear"),
-            torch.zeros(1, 1),
-            2,
-            solver,
-            diffusion,
-            **options,
-        )
+        solvers.integrate(lambda x, s: x, it, x0, 2, solver, diffusion, **options)
 
 
 @pytest.mark.parametrize(
@@ -440,7 +439,7 @@ def test_evaluations_of_the_network_are_counted(solver, steps, evaluations):
     assert model.evaluations == 3 * 2 * evaluations
 
 
-# ------------------------------------------------------------------------------------------------------------- roll-out
+# ----------------------------------------------------------------------------------------- roll-out
 class NextIsContext(torch.nn.Module):
     """Answers with a known residual and notes what it was shown."""
 
@@ -590,7 +589,7 @@ ROLL_OUTS = [
 
 @pytest.mark.parametrize("interpolant, output, options", ROLL_OUTS)
 def test_a_roll_out_compiles_one_graph(monkeypatch, count_graphs, interpolant, output, options):
-    """Whatever its length, for a smaller last batch too, and with the samples of the network as it is."""
+    """For any length and a smaller last batch, with the same samples as without compilation."""
     eager_compile = torch.nn.Module.compile
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda net, **_: eager_compile(net, backend="aot_eager")

@@ -1,4 +1,4 @@
-"""The shard format: both layouts, videos across files, incomplete and broken files."""
+"""The shard format: both layouts, videos across files, incomplete and damaged files."""
 
 import errno
 import os
@@ -53,17 +53,14 @@ def test_a_file_cut_short_while_it_is_open_is_told(make_shards):
     shards = Shards(make_shards([40]))
     assert values(shards.read(0, np.array([39, 0]))) == [39, 0]
     os.truncate(shards.paths[0], shards.files[0]._rows(shards.files[0].data).offsets[30])
-    with pytest.raises(
-        UserError,
-        match="shard_0001.hdf5: damaged, frames cannot be read .the file ends before byte",
-    ):
+    message = "shard_0001.hdf5: damaged, frames cannot be read .the file ends before byte"
+    with pytest.raises(UserError, match=message):
         shards.read(0, np.array([39, 0]))
 
 
 def test_a_stream_runs_over_many_files_as_one_video(tmp_path):
-    stream = (
-        np.arange(100, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2).repeat(3, 3)
-    )
+    levels = np.arange(100, dtype=np.uint8)[:, None, None, None]
+    stream = levels + np.zeros((100, 4, 4, 3), np.uint8)
     with ShardWriter(tmp_path / "s", shard_bytes=500) as writer:
         writer.add(stream[:10], place=np.arange(10.0))
         for start in range(10, 100, 10):
@@ -91,15 +88,12 @@ def test_river_layout(tmp_path):
         for i, length in enumerate([3, 11]):
             file[f"len/{i}"] = length
             for t in range(length):
-                file.create_dataset(
-                    f"{i}/{t}", data=np.full((6, 5, 3), 20 * i + t, np.uint8), compression="lzf"
-                )
+                frame = np.full((6, 5, 3), 20 * i + t, np.uint8)
+                file.create_dataset(f"{i}/{t}", data=frame, compression="lzf")
     shards = Shards(tmp_path)
     assert shards.lengths.tolist() == [3, 11] and shards.shape == (6, 5, 3)
-    assert values(shards.read(1, np.array([10, 2]))) == [
-        30,
-        22,
-    ]  # frame 10 is not read as frame 1, 0
+    # The dataset `10` is one frame, not frames 1 and 0.
+    assert values(shards.read(1, np.array([10, 2]))) == [30, 22]
 
 
 def test_an_error_leaves_only_complete_files(tmp_path):
@@ -156,9 +150,8 @@ def test_fingerprint_follows_contents_not_dates(make_shards):
     os.utime(dir / "shard_0001.hdf5", (1, 1))
     assert Shards(dir).fingerprint() == before
     assert Shards(make_shards([5, 5], name="other")).fingerprint() != before
-    assert (
-        Shards(make_shards([4, 5], name="third")).fingerprint() != before
-    )  # the same frames, cut otherwise
+    # The same frames, divided differently into videos.
+    assert Shards(make_shards([4, 5], name="third")).fingerprint() != before
 
 
 def test_a_shard_that_cannot_be_opened_may_be_left_out(make_shards):
@@ -169,13 +162,8 @@ def test_a_shard_that_cannot_be_opened_may_be_left_out(make_shards):
         Shards(dir)
     with pytest.warns(UserWarning, match="shard_0002.hdf5: .*; left out"):
         shards = Shards(dir, skip_bad=True)
-    assert shards.lengths.tolist() == [4, 5] and values(shards.read(1, slice(None))) == [
-        7,
-        8,
-        9,
-        10,
-        11,
-    ]
+    assert shards.lengths.tolist() == [4, 5]
+    assert values(shards.read(1, slice(None))) == list(range(7, 12))
     for path in dir.iterdir():
         path.write_bytes(truncated)
     with pytest.warns(UserWarning), pytest.raises(UserError, match="none of .* can be read"):
@@ -192,10 +180,8 @@ def test_a_stream_with_a_shard_left_out_falls_into_two(tmp_path):
     with pytest.warns(UserWarning, match="shard_0002"):
         shards = Shards(tmp_path / "s", skip_bad=True)
     assert shards.lengths.tolist() == [2, 4] and values(shards.read(1, slice(None))) == [4, 5, 6, 7]
-    encode = lambda x: x[:, :1]  # noqa: E731
-    assert Shards(
-        cache_latents(shards, encode, "w", tmp_path, "cpu"), "latents"
-    ).lengths.tolist() == [2, 4]
+    cache = cache_latents(shards, lambda x: x[:, :1], "w", tmp_path, "cpu")
+    assert Shards(cache, "latents").lengths.tolist() == [2, 4]
     (tmp_path / "s/shard_0002.hdf5").unlink()
     assert Shards(tmp_path / "s").lengths.tolist() == [2, 4]
 
@@ -206,13 +192,10 @@ def test_frames_that_cannot_be_read_name_their_file(tmp_path):
         file["len/0"] = 2
         for t in range(2):
             file.create_dataset(f"0/{t}", data=noise // 64, compression="gzip")
-        at, size = (
-            file["0/1"].id.get_chunk_info(0).byte_offset,
-            file["0/1"].id.get_chunk_info(0).size,
-        )
+        chunk = file["0/1"].id.get_chunk_info(0)
     with open(tmp_path / "shard_0001.hdf5", "r+b") as raw:
-        raw.seek(at)
-        raw.write(bytes(size))
+        raw.seek(chunk.byte_offset)
+        raw.write(bytes(chunk.size))
     shards = Shards(tmp_path)
     assert shards.read(0, np.array([0])).max() > 0
     with pytest.raises(UserError, match="shard_0001.hdf5: damaged, frames cannot be read"):
@@ -228,14 +211,10 @@ def test_river_writer(per_shard, files, tmp_path):
         writer.add(frames[14:15])
         writer.add(frames[20:60])
     shards = Shards(tmp_path / "r")
-    assert (
-        shards.lengths.tolist() == [14, 1, 40]
-        and shards.fps == 25.0
-        and (writer.videos, writer.frames) == (3, 55)
-    )
-    assert values(shards.read(0, slice(None))) == list(range(14)) and values(
-        shards.read(2, np.array([10, 39]))
-    ) == [30, 59]
+    assert shards.lengths.tolist() == [14, 1, 40] and shards.fps == 25.0
+    assert (writer.videos, writer.frames) == (3, 55)
+    assert values(shards.read(0, slice(None))) == list(range(14))
+    assert values(shards.read(2, np.array([10, 39]))) == [30, 59]
     assert len(list((tmp_path / "r").iterdir())) == files
     with pytest.raises(RuntimeError), RiverWriter(tmp_path / "broken") as writer:
         writer.add(frames)
@@ -264,8 +243,10 @@ def test_river_shards_and_videos_without_frames_count_for_nothing(tmp_path):
     ],
 )
 def test_files_of_another_make_are_named_and_can_be_left_out(fill, tmp_path):
+    entries = {}
+    fill(entries)
     with h5py.File(tmp_path / "shard_0002.hdf5", "w") as file:
-        for name, value in (lambda found: (fill(found), found)[1])({}).items():
+        for name, value in entries.items():
             file[name] = value
     with pytest.raises(UserError, match="shard_0002.hdf5: .*prepare it again"):
         Shards(tmp_path)

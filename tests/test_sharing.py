@@ -1,13 +1,129 @@
-"""Work shared through files."""
+"""Atomic writes of files and folders, locks, and work shared by several processes."""
 
+import os
 import threading
 import time
 
 import numpy as np
 import pytest
 
-from runtime.console import Failure
-from runtime.folders import Parts, lock
+from runtime.console import Failure, UserError
+from runtime.folders import (
+    Parts,
+    complete,
+    lock,
+    replace_folder,
+    restore_folder,
+    stage_lock,
+    write_atomically,
+)
+
+
+class Crash(Exception):
+    """Raised by the tests in the middle of a write."""
+
+
+def names(dir) -> list[str]:
+    return sorted(path.name for path in dir.iterdir())
+
+
+# ------------------------------------------------------------------------------------ atomic writes
+@pytest.mark.parametrize("per_process", [False, True])
+def test_a_file_is_replaced_when_it_is_complete(tmp_path, per_process):
+    path = tmp_path / "a.json"
+    for content in (b"first", b"second"):
+        with write_atomically(path, per_process) as file:
+            file.write(content)
+            assert not path.exists() or path.read_bytes() == b"first"
+            assert file.name.startswith(str(tmp_path / ".a.json."))
+        assert path.read_bytes() == content
+        assert names(tmp_path) == ["a.json"]
+
+
+def test_a_crash_while_a_file_is_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"old")
+    with pytest.raises(Crash), write_atomically(path) as file:
+        file.write(b"half")
+        raise Crash
+    assert path.read_bytes() == b"old" and names(tmp_path) == ["a.json"]
+
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    for step in ("fsync", "replace"):
+        with monkeypatch.context() as patch, pytest.raises(OSError):
+            patch.setattr(os, step, fail)
+            with write_atomically(path) as file:
+                file.write(b"new")
+        assert path.read_bytes() == b"old" and names(tmp_path) == ["a.json"]
+
+
+def test_a_new_folder_appears_when_it_is_complete(tmp_path):
+    out = tmp_path / "deep" / "out"
+    (tmp_path / "deep/out.partial").mkdir(parents=True)
+    (tmp_path / "deep/out.partial/stale").touch()
+    with pytest.raises(Crash), complete(out) as partial:
+        assert names(partial) == []
+        (partial / "a").touch()
+        raise Crash
+    assert names(out.parent) == []
+    with complete(out) as partial:
+        (partial / "b").touch()
+        assert not out.exists()
+    assert names(out) == ["b"] and names(out.parent) == ["out"]
+    with pytest.raises(UserError, match="out already exists; remove it"), complete(out):
+        pass
+    assert names(out) == ["b"] and names(out.parent) == ["out"]
+
+
+def test_a_folder_is_replaced_when_it_is_complete(tmp_path):
+    out = tmp_path / "out"
+    for name in ("first", "second"):
+        with replace_folder(out) as partial:
+            (partial / name).touch()
+            assert not out.exists() or names(out) == ["first"]
+        assert names(out) == [name] and names(tmp_path) == ["out"]
+
+
+def test_a_crash_while_a_folder_is_filled_leaves_the_old_one(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").touch()
+    with pytest.raises(Crash), replace_folder(out) as partial:
+        (partial / "half").touch()
+        raise Crash
+    assert names(out) == ["old"] and names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("restore", [True, False])
+def test_a_swap_of_folders_that_was_interrupted_is_undone(tmp_path, monkeypatch, restore):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").touch()
+    replace = os.replace
+
+    def crash(source, target):
+        if target == out:
+            raise Crash
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(os, "replace", crash)
+        with replace_folder(out) as partial:
+            (partial / "new").touch()
+    assert names(tmp_path) == ["out.old"]
+    if restore:
+        restore_folder(out)
+        assert names(tmp_path) == ["out"] and names(out) == ["old"]
+        restore_folder(out)
+    with pytest.raises(Crash), replace_folder(out):
+        assert names(out) == ["old"]
+        raise Crash
+    assert names(tmp_path) == ["out"] and names(out) == ["old"]
+
+
+# -------------------------------------------------------------------------------------- shared work
 
 
 def test_several_share_the_parts_without_doing_one_twice(tmp_path):
@@ -27,10 +143,8 @@ def test_several_share_the_parts_without_doing_one_twice(tmp_path):
         thread.start()
     for thread in threads:
         thread.join(timeout=30)
-    assert (
-        sorted(k for k, _ in done) == list(range(12)) == parts.there()
-        and len({name for _, name in done}) == 3
-    )
+    assert sorted(k for k, _ in done) == list(range(12)) == parts.there()
+    assert len({name for _, name in done}) == 3
     assert parts.read()["k"].tolist() == np.repeat(np.arange(12), 2).tolist()
 
 
@@ -57,12 +171,11 @@ def test_one_process_writes_and_a_folder_that_has_gone_is_told(tmp_path):
     parts.sum_up(tmp_path, lambda: wrote.append(2))
     assert wrote == [1]
     gone = Parts(tmp_path / "gone", 1, lambda: False)
-    with pytest.raises(
-        Failure, match="gone has gone: another process wrote other results in its place"
-    ):
+    with pytest.raises(Failure, match="gone was removed: another process wrote other results"):
         gone.sum_up(tmp_path, lambda: None)
 
 
+# -------------------------------------------------------------------------------------------- locks
 def test_the_lock_of_one_is_refused_to_another_and_given_back(tmp_path):
     with lock(tmp_path / "file") as first, lock(tmp_path / "file") as second:
         assert first and not second
@@ -70,3 +183,38 @@ def test_the_lock_of_one_is_refused_to_another_and_given_back(tmp_path):
         assert again
     with lock(tmp_path / "nowhere" / "file") as none:
         assert not none
+
+
+def test_a_lock_can_be_waited_for(tmp_path):
+    order = []
+
+    def second() -> None:
+        with lock(tmp_path / "file", wait=True) as held:
+            order.append(("second", held))
+
+    with lock(tmp_path / "file") as held:
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(0.2)
+        order.append(("first", held))
+    thread.join(timeout=10)
+    assert order == [("first", True), ("second", True)]
+
+
+def test_a_second_run_waits_for_the_stages_of_the_first(tmp_path, capsys):
+    order = []
+
+    def second() -> None:
+        with stage_lock(tmp_path / "outputs"):
+            order.append("second")
+
+    with pytest.raises(Crash), stage_lock(tmp_path / "outputs"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(0.2)
+        order.append("first")
+        raise Crash
+    thread.join(timeout=10)
+    assert order == ["first", "second"]
+    line = f"another run is preparing data or latents under {tmp_path}/outputs; waiting for it\n"
+    assert capsys.readouterr().out == line

@@ -1,7 +1,8 @@
-"""The small VQVAE: shapes, codes, what the frozen interface promises, and that it learns."""
+"""The small VQVAE: shapes, codes, the contract of the frozen module, and training."""
 
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -32,34 +33,31 @@ def test_encode_comes_before_quantisation_and_decode_snaps_to_the_nearest_code()
     z = module.encode(torch.randn(1, 3, 16, 16))
     flat = z.movedim(1, -1).reshape(-1, 2)
     distance = torch.cdist(flat, module.codebook.codes)
-    assert (
-        torch.equal(nearest_index(z, module.codebook.codes), distance.argmin(1))
-        and distance.min(1).values.min() > 1e-4
-    )
+    index = distance.argmin(1)
+    assert torch.equal(nearest_index(z, module.codebook.codes), index)
+    assert distance.min(1).values.min() > 1e-4
     snapped = nearest(z, module.codebook.codes)
-    assert torch.equal(
-        snapped.movedim(1, -1).reshape(-1, 2), module.codebook.codes[distance.argmin(1)]
-    )
+    assert torch.equal(snapped.movedim(1, -1).reshape(-1, 2), module.codebook.codes[index])
     assert torch.equal(module.decode(z), module.decode(snapped))
 
 
 def test_codebook_follows_its_latents_and_restarts_dead_codes():
     torch.manual_seed(0)
-    book, g = Codebook(8, 2, decay=0.5), torch.Generator().manual_seed(0)
+    book = Codebook(8, 2, decay=0.5)
+    g = torch.Generator().manual_seed(0)
     centres = torch.tensor([[0.0, 0], [5, 0], [0, 5], [5, 5]])
     for step in range(60):
-        z = (
-            centres[torch.randint(4, (256,), generator=g)] + 0.05 * torch.randn(256, 2, generator=g)
-        ).view(16, 16, 1, 2)
-        z = z.movedim(-1, 1)
+        chosen = centres[torch.randint(4, (256,), generator=g)]
+        z = chosen + 0.05 * torch.randn(256, 2, generator=g)
+        z = z.view(16, 16, 1, 2).movedim(-1, 1)
         index = nearest_index(z, book.codes)
         book.update(z, index, count_codes(index, 8), g)
         if step == 30:
-            book.codes[3], book.total[3] = (
-                1000.0,
-                1000.0 * book.count[3],
-            )  # nearest to nothing from here on
-    assert book.codes.abs().max() < 6 and torch.cdist(centres, book.codes).min(1).values.max() < 0.1
+            # From here on this code is nearest to no latent.
+            book.codes[3] = 1000.0
+            book.total[3] = 1000.0 * book.count[3]
+    assert book.codes.abs().max() < 6
+    assert torch.cdist(centres, book.codes).min(1).values.max() < 0.1
 
 
 def test_gradients_pass_straight_through_to_the_encoder():
@@ -79,9 +77,8 @@ def config(tmp_path, **values):
         "vqvae.batch_size": 16,
         "output.root": str(tmp_path / "outputs"),
     }
-    return configs.build(
-        overrides=base | {name.replace("__", "."): value for name, value in values.items()}
-    )
+    changes = {name.replace("__", "."): value for name, value in values.items()}
+    return configs.build(overrides=base | changes)
 
 
 def test_codes_are_chosen_alike_under_autocast():
@@ -93,7 +90,7 @@ def test_codes_are_chosen_alike_under_autocast():
 
 
 class TF32(TorchDispatchMode):
-    """Matrix products of inputs rounded to 10 bits of mantissa, as a GPU multiplies them in TF32."""
+    """Rounds the inputs of matrix products to 10 bits of mantissa, as a GPU does in TF32."""
 
     PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 
@@ -121,7 +118,8 @@ def test_codes_are_chosen_as_in_float64(mode, offset):
 
 
 def test_an_update_of_the_codebook_does_not_wait_for_the_gpu():
-    # A fake tensor has no values: what needs one on the host, as bool(x) and bincount do, raises.
+    # A fake tensor has no values, so any operation that needs one on the host raises: bool(x), and
+    # bincount.
     with FakeTensorMode(), torch.device("cuda"):
         module = SmallVQVAE(4, channels=2, codes=8, width=16, depth=1)
         loss, values = module.loss(torch.empty(2, 3, 16, 16))
@@ -129,11 +127,12 @@ def test_an_update_of_the_codebook_does_not_wait_for_the_gpu():
 
 
 def test_training_stopped_half_way_goes_on_bit_for_bit(make_shards, tmp_path, monkeypatch):
-    shards, cpu = Shards(make_shards([60, 40], size=16)), torch.device("cpu")
-    whole = checkpoints.load_checkpoint(
-        vqvae.train(config(tmp_path / "a", train__save_every=20), shards, shards, cpu)
-    )
-    cfg, save = config(tmp_path / "b", train__save_every=20), checkpoints.save_checkpoint
+    shards = Shards(make_shards([60, 40], size=16))
+    cpu = torch.device("cpu")
+    path = vqvae.train(config(tmp_path / "a", train__save_every=20), shards, shards, cpu)
+    whole = checkpoints.load_checkpoint(path)
+    cfg = config(tmp_path / "b", train__save_every=20)
+    save = checkpoints.save_checkpoint
 
     def save_and_stop(dir, state, keep):
         save(dir, state, keep)
@@ -144,22 +143,23 @@ def test_training_stopped_half_way_goes_on_bit_for_bit(make_shards, tmp_path, mo
         vqvae.train(cfg, shards, shards, cpu)
     assert checkpoints.load_latest(vqvae.run_dir(cfg, shards))["step"] == 20
     parts = checkpoints.load_checkpoint(vqvae.train(cfg, shards, shards, cpu))
-    assert parts["step"] == 60 and all(
-        torch.equal(parts["model"][name], whole["model"][name]) for name in whole["model"]
-    )
+    assert parts["step"] == 60
+    for name in whole["model"]:
+        assert torch.equal(parts["model"][name], whole["model"][name])
 
 
 def test_training_learns_and_a_finished_one_is_left_alone(make_shards, tmp_path):
-    shards, cfg, cpu = Shards(make_shards([60, 40], size=16)), config(tmp_path), torch.device("cpu")
+    shards = Shards(make_shards([60, 40], size=16))
+    cfg = config(tmp_path)
+    cpu = torch.device("cpu")
     path = vqvae.train(cfg, shards, shards, cpu)
     whole = checkpoints.load_checkpoint(path)
-    assert (
-        whole["step"] == 60 and whole["psnr"] > 14
-    )  # grey images of all levels: an untrained one gives about 8
+    # The images are grey, of all levels: an untrained module gives about 8 dB.
+    assert whole["step"] == 60 and whole["psnr"] > 14
+    # A finished training is not run again.
     before = path.stat().st_mtime_ns
-    assert (
-        vqvae.train(cfg, shards, shards, cpu) == path and path.stat().st_mtime_ns == before
-    )  # finished: nothing to do
+    assert vqvae.train(cfg, shards, shards, cpu) == path
+    assert path.stat().st_mtime_ns == before
     module = vqvae.load(path, "small")
     assert torch.equal(module.encoder[0].weight, whole["model"]["encoder.0.weight"])
     assert vqvae.run_dir(config(tmp_path, vqvae__codes=33), shards) != vqvae.run_dir(cfg, shards)
@@ -169,17 +169,16 @@ def test_wrong_files_are_named(tmp_path):
     torch.save({"model": {}}, tmp_path / "a.pt")
     with pytest.raises(UserError, match="a.pt: not a VQVAE checkpoint"):
         vqvae.load(tmp_path / "a.pt")
-    torch.save(
-        {"model": {"encoder.0.weight": torch.zeros(1)}, "config": configs.to_dict(configs.build())},
-        tmp_path / "b.pt",
-    )
+    state = {
+        "model": {"encoder.0.weight": torch.zeros(1)},
+        "config": configs.to_dict(configs.build()),
+    }
+    torch.save(state, tmp_path / "b.pt")
     with pytest.raises(UserError, match="b.pt: not weights of this architecture: .* is missing"):
         vqvae.load(tmp_path / "b.pt")
 
 
 def test_a_pool_of_frames_stays_within_its_size_and_covers_the_split(make_shards):
-    import numpy as np
-
     shards = Shards(make_shards([90, 70], size=8))
     assert len(vqvae.frame_pool(shards, np.random.default_rng(0))) == 160
     small = vqvae.frame_pool(shards, np.random.default_rng(0), max_bytes=64 * 8 * 8 * 3)

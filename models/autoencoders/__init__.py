@@ -1,4 +1,7 @@
-"""Autoencoders, each a file: encode(x) -> z before quantisation, decode(z) -> x from the nearest codes."""
+"""Autoencoders, one file each.
+
+encode(x) -> z, before quantisation. decode(z) -> x, from the nearest codes.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,14 @@ KINDS = ("small", *VARIANTS, "river", "latents")
 
 
 def build(kind: str, **sizes) -> nn.Module:
-    """The autoencoder of that kind, with weights to be loaded. sizes: those of `small`, or `latents`' folder; the others' are
-    as published."""
-    if kind in ("small", "latents"):
-        return (SmallVQVAE if kind == "small" else Latents)(**sizes)
-    return River() if kind == "river" else Taming(**VARIANTS[kind])
+    """Build the autoencoder `kind`, one of KINDS, with initial weights.
+
+    sizes: keyword arguments of `small` or `latents`. The other kinds have their published sizes.
+    """
+    if kind == "small":
+        return SmallVQVAE(**sizes)
+    if kind == "latents":
+        return Latents(**sizes)
+    if kind == "river":
+        return River()
+    return Taming(**VARIANTS[kind])

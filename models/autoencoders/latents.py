@@ -1,4 +1,4 @@
-"""In place of an autoencoder, for shards that hold latents already: those of Stable Diffusion's, as PLAICraft has them."""
+"""Stand-in for an autoencoder, for shards that hold latents, such as those of PLAICraft."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from runtime.console import UserError
 
-SCALE = 0.18215  # that Stable Diffusion multiplies its latents by; those of PLAICraft are taken as not multiplied
+# Stable Diffusion multiplies its latents by this factor. PLAICraft's are assumed to be unscaled.
+SCALE = 0.18215
+# Linear preview in common use: the colour, RGB, of one unit of each scaled latent channel.
 RGB = (
     (0.298, 0.207, 0.208),
     (0.187, 0.286, 0.173),
@@ -19,9 +21,12 @@ RGB = (
 
 
 class Latents(nn.Module):
-    """encode leaves latents as they are. decode shows them: through the AutoencoderKL in `folder`, by diffusers, at eight times
-    their size; without one, as a preview of their own size, each of four channels a colour (RGB, the linear map in common use,
-    of latents that are scaled). Of latents of another number of channels it shows the first as grey."""
+    """encode is the identity; decode renders latents as RGB images.
+
+    With a `folder`, decode uses the AutoencoderKL of diffusers in it, and images are eight times as
+    large as the latents. Without one, images have the size of the latents: a linear map of four
+    channels to RGB, or the first channel in grey for any other number of channels.
+    """
 
     def __init__(self, folder: str = ""):
         super().__init__()
@@ -32,7 +37,7 @@ class Latents(nn.Module):
         return z
 
     def decode(self, z: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, 3, H, W) in [-1, 1]"""
+        """(B, C, h, w) -> (B, 3, H, W) in [-1, 1]."""
         if self.kl is not None:
             return self.kl.decode(z).sample.clamp(-1, 1)
         if z.shape[1] != len(RGB):
@@ -41,13 +46,14 @@ class Latents(nn.Module):
 
 
 def autoencoder_kl(folder: str) -> nn.Module:
+    """Load the AutoencoderKL of diffusers in a local folder."""
     try:
         from diffusers import AutoencoderKL
     except ImportError:
         raise UserError(
-            f"vqvae.ckpt={folder} is decoded by diffusers, which is not installed: pip install diffusers, or leave "
-            "vqvae.ckpt empty"
+            f"vqvae.ckpt={folder} is decoded by diffusers, which is not installed: "
+            "pip install diffusers, or leave vqvae.ckpt empty"
         ) from None
     if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"{folder}: not a folder of an AutoencoderKL (it has no config.json)")
+        raise UserError(f"{folder}: not the folder of an AutoencoderKL (it has no config.json)")
     return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)

@@ -1,4 +1,4 @@
-"""What the autoencoders share: normalisation, precision, vector quantisation."""
+"""Code shared by the autoencoders: normalisation, precision, vector quantisation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 
 class Published(nn.Module):
-    """encode and decode by the subclass's to_latents and to_pixels, in bf16 where `bf16` is set."""
+    """Base class of the published autoencoders; subclasses define to_latents and to_pixels.
+
+    bf16: run both under autocast to bf16.
+    """
 
     bf16 = False
 
@@ -21,28 +24,30 @@ class Published(nn.Module):
 
 
 def norm(width: int) -> nn.GroupNorm:
-    """The published ones' normalisation."""
+    """The normalisation of the published autoencoders."""
     return nn.GroupNorm(32, width, eps=1e-6)
 
 
 def precise(layer: nn.Module, x: Tensor) -> Tensor:
-    """In float32 also under autocast, for what adds to or stands in for the sum over all blocks: in bf16 its roundings would
-    put the latents 1.5 % off."""
+    """Apply a layer in float32, also under autocast.
+
+    For layers on the residual stream: rounding them to bf16 changes the latents by 1.5 %.
+    """
     with torch.autocast(x.device.type, enabled=False):
         return layer(x.float())
 
 
 @torch.no_grad()
 def nearest_index(z: Tensor, codes: Tensor) -> Tensor:
-    """(B, C, h, w), (K, C) -> index of the nearest code by squared distance, (B * h * w,) int64.
+    """Index of the nearest code by squared distance: (B, C, h, w), (K, C) -> (B * h * w,) int64.
 
-    Distances are float32 also under autocast and where TF32 is on: there is no matrix product in
-    them. The differences themselves are squared: |e|^2 - 2 z.e cancels the digits that tell close
-    codes apart where |e| is large.
+    Distances are in float32, also under autocast and with TF32, because no matrix product computes
+    them. They are sums of squared differences: |e|^2 - 2 z.e would cancel the digits that
+    distinguish close codes of large |e|.
     """
     flat = z.movedim(1, -1).reshape(-1, z.shape[1]).float()
     channels = codes.float().T.contiguous()
-    # Chunks of rows bound the memory: small enough for a CPU's cache, large enough for a GPU.
+    # Chunks of rows bound the memory: they fit a CPU's cache, and occupy a GPU.
     entries = 1 << 18 if z.device.type == "cpu" else 1 << 24
     index = []
     for rows in flat.split(max(1, entries // len(codes))):
@@ -55,11 +60,11 @@ def nearest_index(z: Tensor, codes: Tensor) -> Tensor:
 
 
 def lookup(index: Tensor, codes: Tensor, like: Tensor) -> Tensor:
-    """Indices of nearest_index -> codes, of the shape of `like`, (B, C, h, w)."""
+    """The codes at the indices of nearest_index, in the shape of `like`, (B, C, h, w)."""
     B, C, h, w = like.shape
     return codes[index].view(B, h, w, C).movedim(-1, 1)
 
 
 def nearest(z: Tensor, codes: Tensor) -> Tensor:
-    """Each latent of (B, C, h, w) replaced by its nearest code."""
+    """Replace each latent of (B, C, h, w) by its nearest code."""
     return lookup(nearest_index(z, codes), codes, z).to(z)

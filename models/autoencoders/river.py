@@ -1,6 +1,6 @@
-"""RIVER's own VQVAE (arXiv 2211.14575), with which it models CLEVRER.
+"""RIVER's own VQVAE (arXiv 2211.14575), which it uses for CLEVRER.
 
-Parameter names and shapes are those of the published checkpoint, so that it loads without renaming.
+Parameter names and shapes are those of the published checkpoint, which loads without renaming.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from models.autoencoders.layers import Published, nearest, norm, precise
 
 
 class ResBlock(nn.Module):
-    """Two convolutions, the first followed by a mean over factor x factor pixels."""
+    """Two convolutions, the first followed by average pooling over factor x factor pixels."""
 
     def __init__(self, width: int, out: int, factor: int = 1):
         super().__init__()
         self.factor = factor
-        self.conv1, self.bn1 = nn.Conv2d(width, out, 3, padding=1, bias=False), norm(out)
-        self.conv2, self.bn2 = nn.Conv2d(out, out, 3, padding=1, bias=False), norm(out)
-        self.downsample = (
-            nn.Identity()
-            if factor == 1 and width == out
-            else nn.Sequential(
+        self.conv1 = nn.Conv2d(width, out, 3, padding=1, bias=False)
+        self.bn1 = norm(out)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.bn2 = norm(out)
+        if factor == 1 and width == out:
+            self.downsample = nn.Identity()
+        else:
+            self.downsample = nn.Sequential(
                 nn.Conv2d(width, out, 1, bias=False), nn.AvgPool2d(factor), norm(out)
             )
-        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.leaky_relu(self.bn1(F.avg_pool2d(self.conv1(x), self.factor)), 0.2)
@@ -33,31 +34,27 @@ class ResBlock(nn.Module):
 
 
 class Up(nn.Module):
-    """Twice the size."""
+    """Upsampling by a factor of two."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.conv, self.norm = (
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-        )
+        self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(
-            self.norm(self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))), 0.2
-        )
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return F.leaky_relu(self.norm(self.conv(x)), 0.2)
 
 
 class Attended(nn.Module):
-    """What encoder and decoder share: a residual block, attention over all pixels, a residual block."""
+    """Base of encoder and decoder: residual block, attention over all pixels, residual block."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.pre_attn_residual, self.post_attn_residual = (
-            ResBlock(width, width),
-            ResBlock(width, width),
-        )
-        self.attn_norm, self.attn = norm(width), nn.MultiheadAttention(width, 1, batch_first=True)
+        self.pre_attn_residual = ResBlock(width, width)
+        self.post_attn_residual = ResBlock(width, width)
+        self.attn_norm = norm(width)
+        self.attn = nn.MultiheadAttention(width, 1, batch_first=True)
 
     def attend(self, x: Tensor) -> Tensor:
         x = self.pre_attn_residual(x)
@@ -71,7 +68,8 @@ class Encoder(Attended):
         super().__init__(widths[-1])
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
         self.residuals = nn.Sequential(*(ResBlock(a, b, 2) for a, b in zip(widths, widths[1:])))
-        self.out_norm, self.out_conv = norm(widths[-1]), nn.Conv2d(widths[-1], dim, 3, padding=1)
+        self.out_norm = norm(widths[-1])
+        self.out_conv = nn.Conv2d(widths[-1], dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.attend(self.residuals(precise(self.conv_in, x)))
@@ -84,7 +82,8 @@ class Decoder(Attended):
         self.conv_in = nn.Conv2d(dim, widths[-1], 3, padding=1)
         pairs = list(zip(widths, widths[1:]))[::-1]
         self.residuals = nn.Sequential(*(nn.Sequential(ResBlock(b, a), Up(a)) for a, b in pairs))
-        self.out_norm, self.out_conv = norm(widths[0]), nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.out_norm = norm(widths[0])
+        self.out_conv = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.residuals(self.attend(precise(self.conv_in, x)))
@@ -104,7 +103,8 @@ class River(Published):
         self, dim: int = 4, codes: int = 8192, widths: tuple[int, ...] = (32, 64, 128, 256)
     ):
         super().__init__()
-        self.encoder, self.decoder = Encoder(dim, widths), Decoder(dim, widths)
+        self.encoder = Encoder(dim, widths)
+        self.decoder = Decoder(dim, widths)
         self.vector_quantizer = Quantizer(codes, dim)
 
     def to_latents(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A VQVAE of our own, for data without published weights."""
+"""A small VQVAE, which we train for data without published weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from models.autoencoders.layers import lookup, nearest, nearest_index
 class ResBlock(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=1)
-        self.norm2, self.conv2 = nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=1)
+        self.norm1 = nn.GroupNorm(8, width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.norm2 = nn.GroupNorm(8, width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -22,15 +24,20 @@ class ResBlock(nn.Module):
 
 
 def count_codes(index: Tensor, codes: int) -> Tensor:
-    """How often each code was chosen, (codes,) float32, exact up to 2^24. Unlike bincount, it does
-    not wait for the GPU."""
+    """The number of times each code was chosen, (codes,) float32, exact up to 2^24.
+
+    Unlike bincount, index_add_ does not synchronise with the GPU.
+    """
     ones = torch.ones(len(index), device=index.device)
     return torch.zeros(codes, device=index.device).index_add_(0, index, ones)
 
 
 class Codebook(nn.Module):
-    """K codes of C dimensions, followed as exponential moving averages of the latents assigned to them (van den Oord et
-    al. 2017, appendix A.1). Codes that no latent has chosen for long restart at a latent of the batch at hand."""
+    """K codes of C dimensions, updated without gradients.
+
+    Each code is an exponential moving average of the latents assigned to it (van den Oord et al.
+    2017, appendix A.1). Codes that have long not been chosen restart at a latent of the batch.
+    """
 
     def __init__(self, codes: int, dim: int, decay: float = 0.99):
         super().__init__()
@@ -43,9 +50,9 @@ class Codebook(nn.Module):
     def update(
         self, z: Tensor, index: Tensor, count: Tensor, generator: torch.Generator | None
     ) -> None:
-        """index: of nearest_index; count: of count_codes."""
+        """z: (B, C, h, w). index: from nearest_index. count: from count_codes."""
         flat = z.movedim(1, -1).reshape(-1, z.shape[1]).float()
-        # A tensor, not a bool: the host would wait for the GPU at every update.
+        # A tensor, not a bool: a bool would synchronise with the GPU at every update.
         first = ~self.count.any()
         total = torch.zeros_like(self.total).index_add_(0, index, flat)
         self.count.lerp_(count, 1 - self.decay)
@@ -59,7 +66,7 @@ class Codebook(nn.Module):
 
 
 class SmallVQVAE(nn.Module):
-    """A VQVAE small enough to train on two cores in two minutes: all of its blocks work at latent resolution.
+    """A VQVAE that trains on two cores in two minutes: all blocks work at latent resolution.
 
     (B, 3, H, W) in [-1, 1] <-> (B, channels, H / downsample, W / downsample).
     """
@@ -74,7 +81,7 @@ class SmallVQVAE(nn.Module):
     ):
         super().__init__()
         f = downsample
-        # Patches overlap by half their size on each side, so that a shape crossing a border is seen whole.
+        # Patches overlap by half their stride on each side, so that no shape is cut at a border.
         self.encoder = nn.Sequential(
             nn.Conv2d(3, width, 2 * f, stride=f, padding=f // 2),
             *[ResBlock(width) for _ in range(depth)],
@@ -101,19 +108,22 @@ class SmallVQVAE(nn.Module):
     def loss(
         self, x: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Training loss and what to log of it: reconstruction MSE in [0, 1] pixel units, codebook perplexity."""
+        """-> (loss, values to log): the reconstruction MSE of pixels in [0, 1], and the codebook's
+        perplexity. In training mode, also updates the codebook."""
         z = self.encoder(x).float()
         index = nearest_index(z, self.codebook.codes)
         count = count_codes(index, len(self.codebook.codes))
         if self.training:
             self.codebook.update(z.detach(), index, count, generator)
         code = lookup(index, self.codebook.codes, z)
-        reconstruction = self.decoder(z + (code - z).detach()).float()  # straight-through
-        error, commitment = F.mse_loss(reconstruction, x), F.mse_loss(z, code)
+        # Straight-through estimator: the gradient skips the quantisation.
+        reconstruction = self.decoder(z + (code - z).detach()).float()
+        error = F.mse_loss(reconstruction, x)
+        commitment = F.mse_loss(z, code)
         share = count / len(index)
         perplexity = torch.exp(-(share * (share + 1e-10).log()).sum())
-        # The commitment is weighed by the error's own size, so that its share stays the same as both shrink.
-        return error + 0.25 * error.detach() * commitment, {
-            "mse": error.detach() / 4,
-            "perplexity": perplexity,
-        }
+        # The commitment loss is weighted by the error, so that its share of the loss stays the same
+        # as the error shrinks.
+        loss = error + 0.25 * error.detach() * commitment
+        # Pixels are in [-1, 1] here: 4 is the ratio of squared units.
+        return loss, {"mse": error.detach() / 4, "perplexity": perplexity}

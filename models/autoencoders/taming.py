@@ -1,6 +1,7 @@
-"""The VQGAN of taming-transformers (arXiv 2012.09841) as latent diffusion published it, with which RIVER models KTH and BAIR.
+"""The VQGAN of taming-transformers (arXiv 2012.09841), as published with latent diffusion.
 
-Parameter names and shapes are those of the published checkpoints, so that these load without renaming.
+RIVER uses it for KTH and BAIR. Parameter names and shapes are those of the published checkpoints,
+which load without renaming.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from models.autoencoders.layers import Published, nearest, norm, precise
 
-# codes of how many dimensions, channels of each level, and the level with attention (of the inputs that they were built for)
+# dim: dimensions of a code. mult: width of each level, as a multiple of ch. attention: the level
+# with attention, which depends on the image size that the published model was built for.
 VARIANTS = {
     "taming_f8_small": dict(dim=4, mult=(1, 2, 2, 4), attention=2),
     "taming_f8": dict(dim=4, mult=(1, 2, 2, 4), attention=3),
@@ -21,28 +23,35 @@ VARIANTS = {
 class ResBlock(nn.Module):
     def __init__(self, width: int, out: int):
         super().__init__()
-        self.norm1, self.conv1 = norm(width), nn.Conv2d(width, out, 3, padding=1)
-        self.norm2, self.conv2 = norm(out), nn.Conv2d(out, out, 3, padding=1)
+        self.norm1 = norm(width)
+        self.conv1 = nn.Conv2d(width, out, 3, padding=1)
+        self.norm2 = norm(out)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
         if width != out:
             self.nin_shortcut = nn.Conv2d(width, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
-        return h.float() + (precise(self.nin_shortcut, x) if hasattr(self, "nin_shortcut") else x)
+        if hasattr(self, "nin_shortcut"):
+            x = precise(self.nin_shortcut, x)
+        return h.float() + x
 
 
 class Attention(nn.Module):
-    """One head over all pixels."""
+    """Self-attention with one head over all pixels."""
 
     def __init__(self, width: int):
         super().__init__()
         self.norm = norm(width)
-        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(width, width, 1) for _ in range(4))
+        self.q = nn.Conv2d(width, width, 1)
+        self.k = nn.Conv2d(width, width, 1)
+        self.v = nn.Conv2d(width, width, 1)
+        self.proj_out = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        # The fused kernels take only (batch, heads, pixels, width) with contiguous channels.
+        # The fused kernels require (batch, heads, pixels, width) with contiguous channels.
         q, k, v = (
             part(h).flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
             for part in (self.q, self.k, self.v)
@@ -52,7 +61,7 @@ class Attention(nn.Module):
 
 
 class Down(nn.Module):
-    """Half the size, padded on the right and at the bottom only."""
+    """Downsampling by a factor of two, with padding on the right and at the bottom only."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -63,6 +72,8 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
+    """Upsampling by a factor of two."""
+
     def __init__(self, width: int):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
@@ -74,18 +85,20 @@ class Up(nn.Module):
 class Middle(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.block_1, self.attn_1, self.block_2 = (
-            ResBlock(width, width),
-            Attention(width),
-            ResBlock(width, width),
-        )
+        self.block_1 = ResBlock(width, width)
+        self.attn_1 = Attention(width)
+        self.block_2 = ResBlock(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class Level(nn.Module):
-    """Residual blocks, each with attention behind it where there is any, and a change of size at the end of all but one."""
+    """Residual blocks of one resolution, then a change of resolution.
+
+    attention: follow each block by attention. resample: {name: module} of the change of resolution;
+    empty at the level without one.
+    """
 
     def __init__(
         self, width: int, out: int, blocks: int, attention: bool, resample: dict[str, nn.Module]
@@ -102,27 +115,24 @@ class Level(nn.Module):
             x = block(x)
             if len(self.attn):
                 x = self.attn[i](x)
-        return getattr(self, self.resample)(x) if self.resample else x
+        if self.resample:
+            x = getattr(self, self.resample)(x)
+        return x
 
 
 class Encoder(nn.Module):
     def __init__(self, dim: int, mult: tuple[int, ...], attention: int, ch: int):
         super().__init__()
         widths = [ch, *(ch * m for m in mult)]
-        top = len(mult) - 1
         self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
-        self.down = nn.ModuleList(
-            Level(
-                widths[i],
-                widths[i + 1],
-                2,
-                i == attention,
-                {"downsample": Down(widths[i + 1])} if i < top else {},
-            )
-            for i in range(top + 1)
-        )
+        self.down = nn.ModuleList()
+        for i in range(len(mult)):
+            last = i == len(mult) - 1
+            resample = {} if last else {"downsample": Down(widths[i + 1])}
+            self.down.append(Level(widths[i], widths[i + 1], 2, i == attention, resample))
         self.mid = Middle(widths[-1])
-        self.norm_out, self.conv_out = norm(widths[-1]), nn.Conv2d(widths[-1], dim, 3, padding=1)
+        self.norm_out = norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = precise(self.conv_in, x)
@@ -134,20 +144,16 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, dim: int, mult: tuple[int, ...], attention: int, ch: int):
         super().__init__()
-        widths = [*(ch * m for m in mult), ch * mult[-1]]  # level i comes from level i + 1
+        # Level i follows level i + 1.
+        widths = [*(ch * m for m in mult), ch * mult[-1]]
         self.conv_in = nn.Conv2d(dim, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1])
-        self.up = nn.ModuleList(
-            Level(
-                widths[i + 1],
-                widths[i],
-                3,
-                i == attention,
-                {"upsample": Up(widths[i])} if i > 0 else {},
-            )
-            for i in range(len(mult))
-        )
-        self.norm_out, self.conv_out = norm(widths[0]), nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.up = nn.ModuleList()
+        for i in range(len(mult)):
+            resample = {"upsample": Up(widths[i])} if i > 0 else {}
+            self.up.append(Level(widths[i + 1], widths[i], 3, i == attention, resample))
+        self.norm_out = norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(precise(self.conv_in, x))
@@ -163,18 +169,17 @@ class Quantize(nn.Module):
 
 
 class Taming(Published):
-    """(B, 3, H, W) in [-1, 1] <-> (B, dim, H / f, W / f), f = 2^(levels - 1): 8, or 16."""
+    """(B, 3, H, W) in [-1, 1] <-> (B, dim, H / f, W / f), f = 2^(levels - 1), which is 8 or 16."""
 
     def __init__(
         self, dim: int, mult: tuple[int, ...], attention: int, codes: int = 16384, ch: int = 128
     ):
         super().__init__()
-        self.encoder, self.decoder = (
-            Encoder(dim, mult, attention, ch),
-            Decoder(dim, mult, attention, ch),
-        )
+        self.encoder = Encoder(dim, mult, attention, ch)
+        self.decoder = Decoder(dim, mult, attention, ch)
         self.quantize = Quantize(codes, dim)
-        self.quant_conv, self.post_quant_conv = nn.Conv2d(dim, dim, 1), nn.Conv2d(dim, dim, 1)
+        self.quant_conv = nn.Conv2d(dim, dim, 1)
+        self.post_quant_conv = nn.Conv2d(dim, dim, 1)
 
     def to_latents(self, x: Tensor) -> Tensor:
         return precise(self.quant_conv, self.encoder(x))

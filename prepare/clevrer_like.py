@@ -53,7 +53,7 @@ class Track(NamedTuple):
     contacts: np.ndarray  # (T, N, N) uint8
 
 
-# --------------------------------------------------------------------------------------------------------------- plan
+# --------------------------------------------------------------------------------------------- plan
 def attributes(n: int, rng: np.random.Generator) -> Scene:
     """n objects, no two alike in shape, colour and material."""
     chosen = rng.choice(len(SHAPES) * len(COLORS) * len(MATERIALS), n, replace=False)
@@ -99,7 +99,7 @@ def plan(rng: np.random.Generator, frames: int, table: Table) -> Plan:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ physics
+# ------------------------------------------------------------------------------------------ physics
 def simulate(table: Table, plan: Plan, frames: int) -> Track:
     bullet, client = table.bullet, {"physicsClientId": table.client}
     bodies = table.place(plan.scene, plan.places, plan.headings, MASS)
@@ -180,7 +180,7 @@ def happening(table: Table, seed: list[int], frames: int) -> tuple[Plan, Track]:
     raise UserError(f"in {TRIES} tries nothing collided within {frames} frames; give more --frames")
 
 
-# ------------------------------------------------------------------------------------------------------------ command
+# ------------------------------------------------------------------------------------------ command
 def read(source: Source, args: argparse.Namespace) -> Video:
     """One video with its annotations: a function of seed, split and number alone."""
     table = Table.of(args.image_size)

@@ -38,7 +38,7 @@ class Walk(NamedTuple):
     light: np.ndarray  # (F,) float32
 
 
-# --------------------------------------------------------------------------------------------------------------- maze
+# --------------------------------------------------------------------------------------------- maze
 def carve(n: int, rng: np.random.Generator) -> np.ndarray:
     """A maze of n x n cells with exactly one way between any two, by depth-first search: (4, n, n) bool, see Scene.open."""
     open, seen = np.zeros((4, n, n), bool), np.zeros((n, n), bool)
@@ -98,7 +98,7 @@ def decorate(open: np.ndarray, goal: tuple[int, int], rng: np.random.Generator) 
     return Scene(open, pictures, np.array(sprites, np.float32))
 
 
-# --------------------------------------------------------------------------------------------------------------- walk
+# --------------------------------------------------------------------------------------------- walk
 def pieces(start: tuple[int, int], steps: list) -> np.ndarray:
     """A walk from the centre of `start` to the edge of the last cell, in pieces (P, 6): x, y, direction in quarter turns,
     length of a straight part, quarter turns to the left, frames. A cell is crossed in a straight line or a quarter circle
@@ -152,7 +152,7 @@ def walk(rng: np.random.Generator, cells: int = CELLS) -> Walk:
     return Walk(decorate(open, steps[-1][0], rng), poses, light)
 
 
-# ------------------------------------------------------------------------------------------------------------- stream
+# ------------------------------------------------------------------------------------------- stream
 def blocks(
     frames: int, seed: tuple[int, int], cells: int
 ) -> Iterator[tuple[Scene, np.ndarray, np.ndarray, int]]:

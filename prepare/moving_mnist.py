@@ -40,7 +40,7 @@ class Motion(NamedTuple):
     speeds: np.ndarray  # (V, T, D, 2) float32, in pixels per frame, towards the next frame
 
 
-# ------------------------------------------------------------------------------------------------------------- motion
+# ------------------------------------------------------------------------------------------- motion
 def fold(x: np.ndarray, room: float) -> tuple[np.ndarray, np.ndarray]:
     """Where a straight way along the line is once mirrored at 0 and `room`: -> place in [0, room], and +1 or -1, the
     direction that is left of it."""
@@ -80,7 +80,7 @@ def stochastic(
     return Motion(places, speeds)
 
 
-# ------------------------------------------------------------------------------------------------------------ drawing
+# ------------------------------------------------------------------------------------------ drawing
 def draw(digits: np.ndarray, positions: np.ndarray, size: int) -> np.ndarray:
     """digits (V, D, h, w) uint8 at positions (V, T, D, 2), rounded to whole pixels -> frames (V, T, size, size, 3) uint8:
     where two overlap, the brighter shows."""

@@ -34,7 +34,7 @@ class Scene(NamedTuple):
     sprites: np.ndarray
 
 
-# ----------------------------------------------------------------------------------------------------------- textures
+# ----------------------------------------------------------------------------------------- textures
 def grid() -> tuple[np.ndarray, np.ndarray]:
     """Texel centres in [-1, 1]: across (to the right), down."""
     line = (np.arange(TEXELS) + 0.5) / TEXELS * 2 - 1
@@ -179,7 +179,7 @@ def tables(size: int) -> tuple[np.ndarray, np.ndarray]:
     return packed(np.stack(surfaces)).reshape(-1), np.stack(sprites).astype(np.uint32).reshape(-1)
 
 
-# --------------------------------------------------------------------------------------------------------------- rays
+# --------------------------------------------------------------------------------------------- rays
 def rays(heading: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Headings (F,) -> directions (F, size) east and north of a ray through each column, left to right, that goes one unit
     forward."""
@@ -227,7 +227,7 @@ def cast(
     return distance, wall
 
 
-# ------------------------------------------------------------------------------------------------------------ drawing
+# ------------------------------------------------------------------------------------------ drawing
 def render(scene: Scene, poses: np.ndarray, light: np.ndarray, size: int = 64) -> np.ndarray:
     """poses (F, 3) float32: x, y, heading; light (F,) in [0, 1] -> frames (F, size, size, 3) uint8. Each frame is the same
     whatever others it is drawn with."""

@@ -84,7 +84,7 @@ class Found:
         return Found([source for part in parts.values() for source in part], self.broken)
 
 
-# ---------------------------------------------------------------------------------------------------------- finding
+# ------------------------------------------------------------------------------------------ finding
 def hidden(path: str) -> bool:
     """Of what the system keeps for itself: .DS_Store, __MACOSX/ in zips."""
     return any(part.startswith((".", "__MACOSX")) for part in path.split("/"))
@@ -158,7 +158,7 @@ def find(
     return [found[name] for name in sorted(found)], broken
 
 
-# ---------------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------ reading
 def content(source: Source) -> bytes:
     """The bytes of a source, or of its part; raises Broken."""
     if source.size > LARGEST:

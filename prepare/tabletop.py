@@ -60,7 +60,7 @@ class Table:
         """The one of this process."""
         return Table(size)
 
-    # ----------------------------------------------------------------------------------------------------- geometry
+    # ------------------------------------------------------------------------------------- geometry
     def _ground(self) -> tuple[np.ndarray, np.ndarray]:
         """The empty plane (side, side, 3) uint8, and where each of its pixels lies in the lamp's picture (flat index)."""
         ndc = (np.arange(self.side) + 0.5) / self.side * 2 - 1
@@ -92,7 +92,7 @@ class Table:
         ndc = homogeneous(matrix(self.projection) @ matrix(self.view), points)[..., :2]
         return way * (far[np.argmax(abs(ndc).max(-1).min(0) > 1)] + MARGIN)
 
-    # ------------------------------------------------------------------------------------------------------ objects
+    # -------------------------------------------------------------------------------------- objects
     def place(
         self, scene: Scene, places: np.ndarray, headings: np.ndarray, mass: tuple[float, float]
     ) -> list[int]:
@@ -126,7 +126,7 @@ class Table:
             "cylinder": (self.bullet.GEOM_CYLINDER, {"radius": RADIUS}, half),
         }[shape]
 
-    # ------------------------------------------------------------------------------------------------------ pictures
+    # ------------------------------------------------------------------------------------- pictures
     def render(self, scene: Scene, positions: np.ndarray, orientations: np.ndarray) -> np.ndarray:
         """positions (T, N, 3), orientations (T, N, 4) -> frames (T, size, size, 3) uint8."""
         T, N, _ = positions.shape

@@ -96,7 +96,7 @@ def payload(record: bytes) -> bytes:
     return data
 
 
-# --------------------------------------------------------------------------------------------------- protocol buffers
+# --------------------------------------------------------------------------------- protocol buffers
 def varint(data: memoryview, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:

@@ -297,8 +297,8 @@ def write_all(
         pool.shutdown()
     except BrokenProcessPool:
         raise Failure(
-            f"{args.out}: a process was killed, perhaps because memory ran out; run the same command "
-            "again to resume, if necessary with fewer --workers"
+            f"{args.out}: a process was killed, perhaps because memory ran out; run the same "
+            "command again to resume, if necessary with fewer --workers"
         ) from None
     finally:
         # After an error or Ctrl-C, stop the other processes; their unfinished shards are removed.

@@ -4,8 +4,8 @@
         --clip_length 24
 
 Train, val and test are split by source video or by time, so clips of different splits never
-overlap. Memory use: one or two frames at full size, and one clip of resized frames per tile. Rotation and
-pixel aspect ratio in a file's metadata are not applied.
+overlap. Memory use: one or two frames at full size, and one clip of resized frames per tile.
+Rotation and pixel aspect ratio in a file's metadata are not applied.
 """
 
 from __future__ import annotations

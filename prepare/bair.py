@@ -1,10 +1,11 @@
-"""BAIR robot pushing (Ebert et al., 2017) to shards, from the TFRecords of softmotion30_44k or from folders of frames.
+"""Convert BAIR robot pushing (Ebert et al., 2017), TFRecords or folders of frames, to shards.
 
     python -m prepare.bair --source softmotion30_44k --out data/bair_64
     python -m prepare.bair --source bair_png --out data/bair_256 --image_size 256
 
-43,264 videos to train and 256 to test, 30 frames of 64x64. The frames are those of `image_aux1`, as in other work. There is no
-val: `--val N` takes the last N of train.
+The TFRecords are those of softmotion30_44k: 43,264 training videos and 256 test videos of 30 frames
+of 64x64. The default camera is `image_aux1`, as in other work. The dataset has no val split:
+`--val N` uses the last N training videos.
 """
 
 from __future__ import annotations
@@ -28,34 +29,29 @@ CAMERAS = ("image_aux1", "image_main")
 
 
 def read_record(source: Source, size: int, camera: str) -> Video:
-    """One record: raw frames (64, 64, 3) in the order of their numbers; raises Broken."""
+    """Read one record: raw frames (64, 64, 3) sorted by their numbers; raises Broken."""
     record = content(source)
     features = tfrecord.bytes_features(tfrecord.payload(record))
     pattern = re.compile(rf"(\d+)/{camera}/encoded", re.ASCII)
-    frames = {
-        int(match[1]): value
-        for name, value in features.items()
-        if (match := pattern.fullmatch(name))
-    }
-    if sorted(frames) != list(range(len(frames))) or not frames:
-        raise Broken(
-            f"no frames 0, 1, … of {camera} in it"
-            if 0 not in frames
-            else f"frames of {camera} are missing"
-        )
+    frames = {}
+    for name, value in features.items():
+        if match := pattern.fullmatch(name):
+            frames[int(match[1])] = value
+    if 0 not in frames:
+        raise Broken(f"no frames 0, 1, … of {camera} in it")
+    if sorted(frames) != list(range(len(frames))):
+        raise Broken(f"frames of {camera} are missing")
     odd = [k for k in sorted(frames) if len(frames[k]) != SIDE * SIDE * 3]
     if odd:
         raise Broken(f"frame {odd[0]} has {len(frames[odd[0]]):,} bytes, not {SIDE}x{SIDE}x3")
-    clip = np.stack(
-        [np.frombuffer(frames[k], np.uint8).reshape(SIDE, SIDE, 3) for k in range(len(frames))]
-    )
-    if size != SIDE:
-        clip = np.stack(
-            [
-                np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC))
-                for frame in clip
-            ]
-        )
+    pictures = []
+    for k in range(len(frames)):
+        frame = np.frombuffer(frames[k], np.uint8).reshape(SIDE, SIDE, 3)
+        if size != SIDE:
+            resized = Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)
+            frame = np.asarray(resized)
+        pictures.append(frame)
+    clip = np.stack(pictures)
     return Video(digest([record]), [clip], len(clip))
 
 
@@ -66,7 +62,7 @@ def read(source: Source, args: argparse.Namespace) -> Video:
 
 
 def find_records(root: Path) -> Found:
-    """Each record of train/*.tfrecords and test/*.tfrecords."""
+    """Find the records of train/*.tfrecords and test/*.tfrecords."""
     found = Found()
     paths = [path for path in files_below(root) if path.suffix == ".tfrecords"]
     for path in sorted(paths, key=lambda path: (path.parent, natural(path))):
@@ -74,7 +70,8 @@ def find_records(root: Path) -> Found:
         place = split_of(name)
         if place is None:
             raise UserError(
-                f"{path}: lies in no folder train, val or test of {root}; give the folder that holds those"
+                f"{path}: lies in no folder train, val or test of {root}; "
+                "give the folder that holds those"
             )
         stamp = path.stat().st_mtime_ns
         try:
@@ -88,18 +85,15 @@ def find_records(root: Path) -> Found:
 
 
 def hold_out(found: Found, count: int) -> Found:
-    """The last `count` sources of train become val."""
+    """Move the last `count` sources of train to val."""
     train = [k for k, source in enumerate(found.sources) if source.split == "train"]
     if count and count >= len(train):
         raise UserError(f"--val {count} leaves nothing to train: there are {len(train)} videos")
     chosen = set(train[len(train) - count :])
-    return Found(
-        [
-            dataclasses.replace(source, split="val") if k in chosen else source
-            for k, source in enumerate(found.sources)
-        ],
-        found.broken,
-    )
+    sources = []
+    for k, source in enumerate(found.sources):
+        sources.append(dataclasses.replace(source, split="val") if k in chosen else source)
+    return Found(sources, found.broken)
 
 
 def find_sources(args: argparse.Namespace) -> Found:
@@ -107,7 +101,8 @@ def find_sources(args: argparse.Namespace) -> Found:
     found = find_records(root)
     if found.sources and args.image_size > SIDE:
         raise UserError(
-            f"--image_size {args.image_size}: frames of TFRecords are {SIDE}x{SIDE}; give folders of larger ones"
+            f"--image_size {args.image_size}: frames of TFRecords are {SIDE}x{SIDE}; "
+            "give folders of larger ones"
         )
     if not found.sources and not found.broken:
         try:
@@ -123,12 +118,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     build.add_flags(
         parser,
-        "softmotion30_44k, the folder that holds train/ and test/ with their .tfrecords; or a folder of "
-        "train/<video>/<frame>.png and test/ likewise",
+        "softmotion30_44k, the folder with the .tfrecords in train/ and test/; or a folder with "
+        "train/<video>/<frame>.png and test/<video>/<frame>.png",
         64,
     )
     parser.add_argument(
-        "--camera", choices=CAMERAS, default=CAMERAS[0], help="of TFRecords (default: image_aux1)"
+        "--camera", choices=CAMERAS, default=CAMERAS[0], help="for TFRecords (default: image_aux1)"
     )
     parser.add_argument(
         "--val", type=int, default=0, help="videos at the end of train that become val (default: 0)"
@@ -136,7 +131,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--extension",
         default="png",
-        help="of the frames' names, where they are files (default: png)",
+        help="file extension of the frames in folders (default: png)",
     )
     args = build.check_flags(parser.parse_args(argv))
     if args.val < 0:
@@ -146,7 +141,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def make(args: argparse.Namespace) -> dict:
-    rule = "as the folders are" + f", the last {args.val} of train to val" * bool(args.val)
+    rule = "as the folders are"
+    if args.val:
+        rule += f", the last {args.val} of train to val"
     return build.make(
         build.Recipe("BAIR", "prepare.bair", read, rule, 256), find_sources(args), args
     )

@@ -1,30 +1,28 @@
-"""Bouncing balls: the stream of lifelong video learning (arXiv 2406.04814), made rather than fetched.
+"""Generate bouncing balls, the stream of lifelong video learning (arXiv 2406.04814).
 
     python -m prepare.balls --out data/ball_stn
     python -m prepare.balls --out data/ball_nstn --color_shift
 
-Two balls of radius 1.2 in a 10 x 10 box, elastic bounces on walls and on each other (equal masses), two half-steps per
-frame. At every bounce a ball changes its colour by a second-order rule, so that a forecast needs more than one frame
-of memory. The physics is that of Sutskever, Hinton and Taylor (2008); positions, velocities and colours are stored.
+Two balls of radius 1.2 and equal mass move in a 10 x 10 box, with elastic collisions and two
+half-steps per frame. At every collision a ball changes its colour by a second-order rule, so a
+forecast needs more than one frame of memory. The physics is that of Sutskever, Hinton and Taylor
+(2008). Positions, velocities and colours are stored.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
-import shlex
-import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from runtime.console import UserError, progress, run_command
+from runtime.folders import command_line, complete
 from shards import ShardWriter
 
 BOX, RADIUS, BALLS, SIZE, FPS = 10.0, 1.2, 2, 32, 10.0
-SPEED = 0.5  # norm of both velocities together, in box units per frame; elastic bounces keep it
+SPEED = 0.5  # norm of both velocities together, in box units per frame; conserved by collisions
 NONE, RED, YELLOW, GREEN = -1, 0, 1, 2
 NAMES = ("red", "yellow", "green")
 RGB = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0]], np.float32)
@@ -37,11 +35,11 @@ NEXT_COLOR = {
     (NONE, GREEN): RED,
     (NONE, YELLOW): RED,
 }
-CHUNK = 10_000  # frames simulated, drawn and written at a time
+CHUNK = 10_000  # frames per simulation, drawing and write
 
 
 class World:
-    """Two balls and their state. Plain floats: for two balls they are faster than arrays."""
+    """State of two balls, as Python floats, which are faster than arrays for two balls."""
 
     def __init__(self, rng: np.random.Generator):
         while True:
@@ -63,7 +61,7 @@ class World:
             hit = False
             for axis in (0, 1):
                 x[axis] += 0.5 * v[axis]
-                # Only a ball on its way out bounces: one that overlaps the wall on its way back has bounced already.
+                # A ball that overlaps the wall but moves inwards has already bounced.
                 if (x[axis] < RADIUS and v[axis] < 0) or (x[axis] > BOX - RADIUS and v[axis] > 0):
                     v[axis], hit = -v[axis], True
             if hit:
@@ -72,14 +70,18 @@ class World:
         approach = (vb[0] - va[0]) * dx + (vb[1] - va[1]) * dy
         square = dx * dx + dy * dy
         if square < 4 * RADIUS * RADIUS and approach < 0:
-            # Equal masses: the two swap the parts of their velocities that lie along the line of centres.
+            # Equal masses: the balls exchange the velocity components along the line of centres.
             px, py = approach / square * dx, approach / square * dy
             va[0], va[1], vb[0], vb[1] = va[0] + px, va[1] + py, vb[0] - px, vb[1] - py
             self.bounce(0)
             self.bounce(1)
 
     def simulate(self, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """positions, velocities (frames, 2, 2) float32 in box units (x, y); colors (frames, 2) int8 index RGB."""
+        """Return positions, velocities and colours of the next frames.
+
+        positions, velocities: (frames, 2, 2) float32, (x, y) in box units. colours: (frames, 2)
+        int8, index into RGB.
+        """
         rows = []
         for _ in range(frames):
             (a, b), (va, vb) = self.x, self.v
@@ -97,18 +99,19 @@ class World:
 def draw(
     positions: np.ndarray, colors: np.ndarray, blue: np.ndarray, size: int = SIZE
 ) -> np.ndarray:
-    """Frames (N, size, size, 3) uint8 of balls at (N, balls, 2) with colours (N, balls) and blue level (N,) in [0, 1].
+    """Draw frames (N, size, size, 3) uint8.
 
-    A ball is colour * exp(-((dx^2 + dy^2) / r^2)^4), summed over balls and clipped at 1; row is y, column is x.
+    positions: (N, balls, 2); colors: (N, balls); blue: (N,), level in [0, 1]. A ball is
+    colour * exp(-((dx^2 + dy^2) / r^2)^4), summed over balls and clipped at 1. Row is y, column
+    is x.
     """
     grid = (np.arange(size, dtype=np.float32) + 0.5) * (BOX / size)
     square = (grid - positions[..., None]) ** 2  # (N, balls, 2, size)
     d = (square[:, :, 1, :, None] + square[:, :, 0, None, :]) / RADIUS**2  # (N, balls, size, size)
     d *= d
     d *= d
-    bumps = np.exp(
-        -np.minimum(d, 80.0, out=d), out=d
-    )  # past 80 the value is below float32's smallest
+    # The limit keeps exp(-d) above the subnormal floats, which are slow; exp(-80) draws as 0.
+    bumps = np.exp(-np.minimum(d, 80.0, out=d), out=d)
     rgb = RGB[colors]
     rgb[..., 2] = blue[:, None]
     frames = np.einsum("nbyx,nbc->nyxc", bumps, rgb, optimize=True)
@@ -140,8 +143,8 @@ def write_stream(
 
 
 def source_name(color_shift: bool) -> str:
-    """What the shards' attribute `source` says."""
-    return "bouncing balls" + ", turning blue" * color_shift
+    """Return the value of the shards' attribute `source`."""
+    return "bouncing balls, turning blue" if color_shift else "bouncing balls"
 
 
 def make(
@@ -152,45 +155,30 @@ def make(
     seed: int = 0,
     command: str = "",
 ) -> None:
-    """Write one stream per split, `frames[split]` long, to out/{split}/; the folder appears when all are complete."""
-    out = Path(out)
-    if out.exists():
-        raise UserError(f"{out} already exists; remove it or choose another --out")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for index, (split, count) in enumerate(frames.items()):
-        with ShardWriter(
-            partial / split, fps=FPS, source=source_name(color_shift), command=command
-        ) as writer:
-            write_stream(
-                writer, count, color_shift, size, np.random.default_rng([seed, index]), split
-            )
-    os.replace(partial, out)
+    """Write one stream of `frames[split]` frames per split to out/{split}/, by atomic rename."""
+    source = source_name(color_shift)
+    with complete(out) as partial:
+        for index, (split, count) in enumerate(frames.items()):
+            rng = np.random.default_rng([seed, index])
+            with ShardWriter(partial / split, fps=FPS, source=source, command=command) as writer:
+                write_stream(writer, count, color_shift, size, rng, split)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m prepare.balls", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--out", required=True, help="folder to make, e.g. data/ball_stn")
-    parser.add_argument(
-        "--frames",
-        type=int,
-        default=100_000,
-        help="length of the training stream (published: 1,000,000)",
-    )
-    parser.add_argument(
-        "--held_out", type=int, default=10_000, help="length of the val and of the test stream"
-    )
-    parser.add_argument(
-        "--color_shift",
-        action="store_true",
-        help="blue rises from 0 to 1 along each stream (ball_nstn)",
-    )
-    parser.add_argument(
-        "--image_size", type=int, default=SIZE, help="pixels, both sides (published: 32)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
+    add = parser.add_argument
+    add("--out", required=True, help="folder to create, e.g. data/ball_stn")
+    frames = "frames of the training stream (published: 1,000,000)"
+    add("--frames", type=int, default=100_000, help=frames)
+    held_out = "frames of the val stream, and of the test stream"
+    add("--held_out", type=int, default=10_000, help=held_out)
+    color_shift = "blue rises from 0 to 1 along each stream (ball_nstn)"
+    add("--color_shift", action="store_true", help=color_shift)
+    size = "frame height and width in pixels (published: 32)"
+    add("--image_size", type=int, default=SIZE, help=size)
+    add("--seed", type=int, default=0)
     args = parser.parse_args()
     if min(args.frames, args.held_out) < 1 or args.image_size < 8 or args.seed < 0:
         raise UserError("--frames and --held_out must be at least 1, --image_size 8, --seed 0")
@@ -200,7 +188,7 @@ def main() -> None:
         args.color_shift,
         args.image_size,
         args.seed,
-        shlex.join(["python", "-m", "prepare.balls", *sys.argv[1:]]),
+        command_line("prepare.balls"),
     )
     print(f"{args.out}: train {args.frames:,}, val and test {args.held_out:,} frames each")
 

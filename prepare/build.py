@@ -1,8 +1,9 @@
-"""From source videos to a folder of shards with a manifest, over several processes: what prepare's scripts of datasets share.
+"""Convert source videos to a folder of shards with a manifest, in several processes.
 
-A shard is written by one process from a fixed share of the sources, and kept with a note of what it was made from in
-OUT.partial until all are complete. So the same command goes on where it stopped, and writes the same files whatever
---workers says.
+The dataset scripts of prepare/ share this pipeline. One process writes each shard from a fixed
+subset of the sources. The finished shards, each with a note of its inputs, are kept in OUT.partial
+until all shards are complete. Therefore the same command resumes after an interruption, and the
+output files do not depend on --workers.
 """
 
 from __future__ import annotations
@@ -35,47 +36,43 @@ import PIL
 from prepare.decode import AV_VERSION, Broken
 from prepare.sources import Found, Source, Video
 from runtime.console import Failure, UserError, progress
+from runtime.folders import check_range
 from shards import PATTERN, Shards, ShardWriter
 
 SPLITS = ("train", "val", "test")
-FORMAT = 1  # of what a shard is made of by a given command; raise it when that changes
+FORMAT = 1  # version of the content of shards; increase when the same command writes other content
 CROPS = {
     "squeeze": "the whole frame squeezed to {0}x{0}, bicubic",
     "center": "the centre square resized to {0}x{0}, bicubic",
 }
-HOW = ("workers", "allow_skips")  # flags that do not change what is written
-FULL = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EIO,
-    errno.EROFS,
-    errno.EFBIG,
-)  # what runtime/console.py tells in one line
+HOW = ("workers", "allow_skips")  # flags that do not change the output
+# Errors that runtime/console.py reports in one line.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 
 
 class Recipe(NamedTuple):
-    """What the script of a dataset hands over."""
+    """The parameters that a dataset script passes to this pipeline."""
 
     dataset: str
-    module: str  # prepare.kth
+    module: str  # e.g. prepare.kth
     read: Callable[[Source, argparse.Namespace], Video]  # may raise Broken
     split_rule: str
-    per_shard: int  # sources
+    per_shard: int  # sources per shard
     key: str = "frames"  # or latents
-    unit: str = "source video"  # what a source is
-    frame_rule: str = ""  # what becomes of a frame; empty: as --crop and --image_size say
-    versions: dict[str, str] = {}  # of what the reader needs besides
-    facts: dict = {}  # more for the manifest
+    unit: str = "source video"  # name of one source in messages
+    frame_rule: str = ""  # resize rule in the manifest; empty: by --crop and --image_size
+    versions: dict[str, str] = {}  # of further packages that the reader uses
+    facts: dict = {}  # further entries of the manifest
 
 
 class Job(NamedTuple):
-    """A shard to be written."""
+    """A shard to write."""
 
     split: str
     number: int  # from 1
     sources: tuple[Source, ...]
-    before: Source | None  # the one before them, where it is of the same video
-    key: str  # of all that it is made from
+    before: Source | None  # the previous source, if it belongs to the same video
+    key: str  # hash of all inputs
 
     @property
     def name(self) -> str:
@@ -85,43 +82,39 @@ class Job(NamedTuple):
 def add_flags(
     parser: argparse.ArgumentParser, source: str, image_size: int, crop: bool = True
 ) -> None:
-    """source: its help; empty for what is made rather than read."""
+    """Add the shared flags. source: help text of --source; empty for generated data."""
     add = parser.add_argument
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
     if source:
         add("--source", required=True, help=source)
-    add("--out", required=True, help="folder to make")
-    add("--image_size", type=int, default=image_size, help="of frames: pixels, both sides")
+    add("--out", required=True, help="folder to create")
+    add("--image_size", type=int, default=image_size, help="frame height and width in pixels")
     if crop:
-        add(
-            "--crop",
-            choices=tuple(CROPS),
-            default="squeeze",
-            help="what becomes of frames that are not square: "
-            "the whole squeezed to a square, or the centre square",
+        rule = (
+            "how to make frames square: squeeze the whole frame, or crop the centre square "
+            "(default: squeeze)"
         )
-    add("--limit", type=int, help="only the first so many videos of each split, to try it out")
-    add(
-        "--workers",
-        type=int,
-        default=cores,
-        help=f"processes (default: one per core, here {cores})",
-    )
+        add("--crop", choices=tuple(CROPS), default="squeeze", help=rule)
+    add("--limit", type=int, help="use only the first LIMIT videos of each split, for a test")
+    workers = f"number of processes (default: one per core, here {cores})"
+    add("--workers", type=int, default=cores, help=workers)
     if source:
-        add(
-            "--allow_skips",
-            action="store_true",
-            help="exit with 0, not 1, if some source was broken",
-        )
+        skips = "exit with 0, not 1, if some source is broken"
+        add("--allow_skips", action="store_true", help=skips)
+
+
+def check_ranges(args: argparse.Namespace, **ranges: tuple[float, float]) -> None:
+    """UserError if a flag that has a value is outside its closed range (low, high)."""
+    for name, (low, high) in ranges.items():
+        value = getattr(args, name)
+        if value is not None:
+            check_range(name, value, low, high)
 
 
 def check_flags(args: argparse.Namespace) -> argparse.Namespace:
-    for name, low, high in (("image_size", 8, 4096), ("limit", 1, 10**9), ("workers", 1, 1024)):
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            raise UserError(f"--{name} must be from {low} to {high}, got {value}")
+    check_ranges(args, image_size=(8, 4096), limit=(1, 10**9), workers=(1, 1024))
     if Path(args.out).exists():
         raise UserError(f"{args.out} already exists; remove it or choose another --out")
     return args
@@ -134,22 +127,17 @@ def options(args: argparse.Namespace) -> dict:
 
 
 def command(recipe: Recipe, args: argparse.Namespace) -> str:
-    """The command with its defaults spelled out, less what does not change the outcome."""
-    words = [
-        [
-            f"--{name}",
-            *(
-                []
-                if value is True
-                else map(str, value)
-                if isinstance(value, list)
-                else [str(value)]
-            ),
-        ]
-        for name, value in options(args).items()
-        if value is not False
-    ]
-    return shlex.join(["python", "-m", recipe.module, *sum(words, [])])
+    """Return the command with all defaults, without the flags that do not change the output."""
+    words = ["python", "-m", recipe.module]
+    for name, value in options(args).items():
+        if value is False:
+            continue
+        words.append(f"--{name}")
+        if isinstance(value, list):
+            words += map(str, value)
+        elif value is not True:
+            words.append(str(value))
+    return shlex.join(words)
 
 
 def versions(recipe: Recipe) -> dict[str, str]:
@@ -163,34 +151,26 @@ def versions(recipe: Recipe) -> dict[str, str]:
 
 
 def jobs_of(recipe: Recipe, sources: list[Source], args: argparse.Namespace) -> list[Job]:
-    """The shards of each split, `per_shard` sources to each, in order."""
-    made_by, jobs = [FORMAT, command(recipe, args), versions(recipe)], []
+    """Return the jobs of each split, with `per_shard` sources per shard, in order."""
+    made_by = [FORMAT, command(recipe, args), versions(recipe)]
+    jobs = []
     for split in SPLITS:
         part = [source for source in sources if source.split == split]
         for start in range(0, len(part), recipe.per_shard):
+            number = start // recipe.per_shard + 1
             share = tuple(part[start : start + recipe.per_shard])
-            before = (
-                part[start - 1]
-                if start and part[start].video and part[start].video == part[start - 1].video
-                else None
-            )
-            key = json.dumps(
-                [*made_by, [asdict(source) for source in (*share, *filter(None, [before]))]],
-                sort_keys=True,
-            )
-            jobs.append(
-                Job(
-                    split,
-                    start // recipe.per_shard + 1,
-                    share,
-                    before,
-                    hashlib.sha256(key.encode()).hexdigest(),
-                )
-            )
+            # A video may continue from one shard to the next.
+            before = None
+            if start and part[start].video and part[start].video == part[start - 1].video:
+                before = part[start - 1]
+            inputs = [asdict(source) for source in (*share, *filter(None, [before]))]
+            text = json.dumps([*made_by, inputs], sort_keys=True)
+            key = hashlib.sha256(text.encode()).hexdigest()
+            jobs.append(Job(split, number, share, before, key))
     return jobs
 
 
-# ------------------------------------------------------------------------------------------------------- one shard
+# ---------------------------------------------------------------------------------------- one shard
 def entry_of(name: str, split: str | None = None, skipped: str | None = None) -> dict:
     return {
         "name": name,
@@ -204,8 +184,11 @@ def entry_of(name: str, split: str | None = None, skipped: str | None = None) ->
 
 
 def video_before(job: Job, recipe: Recipe, args: argparse.Namespace) -> str:
-    """The video that the shard before ends with and that this one may go on with: none if the source between is broken, which
-    is for each process to see by itself."""
+    """Return the video at the end of the previous shard that this shard may continue.
+
+    Empty if the last source of the previous shard is broken. Each process reads that source by
+    itself, because the processes do not communicate.
+    """
     try:
         if job.before:
             recipe.read(job.before, args)
@@ -216,7 +199,7 @@ def video_before(job: Job, recipe: Recipe, args: argparse.Namespace) -> str:
 
 
 def write_videos(dir: Path, job: Job, recipe: Recipe, args: argparse.Namespace) -> list[dict]:
-    """The shard of a job in a folder of its own -> the sources' entries in the manifest."""
+    """Write the shard of a job to `dir`; return the manifest entries of its sources."""
     entries, writer = [], None
     try:
         last = video_before(job, recipe, args)
@@ -259,11 +242,9 @@ def write_videos(dir: Path, job: Job, recipe: Recipe, args: argparse.Namespace) 
 
 
 def write_shard(partial: Path, job: Job, recipe: Recipe, args: argparse.Namespace) -> list[dict]:
-    """Writes one shard, complete or not at all, and then the note that says so."""
-    work, final = (
-        partial / "work" / job.name,
-        partial / "out" / job.split / f"shard_{job.number:04d}.hdf5",
-    )
+    """Write one shard by atomic rename, then the note that marks the shard as finished."""
+    work = partial / "work" / job.name
+    final = partial / "out" / job.split / f"shard_{job.number:04d}.hdf5"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
@@ -281,21 +262,19 @@ def write_shard(partial: Path, job: Job, recipe: Recipe, args: argparse.Namespac
 
 
 def finished(partial: Path, job: Job) -> list[dict] | None:
-    """The entries of a shard that an earlier run has completed, from the same sources with the same flags."""
+    """Return the entries of a shard that an earlier run wrote from the same inputs, else None."""
+    shard = partial / "out" / job.split / f"shard_{job.number:04d}.hdf5"
     try:
         note = json.loads((partial / "notes" / f"{job.name}.json").read_text())
-        whole = (
-            not note["shard"]
-            or (partial / "out" / job.split / f"shard_{job.number:04d}.hdf5").exists()
-        )
+        whole = not note["shard"] or shard.exists()
         return note["entries"] if whole and note["key"] == job.key else None
     except (FileNotFoundError, ValueError, KeyError):
         return None
 
 
-# ---------------------------------------------------------------------------------------------------------- all of them
+# -------------------------------------------------------------------------------------- all of them
 def become_worker() -> None:
-    """Ctrl-C is for the first process alone; where that is gone, so am I."""
+    """Ignore Ctrl-C, which the main process handles, and exit when the main process exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
@@ -304,7 +283,7 @@ def become_worker() -> None:
 def write_all(
     partial: Path, jobs: list[Job], recipe: Recipe, args: argparse.Namespace
 ) -> Iterator[tuple[Job, list[dict]]]:
-    """Each job with its entries, as it is done."""
+    """Write all jobs; yield each finished job with its entries, in order of completion."""
     if min(args.workers, len(jobs)) < 2:
         yield from ((job, write_shard(partial, job, recipe, args)) for job in jobs)
         return
@@ -318,10 +297,11 @@ def write_all(
         pool.shutdown()
     except BrokenProcessPool:
         raise Failure(
-            f"{args.out}: a process was killed, for want of memory perhaps; the same command goes on, "
-            "with fewer --workers if it must"
+            f"{args.out}: a process was killed, perhaps because memory ran out; run the same "
+            "command again to resume, if necessary with fewer --workers"
         ) from None
-    finally:  # where something stopped it: the others stop too, what they have begun goes
+    finally:
+        # After an error or Ctrl-C, stop the other processes; their unfinished shards are removed.
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()
@@ -329,7 +309,7 @@ def write_all(
 
 
 def make(recipe: Recipe, found: Found, args: argparse.Namespace) -> dict:
-    """Writes the shards and manifest.json to args.out, which appears when all are complete; returns the manifest."""
+    """Write the shards and manifest.json to args.out by atomic rename; return the manifest."""
     began, out = time.monotonic(), Path(args.out)
     partial = out.with_name(out.name + ".partial")
     found = found.limited(args.limit)
@@ -354,16 +334,15 @@ def make(recipe: Recipe, found: Found, args: argparse.Namespace) -> dict:
                 done[job.name] = entries
                 bar.update(len(entries))
                 for entry in entries:
-                    tell(entry, bar)
+                    print_problem(entry, bar)
     finally:
         shutil.rmtree(partial / "work", ignore_errors=True)
-    entries = [entry for job in jobs for entry in done[job.name]] + [
-        entry_of(name, skipped=reason) for name, reason in found.broken
-    ]
+    entries = [entry for job in jobs for entry in done[job.name]]
+    entries += [entry_of(name, skipped=reason) for name, reason in found.broken]
     return finish(recipe, partial, jobs, entries, args, time.monotonic() - began)
 
 
-def tell(entry: dict, bar) -> None:
+def print_problem(entry: dict, bar) -> None:
     if entry["skipped"]:
         bar.write(f"{entry['name']}: {entry['skipped']}; skipped", sys.stderr)
     elif entry["note"]:
@@ -373,18 +352,18 @@ def tell(entry: dict, bar) -> None:
 def finish(
     recipe: Recipe, partial: Path, jobs: list[Job], entries: list[dict], args, seconds: float
 ) -> dict:
-    """Writes the manifest beside the shards, and gives the whole its name."""
+    """Write the manifest beside the shards, and rename the folder to its final name."""
     wanted = {partial / "out" / job.split / f"shard_{job.number:04d}.hdf5" for job in jobs}
-    for stale in set((partial / "out").glob(f"*/{PATTERN}")) - wanted:  # of a run with other flags
+    # Remove shards of an earlier run with other flags.
+    for stale in set((partial / "out").glob(f"*/{PATTERN}")) - wanted:
         stale.unlink()
     present = [split for split in SPLITS if any((partial / "out" / split).glob(PATTERN))]
     if not present:
         reasons = [entry["skipped"] for entry in entries if entry["skipped"]]
         shutil.rmtree(partial)
-        raise UserError(
-            f"{getattr(args, 'source', args.out)}: not one video in {len(entries)} sources"
-            + f"; the first: {reasons[0]}" * bool(reasons)
-        )
+        first = f"; the first: {reasons[0]}" if reasons else ""
+        place = getattr(args, "source", args.out)
+        raise UserError(f"{place}: not one video in {len(entries)} sources{first}")
     shards = {split: Shards(partial / "out" / split, recipe.key) for split in present}
     manifest = {
         "dataset": recipe.dataset,
@@ -418,7 +397,7 @@ def finish(
 
 
 def shared(entries: list[dict]) -> list[list[str]]:
-    """The names of source videos that are the same, byte for byte, but lie in different splits."""
+    """Return the names of source videos in different splits whose bytes are identical."""
     by_content: dict[str, list[dict]] = {}
     for entry in entries:
         if entry["sha256"]:
@@ -431,7 +410,7 @@ def shared(entries: list[dict]) -> list[list[str]]:
 
 
 def report(manifest: dict, args: argparse.Namespace, unit: str = "source video") -> int:
-    """Prints the summary -> the exit code."""
+    """Print the summary; return the exit code."""
     skipped = [entry for entry in manifest["sources"] if entry["skipped"]]
     print(
         f"{args.out}: {len(manifest['sources']):,} {unit}s in {manifest['seconds']:.1f} s; "
@@ -442,15 +421,13 @@ def report(manifest: dict, args: argparse.Namespace, unit: str = "source video")
             f"  {split:5} {part['videos']:9,} videos {part['frames']:11,} frames, "
             f"{part['shortest']} to {part['longest']} each"
         )
-    print(
-        f"  skipped: {len(skipped):,} {unit}s"
-        + "; the shards are complete and usable without them" * bool(skipped)
-    )
+    usable = "; the shards are complete and usable without them" if skipped else ""
+    print(f"  skipped: {len(skipped):,} {unit}s{usable}")
     for entry in skipped[:20]:
         print(f"  {entry['name']}: {entry['skipped']}")
     if len(skipped) > 20:
         print(f"  … and {len(skipped) - 20:,} more, named in {args.out}/manifest.json")
     for names in manifest["shared"][:5]:
-        more = f" and {len(names) - 4:,} more" * (len(names) > 4)
+        more = f" and {len(names) - 4:,} more" if len(names) > 4 else ""
         print(f"  warning: the same video in different splits: {', '.join(names[:4])}{more}")
     return int(bool(skipped or manifest["shared"]) and not getattr(args, "allow_skips", False))

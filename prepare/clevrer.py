@@ -1,8 +1,9 @@
-"""CLEVRER (Yi et al., 2020) to shards, from its zips or its MP4s.
+"""Convert CLEVRER (Yi et al., 2020), zips or MP4s, to shards.
 
     python -m prepare.clevrer --source CLEVRER --out data/clevrer
 
-20,000 videos of 480x320 and 128 frames, split by number: 0-9999 train, 10000-14999 val, 15000-19999 test.
+20,000 videos of 480x320 and 128 frames, split by number: 0-9999 train, 10000-14999 val,
+15000-19999 test.
 """
 
 from __future__ import annotations
@@ -34,12 +35,11 @@ def read(source: Source, args: argparse.Namespace) -> Video:
 
 def find_sources(args: argparse.Namespace) -> Found:
     matches, broken = find(Path(args.source), NAME, "video_00000.mp4 and the like")
-    matches = [
-        (int(match[1]), source) for match, source in matches if int(match[1]) < sum(SIZES.values())
-    ]
-    found = Found(
-        [dataclasses.replace(source, split=split_of(number)) for number, source in matches], broken
-    )
+    found = Found([], broken)
+    for match, source in matches:
+        number = int(match[1])
+        if number < sum(SIZES.values()):
+            found.sources.append(dataclasses.replace(source, split=split_of(number)))
     for split, size in SIZES.items():
         there = sum(source.split == split for source in found.sources)
         if there < size:
@@ -51,7 +51,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m prepare.clevrer", description=__doc__.splitlines()[0]
     )
-    build.add_flags(parser, "folder with CLEVRER's zips or MP4s, in whatever folders", 128)
+    build.add_flags(parser, "folder with CLEVRER's zips or MP4s, at any depth", 128)
     return build.check_flags(parser.parse_args(argv))
 
 

@@ -1,13 +1,14 @@
-"""Videos like CLEVRER's, made rather than fetched: cubes, spheres and cylinders that enter a plane and collide.
+"""Generate videos like CLEVRER's: cubes, spheres and cylinders that enter a plane and collide.
 
     pip install pybullet
     python -m prepare.clevrer_like --out data/clevrer_like
 
-Rigid-body physics by pybullet, pictures by its CPU renderer (prepare/tabletop.py): 128 frames of 128x128, 25 a second. As in
-CLEVRER there are eight colours and two materials, no two objects alike; some stand there at first, others come in from
-outside, and something collides in view in every video. Stored for each frame and each of 6 objects: positions (metres, z up),
-orientations (quaternions x, y, z, w), shapes, colours, materials, present (0 where a video has fewer objects) and contacts
-(which have touched which since the frame before).
+pybullet simulates the rigid bodies and renders the frames on the CPU (prepare/tabletop.py): 128
+frames of 128x128 at 25 frames per second. As in CLEVRER, there are eight colours and two materials,
+and no two objects of a video are equal. Some objects stand in view at the start, others enter from
+outside, and every video has a collision in view. Stored per frame and per object (6): positions
+(metres, z up), orientations (quaternions x, y, z, w), shapes, colours, materials, present (0 where
+a video has fewer objects) and contacts (pairs that touched since the previous frame).
 """
 
 from __future__ import annotations
@@ -25,43 +26,43 @@ from prepare.sources import Found, Source, Video, digest
 from prepare.tabletop import COLORS, MATERIALS, RADIUS, SHAPES, Scene, Table
 from runtime.console import UserError, run_command
 
-FRAMES, FPS, STEPS = 128, 25.0, 10  # of a video; per second; of physics per frame
-MOST = 6  # objects of a video
-FRICTION, MASS = 0.07, (1.0, 2.0)  # sliding on the plane; of rubber and of metal, kg
-ROOM = 1.1  # metres from the middle: where objects stand at first
-APART = 3 * RADIUS  # metres between two centres, at least, at first
-LATEST = 0.6  # of a video: when the last object comes in
-MIDDLE = 1.4  # metres from the middle: a collision in here is in view
-TRIES = 200
+FRAMES, FPS, STEPS = 128, 25.0, 10  # frames; frames per second; physics steps per frame
+MOST = 6  # largest number of objects per video
+FRICTION, MASS = 0.07, (1.0, 2.0)  # sliding friction on the plane; kg of rubber and of metal
+ROOM = 1.1  # metres; standing objects start within +-ROOM of the centre, in x and in y
+APART = 3 * RADIUS  # metres, smallest initial distance between two centres
+LATEST = 0.6  # latest entry of an object, as a share of the video
+MIDDLE = 1.4  # metres; a collision within this distance of the centre is in view
+TRIES = 200  # plans per video before an error
 
 
 class Plan(NamedTuple):
-    """What is there at first, and what happens to it."""
+    """The initial state of N objects, and the start of their motion."""
 
     scene: Scene
     places: np.ndarray  # (N, 2) metres
-    headings: np.ndarray  # (N,) radians, of the objects themselves
+    headings: np.ndarray  # (N,) radians, rotation of the objects about the vertical
     velocities: np.ndarray  # (N, 2) metres per second
-    enters: np.ndarray  # (N,) frame in which the velocity is given
+    enters: np.ndarray  # (N,) frame in which the object gets its velocity
 
 
 class Track(NamedTuple):
-    """What has happened, for each of T frames."""
+    """The simulated motion of N objects over T frames."""
 
     positions: np.ndarray  # (T, N, 3) float32
     orientations: np.ndarray  # (T, N, 4) float32
     contacts: np.ndarray  # (T, N, N) uint8
 
 
-# --------------------------------------------------------------------------------------------------------------- plan
+# --------------------------------------------------------------------------------------------- plan
 def attributes(n: int, rng: np.random.Generator) -> Scene:
-    """n objects, no two alike in shape, colour and material."""
+    """Draw n objects that differ pairwise in shape, colour or material."""
     chosen = rng.choice(len(SHAPES) * len(COLORS) * len(MATERIALS), n, replace=False)
     return Scene(*np.unravel_index(chosen, (len(SHAPES), len(COLORS), len(MATERIALS))))
 
 
 def spread(n: int, draw, others: list, rng: np.random.Generator) -> list[np.ndarray]:
-    """n places by draw(), none too near to another."""
+    """Draw n places with draw(), at least APART from each other and from `others`."""
     places = list(others)
     while len(places) < n + len(others):
         place = draw()
@@ -71,7 +72,7 @@ def spread(n: int, draw, others: list, rng: np.random.Generator) -> list[np.ndar
 
 
 def plan(rng: np.random.Generator, frames: int, table: Table) -> Plan:
-    """One to three objects that stand, two or three that come in, each aimed at one that stands or past it."""
+    """Plan one to three standing objects, and two or three that enter towards a standing one."""
     standing, coming = int(rng.integers(1, 4)), int(rng.integers(2, 4))
     scene = attributes(standing + coming, rng)
     still = spread(standing, lambda: rng.uniform(-1, 1, 2) * ROOM, [], rng)
@@ -80,27 +81,18 @@ def plan(rng: np.random.Generator, frames: int, table: Table) -> Plan:
     for start in starts:
         way = still[rng.integers(standing)] + rng.normal(0, 0.6 * RADIUS, 2) - start
         distance = np.linalg.norm(way)
-        speed = np.sqrt(2 * 9.8 * FRICTION * distance) + rng.uniform(
-            0.2, 1.0
-        )  # it gets there, and is not slow then
+        # More than the speed that friction takes away on the way to the target.
+        speed = np.sqrt(2 * 9.8 * FRICTION * distance) + rng.uniform(0.2, 1.0)
         velocities.append(way / distance * speed)
-    enters = np.concatenate(
-        [
-            np.zeros(standing),
-            rng.permutation(np.concatenate([[0], rng.uniform(0, LATEST * frames, coming - 1)])),
-        ]
-    ).astype(int)
-    return Plan(
-        scene,
-        np.array([*still, *starts]),
-        rng.uniform(0, 2 * np.pi, standing + coming),
-        np.array(velocities),
-        enters,
-    )
+    times = np.concatenate([[0], rng.uniform(0, LATEST * frames, coming - 1)])
+    enters = np.concatenate([np.zeros(standing), rng.permutation(times)]).astype(int)
+    headings = rng.uniform(0, 2 * np.pi, standing + coming)
+    return Plan(scene, np.array([*still, *starts]), headings, np.array(velocities), enters)
 
 
-# ------------------------------------------------------------------------------------------------------------ physics
+# ------------------------------------------------------------------------------------------ physics
 def simulate(table: Table, plan: Plan, frames: int) -> Track:
+    """Run the physics for `frames` frames."""
     bullet, client = table.bullet, {"physicsClientId": table.client}
     bodies = table.place(plan.scene, plan.places, plan.headings, MASS)
     ground = bullet.createMultiBody(
@@ -109,9 +101,8 @@ def simulate(table: Table, plan: Plan, frames: int) -> Track:
     bullet.changeDynamics(
         ground, -1, lateralFriction=2 * FRICTION, restitution=0.0, rollingFriction=0.01, **client
     )
-    for body in (
-        bodies
-    ):  # Bullet multiplies the two friction coefficients, and the two restitutions, of what touches
+    # At a contact, Bullet multiplies the friction coefficients and the restitutions of both bodies.
+    for body in bodies:
         bullet.changeDynamics(
             body,
             -1,
@@ -124,11 +115,11 @@ def simulate(table: Table, plan: Plan, frames: int) -> Track:
         )
     bullet.setGravity(0, 0, -9.8, **client)
     bullet.setTimeStep(1 / FPS / STEPS, **client)
+    N = len(bodies)
     track = Track(
-        *(
-            np.zeros((frames, len(bodies), *shape), kind)
-            for shape, kind in (((3,), np.float32), ((4,), np.float32), ((len(bodies),), np.uint8))
-        )
+        positions=np.zeros((frames, N, 3), np.float32),
+        orientations=np.zeros((frames, N, 4), np.float32),
+        contacts=np.zeros((frames, N, N), np.uint8),
     )
     number = {body: k for k, body in enumerate(bodies)}
     for t in range(frames):
@@ -139,20 +130,19 @@ def simulate(table: Table, plan: Plan, frames: int) -> Track:
                 body, **client
             )
         if t + 1 < frames:
-            touched(table, number, track.contacts[t + 1])
+            step(table, number, track.contacts[t + 1])
     return track
 
 
 def push(table: Table, body: int, velocity: np.ndarray, shape: str) -> None:
+    """Set the velocity of an object; a sphere rolls, other shapes slide."""
     x, y = velocity
-    spin = (
-        (-y / RADIUS, x / RADIUS, 0) if shape == "sphere" else (0, 0, 0)
-    )  # a ball comes in rolling
+    spin = (-y / RADIUS, x / RADIUS, 0) if shape == "sphere" else (0, 0, 0)
     table.bullet.resetBaseVelocity(body, (x, y, 0), spin, physicsClientId=table.client)
 
 
-def touched(table: Table, number: dict[int, int], contacts: np.ndarray) -> None:
-    """One frame of physics; contacts (N, N) is filled with which objects touch which in it."""
+def step(table: Table, number: dict[int, int], contacts: np.ndarray) -> None:
+    """Run the physics for one frame; set contacts (N, N) to 1 for pairs that touch."""
     for _ in range(STEPS):
         table.bullet.stepSimulation(physicsClientId=table.client)
         for contact in table.bullet.getContactPoints(physicsClientId=table.client):
@@ -162,15 +152,13 @@ def touched(table: Table, number: dict[int, int], contacts: np.ndarray) -> None:
 
 
 def collides(track: Track) -> bool:
-    """Has something that moves hit another in view?"""
+    """Return whether two objects touch in view at some time."""
     t, a, _ = np.nonzero(track.contacts)
-    return bool(len(t)) and bool(
-        (np.linalg.norm(track.positions[t, a, :2], axis=-1) < MIDDLE).any()
-    )
+    return bool((np.linalg.norm(track.positions[t, a, :2], axis=-1) < MIDDLE).any())
 
 
 def happening(table: Table, seed: list[int], frames: int) -> tuple[Plan, Track]:
-    """The first of the plans that follow from the seed in which something collides."""
+    """Return the first plan from this seed that has a collision, and its simulation."""
     rng = np.random.default_rng(seed)
     for _ in range(TRIES):
         planned = plan(rng, frames, table)
@@ -180,28 +168,29 @@ def happening(table: Table, seed: list[int], frames: int) -> tuple[Plan, Track]:
     raise UserError(f"in {TRIES} tries nothing collided within {frames} frames; give more --frames")
 
 
-# ------------------------------------------------------------------------------------------------------------ command
+# ------------------------------------------------------------------------------------------ command
 def read(source: Source, args: argparse.Namespace) -> Video:
-    """One video with its annotations: a function of seed, split and number alone."""
+    """Generate one video with its annotations, as a function of (seed, split, number) only."""
     table = Table.of(args.image_size)
     planned, track = happening(table, [args.seed, *source.detail], args.frames)
     frames = table.render(planned.scene, track.positions, track.orientations)
     T, N, _ = track.positions.shape
-    pad = lambda array, axes=1: np.pad(
-        array, [(0, 0)] + [(0, MOST - N)] * axes + [(0, 0)] * (array.ndim - 1 - axes)
-    )  # noqa: E731
-    ids = {
-        name: pad(np.broadcast_to(values.astype(np.uint8), (T, N)))
-        for name, values in planned.scene._asdict().items()
-    }
     extra = {
-        "positions": pad(track.positions),
-        "orientations": pad(track.orientations),
-        "contacts": pad(track.contacts, 2),
-        "present": pad(np.ones((T, N), np.uint8)),
-        **ids,
+        "positions": pad_objects(track.positions),
+        "orientations": pad_objects(track.orientations),
+        "contacts": pad_objects(track.contacts, axes=2),
+        "present": pad_objects(np.ones((T, N), np.uint8)),
     }
+    for name, values in planned.scene._asdict().items():
+        extra[name] = pad_objects(np.broadcast_to(values.astype(np.uint8), (T, N)))
     return Video(digest([frames.tobytes()]), [frames], T, FPS, extra=extra)
+
+
+def pad_objects(array: np.ndarray, axes: int = 1) -> np.ndarray:
+    """Pad the object axes of (T, N, ...), the first `axes` axes after T, with zeros to MOST."""
+    missing = MOST - array.shape[1]
+    rest = array.ndim - 1 - axes
+    return np.pad(array, [(0, 0), *[(0, missing)] * axes, *[(0, 0)] * rest])
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -210,44 +199,41 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     build.add_flags(parser, "", 128, crop=False)
     add = parser.add_argument
-    add("--videos", type=int, default=200, help="to train with (CLEVRER: 10,000)")
-    add("--held_out", type=int, default=40, help="of val and of test (CLEVRER: 5,000)")
-    add("--frames", type=int, default=FRAMES, help="of a video")
+    add("--videos", type=int, default=200, help="training videos (CLEVRER: 10,000)")
+    add("--held_out", type=int, default=40, help="val videos, and test videos (CLEVRER: 5,000)")
+    add("--frames", type=int, default=FRAMES, help="frames per video")
     add("--seed", type=int, default=0)
     args = build.check_flags(parser.parse_args(argv))
-    for name, low, high in (
-        ("videos", 1, 10**7),
-        ("held_out", 1, 10**7),
-        ("frames", 32, 10**4),
-        ("seed", 0, 2**31),
-        ("image_size", 16, 1024),
-    ):
-        if not low <= getattr(args, name) <= high:
-            raise UserError(f"--{name} must be from {low} to {high}, got {getattr(args, name)}")
+    build.check_ranges(
+        args,
+        videos=(1, 10**7),
+        held_out=(1, 10**7),
+        frames=(32, 10**4),
+        seed=(0, 2**31),
+        image_size=(16, 1024),
+    )
     if importlib.util.find_spec("pybullet") is None:
         raise UserError(
-            "this needs pybullet: pip install pybullet (wheels for Python 3.10 and 3.11; else it is compiled)"
+            "this needs pybullet: pip install pybullet (wheels for Python 3.10 and 3.11; else it "
+            "is compiled)"
         )
     return args
 
 
 def make(args: argparse.Namespace) -> dict:
     counts = {"train": args.videos, "val": args.held_out, "test": args.held_out}
-    sources = [
-        Source(f"{split}/{k:05d}", split, "", detail=(index, k))
-        for index, (split, count) in enumerate(counts.items())
-        for k in range(count)
-    ]
-    size, legend = (
-        args.image_size,
-        {"shapes": list(SHAPES), "colours": list(COLORS), "materials": list(MATERIALS)},
-    )
+    sources = []
+    for index, (split, count) in enumerate(counts.items()):
+        for k in range(count):
+            sources.append(Source(f"{split}/{k:05d}", split, "", detail=(index, k)))
+    size = args.image_size
+    legend = {"shapes": list(SHAPES), "colours": list(COLORS), "materials": list(MATERIALS)}
     recipe = build.Recipe(
-        "clevrer_like",
-        "prepare.clevrer_like",
-        read,
-        "each video by its own seed: (--seed, split, number)",
-        8,
+        dataset="clevrer_like",
+        module="prepare.clevrer_like",
+        read=read,
+        split_rule="each video by its own seed: (--seed, split, number)",
+        per_shard=8,
         frame_rule=f"drawn at {2 * size}x{2 * size}, averaged to {size}x{size}",
         versions={"pybullet": importlib.metadata.version("pybullet")},
         facts={"legend": legend},

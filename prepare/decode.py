@@ -1,4 +1,7 @@
-"""Frames out of video files and folders of images, by PyAV and Pillow; a file may lie on disk or in memory (of a zip, say)."""
+"""Decode frames of video files and folders of images with PyAV and Pillow.
+
+A file is on disk or in memory (a member of a zip, for example).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ try:
     import av
     from av.video.reformatter import VideoReformatter
 except ModuleNotFoundError:
-    # Images are read without PyAV, see `opened` for video files.
+    # Images do not need PyAV; `opened` raises UserError for video files.
     av = None
 
 PLAIN_CHUNKS = (
@@ -43,27 +46,30 @@ AV_VERSION = "not installed" if av is None else av.__version__
 
 
 class Broken(Exception):
-    """A source that cannot be used, or not from here on; the message is the reason."""
+    """A source, or its rest, cannot be used; the message is the reason."""
 
 
 @dataclass
 class Film:
-    """One video file or frame folder, and what is known of it."""
+    """One video file or frame folder, and its properties."""
 
     path: Path
     name: str  # relative to --source
     images: list[Path | io.BytesIO] | None = None  # of a frame folder, in order
-    data: bytes | None = None  # a video file's content, where it is at hand
+    data: bytes | None = None  # content of a video file, if it is in memory
     frames: int = 0  # counted without decoding
-    decoded: int = 0
+    decoded: int = 0  # frames decoded so far
     rate: float | None = None  # frames per second; None for a frame folder
     size: tuple[int, int] = (0, 0)  # width, height
-    short: str | None = None  # why the file is known to end too early
+    short: str | None = None  # evidence that the file is cut short
     corrupt: int = 0  # frames that the decoder flagged
 
 
 def crop_boxes(width: int, height: int, tile: int | None) -> list[tuple[int, int, int, int]]:
-    """(left, top, right, bottom) of the centre square, or of all whole tiles, row by row, with even margins."""
+    """Return (left, top, right, bottom) of the centre square, or of all whole tiles row by row.
+
+    Margins on opposite sides are equal up to one pixel.
+    """
     side = tile or min(width, height)
     columns, rows = (width // side, height // side) if tile else (1, 1)
     left, top = (width - columns * side) // 2, (height - rows * side) // 2
@@ -72,9 +78,10 @@ def crop_boxes(width: int, height: int, tile: int | None) -> list[tuple[int, int
 
 
 def at_ticks(frames: Iterable[tuple[float, object]], fps: float) -> Iterator:
-    """From (seconds, item) in order, the items nearest to the ticks 0, 1/fps, ... after the first, each at most once.
+    """Yield the items of (seconds, item) that are nearest to the ticks 0, 1/fps, ..., each once.
 
-    A frame is nearest to the ticks from halfway to its predecessor up to halfway to its successor.
+    Ticks count from the first frame. A frame is nearest to the ticks from halfway to its
+    predecessor up to halfway to its successor.
     """
     start, held, half, tick = 0.0, None, 0.5 / fps, 0
     for seconds, item in frames:
@@ -92,31 +99,29 @@ def at_ticks(frames: Iterable[tuple[float, object]], fps: float) -> Iterator:
 
 
 def natural(path: PurePath) -> tuple:
-    """Sorts 2.png before 10.png."""
-    return [
-        int(part) if k % 2 else part for k, part in enumerate(re.split(r"(\d+)", path.name))
-    ], path.name
+    """Sort key that sorts 2.png before 10.png."""
+    parts = re.split(r"(\d+)", path.name)
+    return [int(part) if k % 2 else part for k, part in enumerate(parts)], path.name
 
 
 def why(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[
-        0
-    ]
+    """Return the first line of an error's message."""
+    message = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(message).splitlines()[0]
 
 
 def opened(film: Film) -> av.container.InputContainer:
-    """UserError where PyAV is not installed."""
+    """Open a video file; UserError if PyAV is not installed."""
     if av is None:
         raise UserError(
             f"{film.path}: decoding video needs PyAV, which is not installed: pip install av"
         )
-    return av.open(
-        str(film.path) if film.data is None else io.BytesIO(film.data), metadata_errors="ignore"
-    )
+    file = str(film.path) if film.data is None else io.BytesIO(film.data)
+    return av.open(file, metadata_errors="ignore")
 
 
 def probe(film: Film) -> None:
-    """Fills in frames, rate, size and whether the file is cut short, without decoding; raises Broken."""
+    """Set frames, rate, size and short of a film without decoding it; raises Broken."""
     try:
         if film.images:
             film.frames = len(film.images)
@@ -134,11 +139,8 @@ def probe_video(film: Film, container: av.container.InputContainer) -> None:
         raise Broken("no video stream")
     stream = container.streams.video[0]
     film.size, film.rate = (stream.width, stream.height), float(stream.average_rate or 0) or None
-    first, last, end = (
-        math.inf,
-        -math.inf,
-        0.0,
-    )  # seconds: of the video's frames; where the last of any stream ends
+    first, last = math.inf, -math.inf  # seconds, of the video's frames
+    end = 0.0  # seconds, end of the last packet of any stream
     cut_off = False
     try:
         for packet in container.demux():
@@ -149,32 +151,34 @@ def probe_video(film: Film, container: av.container.InputContainer) -> None:
             if packet.size and stamp is not None:
                 seconds = float(stamp * packet.time_base)
                 end = max(end, seconds + float((packet.duration or 0) * packet.time_base))
-                first, last = (min(first, seconds), max(last, seconds)) if video else (first, last)
-    except READ_ERRORS as error:  # the frames before it can be used
+                if video:
+                    first, last = min(first, seconds), max(last, seconds)
+    except READ_ERRORS as error:
+        # The frames before the error can be used.
         film.short = why(error)
+    # The rate in the header may be wrong, as for GIFs.
     if last > first and not 0.99 < (film.rate or 0) * (last - first) / (film.frames - 1) < 1.01:
-        film.rate = (film.frames - 1) / (last - first)  # the header is wrong, as it is for GIFs
+        film.rate = (film.frames - 1) / (last - first)
     announced = (container.duration or 0) / av.time_base
-    if (
-        container.format.name == "avi" and film.rate
-    ):  # whose duration FFmpeg shortens to what the file has room for
+    # FFmpeg reduces the duration of a truncated AVI by the size of the file.
+    if container.format.name == "avi" and film.rate:
         announced = max(announced, stream.frames / film.rate)
     if cut_off and not film.short:
         film.short = "cut short: its last frame is not whole"
-    if (
-        last >= first and end < 0.98 * announced - 0.2
-    ):  # a cut-off file is read to its end without an error
+    # FFmpeg reads a truncated file to its end without an error.
+    if last >= first and end < 0.98 * announced - 0.2:
         film.short = f"cut short: {end:.1f} of {announced:.1f} s are there"
 
 
 def timed_frames(
     film: Film, tick: Callable
 ) -> Iterator[tuple[float, tuple[int, Path | io.BytesIO | av.VideoFrame]]]:
-    """(seconds, (index, image file or video frame)) of all frames; calls tick() at each."""
+    """Yield (seconds, (index, image file or video frame)) of all frames; call tick() per frame."""
     with nullcontext() if film.images else opened(film) as container:
         if container and film.data is None:
             container.streams.video[0].thread_type = "AUTO"
-        elif container:  # one of several files at once (prepare/build.py): a thread each
+        elif container:
+            # prepare/build.py decodes one file per process, with one thread each.
             container.streams.video[0].codec_context.thread_count = 1
         for item in film.images or container.decode(video=0):
             index, seconds = film.decoded, getattr(item, "time", None)
@@ -185,7 +189,10 @@ def timed_frames(
 
 
 def is_plain_png(data: bytes) -> bool:
-    """A whole PNG of 8-bit RGB, not interlaced, with nothing in it that bears on pixels but those, and every checksum right?"""
+    """Return whether data is a complete PNG of 8-bit RGB without interlacing.
+
+    Only chunks that do not change pixel values may be present, and all checksums must match.
+    """
     if (
         data[:8] != b"\x89PNG\r\n\x1a\n"
         or data[12:16] != b"IHDR"
@@ -207,8 +214,11 @@ def is_plain_png(data: bytes) -> bool:
 
 
 def png_pixels(data: bytes) -> np.ndarray | None:
-    """(H, W, 3) uint8 of a plain PNG by FFmpeg, which takes two thirds of Pillow's time for the same pixels; None for any
-    other, of which Pillow knows more."""
+    """Decode a plain PNG with FFmpeg to (H, W, 3) uint8; None for any other file.
+
+    FFmpeg takes two thirds of Pillow's time for the same pixels. Pillow decodes the other files,
+    because it supports more formats.
+    """
     if av is None or not is_plain_png(data):
         return None
     codec = av.CodecContext.create("png", "r")
@@ -218,8 +228,11 @@ def png_pixels(data: bytes) -> np.ndarray | None:
 
 
 def rgb(item: Path | io.BytesIO | av.VideoFrame, reformat: Callable | None = None) -> Image.Image:
-    """reformat: a VideoReformatter's, where many frames of one film follow: to set up the conversion takes longer than to
-    convert."""
+    """Convert an image file or video frame to RGB; raises Broken for more than 8 bits per channel.
+
+    reformat: method of a VideoReformatter that the frames of one film share, because its setup
+    takes longer than the conversion of a frame.
+    """
     if not isinstance(item, Path | io.BytesIO):
         reformat = reformat or av.VideoFrame.reformat
         return Image.fromarray(reformat(item, format="rgb24").to_ndarray())
@@ -234,13 +247,18 @@ def rgb(item: Path | io.BytesIO | av.VideoFrame, reformat: Callable | None = Non
 def read(
     film: Film, fps: float | None = None, tick: Callable = lambda: None
 ) -> Iterator[tuple[int, Image.Image]]:
-    """(index in the film, RGB image) of the frames to keep, all of one size; raises Broken where it cannot go on."""
+    """Yield (index in the film, RGB image) of the frames to keep, all of the same size.
+
+    Raises Broken at the first frame that cannot be decoded or has another size.
+    """
     frames = timed_frames(film, tick)
     reformat = None if film.images else VideoReformatter().reformat
+    if fps and not film.images:
+        kept = at_ticks(frames, fps)
+    else:
+        kept = (item for _, item in frames)
     try:
-        for index, item in (
-            at_ticks(frames, fps) if fps and not film.images else (item for _, item in frames)
-        ):
+        for index, item in kept:
             image = rgb(item, reformat)
             if image.size != film.size:
                 raise Broken(

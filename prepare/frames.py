@@ -1,9 +1,9 @@
-"""The tree `train/<video>/<frame>.png`, likewise val and test, of RIVER and others, to shards.
+"""Convert folders `train/<video>/<frame>.png`, and val and test, as RIVER's, to shards.
 
     python -m prepare.frames --source kth_png --out data/kth --image_size 64
 
-The tree may also lie in zips, `train.zip` say. Frames are in the order of their numbers, however those are padded.
-Folders that are not split yet are for prepare.videos.
+The folders may also be in zips, for example `train.zip`. Frames are sorted by their numbers, with
+or without zero padding. For folders without train, val and test, use prepare.videos.
 """
 
 from __future__ import annotations
@@ -33,18 +33,19 @@ from runtime.console import UserError, run_command
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """File names by their numbers; raises Broken where two have the same number, or where some seem to be missing."""
+    """Sort file names by their numbers; raises Broken for a repeated or a missing number."""
     names = sorted(names, key=lambda name: natural(PurePosixPath(name)))
     stems = [name.rpartition(".")[0] for name in names]
-    if len({re.sub(r"\d+", "#", stem) for stem in stems}) > 1 or "#" not in re.sub(
-        r"\d", "#", stems[0]
-    ):
+    # Names of different forms, or without numbers, are not checked.
+    forms = {re.sub(r"\d+", "#", stem) for stem in stems}
+    if len(forms) > 1 or not re.search(r"\d", stems[0]):
         return names
     numbers = [[int(digits) for digits in re.findall(r"\d+", stem)] for stem in stems]
     counting = [column for column in zip(*numbers) if len(set(column)) > 1]
     if not counting and len(names) > 1:
         raise Broken(f"frames {names[0]} and {names[1]} have the same number")
-    if len(counting) == 1:  # a time in hours and minutes, say, is left alone
+    # Names with several changing numbers, e.g. a time in hours and minutes, are not checked.
+    if len(counting) == 1:
         steps = [after - before for before, after in zip(counting[0], counting[0][1:])]
         usual = sorted(steps)[len(steps) // 2] or 1
         for k, step in enumerate(steps):
@@ -58,7 +59,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 @functools.lru_cache(4)
 def folders_in_zip(path: str, extension: str) -> dict[str, list[str]]:
-    """{folder: names of the frames in it}."""
+    """Return {folder: names of its frames} of a zip."""
     folders: dict[str, list[str]] = {}
     for info in members(Path(path)):
         folder, _, name = info.filename.rpartition("/")
@@ -68,15 +69,16 @@ def folders_in_zip(path: str, extension: str) -> dict[str, list[str]]:
 
 
 def split_of(path: str) -> tuple[str, str] | None:
-    """(split, video) of a folder's path: `a/train/b/c` -> train, train/b/c."""
+    """Return (split, video) of a folder's path: `a/train/b/c` -> train, train/b/c."""
     parts = path.split("/")
     at = next((k for k, part in enumerate(parts) if part in build.SPLITS), len(parts))
     return (parts[at], "/".join(parts[at:])) if at < len(parts) - 1 else None
 
 
 def find_tree(root: Path, extension: str) -> Found:
-    """A source for each folder of frames that lies below a folder train, val or test, in numeric order."""
-    found, broken = {}, []  # found: by name, and unpacked rather than zipped
+    """Find the folders of frames below a folder train, val or test, in numeric order."""
+    # By name; a folder has priority over the same folder in a zip.
+    found, broken = {}, []
     if not root.exists():
         raise UserError(f"{root}: no such file or folder")
     for folder, folders, names in os.walk(root):
@@ -106,8 +108,8 @@ def find_tree(root: Path, extension: str) -> Found:
             broken.append((str(path.relative_to(root)) if path != root else root.name, str(error)))
     if not found:
         raise UserError(
-            f"{root}: no train/<video>/<frame>.{extension}, nor val/ or test/, in it, nor in zips in it; see "
-            "--extension, or let prepare.videos split it"
+            f"{root}: no train/<video>/<frame>.{extension}, nor val/ or test/, in it, nor in zips "
+            "in it; see --extension, or let prepare.videos split it"
         )
     return Found(sorted(found.values(), key=lambda source: natural_path(source.name)), broken)
 
@@ -117,7 +119,7 @@ def natural_path(name: str) -> tuple:
 
 
 def read_tree(source: Source, size: int, crop: str, extension: str) -> Video:
-    """A folder of frames as one clip; raises Broken."""
+    """Read a folder of frames as one clip; raises Broken."""
     if source.member or source.path.lower().endswith(".zip"):
         names = in_order(folders_in_zip(source.path, extension)[source.member])
         prefix = f"{source.member}/" if source.member else ""
@@ -153,11 +155,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     build.add_flags(
         parser,
-        "folder that holds train/, val/ and test/ (those that there are), or zips of them",
+        "folder with one or more of train/, val/ and test/, or with zips of them",
         64,
     )
-    parser.add_argument("--extension", default="png", help="of the frames' names (default: png)")
-    parser.add_argument("--fps", type=float, help="frames per second, noted in the shards")
+    extension = "file extension of the frames (default: png)"
+    parser.add_argument("--extension", default="png", help=extension)
+    fps = "frames per second, stored in the shards"
+    parser.add_argument("--fps", type=float, help=fps)
     args = build.check_flags(parser.parse_args(argv))
     args.extension = args.extension.lower().removeprefix(".")
     if args.fps is not None and not 0 < args.fps < 1000:

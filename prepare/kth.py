@@ -1,15 +1,17 @@
-"""The KTH actions (Schuldt, Laptev and Caputo, 2004) to shards, from its six zips or its AVIs.
+"""Convert the KTH actions (Schuldt, Laptev and Caputo, 2004), zips or AVIs, to shards.
 
     python -m prepare.kth --source KTH --out data/kth --sequences KTH/00sequences.txt
 
-25 persons, six actions, four scenarios: 599 files of 160x120 at 25 frames per second (person 13 has no third handclapping).
-The published shards of Chen et al. are `--split demo --actions jogging running walking`, without --sequences.
+25 persons, six actions, four scenarios: 599 files of 160x120 at 25 frames per second (person 13 has
+no handclapping in scenario 3). The published shards of Chen et al. correspond to `--split demo
+--actions jogging running walking` without --sequences.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from runtime.console import UserError, run_command
 
 ACTIONS = ("boxing", "handclapping", "handwaving", "jogging", "running", "walking")
 NAME = re.compile(r"(person(\d\d)_([a-z]+)_d([1-4]))_uncomp\.avi", re.ASCII)
-MISSING = "person13_handclapping_d3"  # by nature
+MISSING = "person13_handclapping_d3"  # not part of the dataset
 OFFICIAL = {
     "train": (11, 12, 13, 14, 15, 16, 17, 18),
     "val": (1, 4, 19, 20, 21, 23, 24, 25),
@@ -42,41 +44,41 @@ def split_of(rule: str, person: int, scenario: int) -> str:
 
 
 def read_sequences(path: str) -> dict[str, tuple[tuple[int, int], ...]]:
-    """{person01_boxing_d1: ((1, 95), (96, 185), ...)} as 00sequences.txt has it: frames from 1, both ends included."""
+    """Read 00sequences.txt as {person01_boxing_d1: ((1, 95), (96, 185), ...)}.
+
+    Frames count from 1, and ranges are closed.
+    """
     try:
         text = Path(path).read_text(encoding="latin-1")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     runs = {}
-    for name, rest in re.findall(
-        r"^\s*(person\d\d_[a-z]+_d[1-4])\s+frames\s+(.*)$", text, re.M | re.ASCII
-    ):
-        runs[name] = tuple(
-            (int(first), int(last)) for first, last in re.findall(r"(\d+)\s*-\s*(\d+)", rest)
-        )
+    line = r"^\s*(person\d\d_[a-z]+_d[1-4])\s+frames\s+(.*)$"
+    for name, rest in re.findall(line, text, re.M | re.ASCII):
+        ranges = re.findall(r"(\d+)\s*-\s*(\d+)", rest)
+        runs[name] = tuple((int(first), int(last)) for first, last in ranges)
     if not runs:
         raise UserError(
-            f"{path}: not one line like `person01_boxing_d1 frames 1-95, 96-185`; give KTH's 00sequences.txt"
+            f"{path}: not one line like `person01_boxing_d1 frames 1-95, 96-185`; "
+            "give KTH's 00sequences.txt"
         )
     return runs
 
 
 def cut(frames, runs: tuple[tuple[int, int], ...]) -> tuple[list, str | None]:
-    """The clips of the runs, and a note where the file is shorter than they say."""
+    """Return the clips of the runs, and a note if the file is shorter than the runs."""
     if not runs:
         raise Broken("no frames are labelled in --sequences")
-    clips = [
-        frames[first - 1 : last] for first, last in runs if 1 <= first <= min(last, len(frames))
-    ]
+    clips = []
+    for first, last in runs:
+        if 1 <= first <= min(last, len(frames)):
+            clips.append(frames[first - 1 : last])
     if not clips:
         raise Broken(f"has {len(frames)} frames, all of its runs in --sequences lie behind them")
     last = max(last for _, last in runs)
-    beyond = (
-        f"has {len(frames)} frames, --sequences goes to {last}; cut to what is there"
-        if last > len(frames)
-        else None
-    )
-    return clips, beyond
+    if last <= len(frames):
+        return clips, None
+    return clips, f"has {len(frames)} frames, --sequences goes to {last}; cut to what is there"
 
 
 def read(source: Source, args: argparse.Namespace) -> Video:
@@ -105,13 +107,15 @@ def find_sources(args: argparse.Namespace) -> Found:
         raise UserError(
             f"{args.source}: none of its {len(matches)} files shows {' or '.join(args.actions)}"
         )
-    expected = {
-        f"person{p:02d}_{a}_d{d}" for p in range(1, 26) for a in args.actions for d in range(1, 5)
-    } - {MISSING}
+    expected = set()
+    for person, action, scenario in itertools.product(range(1, 26), args.actions, range(1, 5)):
+        expected.add(f"person{person:02d}_{action}_d{scenario}")
+    expected -= {MISSING}
     absent = sorted(expected - {match[1] for match, _ in matches})
     if absent:
         print(
-            f"{args.source}: {len(absent)} of {len(expected)} files of KTH are not there, {absent[0]} the first"
+            f"{args.source}: {len(absent)} of {len(expected)} files of KTH are not there, "
+            f"{absent[0]} the first"
         )
     return Found(sources, broken)
 
@@ -120,14 +124,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m prepare.kth", description=__doc__.splitlines()[0]
     )
-    build.add_flags(parser, "folder with KTH's zips or AVIs, in whatever folders", 64)
+    build.add_flags(parser, "folder with KTH's zips or AVIs, at any depth", 64)
     parser.add_argument(
         "--actions",
         nargs="+",
         choices=ACTIONS,
         default=list(ACTIONS),
         metavar="ACTION",
-        help=f"which of {', '.join(ACTIONS)} (default: all)",
+        help=f"actions to convert, of {', '.join(ACTIONS)} (default: all)",
     )
     parser.add_argument(
         "--split",
@@ -138,8 +142,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--sequences",
         metavar="FILE",
-        help="00sequences.txt: a video of each labelled run, so that the "
-        "empty frames between them go (default: a video of each file)",
+        help="00sequences.txt: write one video per labelled run, without the empty frames between "
+        "runs (default: one video per file)",
     )
     args = build.check_flags(parser.parse_args(argv))
     args.actions = sorted(set(args.actions))
@@ -149,7 +153,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def make(args: argparse.Namespace) -> dict:
     if args.split == "demo":
         print(
-            "--split demo: every person is in train, val and test; what it tests is not a new person"
+            "--split demo: every person is in train, val and test; the test set has no new person"
         )
     return build.make(
         build.Recipe("KTH", "prepare.kth", read, RULES[args.split], 16), find_sources(args), args

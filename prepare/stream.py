@@ -1,9 +1,10 @@
-"""Streams of lifelong learning, kept as chunks of numpy arrays, to packed shards: each split one long video.
+"""Convert streams of lifelong learning (chunks of .npy) to packed shards, one video per split.
 
     python -m prepare.stream --source FOLDER --out data/wmaze_published
 
-The source holds config.json ({"T_total": …, "chunk_size": …}), and folders train, test and perhaps val, each with numbered
-chunks, or with a folder of them per seed: train/<seed>/<chunk>.npy, (frames, height, width, 3), uint8 or floats in [0, 1].
+The source folder contains config.json ({"T_total": …, "chunk_size": …}) and the folders train, test
+and optionally val. Each of them has numbered chunks <chunk>.npy, or one folder of chunks per seed:
+train/<seed>/<chunk>.npy. A chunk is (frames, height, width, 3), uint8 or floats in [0, 1].
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from runtime.folders import command_line, complete, write_manifest
 from shards import ShardWriter
 
 SPLITS = ("train", "val", "test")
-PIECE = 1 << 24  # values read, converted and written at a time
+PIECE = 1 << 24  # array values per read, conversion and write
 UNREADABLE = (OSError, ValueError, EOFError, TypeError, SyntaxError, MemoryError, OverflowError)
 
 
 class Stream(NamedTuple):
-    """One split: its chunks in order, memory-mapped."""
+    """The memory-mapped chunks of one split, in order."""
 
     chunks: list[tuple[Path, np.ndarray]]
-    seed: str  # the folder's name, "" where the chunks lie in the split itself
+    seed: str  # name of the seed's folder; empty if the chunks are in the folder of the split
 
     @property
     def frames(self) -> int:
@@ -37,7 +38,7 @@ class Stream(NamedTuple):
 
 
 def by_number(path: Path) -> tuple[int, str]:
-    """Sorts 2.npy before 10.npy, and chunk_9.npy before chunk_10.npy: by the last number in the name."""
+    """Sort key: the last number in the name, so chunk_9.npy is before chunk_10.npy."""
     digits = "".join(c if c.isdecimal() and c.isascii() else " " for c in path.stem).split()
     return (int(digits[-1]) if digits else -1), path.name
 
@@ -83,7 +84,7 @@ def open_chunk(path: Path) -> np.ndarray:
 
 
 def open_split(folder: Path, seed: str | None) -> Stream:
-    """The chunks of train/<seed>, or of train itself."""
+    """Open the chunks of train/<seed>, or of train itself."""
     seeds = sorted(
         (path for path in folder.iterdir() if path.is_dir() and any(path.glob("*.npy"))),
         key=by_number,
@@ -102,39 +103,42 @@ def open_split(folder: Path, seed: str | None) -> Stream:
     for path, chunk in chunks:
         if chunk.shape[1:] != chunks[0][1].shape[1:]:
             raise UserError(
-                f"{path}: frames of {chunk.shape[1:]}, but {chunks[0][0].name} has {chunks[0][1].shape[1:]}"
+                f"{path}: frames of {chunk.shape[1:]}, but {chunks[0][0].name} has "
+                f"{chunks[0][1].shape[1:]}"
             )
     return Stream(chunks, name)
 
 
 def check_whole(stream: Stream, folder: Path, config: dict, total: int | None) -> None:
-    """Is every chunk there, and as long as config.json says? A gap would be a jump within the video."""
+    """UserError if a chunk is missing or too short, because the video would have a jump."""
     numbers = [by_number(path)[0] for path, _ in stream.chunks]
+    # Chunks are numbered consecutively, or by their first frames.
     step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
-    step = (
-        step if step == config.get("chunk_size") else 1
-    )  # numbered by their first frames, or one by one
+    if step != config.get("chunk_size"):
+        step = 1
     for before, after in zip(numbers, numbers[1:]):
         if after - before != step:
             raise UserError(f"{folder}: between the chunks {before} and {after} some are missing")
     for path, chunk in stream.chunks[:-1]:
         if len(chunk) != config.get("chunk_size", len(chunk)):
             raise UserError(
-                f"{path}: {len(chunk):,} frames, but config.json's chunk_size is {config['chunk_size']:,}; "
-                "fetch it again"
+                f"{path}: {len(chunk):,} frames, but config.json's chunk_size is "
+                f"{config['chunk_size']:,}; fetch it again"
             )
     if total and stream.frames < total:
         raise UserError(
-            f"{folder}: {stream.frames:,} frames, but config.json's T_total is {total:,}; fetch the rest"
+            f"{folder}: {stream.frames:,} frames, but config.json's T_total is {total:,}; "
+            "fetch the rest"
         )
 
 
 def as_bytes(frames: np.ndarray, path: Path) -> np.ndarray:
-    """uint8 as they are; floats in [0, 1], rounded."""
+    """Convert floats in [0, 1] to uint8 by rounding; return uint8 unchanged."""
     if frames.dtype == np.uint8:
         return np.asarray(frames)
     low, high = frames.min(), frames.max()
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # also where one is not a number
+    # The condition is also true if a value is NaN.
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
         raise UserError(f"{path}: values from {low:g} to {high:g}; floats must lie in [0, 1]")
     return np.clip(np.rint(frames.astype(np.float32) * 255), 0, 255).astype(np.uint8)
 
@@ -151,22 +155,20 @@ def write_stream(writer: ShardWriter, stream: Stream, limit: int, bar) -> None:
 
 
 def make(args: argparse.Namespace, command: str = "") -> dict[str, dict]:
-    """Shards and manifest.json in args.out, which appears when all is complete; -> what the manifest says of the splits."""
-    began, config, facts = time.monotonic(), read_config(args.source), {}
+    """Write shards and manifest.json to args.out by atomic rename; return the entries of splits."""
+    began = time.monotonic()
+    config = read_config(args.source)
+    facts = {}
     folders = [args.source / split for split in SPLITS if (args.source / split).is_dir()]
     if not folders:
         raise UserError(f"{args.source}: holds no folder train, val or test")
     streams = {folder.name: open_split(folder, args.seed) for folder in folders}
     for folder in folders:
-        check_whole(
-            streams[folder.name],
-            folder,
-            config,
-            config.get("T_total") if folder.name == "train" else None,
-        )
-    lengths = {
-        split: min(args.limit or stream.frames, stream.frames) for split, stream in streams.items()
-    }
+        total = config.get("T_total") if folder.name == "train" else None
+        check_whole(streams[folder.name], folder, config, total)
+    lengths = {}
+    for split, stream in streams.items():
+        lengths[split] = min(args.limit or stream.frames, stream.frames)
     with complete(args.out) as partial, progress(sum(lengths.values()), "frames", "frame") as bar:
         for split, stream in streams.items():
             with ShardWriter(
@@ -195,15 +197,10 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--source", type=Path, required=True, help="folder with config.json, train/ and test/")
-    add("--out", required=True, help="folder to make, e.g. data/wmaze_published")
-    add("--seed", help="which of the folders train/<seed> (needed where there are several)")
-    add(
-        "--fps",
-        type=float,
-        default=20.0,
-        help="frames per second, for videos of them (balls: 10, maze: 20)",
-    )
-    add("--limit", type=int, help="only so many frames of each split, from its beginning")
+    add("--out", required=True, help="folder to create, e.g. data/wmaze_published")
+    add("--seed", help="name of the folder train/<seed> (required if there are several)")
+    add("--fps", type=float, default=20.0, help="frames per second (balls: 10, maze: 20)")
+    add("--limit", type=int, help="use only the first LIMIT frames of each split")
     args = parser.parse_args()
     if args.limit is not None and args.limit < 1 or not 0 < args.fps <= 1000:
         raise UserError("--limit must be at least 1, --fps above 0 and at most 1000")

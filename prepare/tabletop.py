@@ -1,8 +1,9 @@
-"""Coloured solids on a grey plane, drawn by pybullet's CPU renderer (TinyRenderer), without a screen.
+"""Render coloured solids on a grey plane with pybullet's CPU renderer (TinyRenderer), off-screen.
 
-Objects alone go through the renderer, twice as large and twice over: matt for rubber, with highlights for metal. The ground
-stays the same, so it is worked out once; the renderer's own shadows would cost four times as much and do not fall right on a
-large plane, so a third small picture, seen from the lamp, says which of the ground's pixels lie in shadow.
+Only the objects are rendered, at twice the size and in two passes: matt for rubber, with highlights
+for metal. The ground does not change, so its picture is computed once. TinyRenderer's own shadows
+take four times as long and are wrong on a large plane. Instead, a shadow map (a small picture from
+the position of the lamp) determines which pixels of the ground are in shadow.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ COLORS = {
     "cyan": (0.16, 0.78, 0.78),
     "yellow": (0.95, 0.86, 0.16),
 }
-RADIUS = 0.2  # metres: of spheres and cylinders; cubes are a little less than twice as wide
+RADIUS = 0.2  # metres, of spheres and cylinders; the edge of a cube is 1.7 times as long
 EYE, TARGET, VIEW = (0.0, -6.0, 4.2), (0.0, 0.1, 0.0), 29.0  # the camera: metres, degrees
 LAMP, LAMP_VIEW, LAMP_PIXELS = (4.0, -3.0, 8.0), 46.0, 256
 LIGHTS = {"rubber": (0.45, 0.6, 0.02), "metal": (0.35, 0.55, 1.6)}  # ambient, diffuse and specular
-GROUND, SHADE = 0.66, 0.5  # brightness; of which a shadow takes that much
-MARGIN = 0.5  # metres beyond the edge of the picture, where things come in from
+GROUND, SHADE = 0.66, 0.5  # brightness of the ground; share of it that a shadow removes
+MARGIN = 0.5  # metres beyond the edge of the picture, where objects start
 
 
 class Scene(NamedTuple):
-    """What the objects are: indices (N,) into SHAPES, COLORS and MATERIALS."""
+    """The objects as indices (N,) into SHAPES, COLORS and MATERIALS."""
 
     shapes: np.ndarray
     colours: np.ndarray
@@ -42,10 +43,11 @@ class Scene(NamedTuple):
 
 
 class Table:
-    """A physics server of this process's own, and the camera over it."""
+    """A physics server in this process, and its camera."""
 
     def __init__(self, size: int):
-        self.bullet = importlib.import_module("pybullet")  # optional, so not at the top
+        # A late import, because pybullet is optional.
+        self.bullet = importlib.import_module("pybullet")
         self.size, self.side = size, 2 * size
         self.client = self.bullet.connect(self.bullet.DIRECT)
         self.view = self.bullet.computeViewMatrix(EYE, TARGET, (0, 0, 1))
@@ -57,12 +59,12 @@ class Table:
     @staticmethod
     @functools.lru_cache(1)
     def of(size: int) -> Table:
-        """The one of this process."""
+        """Return the cached table of this process."""
         return Table(size)
 
-    # ----------------------------------------------------------------------------------------------------- geometry
+    # ------------------------------------------------------------------------------------- geometry
     def _ground(self) -> tuple[np.ndarray, np.ndarray]:
-        """The empty plane (side, side, 3) uint8, and where each of its pixels lies in the lamp's picture (flat index)."""
+        """Return the empty plane (side, side, 3) uint8, and flat indices into the shadow map."""
         ndc = (np.arange(self.side) + 0.5) / self.side * 2 - 1
         x, y = np.meshgrid(ndc, -ndc)
         inverse = np.linalg.inv(matrix(self.projection) @ matrix(self.view))
@@ -83,20 +85,19 @@ class Table:
         return np.repeat(ground, 3, -1).round().astype(np.uint8), row * LAMP_PIXELS + column
 
     def outside(self, angle: float) -> np.ndarray:
-        """(2,) the point of the plane in that direction from the middle where an object is MARGIN beyond the picture's edge."""
+        """Return the point (2,) in this direction, MARGIN metres outside the visible plane."""
         way = np.array([np.cos(angle), np.sin(angle)])
         far = np.arange(0, 8, 0.05)
-        points = np.stack(
-            [np.insert(far[:, None] * way, 2, z, axis=1) for z in (0, 2 * RADIUS)]
-        )  # its foot, its top
+        # The foot and the top of an object must both be outside the picture.
+        points = np.stack([np.insert(far[:, None] * way, 2, z, axis=1) for z in (0, 2 * RADIUS)])
         ndc = homogeneous(matrix(self.projection) @ matrix(self.view), points)[..., :2]
         return way * (far[np.argmax(abs(ndc).max(-1).min(0) > 1)] + MARGIN)
 
-    # ------------------------------------------------------------------------------------------------------ objects
+    # -------------------------------------------------------------------------------------- objects
     def place(
         self, scene: Scene, places: np.ndarray, headings: np.ndarray, mass: tuple[float, float]
     ) -> list[int]:
-        """An empty world with these objects on the plane z = 0, which is not in it -> their numbers there."""
+        """Reset the world and place the objects at z = 0, without a ground; return body ids."""
         bullet, client = self.bullet, {"physicsClientId": self.client}
         bullet.resetSimulation(**client)
         bullet.setPhysicsEngineParameter(deterministicOverlappingPairs=1, **client)
@@ -118,7 +119,7 @@ class Table:
         return bodies
 
     def form(self, shape: str) -> tuple[int, dict, float]:
-        """-> pybullet's shape, its sizes, half its height."""
+        """Return pybullet's shape, its sizes, and half its height."""
         half = 0.85 * RADIUS
         return {
             "cube": (self.bullet.GEOM_BOX, {"halfExtents": [half] * 3}, half),
@@ -126,19 +127,15 @@ class Table:
             "cylinder": (self.bullet.GEOM_CYLINDER, {"radius": RADIUS}, half),
         }[shape]
 
-    # ------------------------------------------------------------------------------------------------------ pictures
+    # ------------------------------------------------------------------------------------- pictures
     def render(self, scene: Scene, positions: np.ndarray, orientations: np.ndarray) -> np.ndarray:
-        """positions (T, N, 3), orientations (T, N, 4) -> frames (T, size, size, 3) uint8."""
+        """Render positions (T, N, 3) and orientations (T, N, 4) to (T, size, size, 3) uint8."""
         T, N, _ = positions.shape
         bodies = self.place(scene, positions[0, :, :2], np.zeros(N), (0.0, 0.0))
-        metal = np.zeros(max(bodies) + 2, bool)  # by number of the body; the last for none, -1
-        metal[
-            [
-                body
-                for body, material in zip(bodies, scene.materials)
-                if MATERIALS[material] == "metal"
-            ]
-        ] = True
+        # Indexed by body id; the last entry is for id -1, no body.
+        metal = np.zeros(max(bodies) + 2, bool)
+        for body, material in zip(bodies, scene.materials):
+            metal[body] = MATERIALS[material] == "metal"
         frames = np.empty((T, self.size, self.size, 3), np.uint8)
         for t in range(T):
             for body, position, orientation in zip(
@@ -151,7 +148,7 @@ class Table:
         return frames
 
     def picture(self, metal: np.ndarray) -> np.ndarray:
-        """(size, size, 3) uint8 of the objects as they are now."""
+        """Render the current state of the objects, (size, size, 3) uint8."""
         shadow = self.shadow()
         picture = self.ground - (self.ground * shadow[..., None]).astype(np.uint8)
         pixels, who = self.camera("rubber")
@@ -163,7 +160,7 @@ class Table:
         return np.asarray(Image.fromarray(picture).reduce(2))
 
     def camera(self, material: str) -> tuple[np.ndarray, np.ndarray]:
-        """-> pixels (side, side, 3) as though all were of that material, and whose each is (side, side)."""
+        """Render all objects in one material: pixels (side, side, 3), and body ids (side, side)."""
         ambient, diffuse, specular = LIGHTS[material]
         _, _, pixels, _, who = self.bullet.getCameraImage(
             self.side,
@@ -183,7 +180,7 @@ class Table:
         return pixels, np.asarray(who).reshape(self.side, self.side)
 
     def shadow(self) -> np.ndarray:
-        """(side, side) float32: how much of the ground's light is taken at each pixel."""
+        """Return the share of light that shadows remove at each pixel, (side, side) float32."""
         who = self.bullet.getCameraImage(
             LAMP_PIXELS,
             LAMP_PIXELS,
@@ -195,16 +192,17 @@ class Table:
         )[4]
         mask = (np.asarray(who).reshape(LAMP_PIXELS, LAMP_PIXELS) >= 0).astype(np.uint8) * 255
         soft = np.array(Image.fromarray(mask).filter(ImageFilter.BoxBlur(2)))
-        soft[[0, -1]] = soft[:, [0, -1]] = 0  # where all that lies beyond this picture looks
+        # Points outside the shadow map read its border, which must be without shadow.
+        soft[[0, -1]] = soft[:, [0, -1]] = 0
         return (soft * np.float32(SHADE / 255)).ravel()[self.in_lamp]
 
 
 def matrix(columns: tuple[float, ...]) -> np.ndarray:
-    """pybullet's 16 numbers, column by column -> (4, 4)."""
+    """Convert pybullet's 16 numbers in column-major order to (4, 4)."""
     return np.array(columns).reshape(4, 4).T
 
 
 def homogeneous(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """(4, 4) applied to points (..., 3), divided by w."""
+    """Apply a projective matrix (4, 4) to points (..., 3), with the division by w."""
     out = points @ matrix[:3, :3].T + matrix[:3, 3]
     return out / (points @ matrix[3, :3] + matrix[3, 3])[..., None]

@@ -1,6 +1,7 @@
-"""TensorFlow's TFRecord files and the tf.train.Example messages in them, without TensorFlow.
+"""Read TFRecord files and their tf.train.Example messages without TensorFlow.
 
-A record is: length (uint64), masked CRC-32C of the length, the bytes, masked CRC-32C of the bytes; little endian.
+A record is: length (uint64), masked CRC-32C of the length, the bytes, masked CRC-32C of the bytes;
+all little-endian.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import numpy as np
 from prepare.decode import Broken, why
 
 HEAD, FOOT = struct.Struct("<QI"), struct.Struct("<I")
-LANE = 512  # bytes of each of the lanes that a CRC is computed in side by side
+LANE = 512  # bytes per lane; the CRCs of all lanes are computed in parallel
 
 
 def crc_table() -> np.ndarray:
-    """Castagnoli's polynomial, reflected: what each byte makes of a register of zeros."""
+    """Return the byte table of CRC-32C (Castagnoli's polynomial, reflected)."""
     table = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = np.where(table & 1, (table >> 1) ^ np.uint32(0x82F63B78), table >> 1)
@@ -32,7 +33,10 @@ PLAIN = TABLE.tolist()
 
 @functools.cache
 def lane_shift() -> list[list[int]]:
-    """What LANE zero bytes make of a register, for each value of each of its four bytes: a register is linear over XOR."""
+    """Return tables of a register after LANE zero bytes, one table per byte of the register.
+
+    The CRC register is linear over XOR, so four tables give the result for any register.
+    """
     shifted = np.arange(256, dtype=np.uint32)[None] << np.array([[0], [8], [16], [24]], np.uint32)
     for _ in range(LANE):
         shifted = TABLE[shifted & 0xFF] ^ (shifted >> 8)
@@ -40,7 +44,7 @@ def lane_shift() -> list[list[int]]:
 
 
 def crc32c(data: bytes) -> int:
-    """CRC-32C: what does not fill a lane byte by byte, then all lanes at once, joined one after another."""
+    """Compute CRC-32C: the remainder byte by byte, then all lanes in parallel, then their join."""
     register, odd = 0xFFFFFFFF, len(data) % LANE
     for byte in data[:odd]:
         register = PLAIN[(register ^ byte) & 0xFF] ^ (register >> 8)
@@ -66,16 +70,19 @@ def masked(data: bytes) -> int:
 
 
 def places(path: Path) -> Iterator[tuple[int, int]]:
-    """(offset, size) of each record with its frame, without reading what is in them; raises Broken where it cannot go on."""
+    """Yield (offset, size) of each record, with lengths and checksums, without reading its content.
+
+    Raises Broken at the first damaged or incomplete record.
+    """
     try:
         end, offset = path.stat().st_size, 0
         with open(path, "rb") as file:
             while offset < end:
                 file.seek(offset)
                 head = file.read(HEAD.size)
-                size = (
-                    HEAD.size + HEAD.unpack(head)[0] + FOOT.size if len(head) == HEAD.size else end
-                )
+                size = end
+                if len(head) == HEAD.size:
+                    size = HEAD.size + HEAD.unpack(head)[0] + FOOT.size
                 if len(head) == HEAD.size and masked(head[:8]) != HEAD.unpack(head)[1]:
                     raise Broken(
                         f"not a TFRecord from byte {offset:,} on: the checksum of a length is wrong"
@@ -89,25 +96,29 @@ def places(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def payload(record: bytes) -> bytes:
-    """What a record as places() gives it holds, once its checksum is right."""
+    """Return the content of a record from places(); raises Broken if its checksum is wrong."""
     data, (crc,) = record[HEAD.size : -FOOT.size], FOOT.unpack(record[-FOOT.size :])
     if masked(data) != crc:
         raise Broken("damaged: its checksum is wrong")
     return data
 
 
-# --------------------------------------------------------------------------------------------------- protocol buffers
+# --------------------------------------------------------------------------------- protocol buffers
 def varint(data: memoryview, at: int) -> tuple[int, int]:
+    """Decode a variable-length integer; return its value and the position after it.
+
+    Raises IndexError if the message ends too early.
+    """
     value = shift = 0
     while True:
-        byte = data[at]  # an IndexError where the message ends too early
+        byte = data[at]
         at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
         if byte < 128:
             return value, at
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """(number, content) of the fields of a message that have a length; others are passed over."""
+    """Yield (number, content) of the length-delimited fields of a message; skip other fields."""
     at = 0
     while at < len(data):
         tag, at = varint(data, at)
@@ -125,22 +136,25 @@ def fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
         at += size
 
 
+def first_fields(data: memoryview) -> Iterator[memoryview]:
+    """Yield the content of the fields with number 1."""
+    for number, content in fields(data):
+        if number == 1:
+            yield content
+
+
 def bytes_features(example: bytes) -> dict[str, bytes]:
-    """{name: value} of the features of an Example that hold one string of bytes; raises Broken."""
+    """Return {name: value} of the features that have one byte string; raises Broken."""
     found = {}
     try:
-        for features in (content for number, content in fields(memoryview(example)) if number == 1):
-            for entry in (content for number, content in fields(features) if number == 1):
-                pair = dict(
-                    fields(entry)
-                )  # 1: name, 2: the feature, whose field 1 is a list of bytes, whose field 1 they are
-                values = [
-                    value
-                    for number, part in fields(pair.get(2, memoryview(b"")))
-                    if number == 1
-                    for inner, value in fields(part)
-                    if inner == 1
-                ]
+        for features in first_fields(memoryview(example)):
+            for entry in first_fields(features):
+                # Field 1 is the name, field 2 the feature. Field 1 of a feature is a list of byte
+                # strings, whose field 1 is a byte string.
+                pair = dict(fields(entry))
+                values = []
+                for part in first_fields(pair.get(2, memoryview(b""))):
+                    values += first_fields(part)
                 if len(values) == 1:
                     found[bytes(pair[1]).decode()] = bytes(values[0])
     except (ValueError, IndexError, KeyError) as error:

@@ -1,9 +1,11 @@
-"""Any folder of videos, or of folders of frames, to packed shards of square clips.
+"""Convert a folder of videos, or of folders of frames, to packed shards of square clips.
 
-    python -m prepare.videos --source ~/street --out data/street --image_size 64 --tile 192 --clip_length 24
+    python -m prepare.videos --source ~/street --out data/street --image_size 64 --tile 192 \\
+        --clip_length 24
 
-Train, val and test are kept apart by source video or by time, never by overlapping clips. Memory holds a frame or two
-at full size and one clip of resized frames (of each tile). Rotation and pixel shape named in a file are not applied.
+Train, val and test are split by source video or by time, so clips of different splits never
+overlap. Memory use: one or two frames at full size, and one clip of resized frames per tile.
+Rotation and pixel aspect ratio in a file's metadata are not applied.
 """
 
 from __future__ import annotations
@@ -11,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
-import shutil
 import sys
 import time
 from contextlib import ExitStack
@@ -23,28 +23,31 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from prepare.build import SPLITS, check_ranges
 from prepare.decode import AV_VERSION, Broken, Film, crop_boxes, natural, probe, read
 from prepare.splits import split_at, split_sources, time_cuts
 from runtime.console import UserError, progress, run_command
+from runtime.folders import command_line, complete
 from shards import ShardWriter
 
 VIDEOS = (".avi", ".mp4", ".mkv", ".webm", ".mov", ".gif")
 IMAGES = (".png", ".jpg", ".jpeg")
-SPLITS = ("train", "val", "test")
 SPLIT_BY_SOURCE_FROM = 10  # sources; with fewer, `auto` splits by time
-TILE_MOTION = 1.5  # percent; of OpenCV's vtest.avi, tiles without a person stay below 0.8, most with one exceed this
-GRID, GREY_LEVELS = 16, 20  # what counts as motion: see motion()
-CHUNK = 256  # frames written at a time where a clip is a whole video
+# Percentage of cells in motion. In OpenCV's vtest.avi, tiles without a person have less than 0.8,
+# and most tiles with a person have more than 1.5.
+TILE_MOTION = 1.5
+GRID, GREY_LEVELS = 16, 20  # cells per side and threshold of motion()
+CHUNK = 256  # frames per write where a clip is a whole video
 
 
 @dataclass
 class Source(Film):
-    """One video file or frame folder, and what became of it."""
+    """One video file or frame folder, and the counts of what was written and dropped."""
 
     clips: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    still: int = 0  # clips dropped
-    remainder: int = 0  # frames dropped because they made no whole clip
-    skipped: str | None = None  # why it was left out, or broken off
+    still: int = 0  # clips dropped because they lack motion
+    remainder: int = 0  # frames dropped because they do not fill a clip
+    skipped: str | None = None  # reason why the source, or its rest, was skipped
 
     def entry(self) -> dict:
         return {
@@ -55,8 +58,12 @@ class Source(Film):
 
 
 def motion(clip: np.ndarray) -> float:
-    """Percent of a clip's cells (about 16 x 16 of them, each averaged: that hides sensor noise, compression flicker and
-    fluttering tape) whose grey level at some time is over 20 of 255 from its median. clip: (T, S, S, 3) uint8."""
+    """Return the percentage of cells of a clip (T, S, S, 3) uint8 that change over time.
+
+    A frame has about 16 x 16 cells. Averaging over a cell suppresses sensor noise, compression
+    flicker and fluttering tape. A cell changes if its grey level at some time differs from its
+    median over time by more than 20 of 255.
+    """
     T, S = clip.shape[:2]
     cell = max(1, S // GRID)
     n = S // cell
@@ -69,7 +76,10 @@ def motion(clip: np.ndarray) -> float:
 
 
 def find_sources(root: Path) -> list[Source]:
-    """Videos, and folders of at least two images and no video, sorted by path; nothing hidden, no linked folders."""
+    """Return the videos, and the folders of at least two images and no video, sorted by path.
+
+    Skips hidden files and folders, and does not follow linked folders.
+    """
     found = [Source(root, root.name)] if root.is_file() and root.suffix.lower() in VIDEOS else []
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -86,16 +96,15 @@ def find_sources(root: Path) -> list[Source]:
 
 
 class Cutter:
-    """Gathers a source's frames, tile by tile, and hands every full clip to the writer of its split."""
+    """Collects the frames of a source per tile, and writes each full clip to its split."""
 
     def __init__(
         self, source: Source, boxes: list, writers: dict[str, ShardWriter], args: argparse.Namespace
     ):
         self.source, self.boxes, self.writers = source, boxes, writers
         self.whole, self.min_motion = args.clip_length is None, args.min_motion
-        self.clips = np.empty(
-            (len(boxes), args.clip_length or CHUNK, args.image_size, args.image_size, 3), np.uint8
-        )
+        length, size = args.clip_length or CHUNK, args.image_size
+        self.clips = np.empty((len(boxes), length, size, size, 3), np.uint8)
         self.filled, self.split = 0, ""
 
     def add(self, image: Image.Image, split: str) -> None:
@@ -122,7 +131,7 @@ class Cutter:
         self.filled = 0
 
     def finish(self) -> None:
-        """No more frames for this split: what is left is the end of a whole video, or too short for a clip."""
+        """End the current split: write the end of a whole video, or drop an incomplete clip."""
         if self.filled and self.whole:
             self.write()
         self.source.remainder += self.filled
@@ -132,7 +141,7 @@ class Cutter:
 def cut(
     source: Source, cuts: dict[str, tuple[int, int]], writers: dict[str, ShardWriter], args, bar
 ) -> None:
-    """Writes the clips of one source; notes in it, and on stderr, what was wrong with it."""
+    """Write the clips of one source; record problems in the source and print them to stderr."""
     if args.fps and source.rate and args.fps > 1.01 * source.rate:
         bar.write(
             f"{source.path}: --fps {args.fps:g} is above its {source.rate:g}; every frame is kept",
@@ -162,7 +171,7 @@ def cut(
 
 
 def survey(sources: list[Source], tile: int | None) -> list[Source]:
-    """Probes all sources and returns those that can be used."""
+    """Probe all sources and return the usable sources."""
     with progress(len(sources), "counting frames", "file") as bar:
         for source in sources:
             try:
@@ -181,10 +190,9 @@ def survey(sources: list[Source], tile: int | None) -> list[Source]:
 def plan(
     sources: list[Source], args: argparse.Namespace
 ) -> tuple[str, list[dict[str, tuple[int, int]]]]:
-    """The rule, source or time, and for each source which of its frames go to which split."""
-    fractions = {
-        split: f for split, f in zip(SPLITS, (1 - args.val - args.test, args.val, args.test)) if f
-    }
+    """Return the rule (source or time) and, per source, the range of frames of each split."""
+    fractions = {"train": 1 - args.val - args.test, "val": args.val, "test": args.test}
+    fractions = {split: fraction for split, fraction in fractions.items() if fraction}
     auto = "source" if len(sources) >= SPLIT_BY_SOURCE_FROM else "time"
     rule = auto if args.split_by == "auto" else args.split_by
     if rule == "time":
@@ -194,42 +202,30 @@ def plan(
 
 
 def make(args: argparse.Namespace, command: str = "") -> dict:
-    """Writes the shards and manifest.json to args.out, which appears when all are complete; returns the manifest."""
-    began, root, out = time.monotonic(), Path(args.source), Path(args.out)
-    if out.exists():
-        raise UserError(f"{out} already exists; remove it or choose another --out")
-    sources = find_sources(root)
-    usable = survey(sources, args.tile)
-    rule, cuts = plan(usable, args)
-    fps = args.fps or next((source.rate for source in usable if source.rate), None)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with (
-            ExitStack() as stack,
-            progress(sum(source.frames for source in usable), "frames", "frame") as bar,
-        ):
-            writers = {
-                split: ShardWriter(partial / split, fps=fps, source=root.name, command=command)
-                for split, share in zip(SPLITS, (1, args.val, args.test))
-                if share
-            }
-            for writer in writers.values():
-                stack.enter_context(writer)
-            for source, part in zip(usable, cuts):
-                cut(source, part, writers, args, bar)
+    """Write the shards and manifest.json to args.out by atomic rename; return the manifest."""
+    began = time.monotonic()
+    root = Path(args.source)
+    with complete(args.out) as partial:
+        sources = find_sources(root)
+        usable = survey(sources, args.tile)
+        rule, cuts = plan(usable, args)
+        fps = args.fps or next((source.rate for source in usable if source.rate), None)
+        writers = {
+            split: ShardWriter(partial / split, fps=fps, source=root.name, command=command)
+            for split, share in zip(SPLITS, (1, args.val, args.test))
+            if share
+        }
+        write_clips(usable, cuts, writers, args)
         dropped = {
             "still": sum(source.still for source in sources),
-            "skipped": len([s for s in sources if s.skipped]),
+            "skipped": len([source for source in sources if source.skipped]),
             "remainder": sum(source.remainder for source in sources),
         }
-        for writer in writers.values():
-            if not writer.videos:
-                writer.dir.rmdir()
-        if not any(partial.iterdir()):
+        if not any(writer.videos for writer in writers.values()):
             raise UserError(
-                f"{root}: not one clip in {len(sources)} sources; dropped {dropped['still']} still clips, "
-                f"{dropped['remainder']} frames left over, skipped {dropped['skipped']} sources"
+                f"{root}: not one clip in {len(sources)} sources; dropped {dropped['still']} still "
+                f"clips, {dropped['remainder']} frames left over, skipped {dropped['skipped']} "
+                "sources"
             )
         manifest = {
             "command": command,
@@ -246,34 +242,45 @@ def make(args: argparse.Namespace, command: str = "") -> dict:
             "versions": {"av": AV_VERSION, "pillow": PIL.__version__},
         }
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return manifest
+
+
+def write_clips(
+    usable: list[Source], cuts: list[dict], writers: dict[str, ShardWriter], args
+) -> None:
+    """Write the clips of all sources, and remove the folders of empty splits."""
+    total = sum(source.frames for source in usable)
+    with ExitStack() as stack, progress(total, "frames", "frame") as bar:
+        for writer in writers.values():
+            stack.enter_context(writer)
+        for source, part in zip(usable, cuts):
+            cut(source, part, writers, args, bar)
+    for writer in writers.values():
+        if not writer.videos:
+            writer.dir.rmdir()
 
 
 def report(manifest: dict) -> None:
     sources, args, fps = manifest["sources"], manifest["options"], manifest["fps"]
     print(
-        f"{args['out']}: {len(sources):,} sources, split by {manifest['split_rule']}, {manifest['seconds']:.1f} s"
+        f"{args['out']}: {len(sources):,} sources, split by {manifest['split_rule']}, "
+        f"{manifest['seconds']:.1f} s"
     )
     for split, size in manifest["splits"].items():
-        empty = (
-            ""
-            if size["clips"]
-            else f"; warning: empty, its part is too short or still; see --{split}, --split_by"
-        )
+        empty = ""
+        if not size["clips"]:
+            empty = f"; warning: empty, its part is too short or still; see --{split}, --split_by"
         print(f"  {split:5} {size['clips']:9,} clips {size['frames']:11,} frames{empty}")
+    dropped = manifest["dropped"]
     print(
-        "  dropped: {still:,} still clips, {remainder:,} frames left over; skipped: {skipped:,} sources".format(
-            **manifest["dropped"]
-        )
+        f"  dropped: {dropped['still']:,} still clips, {dropped['remainder']:,} frames left over; "
+        f"skipped: {dropped['skipped']:,} sources"
     )
     rates = [source["rate"] for source in sources if source["rate"]]
     if rates and max(rates) > 1.01 * min(rates) and not args["fps"]:
         print(
-            f"  sources have {min(rates):g} to {max(rates):g} frames per second, the shards say {fps:g}, the first's;"
-            " --fps makes them alike"
+            f"  sources have {min(rates):g} to {max(rates):g} frames per second, the shards say "
+            f"{fps:g}, the first's; --fps makes them alike"
         )
     broken = [source for source in sources if source["skipped"]]
     for source in broken:
@@ -284,40 +291,31 @@ def report(manifest: dict) -> None:
         print("  the shards are complete and usable, without what was skipped")
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m prepare.videos", description=__doc__.splitlines()[0]
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--source",
         required=True,
-        help=f"a video ({' '.join(VIDEOS)}), or a folder searched for videos and for "
-        "folders of images, each of them a video in numeric order",
+        help=f"a video ({' '.join(VIDEOS)}), or a folder that is searched for videos and for "
+        "folders of images; each folder of images is a video in numeric order",
     )
-    add("--out", required=True, help="folder to make, e.g. data/street")
+    add("--out", required=True, help="folder to create, e.g. data/street")
     add("--image_size", type=int, default=64, help="pixels, both sides")
     add(
         "--fps",
         type=float,
-        help="keep the frames nearest to this rate, by their timestamps (default: all; folders "
-        "of images have no timestamps and keep all)",
+        help="frame rate to resample to, by the frames' timestamps (default: keep all frames; "
+        "folders of images have no timestamps and keep all)",
     )
-    add(
-        "--clip_length",
-        type=int,
-        help="frames per clip (default: each source is one video per split)",
-    )
-    add(
-        "--tile",
-        type=int,
-        help="cut frames into squares of this many pixels (default: the centre square)",
-    )
+    clip_length = "frames per clip (default: each source is one video per split)"
+    add("--clip_length", type=int, help=clip_length)
+    tile = "cut frames into squares of this many pixels (default: the centre square)"
+    add("--tile", type=int, help=tile)
     add(
         "--min_motion",
         type=float,
-        help="drop clips in which less than this percent of the picture changes by "
-        f"{GREY_LEVELS} grey levels at some time (default: {TILE_MOTION} with --tile, otherwise 0)",
+        help="drop clips in which less than this percentage of the picture changes by "
+        f"{GREY_LEVELS} grey levels at some time (default: {TILE_MOTION} with --tile, else 0)",
     )
     add("--val", type=float, default=0.1, help="share of val")
     add("--test", type=float, default=0.1, help="share of test")
@@ -325,32 +323,36 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--split_by",
         choices=("auto", "source", "time"),
         default="auto",
-        help="whole sources to each split, or "
-        f"the first part of each to train, then val, then test (auto: source from {SPLIT_BY_SOURCE_FROM} of them on)",
+        help="source: each source belongs to one split. time: the first part of each source is "
+        "train, then val, then test. auto: source if there are at least "
+        f"{SPLIT_BY_SOURCE_FROM} sources, else time",
     )
-    add("--seed", type=int, default=0, help="of the choice of sources for val and test")
-    add(
-        "--allow_skips",
-        action="store_true",
-        help="exit with 0, not 1, if some source was broken or too small",
+    add("--seed", type=int, default=0, help="seed of the choice of sources for val and test")
+    skips = "exit with 0, not 1, if some source is broken or too small"
+    add("--allow_skips", action="store_true", help=skips)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m prepare.videos", description=__doc__.splitlines()[0]
     )
+    add_flags(parser)
     args = parser.parse_args(argv)
-    for name, low, high in (
-        ("image_size", 8, 4096),
-        ("tile", 8, 65536),
-        ("clip_length", 2, 10**6),
-        ("fps", 0.001, 1000),
-        ("min_motion", 0, 100),
-        ("val", 0, 1),
-        ("test", 0, 1),
-        ("seed", 0, 2**31),
-    ):
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            raise UserError(f"--{name} must be from {low} to {high}, got {value}")
+    check_ranges(
+        args,
+        image_size=(8, 4096),
+        tile=(8, 65536),
+        clip_length=(2, 10**6),
+        fps=(0.001, 1000),
+        min_motion=(0, 100),
+        val=(0, 1),
+        test=(0, 1),
+        seed=(0, 2**31),
+    )
     if args.val + args.test >= 1:
         raise UserError(
-            f"--val {args.val} and --test {args.test} leave nothing to train; make their sum less than 1"
+            f"--val {args.val} and --test {args.test} leave nothing to train; "
+            "make their sum less than 1"
         )
     if args.clip_length is None and (args.tile or args.min_motion):
         raise UserError(f"--{'tile' if args.tile else 'min_motion'} needs --clip_length")
@@ -361,7 +363,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
-    manifest = make(args, shlex.join(["python", "-m", "prepare.videos", *sys.argv[1:]]))
+    manifest = make(args, command_line("prepare.videos"))
     report(manifest)
     return int(not args.allow_skips and any(source["skipped"] for source in manifest["sources"]))
 

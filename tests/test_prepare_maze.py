@@ -52,7 +52,7 @@ def looking(
     return cast(scene.open, *start, rx[0], ry[0])
 
 
-# ----------------------------------------------------------------------------------------------------------- geometry
+# ----------------------------------------------------------------------------------------- geometry
 @pytest.mark.parametrize("x", [0.5, 1.25, 4.75])
 def test_a_wall_straight_ahead_is_as_far_as_it_is_in_every_column_that_meets_it(x):
     distance, wall = looking(corridor(6), x, 0.5, 0.0)
@@ -166,7 +166,7 @@ def test_a_frame_is_the_same_whatever_it_is_drawn_with():
     assert whole[0].max() < 45 < whole[20].mean()  # the lights go on
 
 
-# ------------------------------------------------------------------------------------------------------------- walker
+# ------------------------------------------------------------------------------------------- walker
 @pytest.mark.parametrize("seed", range(5))
 def test_a_maze_has_one_way_between_any_two_cells(seed):
     open = carve(9, np.random.default_rng(seed))
@@ -245,7 +245,7 @@ def test_quarter_circles_and_turns_about_in_closed_form():
     assert np.allclose(poses[-1], [1.5, 1.0, 1.5 * np.pi], atol=2 * SPEED)
 
 
-# ------------------------------------------------------------------------------------------------------------ command
+# ------------------------------------------------------------------------------------------ command
 def test_the_command_writes_three_streams_the_same_twice(tmp_path):
     flags = ["--frames", "500", "--held_out", "70", "--cells", "3", "--image_size", "32"]
     printed = launch(tmp_path, "-m", "prepare.maze", "--out", "a", *flags).stdout

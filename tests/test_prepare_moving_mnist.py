@@ -74,7 +74,7 @@ def pickled(arrays) -> bytes:
     return b"(" + b"".join(pairs) + b"t."
 
 
-# ------------------------------------------------------------------------------------------------------------- motion
+# ------------------------------------------------------------------------------------------- motion
 def test_fold_mirrors_at_both_ends():
     places, signs = fold(np.array([-3.0, 0, 4, 9, 10, 13, 20, 23, -13]), 10.0)
     assert places.tolist() == [3, 0, 4, 9, 10, 7, 0, 3, 7] and signs.tolist() == [
@@ -139,7 +139,7 @@ def test_digits_are_drawn_at_their_places_and_the_brighter_shows():
     assert second[4:, 5:].tolist() == [[5, 5, 5], [5, 5, 5], [5, 5, 6], [7, 8, 9]]
 
 
-# -------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 @pytest.mark.parametrize("form", ["idx", "idx.gz", "npz", "pkl.gz", "pkl", "wheel", "folder"])
 def test_every_form_gives_the_same_digits(form, arrays, tmp_path):
     path = tmp_path / "digits"
@@ -220,7 +220,7 @@ def test_damaged_and_wrong_files_are_named(arrays, tmp_path):
     refused(tmp_path / "idx", "holds no train-labels|holds none of|holds no train-images")
 
 
-# ------------------------------------------------------------------------------------------------------------ command
+# ------------------------------------------------------------------------------------------ command
 @pytest.mark.parametrize("motion", moving_mnist.MOTIONS)
 def test_the_command_writes_splits_that_share_no_digit(
     motion, command, arrays, tmp_path, monkeypatch

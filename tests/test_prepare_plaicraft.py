@@ -1,4 +1,4 @@
-"""prepare/plaicraft.py on a miniature of PLAICraft: a database, session folders, .pt files of small latents."""
+"""prepare/plaicraft.py on a small PLAICraft: a database, session folders, .pt files of latents."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import torch
 from raw import exit_code
 
 from prepare import build, plaicraft
-from prepare.plaicraft import digest_of
+from prepare.plaicraft_sessions import digest_of, split_of
 from runtime.console import UserError
 from shards import Shards
 
@@ -98,7 +98,7 @@ def videos(out, split):
 
 
 def shards_of(out, split="train"):
-    """What the shards hold, the command that made them aside: fingerprint, and the video each goes on with."""
+    """Return fingerprint, continued videos and lengths: the content without the command."""
     shards = Shards(out / split, "latents")
     return shards.fingerprint(), [file.continues for file in shards.files], shards.lengths.tolist()
 
@@ -167,12 +167,12 @@ def test_players_named_by_digest_and_by_share(raw, tmp_path):
         digest_of("steve")
     ]
     shares = {"test": 0.2, "val": 0.1}
-    splits = [plaicraft.split_of(f"player {k}", {}, shares) for k in range(4000)]
+    splits = [split_of(f"player {k}", {}, shares) for k in range(4000)]
     assert [
         abs(splits.count(split) / 4000 - share) < 0.02
         for split, share in (("test", 0.2), ("val", 0.1), ("train", 0.7))
     ] == [True] * 3
-    assert splits[:50] == [plaicraft.split_of(f"player {k}", {}, shares) for k in range(50)]
+    assert splits[:50] == [split_of(f"player {k}", {}, shares) for k in range(50)]
 
 
 def test_gaps_and_broken_files_part_a_session_and_are_named(raw, tmp_path, capsys):
@@ -252,7 +252,7 @@ def test_sessions_that_cannot_be_placed_are_named(raw, tmp_path):
     )
     assert skipped(manifest) == {
         "s_early": "no folder s_early/encoded_video below the source",
-        "s_herobrine": "no player_name: it could be anybody's of another split",
+        "s_herobrine": "no player_name: the player could be in another split",
         "s_late": "has 2 folders encoded_video",
     }
     assert same(videos(tmp_path / "out", "test"), latents_of("s_long"), latents_of("Alexs_own"))
@@ -352,7 +352,7 @@ def test_mistakes(raw, tmp_path, command, monkeypatch):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / plaicraft.DATABASE).write_text("not a database " * 99)
     for flags, said in (
-        (["--source", "none"], "holds no global_database.db"),
+        (["--source", "none"], "contains no global_database.db"),
         (["--source", "odd"], "no such column: player_name"),
         (["--source", "text"], "not a database"),
         (

@@ -57,8 +57,8 @@ def plainly(model: Forecaster, given: Tensor, frames: int, batch: int) -> Tensor
                     model.interpolant.network_input(x, s, reference),
                     s,
                     reference,
-                    history[:, place],
-                    gap,
+                    history[:, place : place + 1],
+                    gap[:, None],
                 )
 
             frame = integrate(

@@ -115,8 +115,8 @@ def fake_cuda() -> Iterator[None]:
         for module, name in (
             (solvers, "time_grid"),
             (solvers, "lever"),
-            (windows, "draw_triples"),
-            (stream, "draw_triples"),
+            (windows, "draw_frames"),
+            (stream, "draw_frames"),
         ):
             patch.setattr(module, name, on_the_host(getattr(module, name)))
         with FakeTensorMode(allow_non_fake_inputs=True):

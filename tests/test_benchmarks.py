@@ -110,7 +110,7 @@ def test_the_roll_out_is_the_plain_loop(tiny):
         for _ in range(5):
             last, before = history[:, -1], history[:, -2]
             field = lambda x, s, last=last, before=before: model.net(
-                x, s, last, before, torch.ones(3)
+                x, s, last, before[:, None], torch.ones(3, 1)
             )  # noqa: E731
             frame = integrate(field, model.interpolant, last, tiny.steps, "euler", "0", noise)
             history = torch.cat([history, frame[:, None]], 1)

@@ -63,7 +63,7 @@ def latents(tmp_path):
     return tmp_path
 
 
-# ---------------------------------------------------------------------------------------------------------- an update
+# -------------------------------------------------------------------- an update
 def run_updates(config: configs.Config, source, monkeypatch) -> None:
     """Two updates and averages as train.fit makes them, from batches of `source`."""
     learner = train.begin(config, PROCESS, None, None)
@@ -77,11 +77,9 @@ def run_updates(config: configs.Config, source, monkeypatch) -> None:
     monkeypatch.setattr(torch.Tensor, "backward", set_gradients)
     with no_host_waits():
         for step, batch in enumerate(source.batches(0, 2)):
-            losses, norm = train.update(
-                learner.net, learner.optimizer, forecaster, batch, step, PROCESS
-            )
+            scalars = train.update(learner.net, learner.optimizer, forecaster, batch, step, PROCESS)
             train.average(parallel.local(learner.ema), parallel.local(learner.weights), step, 0.99)
-    assert losses.device == norm.device == GPU
+    assert all(scalar.device == GPU and not scalar.shape for scalar in scalars.values())
 
 
 UPDATES = [
@@ -128,7 +126,7 @@ def test_jittered_frames_are_encoded_without_a_wait(gpu):
         assert apply_jitter(frames, jitter).device == GPU
 
 
-# --------------------------------------------------------------------------------------------------------- a roll-out
+# -------------------------------------------------------------------- a roll-out
 def small_autoencoder():
     module = autoencoders.build("small", downsample=8, channels=4, codes=16, width=8, depth=1)
     return vqvae.freeze(module, GPU, "auto")
@@ -201,7 +199,7 @@ def test_solver_coefficients_launch_nothing(gpu):
     assert abs(exact - euler) <= 4 * evaluations
 
 
-# -------------------------------------------------------------------------------------------------------- autoencoders
+# -------------------------------------------------------------------- autoencoders
 @pytest.mark.parametrize("kind", autoencoders.KINDS)
 def test_an_autoencoder_waits_for_nothing(gpu, kind):
     if kind == "small":
@@ -219,7 +217,7 @@ def test_an_autoencoder_waits_for_nothing(gpu, kind):
     assert z.shape == latent.shape and x.dtype == torch.float32
 
 
-# ------------------------------------------------------------------------------------------------- what must be found
+# -------------------------------------------------------------------- what must be found
 CAUGHT = (HostWait, DataDependentOutputException, RuntimeError)
 
 

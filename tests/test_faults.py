@@ -31,7 +31,7 @@ def frames(n: int, size: int = 32) -> np.ndarray:
     return np.random.default_rng(0).integers(256, size=(n, size, size, 3), dtype=np.uint8)
 
 
-# ---------------------------------------------------------------------------------------------------- settings and files
+# -------------------------------------------------------------------- settings and files
 @pytest.mark.parametrize(
     "arguments, messages",
     [
@@ -313,7 +313,7 @@ def test_a_damaged_frame_read_by_a_worker_is_one_line_too(tmp_path, command):
     assert "\n" not in str(caught.value)
 
 
-# ------------------------------------------------------------------------------------------- what a run finds on resuming
+# -------------------------------------------------------------------- what a run finds on resuming
 @pytest.fixture
 def copy(tiny_run, tmp_path):
     """A finished tiny run that may be spoiled."""
@@ -386,7 +386,7 @@ def test_a_batch_that_processes_cannot_share_is_told(tmp_path):
         before_any_work(config, tmp_path, Process(0, 3, torch.device("cpu")), None)
 
 
-# ------------------------------------------------------------------------------------------------------------- a full disk
+# -------------------------------------------------------------------- a full disk
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
 def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(copy):
     more = ["--set", *TINY, "train.steps=25", "train.schedule=constant", "output.run_id=full"]
@@ -403,7 +403,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(copy):
     assert checkpoints.load_checkpoint(dir / "latest.pt")["step"] == 25
 
 
-# --------------------------------------------------------------------------------------------------------------- signals
+# -------------------------------------------------------------------- signals
 @pytest.mark.parametrize(
     "name, code, more",
     [
@@ -459,7 +459,7 @@ def test_a_second_ctrl_c_stops_at_once():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-# --------------------------------------------------------------------------------------------------- gradients not finite
+# -------------------------------------------------------------------- gradients not finite
 def trained(folder, monkeypatch, poisoned=(), **values):
     """The last checkpoint of a tiny run whose updates of the numbers `poisoned` (from 1) get a gradient of NaN."""
     monkeypatch.chdir(folder)
@@ -512,7 +512,7 @@ def test_a_forward_pass_of_nan_leaves_batch_normalisation_alone(copy, monkeypatc
 def test_too_many_in_a_row_are_seen_though_a_good_one_followed():
     recent = logs.Recent(batch_size=4)
     for norm in (1.0, float("nan"), float("inf"), float("nan"), 1.0):
-        recent.add(torch.tensor(2.0), torch.tensor(norm))
+        recent.add({"loss": torch.tensor(2.0), "grad_norm": torch.tensor(norm)})
     values = recent.summary()
     assert (values["loss"], values["grad_norm"], values["bad_steps"]) == (2.0, 1.0, 3)
     assert (

@@ -44,8 +44,10 @@ def read_clips(shards: Shards, windows: Windows) -> np.ndarray:
 def mean_frame(
     shards: Shards, shown: Callable[[np.ndarray], np.ndarray] = lambda frames: frames
 ) -> np.ndarray:
-    """Mean over at most 2,000 frames of a split, (H, W, 3) uint8. shown: decodes stored latents, see
-    Forecaster.shown."""
+    """Mean over at most 2,000 frames of a split, (H, W, 3) uint8.
+
+    shown: Forecaster.shown, which decodes stored latents.
+    """
     frames = random_frames(shards, min(2_000, int(shards.lengths.sum())), np.random.default_rng(0))
     return shown(frames[None])[0].mean(0).round().astype(np.uint8)
 
@@ -147,9 +149,9 @@ def ensure_data(config: Config, process: Process) -> None:
         expected = generator.source_name(**options)
         if (shards.lengths.sum(), found) != (count, expected):
             raise UserError(
-                f"{shards.dir} holds {shards.lengths.sum()} frames ({found or 'of unknown source'}), "
-                f"but data.stream, held_out and color_shift ask for {count} ({expected}); set them, "
-                "or another data.root"
+                f"{shards.dir} holds {shards.lengths.sum()} frames "
+                f"({found or 'of unknown source'}), but data.stream, held_out and color_shift ask "
+                f"for {count} ({expected}); set them, or another data.root"
             )
 
 
@@ -258,8 +260,8 @@ def measure_latents(config: Config, source: Source) -> Latent:
     delta = ((x1 - x0) / std.view(-1, 1, 1)).square().mean().sqrt().item()
     if not 0 < delta < float("inf"):
         raise UserError(
-            f"{config.data.root}: the training videos stand still (or their latents are not finite: "
-            f"{delta}); there is nothing to forecast"
+            f"{config.data.root}: the training videos stand still (or their latents are not "
+            f"finite: {delta}); there is nothing to forecast"
         )
     scale = ((x1 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)).square().mean().sqrt().item()
     C, h, w = x1.shape[1:]

@@ -54,7 +54,7 @@ class Forecaster:
         self.std = torch.tensor(config.latent.std, device=device).view(-1, 1, 1)
 
     def prepare(self, rows: int) -> None:
-        """Prepare for a roll-out of `rows` videos. The first call casts and compiles the network."""
+        """Prepare a roll-out of `rows` videos. The first call casts and compiles the network."""
         self.rows = max(self.rows, rows)
         if self.ready:
             return
@@ -77,7 +77,7 @@ class Forecaster:
         return torch.cat([self.autoencoder.decode(part) for part in parts])
 
     def encode_again(self, x: Tensor) -> Tensor:
-        """Decode and encode latents (n, C, h, w): the result is the latent of a frame, as in training."""
+        """Decode latents (n, C, h, w) and encode the frames: latents of frames, as in training."""
         return self.normalize(self.autoencoder.encode(self.to_pixels(x)))
 
     def field(
@@ -96,7 +96,8 @@ class Forecaster:
             inputs = (z, torch.full((B,), s, device=self.device), x0, contexts, gaps)
             if self.compiled:
                 # A graph is compiled for one batch size, for one memory layout, and for inputs that
-                # share no memory. So a smaller batch repeats its last row, and every input is a copy.
+                # share no memory. So a smaller batch repeats its last row, and each input is a
+                # copy.
                 rows = torch.arange(self.rows, device=self.device).clamp(max=B - 1)
                 inputs = [part[rows] for part in inputs]
             if self.graphs:
@@ -161,8 +162,8 @@ class Forecaster:
         return history[:, T:]
 
     def roll_out_jointly(self, given: Tensor, frames: int, key: tuple, bar=None) -> Tensor:
-        """roll_out with the joint network, which forecasts several frames at once. Surplus frames at
-        the end are dropped."""
+        """roll_out with the joint network, which forecasts several frames at once. Surplus frames
+        at the end are dropped."""
         B, T, _, h, _ = given.shape
         past, future = self.config.halves
         noise = generator(self.device, *key)
@@ -195,8 +196,8 @@ class Forecaster:
     def forecast(
         self, frames: np.ndarray, predict: int, futures: int, key: tuple, quiet: bool = False
     ) -> np.ndarray:
-        """Given frames (V, T, H, W, 3) uint8, or latents as stored, -> (V, futures, predict, H, W, 3)
-        uint8. If the data are latents, self.latents holds the forecast latents afterwards.
+        """Given frames (V, T, H, W, 3) uint8, or latents as stored, -> (V, futures, predict, H, W,
+        3) uint8. If the data are latents, self.latents holds the forecast latents afterwards.
 
         key seeds the forecasts. quiet: no progress bar.
         """

@@ -40,8 +40,8 @@ PREVIEW_FUTURES = 2
 
 
 class Learner(NamedTuple):
-    """The state that an update changes. weights, ema: {name: tensor}, the weights of the network and
-    their exponential moving average."""
+    """The state that an update changes. weights, ema: {name: tensor}, the weights of the network
+    and their exponential moving average."""
 
     net: nn.Module  # data-parallel, if there are several processes
     weights: dict[str, Tensor]

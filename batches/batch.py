@@ -28,7 +28,7 @@ class Batch(NamedTuple):
         return Batch(*(part.to(device, non_blocking=True) for part in self))
 
     def normalize(self, mean: Tensor, std: Tensor) -> Batch:
-        """Subtract the mean of each channel and divide by its standard deviation, both (C, 1, 1)."""
+        """Subtract the mean of each channel and divide by its deviation, both (C, 1, 1)."""
         latents = [(part - mean) / std for part in self[:3]]
         return Batch(*latents, self.gaps)
 

@@ -36,7 +36,7 @@ class Jitter(NamedTuple):
 
 
 def draw_jitter(data: Data, n: int, rng: np.random.Generator) -> Jitter:
-    """Draw for n clips: factors uniform in 1 +- strength, turns of the hue uniform in +- strength."""
+    """Draw for n clips: factors uniform in 1 +- strength, hue turns uniform in +- strength."""
     strength = np.array([data.brightness, data.contrast, data.saturation, data.hue])
     around = np.array([1.0, 1.0, 1.0, 0.0])
     factors = around + strength * rng.uniform(-1, 1, (n, 4))
@@ -103,8 +103,9 @@ def hue(x: Tensor, turn: Tensor) -> Tensor:
 
 # -------------------------------------------------------------------- batches from frames
 class FrameTriples(torch.utils.data.Dataset):
-    """Item k is batch k as stored: frames (b, 2 + K, H, W, 3) uint8, in the order target, reference,
-    contexts, and gaps (b, K) float32. `batches` jitters and encodes the frames on the device."""
+    """Item k is batch k as stored: frames (b, 2 + K, H, W, 3) uint8, in the order target,
+    reference, contexts, and gaps (b, K) float32. `batches` jitters and encodes the frames on the
+    device."""
 
     def __init__(
         self,
@@ -128,8 +129,8 @@ class FrameTriples(torch.utils.data.Dataset):
         return np.stack(clips), at.gaps.astype(np.float32)
 
     def jittered(self, frames: Tensor, k: int) -> Tensor:
-        """Jitter this process's share of batch k: (b, T, H, W, 3) uint8 -> (b, T, 3, H, W) float32 in
-        [-1, 1]."""
+        """Jitter this process's share of batch k: (b, T, H, W, 3) uint8 -> (b, T, 3, H, W) float32
+        in [-1, 1]."""
         n = self.config.train.batch_size
         rng = numpy_generator(self.config.train.seed, "augment", k)
         jitter = draw_jitter(self.config.data, n, rng)
@@ -165,13 +166,13 @@ class FrameTriples(torch.utils.data.Dataset):
 
 
 def own_group(_worker: int) -> None:
-    """Move a worker into its own process group. A SIGTERM to the group of the training then does not
-    end the worker, which the training needs for one more batch."""
+    """Move a worker into its own process group. A SIGTERM to the group of the training then does
+    not end the worker, which the training needs for one more batch."""
     os.setpgid(0, 0)
 
 
 def one_line(loader: torch.utils.data.DataLoader) -> Iterator:
-    """Iterate over a loader. Raise the UserError of a worker without the traceback that torch adds."""
+    """Iterate over a loader; raise a UserError of a worker without the traceback torch adds."""
     try:
         yield from loader
     except UserError as error:

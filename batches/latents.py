@@ -150,10 +150,9 @@ def cache_latents(
 class LatentStore:
     """All latents of a split, gathered by flat index.
 
-    The latents are stored on the GPU if they fit in half of its free memory. Otherwise the files are
-    memory-mapped: the operating system caches them once for all processes. Latents that are not
-    finite raise a UserError that names the file.
-    """
+    The latents are stored on the GPU if they fit in half of its free memory. Otherwise the files
+    are memory-mapped: the operating system caches them once for all processes. Latents that are not
+    finite raise a UserError that names the file."""
 
     def __init__(self, shards: Shards, device: torch.device):
         maps = [shards.map_file(k) for k in range(len(shards.paths))]

@@ -3,8 +3,8 @@
 
 The stream is the concatenation of all videos of a split. With `data.mode=stream`, batch k holds
 window k of the stream, replay.n_live times, and windows drawn from a reservoir of earlier windows.
-With `data.mode=offline`, for comparison, batch k holds windows drawn from the whole stream. Both are
-functions of (seed, k), and so is the reservoir; checkpoints store the reservoir nevertheless.
+With `data.mode=offline`, for comparison, batch k holds windows drawn from the whole stream. Both
+are functions of (seed, k), and so is the reservoir; checkpoints store the reservoir nevertheless.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class StreamWindows:
             )
         if self.count > self.total:
             raise UserError(
-                f"{shards.dir}: {count:,} windows asked for, but only {self.total:,} of {self.span} "
-                "frames begin at different ones; lower data.num_windows"
+                f"{shards.dir}: {count:,} windows asked for, but only {self.total:,} of "
+                f"{self.span} frames begin at different ones; lower data.num_windows"
             )
 
     def __len__(self) -> int:
@@ -143,7 +143,7 @@ def windows_of(config: Config, shards: Shards) -> StreamWindows:
 
 # -------------------------------------------------------------------- the reservoir
 def capacity(size: str, windows: int) -> int:
-    """Capacity of the reservoir by replay.size: `full`, a share of the stream ("0.1") or a count."""
+    """Capacity of the reservoir by replay.size: `full`, a share of the stream, or a count."""
     if size == "full":
         return windows
     if "." in size:

@@ -1,4 +1,6 @@
-"""Velocity networks, one per file: module(z, s, reference, contexts, gaps, noise=None) -> (B, C, h, w).
+"""Velocity networks, one per file.
+
+module(z, s, reference, contexts, gaps, noise=None) -> (B, C, h, w)
 
 z, reference: (B, C, h, w). s: (B,), flow time in [0, 1]. contexts: (B, K, C, h, w). gaps: (B, K),
 frames from each context to the reference, >= 1. noise: (B,), level of the noise on the given

@@ -1,5 +1,5 @@
-"""A small residual network at latent resolution, the default for small data: it trains in minutes on
-two CPU cores."""
+"""A small residual network at latent resolution, the default for small data. Training takes minutes
+on two CPU cores."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from models.shared import sinusoidal, through
 
 
 class Block(nn.Module):
-    """Two convolutions; the input of the second is scaled and shifted by the conditioning (FiLM). The
-    identity at initialisation."""
+    """Two convolutions; the input of the second is scaled and shifted by the conditioning (FiLM).
+    The identity at initialisation."""
 
     def __init__(self, width: int, dropout: float):
         super().__init__()

@@ -1,4 +1,5 @@
-"""The published velocity network of RIVER (arXiv 2211.14575): a U-ViT, transformer blocks with long skips.
+"""The published velocity network of RIVER (arXiv 2211.14575): a U-ViT,
+transformer blocks with long skips.
 
 Parameter names and shapes are those of the published checkpoints, which therefore load without
 renaming.
@@ -17,7 +18,7 @@ POSITIONS = 512  # size of the position embedding in rows and in columns
 
 
 class PositionEncoding(nn.Module):
-    """Learned 2-D embedding: the first half of the channels encodes the column, the second the row."""
+    """Learned 2-D embedding: half of the channels encode the column, the others the row."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -34,8 +35,8 @@ class PositionEncoding(nn.Module):
 
 
 class Block(nn.TransformerEncoderLayer):
-    """A pre-norm transformer block. The torch layer holds the weights under the published names. The
-    forward pass is written out here for speed, and so that torch.compile traces all of it."""
+    """A pre-norm transformer block. The torch layer holds the weights under the published names.
+    The forward pass is written out here for speed, and so that torch.compile traces all of it."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__(
@@ -69,14 +70,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
 
 
 class UViT(nn.Module):
-    """`depth` input blocks, `mid_depth` middle blocks, `depth` output blocks; output block i also takes
-    the output of input block depth - 1 - i (long skip).
+    """`depth` input blocks, `mid_depth` middle blocks, `depth` output blocks; output block i also
+    takes the output of input block depth - 1 - i (long skip).
 
     Defaults are the published sizes, 98.1 M parameters at C = 4. width must be a multiple of heads
-    and of 2. out_norm: normalisation in the projection to latents, `ln`, or `bn` as in RIVER on BAIR
-    at 256 pixels. contexts: K. recompute: activation checkpointing, which stores only the input of
-    each block and computes the block again in the backward pass: less memory, a third more work.
-    """
+    and of 2. out_norm: normalisation in the projection to latents, `ln`, or `bn` as in RIVER on
+    BAIR at 256 pixels. contexts: K. recompute: activation checkpointing, which stores only the
+    input of each block and computes the block again in the backward pass: less memory, a third more
+    work."""
 
     recompute = False
 

@@ -1,4 +1,4 @@
-"""Index arithmetic at its edges, batches as a function of (seed, step), and what the caches hold."""
+"""Index arithmetic at its edges, batches as a function of (seed, step), contents of the caches."""
 
 import os
 import threading

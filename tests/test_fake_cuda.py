@@ -1,4 +1,5 @@
-"""On fake CUDA tensors: an update, a roll-out and every autoencoder mix no devices and never wait for the GPU.
+"""An update, a roll-out and every autoencoder on fake CUDA tensors: no operation mixes devices, and
+the host never waits for the GPU.
 
 Backward passes are torch's own and are left out: every weight gets a gradient of zeros instead.
 """
@@ -183,7 +184,8 @@ def test_roll_outs_of_all_kinds_wait_for_nothing(gpu, options):
 
 
 def test_solver_coefficients_launch_nothing(gpu):
-    """Of two solvers of one evaluation a step, the one with more coefficients launches no more than its noise needs."""
+    """Both solvers evaluate the network once per step. The solver with more coefficients launches
+    no more operations than its noise needs."""
     euler = run_roll_out(
         **{"flow.interpolant": "linear", "sample.solver": "euler", "sample.steps": 4}
     )

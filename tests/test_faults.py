@@ -1,4 +1,5 @@
-"""Bad input, told in one line with nothing written; and what befalls a run: signals, a full disk, infinite gradients."""
+"""Bad input: one line, and nothing is written. Faults of a run: signals, a full disk, gradients
+that are not finite."""
 
 import json
 import os
@@ -461,7 +462,8 @@ def test_a_second_ctrl_c_stops_at_once():
 
 # -------------------------------------------------------------------- gradients not finite
 def trained(folder, monkeypatch, poisoned=(), **values):
-    """The last checkpoint of a tiny run whose updates of the numbers `poisoned` (from 1) get a gradient of NaN."""
+    """Train a tiny run whose updates `poisoned` (from 1) have NaN gradients -> (last checkpoint,
+    rows of the log)."""
     monkeypatch.chdir(folder)
     loss, count = train.flow_loss, iter(range(1, 1000))
     monkeypatch.setattr(

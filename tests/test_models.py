@@ -1,4 +1,4 @@
-"""Velocity networks: the published one against its reference output, the small one for what it promises."""
+"""Velocity networks: the published one against its reference output, and properties of both."""
 
 import json
 

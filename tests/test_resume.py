@@ -1,4 +1,5 @@
-"""A run that was stopped and goes on is the same run, to the last bit; and the data does not depend on how many train it."""
+"""A resumed run is bit for bit an uninterrupted run, and its data does not depend on the number of
+processes."""
 
 import json
 import signal

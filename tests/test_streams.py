@@ -1,4 +1,4 @@
-"""Streams: windows at their edges, a reservoir that is uniform over the past, and runs that stop and go on."""
+"""Streams: windows at their edges, a reservoir that is uniform over the past, runs that resume."""
 
 import dataclasses
 import json
@@ -186,7 +186,8 @@ def test_the_reservoir_keeps_every_window_of_the_past_with_equal_probability(cap
     )
     assert kept.max() == 1 and (kept.sum(1) == capacity).all()  # never the same one twice
     p = capacity / n
-    # counts of a simple random sample without replacement: their covariance is that of a multinomial, times (1-p) n/(n-1)
+    # Counts of a simple random sample without replacement. Their covariance is that of a
+    # multinomial distribution, times (1-p) n/(n-1).
     statistic = ((kept.sum(0) - seeds * p) ** 2).sum() / (seeds * p * (1 - p)) * (n - 1) / n
     assert (
         16.3 < statistic < 72.1
@@ -523,7 +524,7 @@ def test_two_processes_train_on_the_stream_of_one(folder, monkeypatch):
 
 # -------------------------------------------------------------------- half a window at once
 class Straight(torch.nn.Module):
-    """Goes on as the past did: each frame is one more than the frame before; looks at what it is given."""
+    """Forecasts frames that each are one more than the frame before, and records the contexts."""
 
     def __init__(self, k: float, seen: list):
         super().__init__()

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,9 +10,11 @@ import configs
 import interpolants
 import train
 from batches.batch import Batch
-from forecaster import build_net, make_interpolant
+from batches.latents import LatentTriples
+from forecaster import Forecaster, build_net, make_interpolant
 from runtime import logs
-from runtime.process import autocast
+from runtime.process import Process, autocast
+from shards import write_packed
 
 CPU = torch.device("cpu")
 
@@ -119,3 +122,28 @@ def test_logged_scalars_survive_a_checkpoint_and_old_checkpoints_load():
         values = restored.summary()
         assert values["loss"] == 4 and values["bad_steps"] == 1 and values["new"] == 8
         assert values["grad_norm"] == pytest.approx(7 / 3)
+
+
+@pytest.mark.parametrize("name", ["convnet", "uvit"])
+def test_several_contexts_go_through_an_update_and_a_roll_out(name, tmp_path):
+    K = 3
+    sizes = {"model.name": name, "model.width": 32, "model.heads": 2, "model.depth": 1}
+    own = {"train.batch_size": 4, "train.precision": "float32", "train.accumulate": 2}
+    sampling = {"sample.steps": 2, "sample.reencode": False}
+    config = configs.build(overrides={**sizes, **own, **sampling})
+    object.__setattr__(config.data, "contexts", K)
+    latent = configs.Latent((4, 8, 8), (0.0,) * 4, (1.0,) * 4, 1.0, 1.0)
+    config = dataclasses.replace(config, latent=latent)
+    z = np.random.default_rng(0).standard_normal((60, 4, 8, 8)).astype(np.float16)
+    attributes = {"continues": False, "fps": 5.0}
+    write_packed(tmp_path / "shard_0001.hdf5", "latents", z, np.full(2, 30), attributes)
+
+    batch = LatentTriples(config, tmp_path, CPU).batch(0)
+    assert batch.contexts.shape == (4, K, 4, 8, 8) and batch.gaps.shape == (4, K)
+    process = Process(0, 1, CPU)
+    learner = train.begin(config, process, tmp_path, None)
+    forecaster = Forecaster(config, learner.net, None, CPU)
+    scalars = train.update(learner.net, learner.optimizer, forecaster, batch, 0, process)
+    assert all(scalar.isfinite() for scalar in scalars.values())
+    given = batch.contexts[:2]
+    assert forecaster.roll_out(given, 2, ("key",)).shape == (2, 2, 4, 8, 8)

@@ -81,6 +81,7 @@ def fit(
         StopSignals(process) as signals,
         progress(train.steps, f"train {config.run_id}", "step", step) as bar,
     ):
+        recent.restart_clock()
         for batch in source.batches(step, train.steps):
             recent.add(update(learner.net, learner.optimizer, forecaster, batch, step, process))
             average(parallel.local(learner.ema), parallel.local(learner.weights), step, train.ema)
@@ -99,8 +100,8 @@ def fit(
                 recent.clear()
             if to_save:
                 save(dir, config, learner, autoencoder, recent, source, step, process)
-                # The other processes wait for the disk here: in the next all-reduce, whose timeout
-                # is short, they would fail.
+                # The other processes wait for the disk here, not in the next all-reduce, which has a
+                # short timeout.
                 process.barrier()
             if stop_signal:
                 break

@@ -129,6 +129,10 @@ class Recent:
         # How many of them `summary` has examined, and how many come from a checkpoint.
         self.counted = 0
         self.restored = 0
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Start to measure the rate, `samples_per_second`."""
         self.began = time.perf_counter()
 
     def add(self, scalars: dict[str, Tensor]) -> None:

@@ -302,17 +302,22 @@ def test_latent_batches_hold_the_frames_they_name(make_shards, tmp_path):
     assert torch.equal(batch.gaps, torch.from_numpy(at.gaps).float())
 
 
-def test_augmented_batches_match_whatever_the_workers_and_jitter_frames_alike(make_shards):
+@pytest.mark.parametrize("K", [1, 3])
+def test_augmented_batches_match_whatever_the_workers_and_jitter_frames_alike(make_shards, K):
     dir = make_shards([30, 20], size=8)
     batches = {}
     for workers in (0, 2):
         cfg = config(data__brightness=0.3, data__hue=0.1, data__workers=workers, train__steps=5)
+        object.__setattr__(cfg.data, "contexts", K)
         source = FrameTriples(cfg, Shards(dir))
         batches[workers] = list(source.batches(2, 4, lambda x: x, torch.device("cpu")))
     assert len(batches[0]) == 2
+    assert batches[0][0].contexts.shape[1] == batches[0][0].gaps.shape[1] == K
     for a, b in zip(batches[0], batches[2]):
         assert all(torch.equal(p, q) for p, q in zip(a, b))
-    plain = FrameTriples(config(data__brightness=0.3), Shards(dir))
+    cfg = config(data__brightness=0.3)
+    object.__setattr__(cfg.data, "contexts", K)
+    plain = FrameTriples(cfg, Shards(dir))
     clips = (plain.jittered(torch.from_numpy(plain[2][0]), 2).movedim(2, -1).numpy() + 1) * 127.5
     at = draw_batch(plain.config, plain.shards.lengths, 2, 0, 1, None)
     frames = np.column_stack([at.target, at.reference, at.contexts])

@@ -142,7 +142,7 @@ def test_latent_cache_holds_each_frame_once_and_goes_on_where_it_stopped(make_sh
 
 
 def log_calls(monkeypatch, shards) -> list[tuple[str, int]]:
-    """-> what happens to blocks of frames, in order: ("read" | "encode" | "fetch", block)."""
+    """The events of the blocks of frames in order: ("read" | "encode" | "fetch", block)."""
     calls = []
     done = {"read": 0, "encode": 0, "copy": 0}
     read_file, copy_block, encode_block = shards.read_file, start_copy, encode_on_device

@@ -273,7 +273,8 @@ def test_bad_shards_are_one_line_and_code_2(tmp_path, command, make, message):
         "vqvae.steps=1",
     )
     assert code == 2 and message in err and err.splitlines()[-1].startswith("error: "), err
-    if message != "stand still":  # which shows in the latents only
+    # Videos that stand still are detected in the latents only.
+    if message != "stand still":
         assert len(err.splitlines()) == 1 and sorted(
             p.name for p in (tmp_path / "outputs").rglob("*")
         ) == [".lock"]
@@ -317,7 +318,7 @@ def test_a_damaged_frame_read_by_a_worker_is_one_line_too(tmp_path, command):
 # -------------------------------------------------------------------- what a run finds on resuming
 @pytest.fixture
 def copy(tiny_run, tmp_path):
-    """A finished tiny run that may be spoiled."""
+    """A copy of a finished tiny run, which a test may damage."""
     return copy_of(tiny_run[0], tmp_path / "copy", "ball_stn-follmer-0")
 
 
@@ -415,7 +416,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(copy):
     ],
 )
 def test_a_signal_ends_the_run_after_its_step(copy, name, code, more):
-    """To the whole group of processes, as torchrun, timeout and terminals send it."""
+    """Send a signal to the process group, as torchrun, timeout and terminals do."""
     long = [
         "--set",
         *TINY,
@@ -517,9 +518,8 @@ def test_too_many_in_a_row_are_seen_though_a_good_one_followed():
         recent.add({"loss": torch.tensor(2.0), "grad_norm": torch.tensor(norm)})
     values = recent.summary()
     assert (values["loss"], values["grad_norm"], values["bad_steps"]) == (2.0, 1.0, 3)
-    assert (
-        recent.longest == (3, 4) and recent.bad_in_a_row == 0
-    )  # of five updates the last four began with it
+    # Three skipped updates in a row, the first of them four updates ago.
+    assert recent.longest == (3, 4) and recent.bad_in_a_row == 0
 
 
 def test_too_many_in_a_row_end_the_run_and_name_their_batch(copy, monkeypatch):

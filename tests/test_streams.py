@@ -36,7 +36,7 @@ STREAM = [
 
 
 class Lengths:
-    """Shards of which only the videos' lengths are asked."""
+    """Stands for shards where only the lengths of the videos are read."""
 
     def __init__(self, *lengths: int):
         self.dir, self.lengths = "train", np.array(lengths)
@@ -133,9 +133,8 @@ def test_items_hold_the_frames_that_they_name_across_shards(tmp_path, key, strid
     rows = (np.arange(60).reshape(-1, 1, 1, 1) * np.ones(shape)).astype(
         "u1" if key == "frames" else "f2"
     )
-    with ShardWriter(
-        tmp_path, key, shard_bytes=400
-    ) as writer:  # a stream over many shards, then a second video
+    with ShardWriter(tmp_path, key, shard_bytes=400) as writer:
+        # A stream over many shards, then a second video.
         for start in range(0, 50, 10):
             (writer.append if writer.videos else writer.add)(rows[start : start + 10])
         writer.add(rows[50:])
@@ -189,10 +188,10 @@ def test_the_reservoir_keeps_every_window_of_the_past_with_equal_probability(cap
     # Counts of a simple random sample without replacement. Their covariance is that of a
     # multinomial distribution, times (1-p) n/(n-1).
     statistic = ((kept.sum(0) - seeds * p) ** 2).sum() / (seeds * p * (1 - p)) * (n - 1) / n
-    assert (
-        16.3 < statistic < 72.1
-    )  # the 0.1 and 99.9 % points of chi-square with 39 degrees of freedom
-    if capacity > 1:  # and pairs alike: p (R-1) / (n-1) for each
+    # The 0.1 and 99.9 % points of chi-square with 39 degrees of freedom.
+    assert 16.3 < statistic < 72.1
+    # All pairs are equally likely, with probability p (R-1) / (n-1).
+    if capacity > 1:
         together = (kept.T @ kept)[np.triu_indices(n, 1)]
         wanted = seeds * p * (capacity - 1) / (n - 1)
         assert abs(together.mean() - wanted) < 1e-9 and together.std() < 1.15 * np.sqrt(wanted)
@@ -558,9 +557,8 @@ def test_a_joint_network_goes_on_from_its_own_frames():
     assert torch.allclose(
         future, torch.arange(5.0, 11).view(6, 1, 1, 1).expand_as(future), atol=1e-5
     )
-    assert seen[0][0] == [2, 3, 4] and np.allclose(
-        seen[-1][0], [6, 7, 8]
-    )  # three of seven are given, four forecast
+    # Three of seven frames are given, four are forecast.
+    assert seen[0][0] == [2, 3, 4] and np.allclose(seen[-1][0], [6, 7, 8])
 
 
 def test_the_joint_network_sees_its_past_and_no_more_than_that():

@@ -1,4 +1,4 @@
-"""What the loop is made of; the loop itself is run in test_commands.py."""
+"""The parts of the training loop. test_commands.py runs the loop itself."""
 
 import dataclasses
 

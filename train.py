@@ -100,8 +100,8 @@ def fit(
                 recent.clear()
             if to_save:
                 save(dir, config, learner, autoencoder, recent, source, step, process)
-                # The other processes wait for the disk here, not in the next all-reduce, which has a
-                # short timeout.
+                # The other processes wait for the disk here, not in the next all-reduce, which
+                # has a short timeout.
                 process.barrier()
             if stop_signal:
                 break

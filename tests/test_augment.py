@@ -33,7 +33,7 @@ def jittered(frames: np.ndarray, jitter: Jitter) -> np.ndarray:
 
 @pytest.mark.parametrize("alone", [None, 0, 1, 2, 3])
 def test_it_is_what_albumentations_computes(alone):
-    """albumentations computes in integer levels, and hues in steps of two degrees: close, not equal."""
+    """albumentations computes integer levels, and hues in steps of two degrees: close results."""
     frames = pictures(40)
     jitter = draw_jitter(
         dataclasses.replace(DATA, brightness=0.4, contrast=0.4, saturation=0.8),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import models
 import vqvae
 from batches.batch import to_frames
 from batches.latents import encode_frames
-from batches.windows import gaps
+from batches.windows import context_count, draw_gaps
 from configs import Config
 from interpolants import Interpolant
 from models.joint import apart, below
@@ -25,31 +26,35 @@ from runtime.console import UserError, progress
 from runtime.process import autocast, cast_weights, generator, uses_bf16
 from solvers import integrate
 
+# A decoder takes at most this many pixels in one call.
+DECODE_PIXELS = 1 << 21
 
-# ------------------------------------------------------------------------------------------------------------- roll-out
+
+# -------------------------------------------------------------------- roll-out
 class Forecaster:
-    """A trained network with all that it takes to forecast pixels: config, interpolant, autoencoder, normalisation."""
+    """A trained network and what is needed to forecast pixels with it: config, interpolant,
+    autoencoder, normalisation."""
 
     def __init__(
         self, config: Config, net: nn.Module, autoencoder: nn.Module, device: torch.device
     ):
         self.config, self.net, self.autoencoder, self.device = config, net, autoencoder, device
         self.interpolant = make_interpolant(config)
-        self.latents: list[np.ndarray] = []  # of the last forecast, where the data are latents
-        self.evaluations = 0  # of the network, over the forecasts made so far
-        self.ready = False  # has `prepare` been called
-        self.compiled, self.graphs = (
-            False,
-            False,
-        )  # is the network compiled; is it replayed as CUDA graphs
-        self.rows = 0  # of the batch that a compiled network takes
-        self.mean, self.std = (
-            torch.tensor(v, device=device).view(-1, 1, 1)
-            for v in (config.latent.mean, config.latent.std)
-        )
+        # The last forecast as latents, if the data are latents.
+        self.latents: list[np.ndarray] = []
+        # Evaluations of the network, each counted once per item, over all forecasts so far.
+        self.evaluations = 0
+        # Set by `prepare`: is the network compiled, and is it replayed as CUDA graphs?
+        self.ready = False
+        self.compiled = False
+        self.graphs = False
+        # Batch size of the compiled network.
+        self.rows = 0
+        self.mean = torch.tensor(config.latent.mean, device=device).view(-1, 1, 1)
+        self.std = torch.tensor(config.latent.std, device=device).view(-1, 1, 1)
 
     def prepare(self, rows: int) -> None:
-        """Before a roll-out of `rows` videos: cast and compile the network at the first call."""
+        """Prepare a roll-out of `rows` videos. The first call casts and compiles the network."""
         self.rows = max(self.rows, rows)
         if self.ready:
             return
@@ -58,50 +63,60 @@ class Forecaster:
         mode = parallel.compiled(
             [self.net], self.config.sample.compile, self.config.model.name, self.device
         )
-        self.ready, self.compiled, self.graphs = True, mode != "off", mode in configs.GRAPHS
+        self.ready = True
+        self.compiled = mode != "off"
+        self.graphs = mode in configs.GRAPHS
 
     def normalize(self, z: Tensor) -> Tensor:
         return (z - self.mean) / self.std
 
     def to_pixels(self, z: Tensor) -> Tensor:
-        parts = (z * self.std + self.mean).split(
-            max(1, (1 << 21) // self.config.data.image_size**2)
-        )  # as memory allows
+        """Decode normalised latents (n, C, h, w), a few at a time to limit the memory."""
+        frames = max(1, DECODE_PIXELS // self.config.data.image_size**2)
+        parts = (z * self.std + self.mean).split(frames)
         return torch.cat([self.autoencoder.decode(part) for part in parts])
 
+    def encode_again(self, x: Tensor) -> Tensor:
+        """Decode latents (n, C, h, w) and encode the frames: latents of frames, as in training."""
+        return self.normalize(self.autoencoder.encode(self.to_pixels(x)))
+
     def field(
-        self, x0: Tensor, context: Callable[[], tuple[Tensor, Tensor]]
+        self, x0: Tensor, draw: Callable[[], tuple[Tensor, Tensor]]
     ) -> Callable[[Tensor, float], Tensor]:
-        """field(x, s) for one frame; context() -> (context latents, gap), drawn anew at each call or not."""
+        """field(x, s) -> output of the network, for one frame after the reference x0.
+
+        draw() -> (contexts, gaps) is called for each evaluation.
+        """
         B = len(x0)
 
         def evaluate(x: Tensor, s: float) -> Tensor:
             self.evaluations += B
             z = self.interpolant.network_input(x, s, x0)
-            frame, gap = context()
-            inputs = (z, torch.full((B,), s, device=self.device), x0, frame, gap)
+            contexts, gaps = draw()
+            inputs = (z, torch.full((B,), s, device=self.device), x0, contexts, gaps)
             if self.compiled:
-                # A graph is compiled for one batch size, for one layout in memory, and for inputs that share no
-                # memory. So a smaller batch repeats its last row, and every input is a copy.
+                # A graph is compiled for one batch size, for one memory layout, and for inputs that
+                # share no memory. So a smaller batch repeats its last row, and each input is a
+                # copy.
                 rows = torch.arange(self.rows, device=self.device).clamp(max=B - 1)
                 inputs = [part[rows] for part in inputs]
             if self.graphs:
                 torch.compiler.cudagraph_mark_step_begin()
             with autocast(self.config.train.precision, self.device):
                 output = self.net(*inputs)
-            # A CUDA graph writes its next output into the same memory.
+            # A CUDA graph overwrites its output at the next replay.
             output = output.clone() if self.graphs else output
             return output[:B].float()
 
         return evaluate
 
     def sample_frame(
-        self, x0: Tensor, context: Callable[[], tuple[Tensor, Tensor]], noise: torch.Generator
+        self, x0: Tensor, draw: Callable[[], tuple[Tensor, Tensor]], noise: torch.Generator
     ) -> Tensor:
-        """x_1 given the reference x0, (B, C, h, w), by the config's sampler."""
+        """Sample x_1 given the reference x0, both (B, C, h, w), with the sampler of the config."""
         sample = self.config.sample
         return integrate(
-            self.field(x0, context),
+            self.field(x0, draw),
             self.interpolant,
             x0,
             sample.steps,
@@ -117,57 +132,49 @@ class Forecaster:
 
     @torch.no_grad()
     def roll_out(self, given: Tensor, frames: int, key: tuple, bar=None) -> Tensor:
-        """given: (B, T, C, h, w) normalised latents -> the next `frames`, (B, frames, C, h, w). key seeds the noise."""
+        """Normalised latents (B, T, C, h, w) -> the next `frames` latents (B, frames, C, h, w).
+
+        key seeds the noise and the contexts. bar: progress bar, counted in frames.
+        """
         B, T, *shape = given.shape
         sample = self.config.sample
         self.prepare(B)
         if self.config.halves:
-            return self.roll_out_halves(given, frames, key, bar)
+            return self.roll_out_jointly(given, frames, key, bar)
+        K = context_count(self.config)
         history = torch.empty(B, T + frames, *shape, device=self.device)
         history[:, :T] = given
         noise, places = generator(self.device, *key), generator(self.device, *key, "context")
-        rows = torch.arange(B, device=self.device)
+        rows = torch.arange(B, device=self.device)[:, None]
         for t in range(T, T + frames):
 
             def draw(t: int = t) -> tuple[Tensor, Tensor]:
-                # after a single frame the reference is its own context
-                gap = gaps(
-                    torch.rand(B, generator=places, device=self.device),
-                    max(t - 1, 1),
-                    sample.context,
-                )
-                return history[rows, (t - 1 - gap).clamp(min=0)], gap.float()
+                u = torch.rand(B, K, generator=places, device=self.device)
+                gaps = draw_gaps(u, max(t - 1, 1), sample.context)
+                # After a single given frame, the reference is its own context.
+                return history[rows, (t - 1 - gaps).clamp(min=0)], gaps.float()
 
-            once = draw() if sample.redraw == "frame" else None
-            x0 = history[:, t - 1]
-            x1 = self.sample_frame(x0, draw if once is None else lambda once=once: once, noise)
-            # what follows is forecast from a frame that the autoencoder knows, as in training
-            history[:, t] = (
-                self.normalize(self.autoencoder.encode(self.to_pixels(x1)))
-                if sample.reencode
-                else x1
-            )
+            draw_contexts = partial(as_drawn, draw()) if sample.redraw == "frame" else draw
+            x1 = self.sample_frame(history[:, t - 1], draw_contexts, noise)
+            history[:, t] = self.encode_again(x1) if sample.reencode else x1
             if bar is not None:
                 bar.update(B)
         return history[:, T:]
 
-    def roll_out_halves(self, given: Tensor, frames: int, key: tuple, bar=None) -> Tensor:
-        """roll_out of a network that forecasts several frames at once, given several: what is too many at the end is cut."""
+    def roll_out_jointly(self, given: Tensor, frames: int, key: tuple, bar=None) -> Tensor:
+        """roll_out with the joint network, which forecasts several frames at once. Surplus frames
+        at the end are dropped."""
         B, T, _, h, _ = given.shape
-        sample, (past, future) = self.config.sample, self.config.halves
-        noise, gap = generator(self.device, *key), torch.ones(B, device=self.device)
+        past, future = self.config.halves
+        noise = generator(self.device, *key)
+        gaps = torch.ones(B, past, device=self.device)
         history = given
         while history.shape[1] < T + frames:
-            context, x0 = (
-                below(history[:, -past:]),
-                below(history[:, -1:].expand(-1, future, -1, -1, -1)),
-            )
-            x1 = self.sample_frame(x0, lambda context=context: (context, gap), noise)
+            x0 = below(history[:, -1:].expand(-1, future, -1, -1, -1))
+            x1 = self.sample_frame(x0, partial(as_drawn, (history[:, -past:], gaps)), noise)
             x1 = apart(x1, h)[:, : T + frames - history.shape[1]]
-            if sample.reencode:
-                x1 = self.normalize(
-                    self.autoencoder.encode(self.to_pixels(x1.flatten(0, 1)))
-                ).unflatten(0, (B, -1))
+            if self.config.sample.reencode:
+                x1 = self.encode_again(x1.flatten(0, 1)).unflatten(0, (B, -1))
             history = torch.cat([history, x1], 1)
             if bar is not None:
                 bar.update(B * x1.shape[1])
@@ -175,32 +182,30 @@ class Forecaster:
 
     @torch.no_grad()
     def shown(self, frames: np.ndarray) -> np.ndarray:
-        """What a shard holds, (V, T, H, W, 3) uint8 or latents (V, T, C, h, w), as frames to look at, (V, T, H, W, 3) uint8."""
+        """Frames as stored, (V, T, H, W, 3) uint8 or latents (V, T, C, h, w), -> frames to look at,
+        (V, T, H, W, 3) uint8."""
         if frames.dtype == np.uint8:
             return frames
-        parts = [
-            to_frames(self.autoencoder.decode(torch.from_numpy(z).to(self.device, torch.float32)))
-            for z in frames
-        ]
-        return np.stack(parts)
+        videos = []
+        for z in frames:
+            latents = torch.from_numpy(z).to(self.device, torch.float32)
+            videos.append(to_frames(self.autoencoder.decode(latents)))
+        return np.stack(videos)
 
     @torch.no_grad()
     def forecast(
         self, frames: np.ndarray, predict: int, futures: int, key: tuple, quiet: bool = False
     ) -> np.ndarray:
-        """(V, T, H, W, 3) uint8 given frames, or latents as stored, -> (V, futures, predict, H, W, 3) uint8. Where the data are
-        latents, self.latents has the forecast ones after it."""
+        """Given frames (V, T, H, W, 3) uint8, or latents as stored, -> (V, futures, predict, H, W,
+        3) uint8. If the data are latents, self.latents holds the forecast latents afterwards.
+
+        key seeds the forecasts. quiet: no progress bar.
+        """
         V, T = frames.shape[:2]
-        z = torch.from_numpy(
-            encode_frames(
-                self.autoencoder.encode, frames.reshape(-1, *frames.shape[2:]), self.device
-            )
-        )
-        z = (
-            self.normalize(z.to(self.device, torch.float32))
-            .unflatten(0, (V, T))
-            .repeat_interleave(futures, 0)
-        )
+        flat = frames.reshape(-1, *frames.shape[2:])
+        z = torch.from_numpy(encode_frames(self.autoencoder.encode, flat, self.device))
+        z = self.normalize(z.to(self.device, torch.float32)).unflatten(0, (V, T))
+        z = z.repeat_interleave(futures, 0)
         out = np.empty((V * futures, predict, *self.shown(frames[:1, :1]).shape[2:]), np.uint8)
         self.latents = []
         size = self.config.sample.batch
@@ -217,25 +222,38 @@ class Forecaster:
         return out.reshape(V, futures, *out.shape[1:])
 
 
+def as_drawn(drawn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The same (contexts, gaps) at every call, for `Forecaster.field`."""
+    return drawn
+
+
+# -------------------------------------------------------------------- building and loading
 def make_interpolant(config: Config) -> Interpolant:
-    """The config's interpolant; its k is measured: the standard deviation of x_1 - x_0, or of x_1."""
+    """The interpolant of the config. Its k is measured on the training data: the standard deviation
+    of x_1 - x_0, or of x_1 for interpolants that start at noise."""
     flow = config.flow
-    k = (
-        config.latent.delta
-        if interpolants.TABLE[flow.interpolant].from_reference
-        else config.latent.scale
-    )
+    from_reference = interpolants.TABLE[flow.interpolant].from_reference
+    k = config.latent.delta if from_reference else config.latent.scale
     return interpolants.get(flow.interpolant, flow.c, flow.output, k, flow.weight)
 
 
-def build_net(config: Config, device: torch.device) -> nn.Module:
+# To be removed for config.network_sizes.
+def network_sizes(config: Config) -> dict:
+    """The arguments of models.build besides the name and the latent shape."""
     sizes = dataclasses.asdict(config.model)
-    del sizes["size"]
-    if sizes["name"] != "uvit":
+    for field in ("name", "size"):
+        del sizes[field]
+    if config.model.name != "uvit":
         del sizes["out_norm"]
     if config.halves:
-        sizes |= dict(zip(("given", "future"), config.halves))
-    net = models.build(sizes.pop("name"), latent_shape=config.latent.shape, **sizes)
+        given, future = config.halves
+        return {**sizes, "given": given, "future": future}
+    return {**sizes, "contexts": context_count(config)}
+
+
+def build_net(config: Config, device: torch.device) -> nn.Module:
+    """The velocity network of the config, with new weights."""
+    net = models.build(config.model.name, config.latent.shape, **network_sizes(config))
     return net.to(device, memory_format=torch.channels_last)
 
 
@@ -246,14 +264,16 @@ def load(
     dataset: str = "",
     interpolant: str = "",
 ) -> tuple[Forecaster, int]:
-    """-> the forecaster of a checkpoint, with its averaged weights, and the number of updates behind them. What a file that
-    others published does not say of itself, `dataset`, `interpolant` and `overrides` say."""
+    """Load a checkpoint -> (the forecaster with the averaged weights, number of updates made).
+
+    dataset, interpolant, overrides: settings that a published checkpoint does not store. For
+    checkpoints of main.py, dataset and interpolant must be those of the training.
+    """
     state, overrides = checkpoints.load_checkpoint(path), overrides or {}
     free = ("data.", "sample.", "output.", "vqvae.ckpt", "train.precision", "train.seed")
     if published.is_foreign(state):
-        state = published.checkpoint(
-            state, path, dataset, {"flow.interpolant": interpolant, **overrides}
-        )
+        settings = {"flow.interpolant": interpolant, **overrides}
+        state = published.checkpoint(state, path, dataset, settings)
         free += ("vqvae.", "flow.interpolant", "model.")
     if missing := {"ema", "config", "step"} - state.keys():
         raise UserError(
@@ -261,36 +281,44 @@ def load(
         )
     if fixed := [name for name in overrides if not name.startswith(free)]:
         raise UserError(
-            f"{fixed[0]} belongs to the training of {path} and cannot be changed when sampling from it"
+            f"{fixed[0]} belongs to the training of {path} and cannot be changed when sampling "
+            "from it"
         )
     config = configs.update(configs.from_dict(state["config"]), overrides)
-    for flag, asked, own in (
-        ("dataset", dataset, config.dataset),
-        ("interpolant", interpolant, config.flow.interpolant),
-    ):
-        if asked and asked != own:
-            raise UserError(
-                f"{path} was trained with --{flag} {own}, so {asked} does not go with it"
-            )
+    check_trained_with(path, "dataset", dataset, config.dataset)
+    check_trained_with(path, "interpolant", interpolant, config.flow.interpolant)
     if not config.latent.shape:
         raise UserError(f"{path}: a VQVAE's checkpoint, not a velocity network's")
     net = build_net(config, device)
     checkpoints.load_weights(net, state["ema"], path)
-    if "vqvae" in state:
-        autoencoder = vqvae.build(config.vqvae)
-        checkpoints.load_weights(autoencoder, state["vqvae"], path)
-    elif config.vqvae.ckpt or config.vqvae.kind == "latents":
-        autoencoder = vqvae.load(config.vqvae.ckpt, config.vqvae.kind)
-    else:
-        raise UserError(
-            f"{path} does not hold its autoencoder; name it: --set vqvae.kind=KIND vqvae.ckpt=FILE"
-        )
+    autoencoder = load_autoencoder(state, config, path)
     autoencoder = vqvae.freeze(autoencoder, device, config.train.precision)
     return Forecaster(config, net.eval(), autoencoder, device), state["step"]
 
 
+def check_trained_with(path: str | Path, flag: str, value: str, trained: str) -> None:
+    """Raise UserError if a flag contradicts the training of the checkpoint."""
+    if value and value != trained:
+        raise UserError(
+            f"{path} was trained with --{flag} {trained}, so {value} does not go with it"
+        )
+
+
+def load_autoencoder(state: dict, config: Config, path: str | Path) -> nn.Module:
+    """The autoencoder of a checkpoint: stored in the checkpoint, or named by its config."""
+    if "vqvae" in state:
+        autoencoder = vqvae.build(config.vqvae)
+        checkpoints.load_weights(autoencoder, state["vqvae"], path)
+        return autoencoder
+    if config.vqvae.ckpt or config.vqvae.kind == "latents":
+        return vqvae.load(config.vqvae.ckpt, config.vqvae.kind)
+    raise UserError(
+        f"{path} does not hold its autoencoder; name it: --set vqvae.kind=KIND vqvae.ckpt=FILE"
+    )
+
+
 def about(forecaster: Forecaster, step: int, ckpt: str | Path) -> dict:
-    """How a checkpoint is sampled from, for metrics.json."""
+    """Describe the sampler and the checkpoint for metrics.json."""
     sample = forecaster.config.sample
     return {
         "solver": sample.solver,

@@ -1,6 +1,8 @@
-"""A batch, and pixels to tensors and back."""
+"""A batch, and the conversion of pixels to tensors and back."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -8,10 +10,33 @@ from torch import Tensor
 
 from runtime.process import to_device
 
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # target, reference, context (B, C, h, w), gap (B,)
+
+class Batch(NamedTuple):
+    """B items of latents: predict `target` from `reference` and K `contexts`.
+
+    target, reference: (B, C, h, w). contexts: (B, K, C, h, w). gaps: (B, K) float32, the frames
+    from each context to the reference, >= 1.
+    """
+
+    target: Tensor
+    reference: Tensor
+    contexts: Tensor
+    gaps: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy to a device, without a host wait where the source is in pinned memory."""
+        return Batch(*(part.to(device, non_blocking=True) for part in self))
+
+    def normalize(self, mean: Tensor, std: Tensor) -> Batch:
+        """Subtract the mean of each channel and divide by its deviation, both (C, 1, 1)."""
+        latents = [(part - mean) / std for part in self[:3]]
+        return Batch(*latents, self.gaps)
+
+    def chunk(self, n: int) -> list[Batch]:
+        """Split into n parts along B."""
+        return [Batch(*parts) for parts in zip(*(part.chunk(n) for part in self))]
 
 
-# -------------------------------------------------------------------------------------------------------- pixels
 def to_pixels(frames: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
     """(…, H, W, 3) uint8 -> (…, 3, H, W) float32 in [-1, 1], channels last in memory."""
     frames = to_device(frames, torch.device(device))
@@ -20,14 +45,5 @@ def to_pixels(frames: np.ndarray | Tensor, device: torch.device | str = "cpu") -
 
 def to_frames(pixels: Tensor) -> np.ndarray:
     """(…, 3, H, W) in [-1, 1] -> (…, H, W, 3) uint8."""
-    return (
-        pixels.float()
-        .add(1)
-        .mul(127.5)
-        .round_()
-        .clamp_(0, 255)
-        .byte()
-        .movedim(-3, -1)
-        .cpu()
-        .numpy()
-    )
+    levels = pixels.float().add(1).mul(127.5).round_().clamp_(0, 255).byte()
+    return levels.movedim(-3, -1).cpu().numpy()

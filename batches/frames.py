@@ -1,4 +1,5 @@
-"""Frames, where augmentation forbids the latent cache, and their colour jitter on the device."""
+"""Batches read as frames, for random augmentation, which the latent cache cannot serve; colour
+jitter on the device."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from batches.batch import Batch
-from batches.windows import Windows, check_long_enough, draw_batch, share
+from batches.windows import Windows, check_long_enough, context_count, draw_batch, share
 from configs import Config, Data
 from runtime.console import UserError
 from runtime.process import numpy_generator, to_device
@@ -21,7 +22,11 @@ GRAY = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 
 
 class Jitter(NamedTuple):
-    """factors (B, 4) float32: of brightness, contrast, saturation, and the turn of the hue; order (B, 4): which comes when."""
+    """Colour jitter of B clips.
+
+    factors: (B, 4) float32, of brightness, contrast and saturation, and the turn of the hue.
+    order: (B, 4), the change that is applied first, second, third and fourth.
+    """
 
     factors: np.ndarray
     order: np.ndarray
@@ -31,7 +36,7 @@ class Jitter(NamedTuple):
 
 
 def draw_jitter(data: Data, n: int, rng: np.random.Generator) -> Jitter:
-    """For n clips: factors uniform in 1 +- their strength, the hue's turn in +- its own."""
+    """Draw for n clips: factors uniform in 1 +- strength, hue turns uniform in +- strength."""
     strength = np.array([data.brightness, data.contrast, data.saturation, data.hue])
     around = np.array([1.0, 1.0, 1.0, 0.0])
     factors = around + strength * rng.uniform(-1, 1, (n, 4))
@@ -39,14 +44,13 @@ def draw_jitter(data: Data, n: int, rng: np.random.Generator) -> Jitter:
 
 
 def apply_jitter(frames: Tensor, jitter: Jitter) -> Tensor:
-    """frames (B, T, 3, H, W) in [0, 1] -> the same, jittered."""
+    """frames (B, T, 3, H, W) in [0, 1] -> jittered frames of the same shape and range."""
     factors = to_device(jitter.factors, frames.device)
     for turn in range(4):
         out = torch.empty_like(frames)
         for k, change in enumerate((brightness, contrast, saturation, hue)):
-            clips = np.flatnonzero(
-                jitter.order[:, turn] == k
-            )  # known here, so that the device is not waited for
+            # Selected on the host, so that the host does not wait for the device.
+            clips = np.flatnonzero(jitter.order[:, turn] == k)
             if len(clips):
                 at = to_device(clips, frames.device)
                 out[at] = change(frames[at], factors[at, k].view(-1, 1, 1, 1, 1)).clamp_(0, 1)
@@ -55,28 +59,30 @@ def apply_jitter(frames: Tensor, jitter: Jitter) -> Tensor:
 
 
 def gray(x: Tensor) -> Tensor:
-    """(..., 3, H, W) -> (..., 1, H, W)"""
+    """(..., 3, H, W) -> (..., 1, H, W): luma"""
     red, green, blue = x.split(1, -3)
     return GRAY[0] * red + GRAY[1] * green + GRAY[2] * blue
 
 
 def brightness(x: Tensor, factor: Tensor) -> Tensor:
+    """Scale all values."""
     return x * factor
 
 
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Away from the mean grey of each frame, or towards it."""
+    """Scale the distance of each value from the mean grey level of its frame."""
     mean = gray(x).mean((-2, -1), keepdim=True)
     return mean + factor * (x - mean)
 
 
 def saturation(x: Tensor, factor: Tensor) -> Tensor:
+    """Scale the distance of each value from the grey level of its pixel."""
     level = gray(x)
     return level + factor * (x - level)
 
 
 def hue(x: Tensor, turn: Tensor) -> Tensor:
-    """Around the colour wheel, in turns; value and saturation of each pixel (of HSV) stay."""
+    """Rotate the hue of each pixel by `turn` turns. Value and saturation (of HSV) do not change."""
     value, least = x.amax(-3, keepdim=True), x.amin(-3, keepdim=True)
     chroma = value - least
     red, green, blue = x.split(1, -3)
@@ -89,17 +95,17 @@ def hue(x: Tensor, turn: Tensor) -> Tensor:
         )
         + 6 * turn
     )
-    corner = torch.arange(5.0, 0.0, -2.0, device=x.device).view(
-        3, 1, 1
-    )  # how far each colour lies from red, in sixths
+    # Distance of red, green and blue from red, in sixths of a turn.
+    corner = torch.arange(5.0, 0.0, -2.0, device=x.device).view(3, 1, 1)
     way = (corner + sixth) % 6
     return value - chroma * torch.minimum(way, 4 - way).clamp(0, 1)
 
 
-# ----------------------------------------------------------------- frames, where augmentation forbids the cache
+# -------------------------------------------------------------------- batches from frames
 class FrameTriples(torch.utils.data.Dataset):
-    """Item k is batch k as it is stored: (b, 3, H, W, 3) uint8 (target, reference, context), and gap (b,). `batches` jitters
-    and encodes them on the device."""
+    """Item k is batch k as stored: frames (b, 2 + K, H, W, 3) uint8, in the order target,
+    reference, contexts, and gaps (b, K) float32. `batches` jitters and encodes the frames on the
+    device."""
 
     def __init__(
         self,
@@ -110,31 +116,24 @@ class FrameTriples(torch.utils.data.Dataset):
         fixed: Windows | None = None,
     ):
         check_long_enough(shards, config.data.clip, config.data.skip, "data.clip")
-        self.config, self.shards, self.rank, self.world, self.fixed = (
-            config,
-            shards,
-            rank,
-            world,
-            fixed,
-        )
+        self.config, self.shards = config, shards
+        self.rank, self.world, self.fixed = rank, world, fixed
 
     def __len__(self) -> int:
         return self.config.train.steps
 
     def __getitem__(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         at = draw_batch(self.config, self.shards.lengths, k, self.rank, self.world, self.fixed)
-        clips = [
-            self.shards.read(video, np.array(frames))
-            for video, *frames in zip(at.video, at.target, at.reference, at.context)
-        ]
-        return np.stack(clips), at.gap.astype(np.float32)
+        rows = np.column_stack([at.target, at.reference, at.contexts])
+        clips = [self.shards.read(video, frames) for video, frames in zip(at.video, rows)]
+        return np.stack(clips), at.gaps.astype(np.float32)
 
     def jittered(self, frames: Tensor, k: int) -> Tensor:
-        """This process's share of batch k, (b, 3, H, W, 3) uint8 -> (b, 3, 3, H, W) float32 in [-1, 1]."""
+        """Jitter this process's share of batch k: (b, T, H, W, 3) uint8 -> (b, T, 3, H, W) float32
+        in [-1, 1]."""
         n = self.config.train.batch_size
-        jitter = draw_jitter(
-            self.config.data, n, numpy_generator(self.config.train.seed, "augment", k)
-        )
+        rng = numpy_generator(self.config.train.seed, "augment", k)
+        jitter = draw_jitter(self.config.data, n, rng)
         pixels = frames.movedim(-1, -3).float().div_(255)
         return apply_jitter(pixels, jitter.share(share(n, self.rank, self.world))).mul_(2).sub_(1)
 
@@ -146,7 +145,9 @@ class FrameTriples(torch.utils.data.Dataset):
         device: torch.device,
         whole: bool = False,
     ) -> Iterator[Batch]:
-        """Batches start..stop-1, this process's share of them or the whole, read by workers and encoded on the device."""
+        """Batches start..stop-1: this process's share of each, or the whole batch. Worker processes
+        read the frames; the device encodes them."""
+        per_item = 2 + context_count(self.config)
         dataset = FrameTriples(self.config, self.shards, fixed=self.fixed) if whole else self
         loader = torch.utils.data.DataLoader(
             dataset,
@@ -156,24 +157,24 @@ class FrameTriples(torch.utils.data.Dataset):
             num_workers=min(self.config.data.workers, os.cpu_count() or 1),
             pin_memory=device.type == "cuda",
         )
-        for k, (frames, gap) in enumerate(one_line(loader), start):
+        for k, (frames, gaps) in enumerate(one_line(loader), start):
             with torch.no_grad():
                 pixels = dataset.jittered(frames.to(device, non_blocking=True), k).flatten(0, 1)
                 z = encode(pixels.contiguous(memory_format=torch.channels_last))
-            yield *z.float().unflatten(0, (-1, 3)).unbind(1), gap.to(device, non_blocking=True)
+            z = z.float().unflatten(0, (-1, per_item))
+            yield Batch(z[:, 0], z[:, 1], z[:, 2:], gaps.to(device, non_blocking=True))
 
 
 def own_group(_worker: int) -> None:
-    """Out of reach of a SIGTERM to the training's group of processes: that is the training's to heed, and it needs its
-    workers for one more batch."""
+    """Move a worker into its own process group. A SIGTERM to the group of the training then does
+    not end the worker, which the training needs for one more batch."""
     os.setpgid(0, 0)
 
 
 def one_line(loader: torch.utils.data.DataLoader) -> Iterator:
-    """A worker's UserError without the traceback that torch puts around it."""
+    """Iterate over a loader; raise a UserError of a worker without the traceback torch adds."""
     try:
         yield from loader
     except UserError as error:
-        raise UserError(
-            str(error).strip().splitlines()[-1].removeprefix("runtime.console.UserError: ")
-        ) from None
+        last_line = str(error).strip().splitlines()[-1]
+        raise UserError(last_line.removeprefix("runtime.console.UserError: ")) from None

@@ -1,4 +1,4 @@
-"""Latents: encoded once, cached, gathered."""
+"""Latents: encode each frame once, cache the latents, gather batches from them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ import torch
 from torch import Tensor
 
 from batches.batch import Batch, to_pixels
-from batches.windows import Triples, Windows, check_long_enough, draw_batch
+from batches.windows import FrameIndices, Windows, check_long_enough, draw_batch
 from configs import Config
 from runtime.console import UserError, progress
 from runtime.process import to_device
 from shards import Shards, write_packed
 
-# Limits of what is read at once to be encoded.
+# Limits of the block of frames that is read at once for encoding.
 BLOCK_FRAMES = 2048
 BLOCK_BYTES = 64 << 20
 
 
-# ---------------------------------------------------------------------------------------------- latents, encoded once
+# -------------------------------------------------------------------- the cache
 def latent_dir(shards: Shards, weights_digest: str, root: str) -> Path:
+    """Folder of the latents of a split, named after the frames and the weights of the encoder."""
     name = hashlib.blake2b(
         f"{shards.fingerprint()} {weights_digest}".encode(), digest_size=8
     ).hexdigest()
@@ -34,7 +35,7 @@ def latent_dir(shards: Shards, weights_digest: str, root: str) -> Path:
 
 
 def encode_batch_size(frame_values: int) -> int:
-    """Frames that are encoded at once, for frames of that many values."""
+    """Number of frames per call of the encoder, for frames of `frame_values` values each."""
     return max(1, (1 << 18) // frame_values * 8)
 
 
@@ -42,8 +43,8 @@ def encode_batch_size(frame_values: int) -> int:
 def encode_on_device(
     encode: Callable[[Tensor], Tensor], frames: np.ndarray, device: torch.device | str
 ) -> Tensor:
-    """(n, H, W, 3) uint8 -> (n, C, h, w) float16 on the device, without a host wait. Latents stay
-    as they are, on the host."""
+    """(n, H, W, 3) uint8 -> (n, C, h, w) float16 on the device, without a host wait. Latents are
+    returned unchanged, on the host."""
     if frames.dtype != np.uint8:
         return torch.from_numpy(frames.astype(np.float16))
     batch = encode_batch_size(frames[0].size)
@@ -70,13 +71,13 @@ def start_copy(values: Tensor) -> Callable[[], np.ndarray]:
 def encode_frames(
     encode: Callable[[Tensor], Tensor], frames: np.ndarray, device: torch.device | str
 ) -> np.ndarray:
-    """(n, H, W, 3) uint8 -> (n, C, h, w) float16. Latents stay as they are."""
+    """(n, H, W, 3) uint8 -> (n, C, h, w) float16. Latents are returned unchanged."""
     return start_copy(encode_on_device(encode, frames, device))()
 
 
 def read_ahead(read: Callable[..., np.ndarray], items: Iterable[tuple]) -> Iterator[np.ndarray]:
-    """read(*item) of each item in order, by a thread that reads one item ahead. An error of the
-    thread is raised here. The thread ends with the iterator, which the caller closes."""
+    """Yield read(*item) for each item in order. A thread reads one item ahead. Errors of the thread
+    are raised here. The thread ends with the iterator, which the caller closes."""
     with ThreadPoolExecutor(1, "read-ahead") as pool:
         ahead = None
         for item in items:
@@ -89,9 +90,10 @@ def read_ahead(read: Callable[..., np.ndarray], items: Iterable[tuple]) -> Itera
 
 
 def block_rows(count: int, shape: tuple[int, ...], dtype: np.dtype) -> list[np.ndarray]:
-    """The rows of a file of `count` frames, in blocks of at most BLOCK_FRAMES and BLOCK_BYTES (or
-    one batch)."""
-    # Whole batches: the limit in bytes does not change which frames are encoded together.
+    """Split the rows of a file of `count` frames into blocks of at most BLOCK_FRAMES frames and at
+    most BLOCK_BYTES (but at least one encoder batch)."""
+    # Blocks hold whole batches, so that BLOCK_BYTES does not change which frames are encoded
+    # together.
     values = int(np.prod(shape))
     batch = encode_batch_size(values)
     step = max(batch, BLOCK_BYTES // (values * dtype.itemsize) // batch * batch)
@@ -109,9 +111,9 @@ def cache_latents(
     root: str,
     device: torch.device | str,
 ) -> Path:
-    """Encode every frame of a split once, a latent shard per frame shard; shards that are there
-    already are kept. While a block of frames is encoded, a thread reads the next one, and a GPU's
-    latents of the block before are fetched."""
+    """Encode every frame of a split once and write one latent shard per frame shard. Latent shards
+    that exist are kept. While the device encodes a block of frames, a thread reads the next block,
+    and the latents of the previous block are copied to the host."""
     out = latent_dir(shards, weights_digest, root)
     out.mkdir(parents=True, exist_ok=True)
     todo = []
@@ -129,7 +131,7 @@ def cache_latents(
             wait = None
             for rows in blocks:
                 following = start_copy(encode_on_device(encode, next(frames), device))
-                # Wait for the block before only now that the device has work again.
+                # Wait for the previous block only after the device has work again.
                 if wait is not None:
                     parts.append(np.array(wait()))
                 wait = following
@@ -146,9 +148,11 @@ def cache_latents(
 
 
 class LatentStore:
-    """All latents of a split, gathered by flat index: on the GPU where they fit in half of what is free there, else in their
-    files, memory-mapped: the system keeps as many in memory as it can spare, once for all processes. UserError naming the
-    file for latents that are not finite."""
+    """All latents of a split, gathered by flat index.
+
+    The latents are stored on the GPU if they fit in half of its free memory. Otherwise the files
+    are memory-mapped: the operating system caches them once for all processes. Latents that are not
+    finite raise a UserError that names the file."""
 
     def __init__(self, shards: Shards, device: torch.device):
         maps = [shards.map_file(k) for k in range(len(shards.paths))]
@@ -156,17 +160,13 @@ class LatentStore:
             check_finite(rows, path)
         self.device, self.starts = device, shards.file_starts
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="The given NumPy array is not writable"
-            )  # and nobody writes to it
+            # Nothing writes to these arrays.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             self.parts = [torch.from_numpy(rows) for rows in maps]
-        if (
-            device.type == "cuda"
-            and sum(part.nbytes for part in self.parts) < torch.cuda.mem_get_info(device)[0] // 2
-        ):
-            whole = torch.empty(
-                int(self.starts[-1]), *shards.shape, dtype=self.parts[0].dtype, device=device
-            )
+        size = sum(part.nbytes for part in self.parts)
+        if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] // 2:
+            count, dtype = int(self.starts[-1]), self.parts[0].dtype
+            whole = torch.empty(count, *shards.shape, dtype=dtype, device=device)
             for part, start in zip(self.parts, self.starts):
                 whole[int(start) : int(start) + len(part)] = part
             self.parts, self.starts = [whole], shards.file_starts[[0, -1]]
@@ -186,17 +186,26 @@ class LatentStore:
 
 
 def check_finite(latents: np.ndarray, path: Path) -> None:
+    """Raise UserError if a value is infinite or NaN."""
     for start in range(0, len(latents), 4096):
         if not np.isfinite(latents[start : start + 4096]).all():
             raise UserError(
-                f"{path}: latents that are not finite, from frame {start} on; look at the autoencoder's weights, "
-                "and delete the file to have it made again"
+                f"{path}: latents that are not finite, from frame {start} on; check the weights of "
+                "the autoencoder, and delete the file to encode its frames again"
             )
 
 
+def gather_batch(store: LatentStore, at: FrameIndices) -> Batch:
+    """Gather the latents of a batch, not normalised, in one call. at: flat indices."""
+    b = len(at.target)
+    x = store.gather(np.concatenate([at.target, at.reference, at.contexts.ravel()])).float()
+    contexts = x[2 * b :].unflatten(0, at.contexts.shape)
+    gaps = to_device(at.gaps.astype(np.float32), store.device)
+    return Batch(x[:b], x[b : 2 * b], contexts, gaps)
+
+
 class LatentTriples:
-    """Batches of triples gathered from latents. batch(k) -> target, reference, context (b, C, h, w) as stored (not
-    normalised), gap (b,) float32."""
+    """Batches gathered from cached latents, not normalised."""
 
     def __init__(
         self,
@@ -213,18 +222,21 @@ class LatentTriples:
         self.rank, self.world, self.fixed = rank, world, fixed
         check_long_enough(self.shards, config.data.clip, config.data.skip, "data.clip")
 
-    def triples(self, k: int, whole: bool = False) -> Triples:
+    def frames(self, k: int, whole: bool = False) -> FrameIndices:
+        """Frame numbers of batch k: this process's share, or the whole batch."""
         rank, world = (0, 1) if whole else (self.rank, self.world)
         return draw_batch(self.config, self.shards.lengths, k, rank, world, self.fixed)
 
     def batch(self, k: int, whole: bool = False) -> Batch:
-        at = self.triples(k, whole)
-        base = self.shards.starts[at.video]
-        x = self.store.gather(
-            np.concatenate([base + at.target, base + at.reference, base + at.context])
+        at = self.frames(k, whole)
+        first = self.shards.starts[at.video]
+        flat = at._replace(
+            target=first + at.target,
+            reference=first + at.reference,
+            contexts=first[:, None] + at.contexts,
         )
-        return *x.float().chunk(3), to_device(at.gap.astype(np.float32), self.device)
+        return gather_batch(self.store, flat)
 
     def batches(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:
-        """This process's share of them, or the whole."""
+        """Batches start..stop-1: this process's share of each, or the whole batch."""
         return (self.batch(k, whole) for k in range(start, stop))

@@ -1,4 +1,4 @@
-"""Index arithmetic: which frames make the training triples and the evaluation clips."""
+"""Index arithmetic: which frames form batch items and evaluation clips."""
 
 from __future__ import annotations
 
@@ -14,18 +14,25 @@ from runtime.process import numpy_generator
 from shards import Shards
 
 
-class Triples(NamedTuple):
-    """Where the three frames of each item lie; all (B,) int64. gap = (reference - context) / stride, >= 1."""
+class FrameIndices(NamedTuple):
+    """Frame numbers of B batch items within their videos, all int64.
+
+    video, target, reference: (B,). contexts, gaps: (B, K), with
+    gaps = (reference - contexts) / stride, >= 1.
+    """
 
     video: np.ndarray
     target: np.ndarray
     reference: np.ndarray
-    context: np.ndarray
-    gap: np.ndarray
+    contexts: np.ndarray
+    gaps: np.ndarray
+
+    def share(self, part: slice) -> FrameIndices:
+        return FrameIndices(*(values[part] for values in self))
 
 
 class Windows(NamedTuple):
-    """Runs of `clip` frames, `stride` apart, all (W,) int64."""
+    """W windows of `clip` frames, `stride` apart. video, start: (W,) int64."""
 
     video: np.ndarray
     start: np.ndarray
@@ -33,16 +40,30 @@ class Windows(NamedTuple):
     stride: int
 
 
-# --------------------------------------------------------------------------------------------------- index arithmetic
+# -------------------------------------------------------------------- index arithmetic
 def span(clip: int, skip: int) -> int:
-    """Frames from the first to the last of a window, both counted."""
+    """Number of frames from the first to the last frame of a window, both included."""
     return (clip - 1) * (skip + 1) + 1
 
 
-def gaps(u: Tensor, available: Tensor | int, rule: str) -> Tensor:
-    """u uniform in [0, 1) -> a gap in 1..available, int64. `uniform`: every earlier frame alike; `recent:K`: the last K of
-    them; `log`: log-uniform, each doubling of the gap alike."""
-    top = available if isinstance(available, Tensor) else torch.full((), available, device=u.device)
+def context_count(config: Config) -> int:
+    """K, the number of contexts of each batch item."""
+    if config.halves:
+        return config.halves[0]
+    return getattr(config.data, "contexts", 1)
+
+
+def draw_gaps(u: Tensor, available: Tensor | int, rule: str) -> Tensor:
+    """Map u (B, K), uniform in [0, 1), to gaps (B, K), int64 in [1, available].
+
+    available: (B,), or one number for all, the count of frames before the reference. rule:
+    `uniform`: uniform over these frames; `recent:N`: uniform over the last N of these frames;
+    `log`: log-uniform, so that each doubling of the gap is equally likely.
+    """
+    if isinstance(available, Tensor):
+        top = available[:, None]
+    else:
+        top = torch.full((), available, device=u.device)
     if rule == "log":
         return torch.minimum(((top + 1.0) ** u).long(), top)
     if rule.startswith("recent"):
@@ -53,7 +74,8 @@ def gaps(u: Tensor, available: Tensor | int, rule: str) -> Tensor:
 def draw_windows(
     lengths: np.ndarray, clip: int, skip: int, n: int, rng: np.random.Generator
 ) -> Windows:
-    """n random windows: a video, uniformly among those long enough, then a start, uniformly up to the last that fits."""
+    """Draw n windows: a video, uniform over the videos that are long enough, then a start, uniform
+    over all starts at which the window fits."""
     fits = np.flatnonzero(lengths >= span(clip, skip))
     video = fits[rng.integers(len(fits), size=n)]
     start = rng.integers(lengths[video] - span(clip, skip) + 1)
@@ -61,7 +83,8 @@ def draw_windows(
 
 
 def spaced_windows(lengths: np.ndarray, clip: int, skip: int, n: int) -> Windows:
-    """Up to n windows that do not overlap, evenly spread over all that there are: the same ones every time."""
+    """At most n windows that do not overlap, evenly spaced over all such windows. The result is
+    deterministic."""
     size = span(clip, skip)
     counts = lengths // size
     chosen = np.arange(counts.sum())
@@ -72,16 +95,29 @@ def spaced_windows(lengths: np.ndarray, clip: int, skip: int, n: int) -> Windows
     return Windows(video, (chosen - (ends - counts)[video]) * size, clip, skip + 1)
 
 
-def draw_triples(windows: Windows, rule: str, rng: np.random.Generator) -> Triples:
-    """One triple in each window: the target uniform over its frames from the third on, the context by `rule`."""
+def draw_frames(
+    windows: Windows, rule: str, contexts: int, rng: np.random.Generator
+) -> FrameIndices:
+    """Draw one batch item in each window: the target is uniform over the frames from the third
+    on, the reference is the frame before the target, and `rule` draws the contexts."""
     n = len(windows.video)
     target = rng.integers(2, windows.clip, size=n)
-    gap = gaps(torch.from_numpy(rng.random(n)), torch.from_numpy(target - 1), rule).numpy()
-    place = lambda index: windows.start + index * windows.stride  # noqa: E731
-    return Triples(windows.video, place(target), place(target - 1), place(target - 1 - gap), gap)
+    u = torch.from_numpy(rng.random((n, contexts)))
+    gaps = draw_gaps(u, torch.from_numpy(target - 1), rule).numpy()
+    reference = target - 1
+    earlier = reference[:, None] - gaps
+    start, stride = windows.start, windows.stride
+    return FrameIndices(
+        video=windows.video,
+        target=start + target * stride,
+        reference=start + reference * stride,
+        contexts=start[:, None] + earlier * stride,
+        gaps=gaps,
+    )
 
 
 def check_long_enough(shards: Shards, clip: int, skip: int, field: str) -> None:
+    """Raise UserError if no video of a split has room for a window."""
     need, longest = span(clip, skip), int(shards.lengths.max())
     if longest < need:
         raise UserError(
@@ -92,37 +128,34 @@ def check_long_enough(shards: Shards, clip: int, skip: int, field: str) -> None:
 
 def draw_batch(
     config: Config, lengths: np.ndarray, k: int, rank: int, world: int, fixed: Windows | None
-) -> Triples:
-    """This process's share of batch k. `fixed` windows (overfitting) are drawn from in place of all."""
-    rng, n, data = (
-        numpy_generator(config.train.seed, "batch", k),
-        config.train.batch_size,
-        config.data,
-    )
+) -> FrameIndices:
+    """This process's share of batch k. `fixed` (overfitting): draw from these windows only."""
+    rng = numpy_generator(config.train.seed, "batch", k)
+    n, data = config.train.batch_size, config.data
     if fixed is None:
         windows = draw_windows(lengths, data.clip, data.skip, n, rng)
     else:
         pick = rng.integers(len(fixed.video), size=n)
         windows = fixed._replace(video=fixed.video[pick], start=fixed.start[pick])
-    return Triples(
-        *(part[share(n, rank, world)] for part in draw_triples(windows, data.context, rng))
-    )
+    # Every process draws the whole batch, so that the batch does not depend on their number.
+    at = draw_frames(windows, data.context, context_count(config), rng)
+    return at.share(share(n, rank, world))
 
 
 def share(n: int, rank: int, world: int) -> slice:
-    """The items of a batch of n that a process takes."""
+    """The items of a batch of n that process `rank` of `world` takes."""
     return slice(rank * n // world, (rank + 1) * n // world)
 
 
 def describe_batch(config: Config, shards: Shards, k: int, fixed: Windows | None) -> str:
-    """Where batch k comes from, for a person."""
+    """Describe for an error message where the frames of batch k are stored."""
     at = draw_batch(config, shards.lengths, k, 0, 1, fixed)
-    named = [
-        f"{shards.path_of(v, t).name}, video {v}, frames {c}, {r}, {t}"
-        for v, t, r, c in zip(at.video[:4], at.target, at.reference, at.context)
-    ]
-    return (
-        f"{shards.dir}: "
-        + "; ".join(named)
-        + f"; and {len(at.video) - 4} more" * (len(at.video) > 4)
-    )
+    found = []
+    for video, target, reference, contexts in zip(
+        at.video[:4], at.target, at.reference, at.contexts
+    ):
+        frames = ", ".join(str(frame) for frame in (*contexts, reference, target))
+        found.append(f"{shards.path_of(video, target).name}, video {video}, frames {frames}")
+    if len(at.video) > 4:
+        found.append(f"and {len(at.video) - 4} more")
+    return f"{shards.dir}: " + "; ".join(found)

@@ -66,7 +66,7 @@ def plainly(model: Forecaster, given: Tensor, frames: int, batch: int) -> Tensor
                 place = int(rng.integers(t - 1))
                 gap = torch.full((len(x),), t - 1.0 - place, device=x.device)
                 x = model.interpolant.network_input(x, s, reference)
-                return model.net(x, s, reference, history[:, place], gap)
+                return model.net(x, s, reference, history[:, place : place + 1], gap[:, None])
 
             frame = integrate(
                 field,

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import configs
 import train
-from batches.batch import to_pixels
+from batches.batch import Batch, to_pixels
 from batches.latents import LatentTriples
 from batches.windows import draw_windows
 from benchmarks import measure, results
@@ -37,7 +37,7 @@ from forecaster import Forecaster, build_net
 from models import autoencoders
 from runtime import parallel
 from runtime.console import UserError, progress, run_command
-from runtime.process import Process, generator, start, uses_bf16
+from runtime.process import Process, autocast, start, uses_bf16
 from shards import Shards, write_packed
 
 # Shape of a latent, and frames per clip of the straightforward way.
@@ -67,7 +67,7 @@ def flops(config: Config) -> int:
         net = build_net(config, torch.device("meta")).eval()
         x, one = torch.empty(1, *SHAPE), torch.ones(1)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            net(x, one, x, x, one)
+            net(x, one, x, x[:, None], one[:, None])
     return 3 * counter.get_total_flops()
 
 
@@ -82,11 +82,10 @@ def ours(config: Config, dir: Path, process: Process, repeats: int) -> float:
 
     def step() -> None:
         k = next(steps)
-        losses.append(
-            train.update(learner.net, learner.optimizer, forecaster, source.batch(k), k, process)[
-                0
-            ].mean()
+        scalars = train.update(
+            learner.net, learner.optimizer, forecaster, source.batch(k), k, process
         )
+        losses.append(scalars["loss"])
         train.average(
             parallel.local(learner.ema), parallel.local(learner.weights), k, config.train.ema
         )
@@ -120,11 +119,11 @@ def plainly(config: Config, dir: Path, device: torch.device, repeats: int) -> di
             return encode(clips[:, :3].flatten(0, 1).contiguous()).unflatten(0, (-1, 3))
 
     def update(z: torch.Tensor) -> None:
-        noise = generator(device, "noise")
-        batch = (z[:, 0], z[:, 1], z[:, 2], torch.ones(n, device=device))
-        loss = train.flow_loss(
-            net, forecaster, *train.flow_batch(forecaster, batch, noise, slice(n))[0]
-        ).mean()
+        batch = Batch(z[:, 0], z[:, 1], z[:, 2:], torch.ones(n, 1, device=device))
+        batch = batch.normalize(forecaster.mean, forecaster.std)
+        s, eps = train.draw_noise(config, batch.target, 0, device, slice(n))
+        with autocast(config.train.precision, device):
+            loss = train.flow_loss(net, forecaster.interpolant, batch, s, eps).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)

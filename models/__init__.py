@@ -1,7 +1,10 @@
-"""Velocity networks, each a file: module(z, s, reference, context, gap) -> (B, C, h, w).
+"""Velocity networks, one per file.
 
-z, reference, context: (B, C, h, w); s: (B,) flow time in [0, 1]; gap: (B,) frames from context to reference, >= 1.
-None of them knows what an interpolant is.
+module(z, s, reference, contexts, gaps, noise=None) -> (B, C, h, w)
+
+z, reference: (B, C, h, w). s: (B,), flow time in [0, 1]. contexts: (B, K, C, h, w). gaps: (B, K),
+frames from each context to the reference, >= 1. noise: (B,), level of the noise on the given
+frames; the networks here ignore it. No network depends on the interpolant.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ TABLE = {"convnet": ConvNet, "joint": Joint, "uvit": UViT}
 
 
 def build(name: str, latent_shape: tuple[int, int, int], **sizes) -> nn.Module:
-    """The network of that name for latents (C, h, w); sizes: width, depth, mid_depth, heads, dropout, each with the
-    network's own default; for `joint` also given and future, its numbers of frames. KeyError for an unknown name."""
+    """Build a network for latents (C, h, w). KeyError for an unknown name.
+
+    sizes: width, depth, mid_depth, heads, dropout, each with a default of the network's own. For
+    `convnet` and `uvit` also contexts = K; for `joint` also given and future, numbers of frames.
+    """
     return TABLE[name](latent_shape, **sizes)

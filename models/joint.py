@@ -1,7 +1,8 @@
-"""Several future frames at once, given several past ones: the conv net with frames stacked along its channels.
+"""Several future frames at once, given several past frames: the conv net with all frames stacked
+along its channels.
 
-Outside the network frames lie below one another, (B, C, frames x h, w), so that whatever is done channel by channel, or to
-a batch of latents of any size, is done to them as to one frame.
+Outside the network the future frames are stacked along the height, (B, C, frames x h, w), so that
+every computation per channel, or on latents of any size, applies to them as to one frame.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ from models.convnet import ConvNet
 
 
 def below(frames: Tensor) -> Tensor:
-    """(B, T, C, h, w) -> (B, C, T h, w): frames below one another."""
+    """Stack frames along the height: (B, T, C, h, w) -> (B, C, T h, w)."""
     return frames.transpose(1, 2).flatten(2, 3)
 
 
 def apart(x: Tensor, h: int) -> Tensor:
-    """(B, C, T h, w) -> (B, T, C, h, w), the inverse of `below`."""
+    """Split into frames of height h, (B, C, T h, w) -> (B, T, C, h, w): the inverse of `below`."""
     return x.unflatten(2, (-1, h)).transpose(1, 2)
 
 
 class Joint(ConvNet):
-    """z: (B, C, future h, w); context: (B, C, given h, w), the past. The reference, the last given frame, is in the context
-    already, and gap is always 1: neither is looked at."""
+    """z: (B, C, future h, w). contexts: (B, given, C, h, w), the past in order. reference and gaps
+    are ignored: the last context is the reference, and the gaps are constant."""
 
     def __init__(
         self, latent_shape: tuple[int, int, int], given: int, future: int, width: int = 128, **sizes
@@ -34,8 +35,16 @@ class Joint(ConvNet):
         self.conv_in = nn.Conv2d((future + given) * C, width, 3, padding=1)
 
     def forward(
-        self, z: Tensor, s: Tensor, reference: Tensor, context: Tensor, gap: Tensor
+        self,
+        z: Tensor,
+        s: Tensor,
+        reference: Tensor,
+        contexts: Tensor,
+        gaps: Tensor,
+        noise: Tensor | None = None,
     ) -> Tensor:
-        stacked, past = (apart(x, self.h).flatten(1, 2) for x in (z, context))
-        out = super().forward(stacked, s, past, past[:, :0], gap)
+        frames = apart(z, self.h).flatten(1, 2)
+        no_reference = frames[:, :0]
+        one_gap = gaps.new_ones(len(gaps), 1)
+        out = super().forward(frames, s, no_reference, contexts, one_gap)
         return below(out.unflatten(1, (-1, z.shape[1])))

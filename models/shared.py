@@ -1,4 +1,4 @@
-"""What the networks share: the embedding of a scalar, blocks that are computed twice to save memory."""
+"""Shared by the networks: embedding of a scalar, activation checkpointing of a block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 
 def sinusoidal(x: Tensor, dim: int, scale: float) -> Tensor:
-    """(B,) -> (B, dim): cosines, then sines, of scale * x * 10000^(-k / (dim / 2)), k = 0 … dim / 2 - 1."""
+    """(B,) -> (B, dim): cosines, then sines, of scale * x * 10000^(-k / (dim / 2)),
+    k = 0, …, dim / 2 - 1."""
     half = dim // 2
     frequencies = torch.exp(
         torch.arange(half, device=x.device, dtype=x.dtype) * (-math.log(10000) / half)
@@ -20,7 +21,8 @@ def sinusoidal(x: Tensor, dim: int, scale: float) -> Tensor:
 
 
 def through(block: nn.Module, recompute: bool, *inputs: Tensor) -> Tensor:
-    """block(*inputs); with `recompute` what it holds for the way back is thrown away, and computed again when it is wanted."""
+    """block(*inputs). recompute: activation checkpointing, so that the backward pass computes the
+    activations of the block again."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)
     return block(*inputs)

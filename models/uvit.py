@@ -1,6 +1,8 @@
-"""The published velocity network of RIVER (arXiv 2211.14575): a U-ViT, transformer blocks with long skips.
+"""The published velocity network of RIVER (arXiv 2211.14575): a U-ViT,
+transformer blocks with long skips.
 
-Parameter names and shapes are those of the published checkpoints, so that these load without renaming.
+Parameter names and shapes are those of the published checkpoints, which therefore load without
+renaming.
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ from torch import Tensor, nn
 
 from models.shared import sinusoidal, through
 
-POSITIONS = 512  # rows and columns that the position embedding can tell apart
+POSITIONS = 512  # size of the position embedding in rows and in columns
 
 
 class PositionEncoding(nn.Module):
-    """Learned 2-D embedding; of a token's channels the first half tells its column, the second its row."""
+    """Learned 2-D embedding: half of the channels encode the column, the others the row."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -33,8 +35,8 @@ class PositionEncoding(nn.Module):
 
 
 class Block(nn.TransformerEncoderLayer):
-    """Attention, then two linear layers, each after a normalisation and added to its input. torch's layer holds the weights,
-    under the published names; what is computed is written here, for its speed and so that torch.compile sees all of it."""
+    """A pre-norm transformer block. The torch layer holds the weights under the published names.
+    The forward pass is written out here for speed, and so that torch.compile traces all of it."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__(
@@ -46,7 +48,7 @@ class Block(nn.TransformerEncoderLayer):
         return x + self.dropout2(self.linear2(self.dropout(F.gelu(self.linear1(self.norm2(x))))))
 
     def attend(self, x: Tensor) -> Tensor:
-        """(B, tokens, width) -> the same"""
+        """Self-attention: (B, tokens, width) -> (B, tokens, width)."""
         B, T, W = x.shape
         layer = self.self_attn
         qkv = F.linear(x, layer.in_proj_weight, layer.in_proj_bias)
@@ -56,8 +58,9 @@ class Block(nn.TransformerEncoderLayer):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v of (B, heads, tokens, d). In bf16 on a CPU it is written out, for those with
-    AMX: torch's fused one is slow there on the way back. Without AMX there is nothing in it."""
+    """softmax(q k^T / sqrt(d)) v for (B, heads, tokens, d)."""
+    # In bf16 on CPUs with AMX, the backward pass of torch's fused attention is slow. Without AMX
+    # both ways take equally long.
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
         weights = torch.softmax(
             (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), -1, dtype=torch.float32
@@ -67,12 +70,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
 
 
 class UViT(nn.Module):
-    """`depth` blocks in, `mid_depth` in between, `depth` out; out block i joins the output of in block depth - 1 - i.
+    """`depth` input blocks, `mid_depth` middle blocks, `depth` output blocks; output block i also
+    takes the output of input block depth - 1 - i (long skip).
 
-    Defaults are the published sizes, 98.1 M parameters at C = 4. width must be a multiple of heads and of 2. out_norm: of the
-    projection to latents, `ln` or, as RIVER has it on BAIR at 256 pixels, `bn`. recompute: keep of each block its input only,
-    and compute the rest again on the way back: less memory, a third more work.
-    """
+    Defaults are the published sizes, 98.1 M parameters at C = 4. width must be a multiple of heads
+    and of 2. out_norm: normalisation in the projection to latents, `ln`, or `bn` as in RIVER on
+    BAIR at 256 pixels. contexts: K. recompute: activation checkpointing, which stores only the
+    input of each block and computes the block again in the backward pass: less memory, a third more
+    work."""
 
     recompute = False
 
@@ -85,6 +90,7 @@ class UViT(nn.Module):
         heads: int = 8,
         dropout: float = 0.05,
         out_norm: str = "ln",
+        contexts: int = 1,
     ):
         super().__init__()
         C, h, w = latent_shape
@@ -94,10 +100,11 @@ class UViT(nn.Module):
             return Block(width, heads, dropout)
 
         self.position_encoding = PositionEncoding(width)
-        self.project_in = nn.Sequential(Rearrange("b c h w -> b (h w) c"), nn.Linear(3 * C, width))
-        self.time_projection = nn.Sequential(
-            nn.Linear(1, 256), nn.ReLU(), nn.Linear(256, width)
-        )  # of log(gap)
+        self.project_in = nn.Sequential(
+            Rearrange("b c h w -> b (h w) c"), nn.Linear((2 + contexts) * C, width)
+        )
+        # Its input is log(gap).
+        self.time_projection = nn.Sequential(nn.Linear(1, 256), nn.ReLU(), nn.Linear(256, width))
         self.in_blocks = nn.ModuleList(block() for _ in range(depth))
         self.mid_blocks = nn.ModuleList(block() for _ in range(mid_depth))
         self.out_blocks = nn.ModuleList(
@@ -113,13 +120,21 @@ class UViT(nn.Module):
         )
 
     def forward(
-        self, z: Tensor, s: Tensor, reference: Tensor, context: Tensor, gap: Tensor
+        self,
+        z: Tensor,
+        s: Tensor,
+        reference: Tensor,
+        contexts: Tensor,
+        gaps: Tensor,
+        noise: Tensor | None = None,
     ) -> Tensor:
         h, w = z.shape[-2:]
-        tokens = self.project_in(torch.cat([z, reference, context], 1)) + self.position_encoding(
-            h, w
-        )
-        tokens = tokens + self.time_projection(gap.log()[:, None])[:, None]
+        tokens = self.project_in(torch.cat([z, reference, contexts.flatten(1, 2)], 1))
+        tokens = tokens + self.position_encoding(h, w)
+        # The gap embedding is the mean over the K contexts, the same for all tokens.
+        of_gaps = self.time_projection(gaps.log().reshape(-1, 1))
+        tokens = tokens + of_gaps.unflatten(0, gaps.shape).mean(1)[:, None]
+        # The flow time is a token of its own.
         tokens = torch.cat([sinusoidal(s, self.width, 200.0)[:, None].to(tokens), tokens], 1)
         stored = []
         for block in self.in_blocks:
@@ -133,5 +148,5 @@ class UViT(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """What is worth compiling, sharding and recomputing by itself."""
+        """The modules that are compiled, sharded and checkpointed one by one."""
         return [*self.in_blocks, *self.mid_blocks, *(block for _, block in self.out_blocks)]

@@ -1,4 +1,4 @@
-"""The log of a run: JSON lines and wandb, and what is logged of recent updates."""
+"""The log of a run: JSON lines, wandb, and the scalars of recent updates."""
 
 from __future__ import annotations
 
@@ -22,16 +22,22 @@ from runtime.console import UserError, print_once
 
 
 def wandb_mode(mode: str) -> str:
-    """`auto` -> disabled, with one line, without wandb; WANDB_MODE if set; online where a key is configured, else offline.
-    UserError for another mode without wandb."""
-    asked = os.environ.get("WANDB_MODE") if mode == "auto" else mode
-    if asked != "disabled" and importlib.util.find_spec("wandb") is None:
+    """Resolve wandb.mode.
+
+    `auto` is `disabled` if wandb is not installed (with one printed line), else WANDB_MODE if it is
+    set, else `online` if an API key is configured, else `offline`. Any other mode except `disabled`
+    raises UserError if wandb is not installed.
+    """
+    mode_set = os.environ.get("WANDB_MODE") if mode == "auto" else mode
+    if mode_set != "disabled" and importlib.util.find_spec("wandb") is None:
         if mode != "auto":
             raise UserError(
-                f"wandb.mode={mode}, but wandb is not installed: pip install wandb, or set wandb.mode=disabled"
+                f"wandb.mode={mode}, but wandb is not installed: pip install wandb, or set "
+                "wandb.mode=disabled"
             )
         print_once(
-            "wandb is not installed, so nothing is logged there (metrics.jsonl holds all of it): pip install wandb"
+            "wandb is not installed, so nothing is logged there (metrics.jsonl holds all of it): "
+            "pip install wandb"
         )
         return "disabled"
     if mode != "auto":
@@ -50,8 +56,10 @@ def wandb_mode(mode: str) -> str:
 
 
 class Log:
-    """Rows of a run: appended to metrics.jsonl and sent to wandb. On resuming at `step`, later rows of the file go,
-    since the steps that wrote them will be done again."""
+    """Rows of a run, appended to metrics.jsonl and sent to wandb.
+
+    On resuming at `step`, later rows are removed from the file, because their steps run again.
+    """
 
     def __init__(self, dir: Path, config: configs.Config, step: int, enabled: bool = True):
         self.run, self.file = None, None
@@ -60,11 +68,8 @@ class Log:
         dir.mkdir(parents=True, exist_ok=True)
         path = dir / "metrics.jsonl"
         if path.exists():
-            rows = [
-                line
-                for line in path.read_text().splitlines()
-                if is_row(line) and json.loads(line)["step"] <= step
-            ]
+            lines = filter(is_row, path.read_text().splitlines())
+            rows = [line for line in lines if json.loads(line)["step"] <= step]
             temporary = path.with_name(".metrics.tmp")
             temporary.write_text("".join(row + "\n" for row in rows))
             os.replace(temporary, path)
@@ -86,14 +91,9 @@ class Log:
         elif self.run:
             import wandb
 
-            self.run.log(
-                {
-                    name: wandb.Video(
-                        frames.transpose(0, 3, 1, 2), fps=max(1, round(fps)), format="mp4"
-                    )
-                },
-                step=step,
-            )
+            frames = frames.transpose(0, 3, 1, 2)
+            video = wandb.Video(frames, fps=max(1, round(fps)), format="mp4")
+            self.run.log({name: video}, step=step)
 
     def __enter__(self) -> Log:
         return self
@@ -103,78 +103,102 @@ class Log:
 
     def close(self, code: int = 0) -> None:
         if self.file:
-            with suppress(OSError):  # a full disk has been told of by then
+            # An error of a full disk has been raised before.
+            with suppress(OSError):
                 self.file.close()
         if self.run:
             self.run.finish(exit_code=code)
 
 
 class Recent:
-    """Losses and gradient norms since the last log, kept on the device so that the loop never waits for them, and a count
-    of the updates that were left out because their gradient was not finite. parts: names of what is logged beside them."""
+    """Scalars of the updates since the last log, and the count of skipped updates.
 
-    def __init__(self, batch_size: int, parts: Iterable[str] = ()):
-        self.batch_size, self.bad, self.bad_in_a_row, self.names = (
-            batch_size,
-            0,
-            0,
-            ("loss", "grad_norm", *parts),
-        )
+    An update whose gradient norm is not finite is skipped. The scalars stay on the device, so that
+    the training loop never waits for them.
+    """
+
+    def __init__(self, batch_size: int):
+        self.batch_size = batch_size
+        self.bad = 0
+        self.bad_in_a_row = 0
         self.clear()
 
     def clear(self) -> None:
-        self.pairs, self.counted, self.restored, self.began = (
-            [],
-            0,
-            0,
-            time.perf_counter(),
-        )  # pairs (2 + parts,): loss, norm, …
+        # One {name: scalar} per update; `loss` and `grad_norm` are always among the names.
+        self.updates: list[dict[str, Tensor]] = []
+        # How many of them `summary` has examined, and how many come from a checkpoint.
+        self.counted = 0
+        self.restored = 0
+        self.restart_clock()
 
-    def add(self, loss: Tensor, norm: Tensor, *parts: Tensor) -> None:
-        self.pairs.append(torch.stack([loss, norm, *parts]))
+    def restart_clock(self) -> None:
+        """Start to measure the rate, `samples_per_second`."""
+        self.began = time.perf_counter()
+
+    def add(self, scalars: dict[str, Tensor]) -> None:
+        self.updates.append(scalars)
+
+    def values(self) -> list[dict[str, float]]:
+        """The scalars as floats, copied to the host in one transfer."""
+        if not self.updates:
+            return []
+        scalars = [scalar for update in self.updates for scalar in update.values()]
+        floats = iter(torch.stack(scalars).tolist())
+        return [{name: next(floats) for name in update} for update in self.updates]
 
     def state_dict(self) -> dict:
         return {
-            "pairs": [pair.cpu() for pair in self.pairs],
+            "updates": self.values(),
             "counted": self.counted,
             "bad": self.bad,
             "bad_in_a_row": self.bad_in_a_row,
         }
 
-    def load_state_dict(self, state: dict, device: torch.device) -> None:
-        self.pairs, self.restored = (
-            [pair.to(device) for pair in state["pairs"]],
-            len(state["pairs"]),
-        )
-        self.counted, self.bad, self.bad_in_a_row = (
-            state["counted"],
-            state["bad"],
-            state["bad_in_a_row"],
-        )
+    def load_state_dict(self, state: dict, device: torch.device, names: Iterable[str]) -> None:
+        """names: of the values in the rows ("pairs") of checkpoints that did not store names."""
+        updates = state.get("updates")
+        if updates is None:
+            updates = [dict(zip(names, row.tolist())) for row in state["pairs"]]
+        self.updates = []
+        for update in updates:
+            scalars = torch.tensor(list(update.values()), device=device)
+            self.updates.append(dict(zip(update, scalars.unbind())))
+        self.restored = len(self.updates)
+        self.counted = state["counted"]
+        self.bad = state["bad"]
+        self.bad_in_a_row = state["bad_in_a_row"]
 
     def summary(self) -> dict[str, float]:
-        """Means over the updates that were made; without `loss` and `grad_norm` if none was. Notes in `longest` how many in a
-        row, of those not looked at before, were left out, and how many updates ago they began."""
-        pairs, self.longest = torch.stack(self.pairs).tolist(), (0, 0)
-        for k, (_, norm, *_) in enumerate(pairs[self.counted :], self.counted):
-            self.bad_in_a_row = 0 if math.isfinite(norm) else self.bad_in_a_row + 1
-            self.bad += not math.isfinite(norm)
-            self.longest = max(
-                self.longest, (self.bad_in_a_row, len(pairs) - k - 1 + self.bad_in_a_row)
-            )
-        self.counted = len(pairs)
-        made = [pair for pair in pairs if math.isfinite(pair[1])]
-        means = dict(zip(self.names, (sum(column) / len(made) for column in zip(*made))))
-        rate = (len(pairs) - self.restored) * self.batch_size / (time.perf_counter() - self.began)
-        return {
-            **means,
-            "samples_per_second": rate,
-            **({"bad_steps": self.bad} if self.bad else {}),
-        }
+        """Means over the updates that were made; without `loss` and `grad_norm` if none was made.
+
+        Also sets `longest` to (length of the longest run of skipped updates among those not
+        examined before, how many updates ago that run began).
+        """
+        updates = self.values()
+        self.longest = (0, 0)
+        for k, update in enumerate(updates[self.counted :], self.counted):
+            skipped = not math.isfinite(update["grad_norm"])
+            self.bad_in_a_row = self.bad_in_a_row + 1 if skipped else 0
+            self.bad += skipped
+            began = len(updates) - k - 1 + self.bad_in_a_row
+            self.longest = max(self.longest, (self.bad_in_a_row, began))
+        self.counted = len(updates)
+
+        made = [update for update in updates if math.isfinite(update["grad_norm"])]
+        columns: dict[str, list[float]] = {}
+        for update in made:
+            for name, value in update.items():
+                columns.setdefault(name, []).append(value)
+        result = {name: sum(column) / len(column) for name, column in columns.items()}
+        seconds = time.perf_counter() - self.began
+        result["samples_per_second"] = (len(updates) - self.restored) * self.batch_size / seconds
+        if self.bad:
+            result["bad_steps"] = self.bad
+        return result
 
 
 def is_row(line: str) -> bool:
-    """False for a line that was cut short when the process was killed."""
+    """False for a line that is incomplete because the process was killed."""
     try:
         return "step" in json.loads(line)
     except ValueError:
@@ -182,9 +206,11 @@ def is_row(line: str) -> bool:
 
 
 def start_wandb(dir: Path, config: configs.Config, mode: str):
+    """Start the wandb run of a checkpoint folder, or resume it."""
     import wandb
 
-    id_file = dir / "wandb_id.txt"  # its own id, since ids of deleted runs cannot be used again
+    # The run gets a random id: wandb does not accept the id of a deleted run again.
+    id_file = dir / "wandb_id.txt"
     if not id_file.exists():
         id_file.write_text(f"{dir.name}-{os.urandom(4).hex()}")
     folder = Path(config.output.root)

@@ -1,8 +1,9 @@
-"""CUDA without a GPU: fake tensors of device cuda, and an error at whatever would make the host wait for the GPU.
+"""CUDA without a GPU: fake tensors of device cuda, and an error for every operation that would make
+the host wait for the GPU.
 
-Fake tensors have shapes, types and devices and no values. Operations on tensors of different devices fail as they
-would on a GPU, and so do operations whose result has to be known on the host (`.item()`, `bool()`, `nonzero`).
-"""
+Fake tensors have shapes, types and devices and no values. Operations on tensors of different
+devices fail as they would on a GPU, and so do operations whose result must be known on the host
+(`.item()`, `bool()`, `nonzero`)."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ class HostWait(Exception):
 
 
 class NoHostWaits(TorchDispatchMode):
-    """HostWait at a copy from the GPU, and at one to the GPU that is blocking or from pageable memory.
+    """Raise HostWait at a copy from the GPU, and at a copy to the GPU that blocks or reads pageable
+    memory.
 
     `launches` counts the operations on GPU tensors that are not views.
     """
@@ -100,7 +102,8 @@ def on_the_host(function):
 
 @contextmanager
 def fake_cuda() -> Iterator[None]:
-    """Within it, tensors are fake, bf16 autocast of CUDA is on, and random numbers need no generator."""
+    """Context in which tensors are fake, CUDA supports bf16 autocast, and random numbers need no
+    generator."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Module, "to", move)
         patch.setattr(Tensor, "pin_memory", pin)
@@ -115,8 +118,8 @@ def fake_cuda() -> Iterator[None]:
         for module, name in (
             (solvers, "time_grid"),
             (solvers, "lever"),
-            (windows, "draw_triples"),
-            (stream, "draw_triples"),
+            (windows, "draw_frames"),
+            (stream, "draw_frames"),
         ):
             patch.setattr(module, name, on_the_host(getattr(module, name)))
         with FakeTensorMode(allow_non_fake_inputs=True):
@@ -125,7 +128,8 @@ def fake_cuda() -> Iterator[None]:
 
 @contextmanager
 def no_host_waits() -> Iterator[NoHostWaits]:
-    """Within it and `fake_cuda`, HostWait or torch's own error at whatever makes the host wait."""
+    """Context within `fake_cuda` in which every operation that makes the host wait raises HostWait
+    or an error of torch."""
     tensor = torch.tensor
 
     def checked(data, *, device=None, **options):

@@ -1,4 +1,4 @@
-"""Colour jitter on the device against albumentations', and what it promises of clips."""
+"""Colour jitter on the device: against albumentations, and the same for all frames of a clip."""
 
 import dataclasses
 
@@ -9,9 +9,8 @@ import torch
 import configs
 from batches.frames import Jitter, apply_jitter, draw_jitter
 
-albumentations = pytest.importorskip(
-    "albumentations"
-)  # conftest.py keeps its import off the network
+# conftest.py prevents network access at the import.
+albumentations = pytest.importorskip("albumentations")
 
 DATA = configs.build("clevrer").data
 
@@ -34,7 +33,7 @@ def jittered(frames: np.ndarray, jitter: Jitter) -> np.ndarray:
 
 @pytest.mark.parametrize("alone", [None, 0, 1, 2, 3])
 def test_it_is_what_albumentations_computes(alone):
-    """In whole levels, and its hues in steps of two degrees: so close, not equal."""
+    """albumentations computes integer levels, and hues in steps of two degrees: close results."""
     frames = pictures(40)
     jitter = draw_jitter(
         dataclasses.replace(DATA, brightness=0.4, contrast=0.4, saturation=0.8),

@@ -106,7 +106,7 @@ def test_the_roll_out_is_the_plain_loop(tiny):
             last, before = history[:, -1], history[:, -2]
 
             def field(x, s, last=last, before=before):
-                return model.net(x, s, last, before, torch.ones(3))
+                return model.net(x, s, last, before[:, None], torch.ones(3, 1))
 
             frame = integrate(field, model.interpolant, last, tiny.steps, "euler", "0", noise)
             history = torch.cat([history, frame[:, None]], 1)

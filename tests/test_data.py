@@ -1,4 +1,4 @@
-"""Index arithmetic at its edges, batches as a function of (seed, step), and what the caches hold."""
+"""Index arithmetic at its edges, batches as a function of (seed, step), contents of the caches."""
 
 import os
 import threading
@@ -24,9 +24,9 @@ from batches.latents import (
 from batches.windows import (
     check_long_enough,
     draw_batch,
-    draw_triples,
+    draw_frames,
+    draw_gaps,
     draw_windows,
-    gaps,
     spaced_windows,
     span,
 )
@@ -78,31 +78,33 @@ def test_spaced_windows_never_overlap_and_cover_all():
 )
 def test_gaps(rule, wanted):
     u = torch.linspace(0, 1, 10_001, dtype=torch.float64)[:-1]
-    found = gaps(u, 7, rule).numpy()
+    found = draw_gaps(u[:, None], 7, rule).numpy()[:, 0]
     assert set(found) == wanted
-    assert gaps(u[-3:], torch.ones(3, dtype=torch.int64), rule).tolist() == [1, 1, 1]
-    almost = torch.tensor([1 - 2**-24])  # times 7 it is 7 in float32
-    assert gaps(almost, 7, rule).item() == max(wanted)
+    several = torch.stack([u[-3:], u[:3]], 1)
+    assert draw_gaps(several, torch.ones(3, dtype=torch.int64), rule).tolist() == [[1, 1]] * 3
+    # 1 - 2^-24 times 7 is 7 in float32.
+    almost = torch.tensor([[1 - 2**-24]])
+    assert draw_gaps(almost, 7, rule).item() == max(wanted)
     if rule == "log":  # P(gap >= g) = 1 - log g / log 8
         assert abs((found >= 4).mean() - (1 - np.log(4) / np.log(8))) < 1e-3
     if rule == "uniform":
         assert np.allclose(np.bincount(found)[1:] / 10_000, 1 / 7, atol=1e-3)
 
 
+@pytest.mark.parametrize("K", [1, 3])
 @pytest.mark.parametrize("rule", ["uniform", "recent:3", "log"])
-def test_triples_lie_in_their_windows_in_order(rule):
+def test_triples_lie_in_their_windows_in_order(rule, K):
     windows = draw_windows(np.array([40, 60]), 6, 2, 5000, np.random.default_rng(1))
-    at = draw_triples(windows, rule, np.random.default_rng(2))
-    assert (
-        (at.target - at.reference == 3).all()
-        and (at.reference - at.context == 3 * at.gap).all()
-        and (at.gap >= 1).all()
-    )
-    assert (at.context >= windows.start).all() and (at.target <= windows.start + 15).all()
+    at = draw_frames(windows, rule, K, np.random.default_rng(2))
+    assert at.contexts.shape == at.gaps.shape == (5000, K)
+    assert (at.target - at.reference == 3).all()
+    assert (at.reference[:, None] - at.contexts == 3 * at.gaps).all() and (at.gaps >= 1).all()
+    assert (at.contexts >= windows.start[:, None]).all()
+    assert (at.target <= windows.start + 15).all()
     assert ((at.target - windows.start) // 3).min() == 2 and (
         (at.target - windows.start) // 3
     ).max() == 5
-    assert (at.context == windows.start).any()
+    assert (at.contexts == windows.start[:, None]).any()
 
 
 def test_batches_depend_on_seed_and_step_alone_and_processes_share_them():
@@ -140,7 +142,7 @@ def test_latent_cache_holds_each_frame_once_and_goes_on_where_it_stopped(make_sh
 
 
 def log_calls(monkeypatch, shards) -> list[tuple[str, int]]:
-    """-> what happens to blocks of frames, in order: ("read" | "encode" | "fetch", block)."""
+    """The events of the blocks of frames in order: ("read" | "encode" | "fetch", block)."""
     calls = []
     done = {"read": 0, "encode": 0, "copy": 0}
     read_file, copy_block, encode_block = shards.read_file, start_copy, encode_on_device
@@ -287,30 +289,39 @@ def test_latent_batches_hold_the_frames_they_name(make_shards, tmp_path):
     shards, cfg = Shards(make_shards([30, 20])), config()
     out = cache_latents(shards, encode, "w", tmp_path, torch.device("cpu"))
     source = LatentTriples(cfg, out, torch.device("cpu"))
-    at = source.triples(5)
-    target, reference, context, gap = source.batch(5)
-    for latents, frames in ((target, at.target), (reference, at.reference), (context, at.context)):
+    at = source.frames(5)
+    batch = source.batch(5)
+    assert batch.contexts.shape[1] == at.contexts.shape[1] == batch.gaps.shape[1]
+    for latents, frames in (
+        (batch.target, at.target),
+        (batch.reference, at.reference),
+        (batch.contexts[:, 0], at.contexts[:, 0]),
+    ):
         level = (latents[:, 0, 0, 0].numpy() + 1) * 127.5
         assert np.allclose(level, np.array([0, 30])[at.video] + frames, atol=0.1)
-    assert torch.equal(gap, torch.from_numpy(at.gap).float())
+    assert torch.equal(batch.gaps, torch.from_numpy(at.gaps).float())
 
 
-def test_augmented_batches_match_whatever_the_workers_and_jitter_frames_alike(make_shards):
+@pytest.mark.parametrize("K", [1, 3])
+def test_augmented_batches_match_whatever_the_workers_and_jitter_frames_alike(make_shards, K):
     dir = make_shards([30, 20], size=8)
     batches = {}
     for workers in (0, 2):
         cfg = config(data__brightness=0.3, data__hue=0.1, data__workers=workers, train__steps=5)
+        object.__setattr__(cfg.data, "contexts", K)
         source = FrameTriples(cfg, Shards(dir))
         batches[workers] = list(source.batches(2, 4, lambda x: x, torch.device("cpu")))
     assert len(batches[0]) == 2
+    assert batches[0][0].contexts.shape[1] == batches[0][0].gaps.shape[1] == K
     for a, b in zip(batches[0], batches[2]):
         assert all(torch.equal(p, q) for p, q in zip(a, b))
-    plain = FrameTriples(config(data__brightness=0.3), Shards(dir))
+    cfg = config(data__brightness=0.3)
+    object.__setattr__(cfg.data, "contexts", K)
+    plain = FrameTriples(cfg, Shards(dir))
     clips = (plain.jittered(torch.from_numpy(plain[2][0]), 2).movedim(2, -1).numpy() + 1) * 127.5
     at = draw_batch(plain.config, plain.shards.lengths, 2, 0, 1, None)
-    truth = np.array([0, 30])[at.video][:, None] + np.stack(
-        [at.target, at.reference, at.context], 1
-    )
+    frames = np.column_stack([at.target, at.reference, at.contexts])
+    truth = np.array([0, 30])[at.video][:, None] + frames
     factor = clips[:, :, 0, 0, 0].astype(float) / np.maximum(truth, 1)
     bright = truth.min(1) > 10
     assert np.ptp(factor[bright], axis=1).max() < 0.1  # the same within a clip

@@ -1,4 +1,5 @@
-"""On fake CUDA tensors: an update, a roll-out and every autoencoder mix no devices and never wait for the GPU.
+"""An update, a roll-out and every autoencoder on fake CUDA tensors: no operation mixes devices, and
+the host never waits for the GPU.
 
 Backward passes are torch's own and are left out: every weight gets a gradient of zeros instead.
 """
@@ -63,7 +64,7 @@ def latents(tmp_path):
     return tmp_path
 
 
-# ---------------------------------------------------------------------------------------------------------- an update
+# -------------------------------------------------------------------- an update
 def run_updates(config: configs.Config, source, monkeypatch) -> None:
     """Two updates and averages as train.fit makes them, from batches of `source`."""
     learner = train.begin(config, PROCESS, None, None)
@@ -77,11 +78,9 @@ def run_updates(config: configs.Config, source, monkeypatch) -> None:
     monkeypatch.setattr(torch.Tensor, "backward", set_gradients)
     with no_host_waits():
         for step, batch in enumerate(source.batches(0, 2)):
-            losses, norm = train.update(
-                learner.net, learner.optimizer, forecaster, batch, step, PROCESS
-            )
+            scalars = train.update(learner.net, learner.optimizer, forecaster, batch, step, PROCESS)
             train.average(parallel.local(learner.ema), parallel.local(learner.weights), step, 0.99)
-    assert losses.device == norm.device == GPU
+    assert all(scalar.device == GPU and not scalar.shape for scalar in scalars.values())
 
 
 UPDATES = [
@@ -128,7 +127,7 @@ def test_jittered_frames_are_encoded_without_a_wait(gpu):
         assert apply_jitter(frames, jitter).device == GPU
 
 
-# --------------------------------------------------------------------------------------------------------- a roll-out
+# -------------------------------------------------------------------- a roll-out
 def small_autoencoder():
     module = autoencoders.build("small", downsample=8, channels=4, codes=16, width=8, depth=1)
     return vqvae.freeze(module, GPU, "auto")
@@ -185,7 +184,8 @@ def test_roll_outs_of_all_kinds_wait_for_nothing(gpu, options):
 
 
 def test_solver_coefficients_launch_nothing(gpu):
-    """Of two solvers of one evaluation a step, the one with more coefficients launches no more than its noise needs."""
+    """Both solvers evaluate the network once per step. The solver with more coefficients launches
+    no more operations than its noise needs."""
     euler = run_roll_out(
         **{"flow.interpolant": "linear", "sample.solver": "euler", "sample.steps": 4}
     )
@@ -201,7 +201,7 @@ def test_solver_coefficients_launch_nothing(gpu):
     assert abs(exact - euler) <= 4 * evaluations
 
 
-# -------------------------------------------------------------------------------------------------------- autoencoders
+# -------------------------------------------------------------------- autoencoders
 @pytest.mark.parametrize("kind", autoencoders.KINDS)
 def test_an_autoencoder_waits_for_nothing(gpu, kind):
     if kind == "small":
@@ -219,7 +219,7 @@ def test_an_autoencoder_waits_for_nothing(gpu, kind):
     assert z.shape == latent.shape and x.dtype == torch.float32
 
 
-# ------------------------------------------------------------------------------------------------- what must be found
+# -------------------------------------------------------------------- what must be found
 CAUGHT = (HostWait, DataDependentOutputException, RuntimeError)
 
 

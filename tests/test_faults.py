@@ -1,4 +1,5 @@
-"""Bad input, told in one line with nothing written; and what befalls a run: signals, a full disk, infinite gradients."""
+"""Bad input: one line, and nothing is written. Faults of a run: signals, a full disk, gradients
+that are not finite."""
 
 import json
 import os
@@ -31,7 +32,7 @@ def frames(n: int, size: int = 32) -> np.ndarray:
     return np.random.default_rng(0).integers(256, size=(n, size, size, 3), dtype=np.uint8)
 
 
-# ---------------------------------------------------------------------------------------------------- settings and files
+# -------------------------------------------------------------------- settings and files
 @pytest.mark.parametrize(
     "arguments, messages",
     [
@@ -272,7 +273,8 @@ def test_bad_shards_are_one_line_and_code_2(tmp_path, command, make, message):
         "vqvae.steps=1",
     )
     assert code == 2 and message in err and err.splitlines()[-1].startswith("error: "), err
-    if message != "stand still":  # which shows in the latents only
+    # Videos that stand still are detected in the latents only.
+    if message != "stand still":
         assert len(err.splitlines()) == 1 and sorted(
             p.name for p in (tmp_path / "outputs").rglob("*")
         ) == [".lock"]
@@ -313,10 +315,10 @@ def test_a_damaged_frame_read_by_a_worker_is_one_line_too(tmp_path, command):
     assert "\n" not in str(caught.value)
 
 
-# ------------------------------------------------------------------------------------------- what a run finds on resuming
+# -------------------------------------------------------------------- what a run finds on resuming
 @pytest.fixture
 def copy(tiny_run, tmp_path):
-    """A finished tiny run that may be spoiled."""
+    """A copy of a finished tiny run, which a test may damage."""
     return copy_of(tiny_run[0], tmp_path / "copy", "ball_stn-follmer-0")
 
 
@@ -386,7 +388,7 @@ def test_a_batch_that_processes_cannot_share_is_told(tmp_path):
         before_any_work(config, tmp_path, Process(0, 3, torch.device("cpu")), None)
 
 
-# ------------------------------------------------------------------------------------------------------------- a full disk
+# -------------------------------------------------------------------- a full disk
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
 def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(copy):
     more = ["--set", *TINY, "train.steps=25", "train.schedule=constant", "output.run_id=full"]
@@ -403,7 +405,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(copy):
     assert checkpoints.load_checkpoint(dir / "latest.pt")["step"] == 25
 
 
-# --------------------------------------------------------------------------------------------------------------- signals
+# -------------------------------------------------------------------- signals
 @pytest.mark.parametrize(
     "name, code, more",
     [
@@ -414,7 +416,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(copy):
     ],
 )
 def test_a_signal_ends_the_run_after_its_step(copy, name, code, more):
-    """To the whole group of processes, as torchrun, timeout and terminals send it."""
+    """Send a signal to the process group, as torchrun, timeout and terminals do."""
     long = [
         "--set",
         *TINY,
@@ -459,9 +461,10 @@ def test_a_second_ctrl_c_stops_at_once():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-# --------------------------------------------------------------------------------------------------- gradients not finite
+# -------------------------------------------------------------------- gradients not finite
 def trained(folder, monkeypatch, poisoned=(), **values):
-    """The last checkpoint of a tiny run whose updates of the numbers `poisoned` (from 1) get a gradient of NaN."""
+    """Train a tiny run whose updates `poisoned` (from 1) have NaN gradients -> (last checkpoint,
+    rows of the log)."""
     monkeypatch.chdir(folder)
     loss, count = train.flow_loss, iter(range(1, 1000))
     monkeypatch.setattr(
@@ -512,12 +515,11 @@ def test_a_forward_pass_of_nan_leaves_batch_normalisation_alone(copy, monkeypatc
 def test_too_many_in_a_row_are_seen_though_a_good_one_followed():
     recent = logs.Recent(batch_size=4)
     for norm in (1.0, float("nan"), float("inf"), float("nan"), 1.0):
-        recent.add(torch.tensor(2.0), torch.tensor(norm))
+        recent.add({"loss": torch.tensor(2.0), "grad_norm": torch.tensor(norm)})
     values = recent.summary()
     assert (values["loss"], values["grad_norm"], values["bad_steps"]) == (2.0, 1.0, 3)
-    assert (
-        recent.longest == (3, 4) and recent.bad_in_a_row == 0
-    )  # of five updates the last four began with it
+    # Three skipped updates in a row, the first of them four updates ago.
+    assert recent.longest == (3, 4) and recent.bad_in_a_row == 0
 
 
 def test_too_many_in_a_row_end_the_run_and_name_their_batch(copy, monkeypatch):

@@ -1,4 +1,4 @@
-"""Velocity networks: the published one against its reference output, the small one for what it promises."""
+"""Velocity networks: the published one against its reference output, and properties of both."""
 
 import json
 
@@ -22,30 +22,45 @@ def test_uvit_has_the_published_names_shapes_and_output():
         if k.startswith("v8_")
     }
     with torch.no_grad():
-        out = net(io["v8_z"], io["v8_t"], io["v8_ref"], io["v8_ctx"], io["v8_gap"])
+        out = net(
+            io["v8_z"], io["v8_t"], io["v8_ref"], io["v8_ctx"][:, None], io["v8_gap"][:, None]
+        )
     error = (out - io["v8_out"]).norm() / io["v8_out"].norm()
     assert error < 1e-4, error
 
 
+@pytest.mark.parametrize("K", [1, 3])
 @pytest.mark.parametrize("name", ["convnet", "uvit"])
-def test_every_input_matters_and_shapes_hold(name):
+def test_every_input_matters_and_shapes_hold(name, K):
     torch.manual_seed(0)
     net = models.build(
-        name, latent_shape=(3, 6, 4), width=32, depth=2, mid_depth=2, heads=2, dropout=0.0
+        name,
+        latent_shape=(3, 6, 4),
+        width=32,
+        depth=2,
+        mid_depth=2,
+        heads=2,
+        dropout=0.0,
+        contexts=K,
     )
     for p in net.parameters():  # away from the zero initialisation, where inputs cannot matter
         p.data.add_(0.05 * torch.randn_like(p))
     net.double().eval()
-    z, ref, ctx = torch.randn(3, 5, 3, 6, 4, dtype=torch.float64).unbind(0)
-    s, gap = torch.rand(5, dtype=torch.float64), torch.arange(1, 6, dtype=torch.float64)
-    out = net(z, s, ref, ctx, gap)
+    z, ref = torch.randn(2, 5, 3, 6, 4, dtype=torch.float64).unbind(0)
+    contexts = torch.randn(5, K, 3, 6, 4, dtype=torch.float64)
+    s = torch.rand(5, dtype=torch.float64)
+    gaps = torch.randint(1, 6, (5, K)).double()
+    one = torch.zeros(K, dtype=torch.float64)
+    one[-1] = 1
+    out = net(z, s, ref, contexts, gaps)
     assert out.shape == (5, 3, 6, 4)
+    assert torch.equal(net(z, s, ref, contexts, gaps, noise=None), out)
     for changed in [
-        (z + 1, s, ref, ctx, gap),
-        (z, s / 2, ref, ctx, gap),
-        (z, s, ref + 1, ctx, gap),
-        (z, s, ref, ctx + 1, gap),
-        (z, s, ref, ctx, gap + 1),
+        (z + 1, s, ref, contexts, gaps),
+        (z, s / 2, ref, contexts, gaps),
+        (z, s, ref + 1, contexts, gaps),
+        (z, s, ref, contexts + one.view(K, 1, 1, 1), gaps),
+        (z, s, ref, contexts, gaps + one),
     ]:
         assert not torch.allclose(net(*changed), out, atol=1e-6)
 
@@ -54,12 +69,12 @@ def test_convnet_starts_at_zero_and_items_do_not_mix():
     torch.manual_seed(0)
     net = models.build("convnet", latent_shape=(4, 8, 8), width=16, depth=1, mid_depth=1, heads=2)
     x = torch.randn(3, 2, 4, 8, 8)
-    s, gap = torch.rand(2), torch.tensor([1.0, 2.0])
-    assert net(*[x[0], s, x[1], x[2], gap]).abs().max() == 0
+    s, contexts, gaps = torch.rand(2), x[2][:, None], torch.tensor([[1.0], [2.0]])
+    assert net(x[0], s, x[1], contexts, gaps).abs().max() == 0
     for p in net.parameters():
         p.data.add_(0.1 * torch.randn_like(p))
-    both = net(x[0], s, x[1], x[2], gap)
-    alone = net(x[0, :1], s[:1], x[1, :1], x[2, :1], gap[:1])
+    both = net(x[0], s, x[1], contexts, gaps)
+    alone = net(x[0, :1], s[:1], x[1, :1], contexts[:1], gaps[:1])
     assert torch.allclose(both[:1], alone, atol=1e-5)
 
 
@@ -69,7 +84,7 @@ def test_recomputing_gives_the_same_gradient_from_less_memory(name):
     net = models.build(
         name, latent_shape=(4, 8, 8), width=32, depth=2, mid_depth=2, heads=2, dropout=0.1
     )
-    x, s, gap = torch.randn(3, 2, 4, 8, 8), torch.rand(2), torch.tensor([1.0, 2.0])
+    x, s, gaps = torch.randn(3, 2, 4, 8, 8), torch.rand(2), torch.tensor([[1.0], [2.0]])
     found = {}
     for net.recompute in (False, True):
         kept = []
@@ -77,7 +92,7 @@ def test_recomputing_gives_the_same_gradient_from_less_memory(name):
             lambda t, kept=kept: kept.append(t.nbytes) or t, lambda t: t
         ):
             torch.manual_seed(1)
-            loss = (net(x[0], s, x[1], x[2], gap) + 1).square().mean()
+            loss = (net(x[0], s, x[1], x[2][:, None], gaps) + 1).square().mean()
         net.zero_grad()
         loss.backward()
         found[net.recompute] = sum(kept), [p.grad.clone() for p in net.parameters()]

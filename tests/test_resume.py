@@ -1,4 +1,5 @@
-"""A run that was stopped and goes on is the same run, to the last bit; and the data does not depend on how many train it."""
+"""A resumed run is bit for bit an uninterrupted run, and its data does not depend on the number of
+processes."""
 
 import json
 import signal
@@ -21,12 +22,12 @@ CPU = torch.device("cpu")
 
 
 def pixels(x: torch.Tensor) -> torch.Tensor:
-    """In place of an encoder."""
+    """Stands for an encoder."""
     return x
 
 
 def trained(folder, name, monkeypatch, *settings):
-    """The state after `python main.py --set TINY …`, less the sampling."""
+    """The checkpoint of `python main.py --set TINY …`, without the sampling."""
     monkeypatch.chdir(folder)
     overrides = configs.parse_overrides(
         [*TINY, "train.schedule=constant", f"output.run_id={name}", *settings]
@@ -72,7 +73,8 @@ def test_stopped_and_gone_on_is_bit_for_bit_the_same(folder, monkeypatch, settin
     with (
         monkeypatch.context() as patch,
         pytest.raises(Stopped, match="after update 6"),
-    ):  # between two logs and two checkpoints
+    ):
+        # Update 6 lies between two logs and between two checkpoints.
         patch.setattr(
             StopSignals, "agreed", lambda self, step, last: signal.SIGTERM if step == 6 else 0
         )

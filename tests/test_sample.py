@@ -447,8 +447,8 @@ class NextIsContext(torch.nn.Module):
         super().__init__()
         self.calls = []
 
-    def forward(self, z, s, reference, context, gap):
-        self.calls.append((s[0].item(), reference.clone(), context.clone(), gap.clone()))
+    def forward(self, z, s, reference, contexts, gaps):
+        self.calls.append((s[0].item(), reference.clone(), contexts.clone(), gaps.clone()))
         return torch.ones_like(z)
 
 
@@ -481,11 +481,12 @@ def test_roll_out_gives_each_frame_its_reference_and_a_near_context():
     )
     history = torch.cat([given, future], 1)
     assert len(model.net.calls) == 6
-    for call, (s, reference, context, gap) in enumerate(model.net.calls):
+    for call, (s, reference, contexts, gaps) in enumerate(model.net.calls):
         t = 4 + call // 2
         assert s == [0, 0.5][call % 2] and torch.equal(reference, history[:, t - 1])
         for b in range(2):
-            assert 1 <= gap[b] <= 3 and torch.equal(context[b], history[b, t - 1 - int(gap[b])])
+            (gap,) = gaps[b].tolist()
+            assert 1 <= gap <= 3 and torch.equal(contexts[b, 0], history[b, t - 1 - int(gap)])
 
 
 @pytest.mark.parametrize("reencode, wanted", [(True, [3.3, 3.55, 3.8]), (False, [3.2, 3.4, 3.6])])
@@ -507,7 +508,8 @@ def test_context_is_redrawn_per_step_or_per_frame(redraw, differ):
 def test_one_given_frame_is_its_own_context():
     model = forecaster()
     model.roll_out(torch.full((1, 1, 1, 2, 2), 7.0), 1, ("key",))
-    assert all((context == 7).all() and gap == 1 for _, _, context, gap in model.net.calls)
+    for _, _, contexts, gaps in model.net.calls:
+        assert (contexts == 7).all() and (gaps == 1).all()
 
 
 def test_forecast_from_pixels_to_pixels_is_seeded():

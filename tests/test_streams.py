@@ -1,4 +1,4 @@
-"""Streams: windows at their edges, a reservoir that is uniform over the past, and runs that stop and go on."""
+"""Streams: windows at their edges, a reservoir that is uniform over the past, runs that resume."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ from conftest import REPO, TINY, copy_of, launch
 
 import configs
 import models
+from batches.batch import Batch
 from batches.stream import Reservoir, StreamTriples, StreamWindows, capacity, loss_parts
 from batches.windows import share
 from configs import DATASETS
@@ -35,7 +36,7 @@ STREAM = [
 
 
 class Lengths:
-    """Shards of which only the videos' lengths are asked."""
+    """Stands for shards where only the lengths of the videos are read."""
 
     def __init__(self, *lengths: int):
         self.dir, self.lengths = "train", np.array(lengths)
@@ -46,7 +47,7 @@ def starts(lengths, clip, *options, **more) -> list[int]:
     return windows.starts(np.arange(len(windows))).tolist()
 
 
-# ------------------------------------------------------------------------------------------------------------- windows
+# -------------------------------------------------------------------- windows
 @pytest.mark.parametrize(
     "lengths, stride, wanted",
     [
@@ -132,9 +133,8 @@ def test_items_hold_the_frames_that_they_name_across_shards(tmp_path, key, strid
     rows = (np.arange(60).reshape(-1, 1, 1, 1) * np.ones(shape)).astype(
         "u1" if key == "frames" else "f2"
     )
-    with ShardWriter(
-        tmp_path, key, shard_bytes=400
-    ) as writer:  # a stream over many shards, then a second video
+    with ShardWriter(tmp_path, key, shard_bytes=400) as writer:
+        # A stream over many shards, then a second video.
         for start in range(0, 50, 10):
             (writer.append if writer.videos else writer.add)(rows[start : start + 10])
         writer.add(rows[50:])
@@ -153,7 +153,7 @@ def test_items_hold_the_frames_that_they_name_across_shards(tmp_path, key, strid
         windows[len(windows)]
 
 
-# ----------------------------------------------------------------------------------------------------------- reservoir
+# -------------------------------------------------------------------- reservoir
 @pytest.mark.parametrize(
     "size, wanted",
     [
@@ -185,12 +185,13 @@ def test_the_reservoir_keeps_every_window_of_the_past_with_equal_probability(cap
     )
     assert kept.max() == 1 and (kept.sum(1) == capacity).all()  # never the same one twice
     p = capacity / n
-    # counts of a simple random sample without replacement: their covariance is that of a multinomial, times (1-p) n/(n-1)
+    # Counts of a simple random sample without replacement. Their covariance is that of a
+    # multinomial distribution, times (1-p) n/(n-1).
     statistic = ((kept.sum(0) - seeds * p) ** 2).sum() / (seeds * p * (1 - p)) * (n - 1) / n
-    assert (
-        16.3 < statistic < 72.1
-    )  # the 0.1 and 99.9 % points of chi-square with 39 degrees of freedom
-    if capacity > 1:  # and pairs alike: p (R-1) / (n-1) for each
+    # The 0.1 and 99.9 % points of chi-square with 39 degrees of freedom.
+    assert 16.3 < statistic < 72.1
+    # All pairs are equally likely, with probability p (R-1) / (n-1).
+    if capacity > 1:
         together = (kept.T @ kept)[np.triu_indices(n, 1)]
         wanted = seeds * p * (capacity - 1) / (n - 1)
         assert abs(together.mean() - wanted) < 1e-9 and together.std() < 1.15 * np.sqrt(wanted)
@@ -223,7 +224,7 @@ def test_the_reservoir_is_saved_as_it_was_when_windows_have_been_read_ahead():
         Reservoir(7, 0).load_state_dict(states[3])
 
 
-# ------------------------------------------------------------------------------------------------------------- batches
+# -------------------------------------------------------------------- batches
 @pytest.fixture
 def latents(tmp_path):
     """A split of two videos, 50 and 30 frames; each latent holds its place in the stream."""
@@ -247,16 +248,17 @@ def places(part: torch.Tensor) -> np.ndarray:
     return part[:, 0, 0, 0].numpy().astype(int)
 
 
+def all_places(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places in the stream of the targets, references and first contexts."""
+    return places(batch.target), places(batch.reference), places(batch.contexts[:, 0])
+
+
 def test_a_batch_is_the_live_window_and_windows_of_the_past(latents):
-    for k, (target, reference, context, gap) in enumerate(
-        source(latents, "replay.n_live=2").batches(0, 60)
-    ):
-        target, reference, context = map(places, (target, reference, context))
-        assert (
-            (target - reference == 1).all()
-            and (reference - context == gap.numpy()).all()
-            and (gap >= 1).all()
-        )
+    for k, batch in enumerate(source(latents, "replay.n_live=2").batches(0, 60)):
+        target, reference, context = all_places(batch)
+        gap = batch.gaps[:, 0].numpy()
+        assert (target - reference == 1).all()
+        assert (reference - context == gap).all() and (gap >= 1).all()
         first = k if k < 41 else k + 9  # windows do not cross from one video to the next
         assert (context[:2] >= first).all() and (target[:2] < first + 10).all()
         assert (target[2:] < first + 10 - (k > 0)).all()
@@ -264,30 +266,21 @@ def test_a_batch_is_the_live_window_and_windows_of_the_past(latents):
 
 
 def test_replay_comes_from_all_of_the_past(latents):
-    drawn = np.concatenate(
-        [
-            places(context)[1:]
-            for _, _, context, _ in source(latents, "replay.size=full").batches(0, 41)
-        ]
-    )
+    batches = source(latents, "replay.size=full").batches(0, 41)
+    drawn = np.concatenate([all_places(batch)[2][1:] for batch in batches])
     assert len(set(drawn)) > 20 and len(set(drawn[60:])) > 15
 
 
 def test_each_copy_of_the_live_window_has_a_triple_of_its_own(latents):
-    batches = [
-        (places(target), places(context))
-        for target, _, context, _ in source(latents, "replay.size=0").batches(0, 40)
-    ]
-    assert np.mean([len(set(target)) for target, _ in batches]) > 2
-    assert all(
-        (context >= k).all() and (target < k + 10).all()
-        for k, (target, context) in enumerate(batches)
-    )
+    batches = [all_places(batch) for batch in source(latents, "replay.size=0").batches(0, 40)]
+    assert np.mean([len(set(target)) for target, _, _ in batches]) > 2
+    for k, (target, _, context) in enumerate(batches):
+        assert (context >= k).all() and (target < k + 10).all()
 
 
 def test_offline_batches_come_from_everywhere_and_in_no_order(latents):
     offline = source(latents, "data.mode=offline")
-    first = np.concatenate([places(context) for _, _, context, _ in offline.batches(0, 200)])
+    first = np.concatenate([all_places(batch)[2] for batch in offline.batches(0, 200)])
     assert first.min() < 3 and first.max() > 75 and offline.state_dict(200) is None
     again = [places(b[0]) for b in offline.batches(7, 9)]
     assert all((a == places(b[0])).all() for a, b in zip(again, list(offline.batches(0, 9))[7:]))
@@ -313,11 +306,12 @@ def test_processes_share_the_batch_of_one(latents, mode, world):
 
 
 def test_halves_of_windows_lie_below_one_another(latents):
-    (target, reference, context, gap), *_ = source(
-        latents, "model.name=joint", "data.clip=5", "replay.size=0"
-    ).batches(0, 1)
-    columns = [part[0, 1, :, 0].tolist() for part in (target, reference, context)]
-    assert columns == [[2] * 3 + [3] * 3 + [4] * 3, [1] * 9, [0] * 3 + [1] * 3] and (gap == 1).all()
+    joint = source(latents, "model.name=joint", "data.clip=5", "replay.size=0")
+    (batch,) = joint.batches(0, 1)
+    columns = [part[0, 1, :, 0].tolist() for part in (batch.target, batch.reference)]
+    assert columns == [[2] * 3 + [3] * 3 + [4] * 3, [1] * 9]
+    assert batch.contexts[0, :, 1, 0, 0].tolist() == [0, 1]
+    assert batch.gaps.shape == (4, 2) and (batch.gaps == 1).all()
     parts = [
         source(latents, "model.name=joint", rank=rank, world=2).batches(0, 9) for rank in range(2)
     ]
@@ -359,7 +353,7 @@ def test_the_live_part_of_the_loss(size, rank, world, wanted):
     assert {name: (part.start, part.stop) for name, part in parts.items()} == wanted
 
 
-# ------------------------------------------------------------------------------------------------------------ settings
+# -------------------------------------------------------------------- settings
 @pytest.mark.parametrize(
     "dataset, clip, batch, live, size",
     [("ball_stn", 10, 2, 1, 32), ("ball_nstn", 10, 2, 1, 32), ("wmaze", 20, 4, 2, 64)],
@@ -416,7 +410,7 @@ def test_mistakes_are_named(items, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-# --------------------------------------------------------------------------------------------------------------- runs
+# -------------------------------------------------------------------- runs
 @pytest.fixture(scope="module")
 def folder(tiny_run, tmp_path_factory):
     """A folder with data, VQVAE and latents."""
@@ -527,16 +521,16 @@ def test_two_processes_train_on_the_stream_of_one(folder, monkeypatch):
     assert len(losses[0]) == 2 and np.allclose(*losses, rtol=1e-3)
 
 
-# ------------------------------------------------------------------------------------------- half a window at once
+# -------------------------------------------------------------------- half a window at once
 class Straight(torch.nn.Module):
-    """Goes on as the past did: each frame is one more than the frame before; looks at what it is given."""
+    """Forecasts frames that each are one more than the frame before, and records the contexts."""
 
     def __init__(self, k: float, seen: list):
         super().__init__()
         self.k, self.seen = k, seen
 
-    def forward(self, z, s, reference, context, gap):
-        self.seen.append(apart(context, 2)[:, :, 0, 0, 0].tolist())
+    def forward(self, z, s, reference, contexts, gaps):
+        self.seen.append(contexts[:, :, 0, 0, 0].tolist())
         steps = torch.arange(1.0, z.shape[2] // 2 + 1).repeat_interleave(2)[:, None]
         return (steps / self.k).expand_as(z)
 
@@ -563,9 +557,8 @@ def test_a_joint_network_goes_on_from_its_own_frames():
     assert torch.allclose(
         future, torch.arange(5.0, 11).view(6, 1, 1, 1).expand_as(future), atol=1e-5
     )
-    assert seen[0][0] == [2, 3, 4] and np.allclose(
-        seen[-1][0], [6, 7, 8]
-    )  # three of seven are given, four forecast
+    # Three of seven frames are given, four are forecast.
+    assert seen[0][0] == [2, 3, 4] and np.allclose(seen[-1][0], [6, 7, 8])
 
 
 def test_the_joint_network_sees_its_past_and_no_more_than_that():
@@ -576,15 +569,11 @@ def test_the_joint_network_sees_its_past_and_no_more_than_that():
     torch.nn.init.normal_(net.conv_out.weight)
     frames = torch.randn(2, 5, 3, 4, 4)
     assert torch.equal(apart(below(frames), 4), frames)
-    z, s, context, gap = (
-        below(torch.randn(2, 3, 3, 4, 4)),
-        torch.rand(2),
-        below(frames[:, :2]),
-        torch.ones(2),
-    )
-    out = net(z, s, z, context, gap)
-    assert out.shape == (2, 3, 12, 4) and torch.equal(net(z, s, 0 * z, context, gap), out)
-    assert not torch.allclose(net(z, s, z, context.flip(2), gap), out)
+    z, s = below(torch.randn(2, 3, 3, 4, 4)), torch.rand(2)
+    contexts, gaps = frames[:, :2], torch.ones(2, 2)
+    out = net(z, s, z, contexts, gaps)
+    assert out.shape == (2, 3, 12, 4) and torch.equal(net(z, s, 0 * z, contexts, gaps + 1), out)
+    assert not torch.allclose(net(z, s, z, contexts.flip(1), gaps), out)
     assert [p.shape for p in net.parameters() if p.dim() == 4][0] == (16, 15, 3, 3)
 
 

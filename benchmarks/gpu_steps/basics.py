@@ -140,7 +140,8 @@ def skip_bad_gradient(trial: Trial, dir: Path) -> dict:
     before = {name: value.clone() for name, value in learner.weights.items()}
     batch = LatentTriples(config, dir, trial.device).batch(0)
     batch[0].fill_(float("nan"))
-    _, norm = train.update(learner.net, learner.optimizer, loop.forecaster, batch, 1, trial.process)
+    scalars = train.update(learner.net, learner.optimizer, loop.forecaster, batch, 1, trial.process)
+    norm = scalars["grad_norm"]
     changed = [
         name for name, value in learner.weights.items() if not torch.equal(before[name], value)
     ]
@@ -173,7 +174,7 @@ def compare_with_cpu(trial: Trial) -> dict:
     torch.manual_seed(0)
     net = build_net(config, torch.device("cpu")).eval()
     z, reference, context = torch.randn(3, 4, 4, 8, 8)
-    inputs = (z, torch.rand(4), reference, context, torch.ones(4))
+    inputs = (z, torch.rand(4), reference, context[:, None], torch.ones(4, 1))
     with torch.no_grad():
         expected = net(*inputs)
         net = net.to(trial.device)

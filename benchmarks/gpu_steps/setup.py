@@ -169,14 +169,14 @@ class Loop:
         self.learner = train.begin(config, self.process, dir, start)
         self.forecaster = Forecaster(config, None, None, trial.device)
         self.step = 0
-        self.losses = self.norm = None
+        self.scalars = {}
 
     def __call__(self, batch: Batch | None = None) -> None:
         """One update, on `batch` or else on the next batch of the latents."""
         learner, step = self.learner, self.step
         if batch is None:
             batch = self.source.batch(step)
-        self.losses, self.norm = train.update(
+        self.scalars = train.update(
             learner.net, learner.optimizer, self.forecaster, batch, step, self.process
         )
         train.average(
@@ -189,7 +189,7 @@ class Loop:
 
     def result(self) -> dict[str, float]:
         """The last loss and norm of the gradient, which must be finite."""
-        loss, norm = float(self.losses.mean()), float(self.norm)
+        loss, norm = float(self.scalars["loss"]), float(self.scalars["grad_norm"])
         require(np.isfinite([loss, norm]).all(), f"loss {loss}, norm of the gradient {norm}")
         return {"loss": loss, "norm": norm}
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import train
+from batches.batch import Batch
 from batches.latents import LatentTriples
 from benchmarks import measure, train_step
 from benchmarks.gpu_steps.record import Steps, require
@@ -31,7 +32,7 @@ from benchmarks.gpu_steps.setup import (
 )
 from forecaster import Forecaster, build_net
 from runtime import parallel
-from runtime.process import generator, uses_bf16
+from runtime.process import autocast, generator, uses_bf16
 
 # Dense bf16 FLOP/s of data sheets, by a part of torch.cuda.get_device_name(). The first one counts.
 PEAKS = {
@@ -125,9 +126,10 @@ def build_straightforward(trial: Trial, batch: int, dir: Path) -> Callable[[], N
     counter = itertools.count()
 
     def step() -> None:
-        noise = generator(trial.device, "noise")
-        parts = train.flow_batch(forecaster, source.batch(next(counter)), noise, slice(batch))
-        loss = train.flow_loss(net, forecaster, *parts[0]).mean()
+        item = source.batch(next(counter)).normalize(forecaster.mean, forecaster.std)
+        s, eps = train.draw_noise(config, item.target, 0, trial.device, slice(batch))
+        with autocast(config.train.precision, trial.device):
+            loss = train.flow_loss(net, forecaster.interpolant, item, s, eps).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -172,15 +174,17 @@ def record_graph(trial: Trial, batch: int) -> Callable[[], None]:
     net = build_net(config, device)
     forecaster = Forecaster(config, None, None, device)
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=True, capturable=True)
-    x, target, x0, context = torch.randn(4, batch, *LATENT_SHAPE, device=device)
+    x1, x0, context, eps = torch.randn(4, batch, *LATENT_SHAPE, device=device)
+    item = Batch(x1, x0, context[:, None], torch.ones(batch, 1, device=device))
     s = torch.rand(batch, device=device)
-    gap = torch.ones(batch, device=device)
     weights = net.state_dict()
     averages = {name: value.clone() for name, value in weights.items()}
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=False)
-        train.flow_loss(net, forecaster, x, target, s, x0, context, gap).mean().backward()
+        with autocast(config.train.precision, device):
+            loss = train.flow_loss(net, forecaster.interpolant, item, s, eps)
+        loss.mean().backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         train.average(averages, weights, 1000, 0.999)

@@ -1,4 +1,4 @@
-"""prepare/videos.py: index arithmetic at its edges, and the whole command on real, made and damaged files."""
+"""prepare/videos.py: index arithmetic, and the command on real, generated and damaged files."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def launch(*flags):
 
 
 def write_video(path, frames, codec="ffv1", pixels="bgr0", milliseconds=None, rate=10):
-    """frames (T, H, W, 3) uint8 to a file, lossless by default, optionally with a timestamp for each frame."""
+    """Write frames (T, H, W, 3) uint8, lossless by default, optionally with a timestamp each."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
@@ -177,9 +177,8 @@ def test_walk_round_trip_by_command(tmp_path):
         and train.fps == val.fps == 15
     )
     got = np.concatenate([train.read(0, slice(None)), val.read(0, slice(None))])
-    error = (
-        got[:, 2:-2, 2:-2].astype(int) - walk_squares(32)[:, 2:-2, 2:-2]
-    )  # filters at the rim see other pixels
+    # Filters at the rim see other pixels.
+    error = got[:, 2:-2, 2:-2].astype(int) - walk_squares(32)[:, 2:-2, 2:-2]
     assert np.abs(error).max() <= 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "manifest.json",
@@ -367,9 +366,8 @@ def test_a_truncated_file_keeps_the_clips_before_the_end(tmp_path, capsys, share
         tmp_path, tmp_path / "out", "--image_size", 32, "--clip_length", 4, "--val", 0, "--test", 0
     )
     entry, shards = manifest["sources"][0], Shards(tmp_path / "out" / "train")
-    assert (
-        "cut short: " in entry["skipped"] or "Invalid data" in entry["skipped"]
-    )  # some releases of FFmpeg do notice
+    # Some releases of FFmpeg do notice.
+    assert "cut short: " in entry["skipped"] or "Invalid data" in entry["skipped"]
     assert manifest["dropped"]["skipped"] == 1
     assert entry["clips"]["train"] == len(shards) == entry["decoded"] // 4 > 60 * share / 4 - 4
     assert (

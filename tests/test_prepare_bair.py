@@ -94,7 +94,7 @@ def contents(out, split):
 
 def test_crc32c():
     assert tfrecord.crc32c(b"123456789") == 0xE3069283 and tfrecord.crc32c(b"") == 0
-    # RFC 3720.
+    # Test vectors of RFC 3720.
     assert tfrecord.crc32c(bytes(32)) == 0x8A9136AA and tfrecord.crc32c(b"\xff" * 32) == 0x62A8AB43
     rng = np.random.default_rng(0)
     for size in (1, 511, 512, 513, 1024, 3000):

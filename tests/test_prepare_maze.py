@@ -202,7 +202,7 @@ def test_poses_keep_off_walls_and_are_smooth(seed):
     moved = np.hypot(np.diff(x), np.diff(y))
     turned = abs(np.diff(heading))
     assert moved.max() < SPEED + 1e-5 and np.median(moved) > 0.95 * SPEED
-    # The steps are shorter at the joint of two arcs.
+    # The turning rate changes most where one arc follows another.
     assert (
         turned.max() < 1.001 * np.pi**2 / 2 / maze.SPIN
         and abs(np.diff(heading, 2)).max() < 4.01 * SPEED

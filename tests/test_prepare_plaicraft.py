@@ -114,14 +114,14 @@ def skipped(manifest):
 def test_sessions_become_videos_in_the_order_of_their_start(raw, tmp_path, capsys):
     manifest = make(raw, tmp_path / "out", workers=2)
     test, train = videos(tmp_path / "out", "test"), videos(tmp_path / "out", "train")
-    # Steve however he is written.
+    # All spellings of Steve are one player.
     assert same(test, *map(latents_of, ("s_early", "s_herobrine", "s_late")))
     assert (
         same(train, *map(latents_of, ("s_long", "Alexs_own")))
         and not (tmp_path / "out/val").exists()
     )
     shards = Shards(tmp_path / "out/train", "latents")
-    # 25 + 1 files, 20 a shard.
+    # 25 + 1 files, 20 per shard.
     assert shards.fps == 10.0 and shards.files[0].dtype == np.float16 and len(shards.paths) == 2
     splits = manifest["splits"]
     assert (
@@ -182,7 +182,7 @@ def test_gaps_and_broken_files_part_a_session_and_are_named(raw, tmp_path, capsy
     (folder / "batch_9.pt").write_bytes((folder / "batch_9.pt").read_bytes()[:-900])
     torch.save(torch.zeros(10, 4, 6, 11), folder / "batch_12.pt")
     torch.save(torch.from_numpy(all[150:154].copy()), folder / "batch_15.pt")
-    # The last of its shard: what begins the next does not go on with it.
+    # The last source of a shard is broken, so the next shard does not continue its video.
     (folder / "batch_20.pt").write_bytes(b"")
     torch.save(torch.zeros(10, *SHAPE), folder / "batch_022.pt")
     torch.save(torch.zeros(10, *SHAPE), folder / "notes.pt")
@@ -333,7 +333,7 @@ def test_decoded_to_frames(raw, tmp_path, monkeypatch):
     manifest = make(raw, tmp_path / "out", *flags)
     frames = Shards(tmp_path / "out/train").read(0, slice(None))
     assert frames.shape == (250, 48, 48, 3) and manifest["versions"]["diffusers"] == "0.1"
-    # Over the picture, of values not clipped.
+    # Mean over the picture, of values that are not clipped.
     wanted = latents_of("s_long")[:, :3].astype(np.float32).mean((2, 3)) / 0.5 / 4
     assert np.corrcoef(frames.mean((1, 2)).ravel(), wanted.ravel())[0, 1] > 0.95
 
@@ -346,7 +346,7 @@ def test_mistakes(raw, tmp_path, command, monkeypatch):
     connection.close()
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / plaicraft.DATABASE).write_text("not a database " * 99)
-    # Of shapes other than the default.
+    # Latents of other shapes than the default.
     for flags, said in (
         (["--source", "none"], "contains no global_database.db"),
         (["--source", "odd"], "no such column: player_name"),

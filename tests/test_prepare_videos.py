@@ -177,7 +177,7 @@ def test_walk_round_trip_by_command(tmp_path):
         and train.fps == val.fps == 15
     )
     got = np.concatenate([train.read(0, slice(None)), val.read(0, slice(None))])
-    # Filters at the rim see other pixels.
+    # At the border, the resize filter covers other pixels.
     error = got[:, 2:-2, 2:-2].astype(int) - walk_squares(32)[:, 2:-2, 2:-2]
     assert np.abs(error).max() <= 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -366,7 +366,7 @@ def test_a_truncated_file_keeps_the_clips_before_the_end(tmp_path, capsys, share
         tmp_path, tmp_path / "out", "--image_size", 32, "--clip_length", 4, "--val", 0, "--test", 0
     )
     entry, shards = manifest["sources"][0], Shards(tmp_path / "out" / "train")
-    # Some releases of FFmpeg do notice.
+    # Some releases of FFmpeg detect the damage.
     assert "cut short: " in entry["skipped"] or "Invalid data" in entry["skipped"]
     assert manifest["dropped"]["skipped"] == 1
     assert entry["clips"]["train"] == len(shards) == entry["decoded"] // 4 > 60 * share / 4 - 4

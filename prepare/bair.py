@@ -104,6 +104,7 @@ def find_sources(args: argparse.Namespace) -> Found:
             f"--image_size {args.image_size}: frames of TFRecords are {SIDE}x{SIDE}; "
             "give folders of larger ones"
         )
+    # Without TFRecords, search for folders of frames.
     if not found.sources and not found.broken:
         try:
             found = find_tree(root, args.extension)

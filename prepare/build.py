@@ -210,6 +210,7 @@ def write_videos(dir: Path, job: Job, recipe: Recipe, args: argparse.Namespace) 
             except Broken as error:
                 entries[-1]["skipped"], last = str(error), ""
                 continue
+            # Append to the previous video if the source continues it.
             goes_on, last = bool(last) and source.video == last, source.video
             writer = writer or ShardWriter(
                 dir,
@@ -230,7 +231,8 @@ def write_videos(dir: Path, job: Job, recipe: Recipe, args: argparse.Namespace) 
             )
         if writer and writer.frames:
             writer.close()
-    except OSError as error:  # HDF5's name no file
+    # HDF5's errors do not name a file, so name the output folder.
+    except OSError as error:
         if writer:
             with contextlib.suppress(OSError, RuntimeError, ValueError):
                 writer.__exit__(type(error))
@@ -314,6 +316,7 @@ def make(recipe: Recipe, found: Found, args: argparse.Namespace) -> dict:
     partial = out.with_name(out.name + ".partial")
     found = found.limited(args.limit)
     jobs = jobs_of(recipe, found.sources, args)
+    # The notes of an earlier run tell which shards are complete.
     (partial / "notes").mkdir(parents=True, exist_ok=True)
     shutil.rmtree(partial / "work", ignore_errors=True)
     done = {job.name: entries for job in jobs if (entries := finished(partial, job)) is not None}

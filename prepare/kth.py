@@ -73,6 +73,7 @@ def cut(frames, runs: tuple[tuple[int, int], ...]) -> tuple[list, str | None]:
     for first, last in runs:
         if 1 <= first <= min(last, len(frames)):
             clips.append(frames[first - 1 : last])
+    # Runs that start after the last frame are dropped.
     if not clips:
         raise Broken(f"has {len(frames)} frames, all of its runs in --sequences lie behind them")
     last = max(last for _, last in runs)
@@ -107,6 +108,7 @@ def find_sources(args: argparse.Namespace) -> Found:
         raise UserError(
             f"{args.source}: none of its {len(matches)} files shows {' or '.join(args.actions)}"
         )
+    # Warn about missing files, but convert the others.
     expected = set()
     for person, action, scenario in itertools.product(range(1, 26), args.actions, range(1, 5)):
         expected.add(f"person{person:02d}_{action}_d{scenario}")

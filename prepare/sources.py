@@ -134,6 +134,7 @@ def find(
         elif path.suffix.lower() == ".zip":
             try:
                 for info in members(path):
+                    # The pattern is for the name without folders.
                     last = info.filename.rpartition("/")[2]
                     if (match := pattern.fullmatch(last)) and (
                         last not in found or found[last][1].member

@@ -15,7 +15,9 @@ def shares(count: int, fractions: Iterable[float]) -> list[int]:
     """
     exact = np.array(list(fractions)) * count
     sizes = np.floor(exact + 1e-9).astype(int)
+    # Largest remainders: the splits that lost most by rounding down get one more.
     sizes[np.argsort(sizes - exact, kind="stable")[: count - sizes.sum()]] += 1
+    # Move one item from the largest split to each positive fraction without items.
     for k in np.flatnonzero((exact > 0) & (sizes == 0)) if count >= (exact > 0).sum() else ():
         sizes[sizes.argmax()] -= 1
         sizes[k] = 1

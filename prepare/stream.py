@@ -144,6 +144,7 @@ def as_bytes(frames: np.ndarray, path: Path) -> np.ndarray:
 
 
 def write_stream(writer: ShardWriter, stream: Stream, limit: int, bar) -> None:
+    # Convert a few frames at a time to bound the memory.
     rows = max(1, PIECE // int(np.prod(stream.chunks[0][1].shape[1:])))
     for path, chunk in stream.chunks:
         for start in range(0, len(chunk), rows):

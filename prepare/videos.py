@@ -108,6 +108,7 @@ class Cutter:
         self.filled, self.split = 0, ""
 
     def add(self, image: Image.Image, split: str) -> None:
+        # A clip never spans two splits.
         if split != self.split:
             self.finish()
             self.split = split
@@ -167,6 +168,7 @@ def cut(
             f"{source.path}: warning: {source.corrupt} frames are damaged, says the decoder; kept",
             sys.stderr,
         )
+    # The probed number of frames was an estimate.
     bar.total += source.decoded - source.frames
 
 

@@ -1,4 +1,4 @@
-"""Miniature raw datasets, made from the committed clip: what the tests of prepare's scripts read."""
+"""Miniature raw datasets from the committed clip, for the tests of prepare's scripts."""
 
 import functools
 import io

@@ -17,9 +17,8 @@ def motion():
 def test_energy_is_kept_and_balls_stay_inside_and_apart(motion):
     x, v, _ = motion
     assert np.allclose((v**2).sum((1, 2)), balls.SPEED**2, rtol=1e-3)
-    overlap = (
-        0.5 * balls.SPEED
-    )  # a half-step may carry a ball this far past a wall or into the other before it bounces
+    # A half-step may carry a ball this far past a wall or into the other before it bounces.
+    overlap = 0.5 * balls.SPEED
     assert x.min() > RADIUS - overlap and x.max() < BOX - RADIUS + overlap
     assert np.linalg.norm(x[:, 0] - x[:, 1], axis=1).min() > 2 * RADIUS - 2 * overlap
     assert x.min() < RADIUS + 0.1 and x.max() > BOX - RADIUS - 0.1  # and they do reach the walls
@@ -29,9 +28,8 @@ def test_free_flight_is_straight_and_momentum_passes_between_balls(motion):
     x, v, c = motion
     free = (v[1:] == v[:-1]).all((1, 2))
     assert np.allclose((x[1:] - x[:-1])[free], v[:-1][free], atol=1e-4)
-    inside = ((x > RADIUS + 1) & (x < BOX - RADIUS - 1)).all((1, 2))[
-        :-1
-    ]  # far from walls: only balls can meet
+    # Far from walls: only balls can meet.
+    inside = ((x > RADIUS + 1) & (x < BOX - RADIUS - 1)).all((1, 2))[:-1]
     hit = inside & ~free
     assert hit.sum() > 20
     assert np.allclose(v[1:][hit].sum(1), v[:-1][hit].sum(1), atol=1e-4)
@@ -43,9 +41,8 @@ def test_colours_change_exactly_at_bounces_and_by_the_rule(motion):
         changed = np.flatnonzero(np.diff(c[:, ball]))
         turned = np.flatnonzero((np.diff(v[:, ball], axis=0) != 0).any(1))
         assert len(changed) > 500 and set(changed) <= set(turned)
-        assert len(changed) > 0.97 * len(
-            turned
-        )  # two bounces within one frame may hide a change, rarely
+        # Two bounces within one frame may hide a change, rarely.
+        assert len(changed) > 0.97 * len(turned)
         colors = [int(c[0, ball]), *c[changed + 1, ball].tolist()]
         followed = [
             NEXT_COLOR.get((a, b)) == after for a, b, after in zip(colors, colors[1:], colors[2:])

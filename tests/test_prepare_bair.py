@@ -1,4 +1,4 @@
-"""prepare/tfrecord.py against a writer of its own and known checksums; prepare/bair.py on its files and on frame folders."""
+"""prepare/tfrecord.py against a writer and known checksums; prepare/bair.py on both sources."""
 
 import struct
 
@@ -24,9 +24,8 @@ def slow_crc32c(data):
 
 
 def masked(data):
-    crc = (
-        slow_crc32c(data) if len(data) < 2000 else tfrecord.crc32c(data)
-    )  # the test of crc32c compares the two
+    # The test of crc32c compares the two.
+    crc = slow_crc32c(data) if len(data) < 2000 else tfrecord.crc32c(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
@@ -68,7 +67,7 @@ def clip_of(k):
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    """Two files of three records and of two to train, one of two to test; record k holds walk from frame k on."""
+    """Train files of three and two records, a test file of two; record k starts at frame k."""
     folder, k = tmp_path_factory.mktemp("raw"), 0
     for name, count in (
         ("train/traj_9_to_11", 3),
@@ -95,9 +94,8 @@ def contents(out, split):
 
 def test_crc32c():
     assert tfrecord.crc32c(b"123456789") == 0xE3069283 and tfrecord.crc32c(b"") == 0
-    assert (
-        tfrecord.crc32c(bytes(32)) == 0x8A9136AA and tfrecord.crc32c(b"\xff" * 32) == 0x62A8AB43
-    )  # RFC 3720
+    # Test vectors of RFC 3720.
+    assert tfrecord.crc32c(bytes(32)) == 0x8A9136AA and tfrecord.crc32c(b"\xff" * 32) == 0x62A8AB43
     rng = np.random.default_rng(0)
     for size in (1, 511, 512, 513, 1024, 3000):
         data = rng.bytes(size)

@@ -1,4 +1,4 @@
-"""prepare/clevrer_like.py: what collides, what is drawn of it, and that the same command makes the same videos."""
+"""prepare/clevrer_like.py: collisions, rendering, and reproducibility of the command."""
 
 import json
 
@@ -85,9 +85,8 @@ def test_a_video_follows_from_seed_split_and_number_alone(made, tmp_path):
         build.Source("train/00009", "train", "", detail=(0, 9)),
         build.Source("train/00000", "train", "", detail=(0, 0)),
     )
-    last, first = (
-        clevrer_like.read(source, args) for source in sources
-    )  # by another process, in another order
+    # The other run has another process and another order.
+    last, first = (clevrer_like.read(source, args) for source in sources)
     shards = Shards(out / "train")
     assert (first.clips[0] == shards.read(0, slice(None))).all() and (
         last.clips[0] == shards.read(9, slice(None))
@@ -119,9 +118,8 @@ def test_something_moving_collides_and_bodies_keep_out_of_each_other(made):
         t, a, b = np.argwhere(np.triu(touch, 1))[0]  # the first collision
         assert np.linalg.norm(x[t, a] - x[t - 1, a]) + np.linalg.norm(x[t, b] - x[t - 1, b]) > 0.005
         steps = np.linalg.norm(np.diff(x[..., :2], axis=0), axis=-1)
-        assert (
-            steps.max() < 0.25 and (steps.sum(0) > 0.5).sum() >= 2
-        )  # nothing jumps; what comes in does so
+        # No object jumps, and the entering objects do enter.
+        assert steps.max() < 0.25 and (steps.sum(0) > 0.5).sum() >= 2
         assert np.allclose(np.linalg.norm(facts["orientations"][:, :n], axis=-1), 1, atol=1e-5)
         kinds = np.stack([facts[name][0, :n] for name in ("shapes", "colours", "materials")], -1)
         assert len(np.unique(kinds, axis=0)) == n
@@ -182,9 +180,8 @@ def test_metal_shines_and_shadows_fall_away_from_the_lamp():
     empty = np.asarray(tabletop.Image.fromarray(table.ground).reduce(2)).astype(int)
     darker = (empty - rubber > 25).all(-1)
     x = np.argwhere(darker)[:, 1]
-    assert (
-        darker.sum() > 30 and x.mean() < 62 and not darker[:, 75:].any()
-    )  # the lamp hangs to the right
+    # The lamp is on the right.
+    assert darker.sum() > 30 and x.mean() < 62 and not darker[:, 75:].any()
     assert (rubber[:20] == empty[:20]).all()
 
 

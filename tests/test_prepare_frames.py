@@ -1,4 +1,4 @@
-"""prepare/frames.py: the order of frames, content, other extensions, zips, frames that are missing or damaged."""
+"""prepare/frames.py: order of frames, content, extensions, zips, missing and damaged frames."""
 
 import io
 import zipfile

@@ -1,4 +1,4 @@
-"""prepare/kth.py, and what prepare/build.py does for all scripts of datasets: going on, workers, broken files, a full disk."""
+"""prepare/kth.py, and prepare/build.py: resuming, workers, broken files, a full disk."""
 
 import errno
 import json
@@ -123,7 +123,8 @@ def test_demo_split_says_that_it_shares_persons_and_the_centre_crop_is_one(raw, 
 
 
 def test_sequences_cut_the_labelled_runs(raw, tmp_path):
-    text = "Frames of the sequences\n\nperson01_walking_d1\t\tframes\t1-4, 6-9\nperson13_handclapping_d3  *missing*\n"
+    text = "Frames of the sequences\n\nperson01_walking_d1\t\tframes\t1-4, 6-9\n"
+    text += "person13_handclapping_d3  *missing*\n"
     text += "person01_walking_d3\tframes\t2-5, 7-400\n person01_walking_d4 frames 300-310\n"
     (tmp_path / "00sequences.txt").write_text(text)
     manifest = make(

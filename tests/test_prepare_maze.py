@@ -65,9 +65,8 @@ def test_a_wall_straight_ahead_is_as_far_as_it_is_in_every_column_that_meets_it(
     assert (facing[side] % 2 == 1).all() and np.allclose(
         distance[side], 0.5 / tangent[side], rtol=1e-5
     )
-    assert (
-        facing[: SIZE // 2][side[: SIZE // 2]] == NORTH
-    ).all()  # the left hand's side when one looks east
+    # North is on the left for a viewer that looks east.
+    assert (facing[: SIZE // 2][side[: SIZE // 2]] == NORTH).all()
 
 
 def test_rays_end_on_walls_and_cross_none():
@@ -82,9 +81,8 @@ def test_rays_end_on_walls_and_cross_none():
         facing % 2 == 0, end_x - (cell_x + (facing == EAST)), end_y - (cell_y + (facing == NORTH))
     )
     assert abs(edge).max() < 1e-5 and not open.reshape(-1)[wall].any()
-    way = (
-        np.linspace(0, 1 - 1e-6, 3000)[:, None] * distance
-    )  # in small steps along each ray: every edge crossed is open
+    # Small steps along each ray: every crossed edge must be open.
+    way = np.linspace(0, 1 - 1e-6, 3000)[:, None] * distance
     cells = np.floor(np.stack([x + way * rx, y + way * ry])).astype(int)
     step = np.diff(cells, axis=1)
     for d in range(4):
@@ -100,9 +98,8 @@ def test_a_walls_height_on_the_screen_is_its_height_over_its_distance(ahead):
     middle = frame[:, 56:72].mean(1)
     red = np.flatnonzero(middle[:, 0] > 1.6 * middle[:, 1])  # bricks; floor and ceiling are not
     height = red[-1] - red[0] + 1
-    assert (
-        abs(height - 128 * 0.5 / HALF_VIEW / ahead) <= 4 + 128 / ahead / 64
-    )  # less a course of mortar
+    # The tolerance includes one course of mortar.
+    assert abs(height - 128 * 0.5 / HALF_VIEW / ahead) <= 4 + 128 / ahead / 64
     assert abs((red[0] + red[-1]) / 2 - 63.5) <= 4
 
 
@@ -140,9 +137,8 @@ def test_billboards_are_seen_where_they_stand_and_hidden_behind_walls():
         and abs(rows.mean() + 0.5 - SIZE / 2) < 1
     )
     assert abs(np.ptp(rows) + 1 - wide) < 2 and abs(np.ptp(columns) + 1 - wide) < 2
-    behind = corridor(
-        6, [(4.5, 1.5, EYE, 0.9, SMILEY), (1.0, 0.5, EYE, 0.5, BALL)]
-    )  # past a wall, past the walker
+    # One sprite behind a wall, one behind the walker.
+    behind = corridor(6, [(4.5, 1.5, EYE, 0.9, SMILEY), (1.0, 0.5, EYE, 0.5, BALL)])
     assert (render(behind, pose, light) == render(corridor(6), pose, light)).all()
 
 
@@ -201,20 +197,19 @@ def test_the_hand_never_leaves_the_wall(hand):
 def test_poses_keep_off_walls_and_are_smooth(seed):
     scene, poses, light = walk(np.random.default_rng(seed))
     x, y, heading = poses.astype(float).T
-    assert (
-        len(np.unique(np.floor(poses[:, :2]), axis=0)) == CELLS**2 - 1
-    )  # all but the last: it is dark before that
+    # All cells but the last, because the light is out before that cell.
+    assert len(np.unique(np.floor(poses[:, :2]), axis=0)) == CELLS**2 - 1
     moved = np.hypot(np.diff(x), np.diff(y))
     turned = abs(np.diff(heading))
     assert moved.max() < SPEED + 1e-5 and np.median(moved) > 0.95 * SPEED
+    # The turning rate changes most where one arc follows another.
     assert (
         turned.max() < 1.001 * np.pi**2 / 2 / maze.SPIN
         and abs(np.diff(heading, 2)).max() < 4.01 * SPEED
-    )  # from arc to arc
+    )
     walking = moved > 0.9 * SPEED
-    way = (
-        np.arctan2(np.diff(y), np.diff(x)) - (heading[1:] + heading[:-1]) / 2
-    )  # one walks where one looks
+    # The walker moves in the direction of the heading.
+    way = np.arctan2(np.diff(y), np.diff(x)) - (heading[1:] + heading[:-1]) / 2
     assert abs(np.angle(np.exp(1j * way[walking]))).max() < 0.1
     rx, ry = rays(poses[::5, 2], 8)
     aside = np.linspace(-np.pi, np.pi, 16, endpoint=False)
@@ -238,9 +233,8 @@ def test_quarter_circles_and_turns_about_in_closed_form():
     )
     poses = poses_along(rows).astype(float)
     arc = poses[int(0.5 / SPEED) + 1 : int((0.5 + np.pi / 4) / SPEED)]
-    assert np.allclose(
-        np.hypot(arc[:, 0] - 1, arc[:, 1] - 1), 0.5, atol=1e-5
-    )  # about the corner post at (1, 1)
+    # The arc is centred on the corner at (1, 1).
+    assert np.allclose(np.hypot(arc[:, 0] - 1, arc[:, 1] - 1), 0.5, atol=1e-5)
     assert np.allclose(arc[:, 2], np.arctan2(arc[:, 1] - 1, arc[:, 0] - 1) + np.pi / 2, atol=1e-4)
     assert np.allclose(poses[-1], [1.5, 1.0, 1.5 * np.pi], atol=2 * SPEED)
 
@@ -270,14 +264,12 @@ def test_the_command_writes_three_streams_the_same_twice(tmp_path):
     train = Shards(tmp_path / "a/train")
     number = train.read_extra("maze", 0, every)
     assert number[0] == 0 and number[-1] == mazes - 1 and (np.diff(number) >= 0).all()
-    assert not np.array_equal(
-        train.read(0, np.arange(70)), made.read(0, every)
-    )  # other mazes in other splits
+    # The splits have different mazes.
+    assert not np.array_equal(train.read(0, np.arange(70)), made.read(0, every))
     last = np.flatnonzero(number == number[-1])
     poses, light = (train.read_extra(name, 0, last) for name in ("poses", "light"))
-    scene = walk(
-        np.random.default_rng([0, 0, int(number[-1])]), 3
-    ).scene  # a maze follows from its number alone
+    # A maze is a function of its number only.
+    scene = walk(np.random.default_rng([0, 0, int(number[-1])]), 3).scene
     assert (render(scene, poses, light, 32) == train.read(0, last)).all()
 
 

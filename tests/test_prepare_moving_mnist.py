@@ -1,4 +1,4 @@
-"""Moving MNIST: motion, drawing, the files that MNIST comes in, and the command."""
+"""Moving MNIST: motion, drawing, the file formats of MNIST, and the command."""
 
 import gzip
 import json
@@ -229,22 +229,8 @@ def test_the_command_writes_splits_that_share_no_digit(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(moving_mnist, "CHUNK", 4)
     for out, videos in (("a", "10"), ("b", "10"), ("c", "6")):
-        monkeypatch.setattr(
-            "sys.argv",
-            [
-                "x",
-                "--source",
-                "idx",
-                "--out",
-                out,
-                "--videos",
-                videos,
-                "--held_out",
-                "3",
-                "--motion",
-                motion,
-            ],
-        )
+        flags = f"--source idx --out {out} --videos {videos} --held_out 3 --motion {motion}"
+        monkeypatch.setattr("sys.argv", ["x", *flags.split()])
         moving_mnist.main()
     manifest = json.loads((tmp_path / "a/manifest.json").read_text())
     assert manifest["splits"]["train"] == {
@@ -273,10 +259,8 @@ def test_the_command_writes_splits_that_share_no_digit(
             )
             assert (which == which[0]).all() and (labels[which] == names).all()
             assert (draw(images[which[:1]], x[None], 64)[0] == made.read(video, every)).all()
-    fewer, more = (
-        Shards(tmp_path / "c/train"),
-        Shards(tmp_path / "a/train"),
-    )  # fewer videos are the first of more
+    # A run with fewer videos gives the first videos of a longer run.
+    fewer, more = Shards(tmp_path / "c/train"), Shards(tmp_path / "a/train")
     assert len(fewer) == 6 and (fewer.read(5, every) == more.read(5, every)).all()
 
 

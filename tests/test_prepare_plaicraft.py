@@ -114,17 +114,15 @@ def skipped(manifest):
 def test_sessions_become_videos_in_the_order_of_their_start(raw, tmp_path, capsys):
     manifest = make(raw, tmp_path / "out", workers=2)
     test, train = videos(tmp_path / "out", "test"), videos(tmp_path / "out", "train")
-    assert same(
-        test, *map(latents_of, ("s_early", "s_herobrine", "s_late"))
-    )  # Steve however he is written
+    # All spellings of Steve are one player.
+    assert same(test, *map(latents_of, ("s_early", "s_herobrine", "s_late")))
     assert (
         same(train, *map(latents_of, ("s_long", "Alexs_own")))
         and not (tmp_path / "out/val").exists()
     )
     shards = Shards(tmp_path / "out/train", "latents")
-    assert (
-        shards.fps == 10.0 and shards.files[0].dtype == np.float16 and len(shards.paths) == 2
-    )  # 25 + 1 files, 20 a shard
+    # 25 + 1 files, 20 per shard.
+    assert shards.fps == 10.0 and shards.files[0].dtype == np.float16 and len(shards.paths) == 2
     splits = manifest["splits"]
     assert (
         not skipped(manifest)
@@ -184,9 +182,8 @@ def test_gaps_and_broken_files_part_a_session_and_are_named(raw, tmp_path, capsy
     (folder / "batch_9.pt").write_bytes((folder / "batch_9.pt").read_bytes()[:-900])
     torch.save(torch.zeros(10, 4, 6, 11), folder / "batch_12.pt")
     torch.save(torch.from_numpy(all[150:154].copy()), folder / "batch_15.pt")
-    (folder / "batch_20.pt").write_bytes(
-        b""
-    )  # the last of its shard: what begins the next does not go on with it
+    # The last source of a shard is broken, so the next shard does not continue its video.
+    (folder / "batch_20.pt").write_bytes(b"")
     torch.save(torch.zeros(10, *SHAPE), folder / "batch_022.pt")
     torch.save(torch.zeros(10, *SHAPE), folder / "notes.pt")
     args = parse(raw, tmp_path / "out")
@@ -280,9 +277,8 @@ def test_interrupted_it_goes_on(raw, tmp_path, monkeypatch):
     )
     seen.clear()
     make(raw, tmp_path / "out")
-    assert (
-        "s_long/batch_18.pt" not in seen and "s_long/batch_20.pt" in seen
-    )  # the finished shard is not read again
+    # The finished shard is not read again.
+    assert "s_long/batch_18.pt" not in seen and "s_long/batch_20.pt" in seen
     assert (
         shards_of(tmp_path / "out") == shards_of(tmp_path / "whole")
         and not (tmp_path / "out.partial").exists()
@@ -337,9 +333,8 @@ def test_decoded_to_frames(raw, tmp_path, monkeypatch):
     manifest = make(raw, tmp_path / "out", *flags)
     frames = Shards(tmp_path / "out/train").read(0, slice(None))
     assert frames.shape == (250, 48, 48, 3) and manifest["versions"]["diffusers"] == "0.1"
-    wanted = (
-        latents_of("s_long")[:, :3].astype(np.float32).mean((2, 3)) / 0.5 / 4
-    )  # over the picture, of values not clipped
+    # Mean over the picture, of values that are not clipped.
+    wanted = latents_of("s_long")[:, :3].astype(np.float32).mean((2, 3)) / 0.5 / 4
     assert np.corrcoef(frames.mean((1, 2)).ravel(), wanted.ravel())[0, 1] > 0.95
 
 
@@ -351,6 +346,7 @@ def test_mistakes(raw, tmp_path, command, monkeypatch):
     connection.close()
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / plaicraft.DATABASE).write_text("not a database " * 99)
+    # Latents of other shapes than the default.
     for flags, said in (
         (["--source", "none"], "contains no global_database.db"),
         (["--source", "odd"], "no such column: player_name"),
@@ -366,7 +362,7 @@ def test_mistakes(raw, tmp_path, command, monkeypatch):
         (["--source", raw, "--test_share", "0.7", "--val_share", "0.4"], "at most 1 together"),
         (["--source", raw, "--decode", "x"], "pip install diffusers"),
         (["--source", raw, "--workers", "1"], "not one video in"),
-    ):  # of shapes other than the default
+    ):
         if "--decode" in flags and plaicraft.importlib.util.find_spec("diffusers"):
             continue
         code, err = command(tmp_path, "prepare/plaicraft", "--out", "o", *flags)

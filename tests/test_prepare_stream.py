@@ -1,4 +1,4 @@
-"""npy-chunk streams to shards: order, types, and what is refused."""
+"""Streams of .npy chunks to shards: order, types, and errors."""
 
 import json
 
@@ -14,7 +14,7 @@ EVERY = slice(None)
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
-    """source(frames, chunk, dtype) -> a published stream of that many frames; frame i is filled with i % 251."""
+    """source(frames, chunk, dtype) writes a published stream; frame i has the value i % 251."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DRIFTCAST_QUIET", "1")
 

@@ -1,4 +1,4 @@
-"""prepare/videos.py: index arithmetic at its edges, and the whole command on real, made and damaged files."""
+"""prepare/videos.py: motion, and the command on real, generated and damaged files."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prepare import decode, splits, videos
+from prepare import videos
 from runtime.console import UserError
 from shards import Shards
 
@@ -19,7 +19,6 @@ av = pytest.importorskip("av")
 
 REPO = Path(__file__).resolve().parents[1]
 WALK = REPO / "tests" / "data" / "walk.mp4"  # 60 frames of 320x180 at 15 fps
-FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
 def make(source, out, *flags):
@@ -38,7 +37,7 @@ def launch(*flags):
 
 
 def write_video(path, frames, codec="ffv1", pixels="bgr0", milliseconds=None, rate=10):
-    """frames (T, H, W, 3) uint8 to a file, lossless by default, optionally with a timestamp for each frame."""
+    """Write frames (T, H, W, 3) uint8, lossless by default, optionally with a timestamp each."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
@@ -73,83 +72,6 @@ def walk_squares(size):
     )
 
 
-@pytest.mark.parametrize(
-    "count, fractions, sizes",
-    [
-        (10, (0.8, 0.1, 0.1), [8, 1, 1]),
-        (795, (0.8, 0.1, 0.1), [636, 80, 79]),
-        (3, (0.8, 0.1, 0.1), [1, 1, 1]),
-        (2, (0.8, 0.1, 0.1), [2, 0, 0]),
-        (0, (0.8, 0.1, 0.1), [0, 0, 0]),
-        (7, (1.0, 0.0, 0.0), [7, 0, 0]),
-        (20, (0.5, 0.49, 0.01), [9, 10, 1]),
-        (4, (0.02, 0.9, 0.08), [1, 2, 1]),
-    ],
-)
-def test_shares(count, fractions, sizes):
-    assert splits.shares(count, fractions) == sizes
-
-
-def test_split_sources_is_seeded_and_about_as_asked():
-    first = splits.split_sources(50, FRACTIONS, seed=3)
-    assert (
-        first
-        == splits.split_sources(50, FRACTIONS, seed=3)
-        != splits.split_sources(50, FRACTIONS, seed=4)
-    )
-    assert [first.count(split) for split in videos.SPLITS] == [40, 5, 5]
-
-
-def test_time_cuts_cover_without_overlap():
-    for frames in (0, 1, 5, 24, 100, 795):
-        cuts = splits.time_cuts(frames, FRACTIONS)
-        assert [k for start, stop in cuts.values() for k in range(start, stop)] == list(
-            range(frames)
-        )
-        assert list(cuts) == list(videos.SPLITS)
-    cuts = splits.time_cuts(100, FRACTIONS)
-    assert [splits.split_at(k, cuts) for k in (0, 79, 80, 89, 90, 99, 100)] == [
-        "train",
-        "train",
-        "val",
-        "val",
-        "test",
-        "test",
-        "test",
-    ]
-
-
-@pytest.mark.parametrize(
-    "width, height, tile, boxes",
-    [
-        (320, 180, None, [(70, 0, 250, 180)]),
-        (101, 200, None, [(0, 49, 101, 150)]),
-        (64, 64, 64, [(0, 0, 64, 64)]),
-        (150, 70, 64, [(11, 3, 75, 67), (75, 3, 139, 67)]),
-        (63, 200, 64, []),
-    ],
-)
-def test_crop_boxes(width, height, tile, boxes):
-    assert decode.crop_boxes(width, height, tile) == boxes
-
-
-@pytest.mark.parametrize(
-    "times, fps, kept",
-    [
-        ([k / 30 for k in range(60)], 10, list(range(0, 60, 3))),
-        ([k / 30 for k in range(7)], 30, list(range(7))),
-        ([k / 15 for k in range(5)], 60, list(range(5))),
-        ([5 + k / 25 for k in range(10)], 10, [0, 3, 5, 8]),
-        ([0.0, 0.1, 0.11, 0.12, 0.52, 0.6], 10, [0, 1, 3, 4, 5]),
-        ([0.0, 0.9, 1.05, 1.9, 2.2], 1, [0, 2, 3]),
-        ([0.7], 10, [0]),
-        ([], 10, []),
-    ],
-)
-def test_at_ticks(times, fps, kept):
-    assert list(decode.at_ticks(((seconds, k) for k, seconds in enumerate(times)), fps)) == kept
-
-
 def test_motion_sees_a_small_body_but_neither_noise_nor_flicker():
     rng = np.random.default_rng(0)
     still = rng.integers(60, 180, (1, 64, 64, 3)).repeat(24, 0)
@@ -177,9 +99,8 @@ def test_walk_round_trip_by_command(tmp_path):
         and train.fps == val.fps == 15
     )
     got = np.concatenate([train.read(0, slice(None)), val.read(0, slice(None))])
-    error = (
-        got[:, 2:-2, 2:-2].astype(int) - walk_squares(32)[:, 2:-2, 2:-2]
-    )  # filters at the rim see other pixels
+    # At the border, the resize filter covers other pixels.
+    error = got[:, 2:-2, 2:-2].astype(int) - walk_squares(32)[:, 2:-2, 2:-2]
     assert np.abs(error).max() <= 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "manifest.json",
@@ -367,9 +288,8 @@ def test_a_truncated_file_keeps_the_clips_before_the_end(tmp_path, capsys, share
         tmp_path, tmp_path / "out", "--image_size", 32, "--clip_length", 4, "--val", 0, "--test", 0
     )
     entry, shards = manifest["sources"][0], Shards(tmp_path / "out" / "train")
-    assert (
-        "cut short: " in entry["skipped"] or "Invalid data" in entry["skipped"]
-    )  # some releases of FFmpeg do notice
+    # Some releases of FFmpeg detect the damage.
+    assert "cut short: " in entry["skipped"] or "Invalid data" in entry["skipped"]
     assert manifest["dropped"]["skipped"] == 1
     assert entry["clips"]["train"] == len(shards) == entry["decoded"] // 4 > 60 * share / 4 - 4
     assert (

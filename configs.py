@@ -18,91 +18,162 @@ MODES = ("clips", "stream", "offline")  # of data.mode
 STRIDES = ("continuous", "chunked", "spaced")  # of data.windows
 
 
-def branch(dataset: str, mode: str = "clips") -> dict[str, Any]:
-    """What a dataset changes in the shared section, and more where data.mode is not clips: {"group.field": value}."""
-    return clips(dataset) | (stream(dataset) if mode in MODES[1:] else {})
+@dataclass(frozen=True)
+class Dataset:
+    """What one dataset changes in the defaults below, as {"group.field": value}, and how to get its files."""
+
+    clips: dict[str, Any]  # for data.mode=clips
+    stream: dict[str, Any]  # on top of `clips` for data.mode=stream and offline
+    prepare: str = ""  # command that makes the shards; empty: main.py generates them
+    fetch: str = ""  # command that downloads the published VQVAE; empty: there is none
 
 
-def stream(dataset: str) -> dict[str, Any]:
-    """What a dataset changes when its split is one stream: windows, batch and replay as in arXiv 2406.04814 (of the balls and
-    the maze), the first half of a window given."""
-    known = {"ball_stn": (10, 2, 1), "ball_nstn": (10, 2, 1), "plaicraft": (20, 8, 2)}
-    clip, batch, live = known.get(dataset, (20, 4, 2))
+def stream_of(clip: int, batch: int, live: int, replay: str = "0.05") -> dict[str, Any]:
+    """The settings for a split that is one stream: windows of `clip` frames, the first half given.
+
+    Windows, batch and replay of the balls and the maze follow arXiv 2406.04814.
+    """
     return {
         "data.clip": clip,
         "data.condition": clip // 2,
         "data.predict": clip // 2,
-        "train.batch_size": batch,
+        "data.brightness": 0.0,
+        "data.contrast": 0.0,
+        "data.saturation": 0.0,
+        "data.hue": 0.0,
+        "replay.size": replay,
         "replay.n_live": live,
-        "replay.size": "0.2" if dataset == "plaicraft" else "0.05",
+        "train.batch_size": batch,
         "train.steps": 0,
         "train.schedule": "constant",
         "train.log_every": 100,
         "train.sample_every": 0,
         "train.save_every": 1_000,
         "train.ema": 0.999,
-        **{f"data.{jitter}": 0.0 for jitter in ("brightness", "contrast", "saturation", "hue")},
     }
 
 
-def clips(dataset: str) -> dict[str, Any]:
-    published = {  # RIVER's and the predecessor's training, shared by their datasets
-        "model.name": "uvit",
-        "model.width": 768,
-        "model.depth": 4,
-        "model.mid_depth": 5,
-        "model.heads": 8,
-        "model.dropout": 0.05,
-        "flow.c": 0.1,
-        "flow.output": "drift",
-        "flow.weight": "published",
-        "flow.normalize": False,
-        "data.context": "uniform",
-        "sample.context": "uniform",
-        "train.steps": 400_000,
-        "train.batch_size": 256,
-        "train.lr": 2e-4,
-        "train.warmup": 10_000,
-        "train.schedule": "constant",
-        "train.beta2": 0.999,
-        "train.ema": 0.9999,
-        "train.log_every": 100,
-        "train.sample_every": 10_000,
-        "train.save_every": 5_000,
-        "sample.steps": 100,
-        "sample.reencode": False,
-    }
-    if dataset in ("ball_stn", "ball_nstn"):
-        return {
-            "data.root": f"data/{dataset}",
+STREAM_BALLS = stream_of(clip=10, batch=2, live=1)
+STREAM = stream_of(clip=20, batch=4, live=2)
+
+# The training settings published with RIVER and its predecessor.
+PUBLISHED = {
+    "model.name": "uvit",
+    "model.width": 768,
+    "model.depth": 4,
+    "model.mid_depth": 5,
+    "model.heads": 8,
+    "model.dropout": 0.05,
+    "flow.c": 0.1,
+    "flow.output": "drift",
+    "flow.weight": "published",
+    "flow.normalize": False,
+    "data.context": "uniform",
+    "sample.context": "uniform",
+    "train.steps": 400_000,
+    "train.batch_size": 256,
+    "train.lr": 2e-4,
+    "train.warmup": 10_000,
+    "train.schedule": "constant",
+    "train.beta2": 0.999,
+    "train.ema": 0.9999,
+    "train.log_every": 100,
+    "train.sample_every": 10_000,
+    "train.save_every": 5_000,
+    "sample.steps": 100,
+    "sample.reencode": False,
+}
+# RIVER's changes for BAIR.
+PUBLISHED_BAIR = PUBLISHED | {
+    "data.clip": 16,
+    "data.condition": 1,
+    "data.predict": 15,
+    "vqvae.codes": 16384,
+    "train.steps": 300_000,
+    "train.lr": 1e-4,
+    "train.warmup": 5_000,
+    "train.weight_decay": 5e-6,
+}
+# Clips as published for CLEVRER.
+CLEVRER_CLIPS = {
+    "data.image_size": 128,
+    "data.clip": 16,
+    "data.skip": 4,
+    "data.condition": 2,
+    "data.predict": 14,
+    "vqvae.downsample": 8,
+    "vqvae.codes": 8192,
+}
+# Our settings for networks that train on two CPU cores.
+SMALL = {
+    "data.image_size": 64,
+    "data.clip": 16,
+    "data.condition": 8,
+    "data.predict": 16,
+    "sample.num_videos": 32,
+    "sample.solver": "exact2",
+    "sample.grid": "cosine",
+    "sample.steps": 10,
+    "sample.redraw": "frame",
+    "sample.reencode": False,
+    "vqvae.batch_size": 32,
+    "model.width": 96,
+    "train.steps": 6_000,
+    "train.batch_size": 16,
+    "train.ema": 0.998,
+    "train.sample_every": 2_000,
+}
+
+# To add a dataset, add one entry here and one file in prepare/.
+DATASETS = {
+    "ball_stn": Dataset(
+        clips={"data.root": "data/ball_stn", "data.generate": "balls"},
+        stream=STREAM_BALLS,
+    ),
+    "ball_nstn": Dataset(
+        clips={
+            "data.root": "data/ball_nstn",
             "data.generate": "balls",
-            "data.color_shift": dataset == "ball_nstn",
-        }
-    ours = {
-        "data.root": f"data/{dataset}",
-        "data.image_size": 64,
-        "data.clip": 16,
-        "data.condition": 8,
-        "data.predict": 16,
-        "sample.num_videos": 32,
-        "sample.solver": "exact2",
-        "sample.grid": "cosine",
-        "sample.steps": 10,
-        "sample.redraw": "frame",
-        "sample.reencode": False,
-        "vqvae.batch_size": 32,
-        "model.width": 96,
-        "train.steps": 6_000,
-        "train.batch_size": 16,
-        "train.ema": 0.998,
-        "train.sample_every": 2_000,
-    }
-    if dataset in ("videos", "moving_mnist"):
-        return ours | ({} if dataset == "videos" else {"data.condition": 10, "data.predict": 10})
-    if dataset == "wmaze":
-        return ours | {"data.generate": "maze", "data.stream": 20_000, "data.held_out": 2_000}
-    if dataset == "plaicraft":  # latents of frames of 768 x 1280 pixels, 10 a second
-        return ours | {
+            "data.color_shift": True,
+        },
+        stream=STREAM_BALLS,
+    ),
+    "wmaze": Dataset(
+        clips=SMALL
+        | {
+            "data.root": "data/wmaze",
+            "data.generate": "maze",
+            "data.stream": 20_000,
+            "data.held_out": 2_000,
+        },
+        stream=STREAM,
+    ),
+    "moving_mnist": Dataset(
+        clips=SMALL | {"data.root": "data/moving_mnist", "data.condition": 10, "data.predict": 10},
+        stream=STREAM,
+        prepare="python -m prepare.moving_mnist --out {root}",
+    ),
+    "clevrer_like": Dataset(
+        clips=SMALL
+        | CLEVRER_CLIPS
+        | {
+            "data.root": "data/clevrer_like",
+            "vqvae.batch_size": 16,
+            "vqvae.steps": 2_000,
+            "train.steps": 4_000,
+            "sample.num_videos": 16,
+            "sample.steps": 5,
+            "sample.reencode": True,
+        },
+        stream=STREAM,
+        prepare="pip install pybullet && "
+        "python -m prepare.clevrer_like --out {root} --image_size {size}",
+    ),
+    # Latents of frames of 768 x 1280 pixels, 10 frames per second.
+    "plaicraft": Dataset(
+        clips=SMALL
+        | {
+            "data.root": "data/plaicraft",
             "data.image_size": 768,
             "data.clip": 20,
             "data.condition": 10,
@@ -113,25 +184,19 @@ def clips(dataset: str) -> dict[str, Any]:
             "sample.num_videos": 16,
             "sample.num_samples": 2,
             "sample.batch": 8,
-        }
-    if dataset == "clevrer_like":  # clips as CLEVRER's, networks for two cores
-        return ours | {
-            "data.image_size": 128,
-            "data.clip": 16,
-            "data.skip": 4,
-            "data.condition": 2,
-            "data.predict": 14,
-            "vqvae.downsample": 8,
-            "vqvae.codes": 8192,
-            "vqvae.batch_size": 16,
-            "vqvae.steps": 2_000,
-            "train.steps": 4_000,
-            "sample.num_videos": 16,
-            "sample.steps": 5,
-            "sample.reencode": True,
-        }
-    if dataset == "kth":
-        return published | {
+        },
+        stream=stream_of(clip=20, batch=8, live=2, replay="0.2"),
+        prepare="python -m prepare.plaicraft --source FOLDER_OF_PLAICRAFT --out {root}",
+    ),
+    "videos": Dataset(
+        clips=SMALL | {"data.root": "data/videos"},
+        stream=STREAM,
+        prepare="python -m prepare.videos --source FOLDER_OF_VIDEOS --out {root} "
+        "--image_size {size} --clip_length 24",
+    ),
+    "kth": Dataset(
+        clips=PUBLISHED
+        | {
             "data.root": "data/kth",
             "data.image_size": 64,
             "data.clip": 40,
@@ -141,80 +206,68 @@ def clips(dataset: str) -> dict[str, Any]:
             "vqvae.downsample": 8,
             "vqvae.codes": 16384,
             "vqvae.ckpt": "weights/river_kth_64/vqvae.ckpt",
-        }
-    if dataset == "clevrer":
-        return published | {
+        },
+        stream=STREAM,
+        prepare="python -m prepare.kth --source FOLDER_OF_KTH --out {root} --image_size {size}",
+        fetch="hf download cvg-unibe/river_kth_64 --local-dir weights/river_kth_64",
+    ),
+    "clevrer": Dataset(
+        clips=PUBLISHED
+        | CLEVRER_CLIPS
+        | {
             "data.root": "data/clevrer",
-            "data.image_size": 128,
-            "data.clip": 16,
-            "data.skip": 4,
-            "data.condition": 2,
-            "data.predict": 14,
             "data.brightness": 0.1,
             "data.contrast": 0.1,
             "data.saturation": 0.1,
             "data.hue": 0.25,
             "vqvae.kind": "river",
-            "vqvae.downsample": 8,
-            "vqvae.codes": 8192,
             "vqvae.ckpt": "weights/river_clevrer_128/vqvae.pth",
-        }
-    if dataset in ("bair_64", "bair_256"):
-        small = dataset == "bair_64"
-        return published | {
-            "data.root": f"data/{dataset}",
-            "data.image_size": 64 if small else 256,
-            "data.clip": 16,
-            "data.condition": 1,
-            "data.predict": 15,
-            "vqvae.kind": "taming_f8_small" if small else "taming_f16",
-            "vqvae.downsample": 8 if small else 16,
-            "vqvae.channels": 4 if small else 8,
-            "vqvae.codes": 16384,
-            "vqvae.ckpt": f"weights/river_{dataset}/vqvae.ckpt",
-            "model.out_norm": "ln" if small else "bn",
-            "train.steps": 300_000,
-            "train.lr": 1e-4,
-            "train.warmup": 5_000,
-            "train.weight_decay": 5e-6,
-        }
-    raise UserError(f"no dataset `{dataset}`{nearest(dataset, DATASETS)}")
-
-
-DATASETS = (
-    "ball_stn",
-    "ball_nstn",
-    "wmaze",
-    "moving_mnist",
-    "clevrer_like",
-    "plaicraft",
-    "videos",
-    "kth",
-    "clevrer",
-    "bair_64",
-    "bair_256",
-)
-
-
-PREPARE = {  # the command that makes the shards of a dataset which is not generated
-    "videos": "python -m prepare.videos --source FOLDER_OF_VIDEOS --out {root} --image_size {size} --clip_length 24",
-    "moving_mnist": "python -m prepare.moving_mnist --out {root}",
-    "clevrer_like": "pip install pybullet && python -m prepare.clevrer_like --out {root} --image_size {size}",
-    "plaicraft": "python -m prepare.plaicraft --source FOLDER_OF_PLAICRAFT --out {root}",
-    "kth": "python -m prepare.kth --source FOLDER_OF_KTH --out {root} --image_size {size}",
-    "clevrer": "python -m prepare.clevrer --source FOLDER_OF_CLEVRER --out {root} --image_size {size}",
-    "bair_64": "python -m prepare.bair --source softmotion30_44k --out {root} --image_size {size}",
-    "bair_256": "python -m prepare.bair --source FOLDER_OF_BAIR_FRAMES --out {root} --image_size {size}",
+        },
+        stream=STREAM,
+        prepare="python -m prepare.clevrer --source FOLDER_OF_CLEVRER --out {root} "
+        "--image_size {size}",
+        fetch="hf download cvg-unibe/river_clevrer_128 --local-dir weights/river_clevrer_128",
+    ),
+    "bair_64": Dataset(
+        clips=PUBLISHED_BAIR
+        | {
+            "data.root": "data/bair_64",
+            "data.image_size": 64,
+            "vqvae.kind": "taming_f8_small",
+            "vqvae.downsample": 8,
+            "vqvae.channels": 4,
+            "vqvae.ckpt": "weights/river_bair_64/vqvae.ckpt",
+            "model.out_norm": "ln",
+        },
+        stream=STREAM,
+        prepare="python -m prepare.bair --source softmotion30_44k --out {root} --image_size {size}",
+        fetch="hf download cvg-unibe/river_bair_64 --local-dir weights/river_bair_64",
+    ),
+    "bair_256": Dataset(
+        clips=PUBLISHED_BAIR
+        | {
+            "data.root": "data/bair_256",
+            "data.image_size": 256,
+            "vqvae.kind": "taming_f16",
+            "vqvae.downsample": 16,
+            "vqvae.channels": 8,
+            "vqvae.ckpt": "weights/river_bair_256/vqvae.ckpt",
+            "model.out_norm": "bn",
+        },
+        stream=STREAM,
+        prepare="python -m prepare.bair --source FOLDER_OF_BAIR_FRAMES --out {root} "
+        "--image_size {size}",
+        fetch="hf download cvg-unibe/river_bair_256 --local-dir weights/river_bair_256",
+    ),
 }
-FETCH = {
-    dataset: f"hf download cvg-unibe/{name} --local-dir weights/{name}"
-    for dataset, name in (  # its published VQVAE
-        ("kth", "river_kth_64"),
-        ("clevrer", "river_clevrer_128"),
-        ("bair_64", "river_bair_64"),
-        ("bair_256", "river_bair_256"),
-    )
-}
+
+
+def settings_of(dataset: str, mode: str = "clips") -> dict[str, Any]:
+    """The settings that a dataset changes for data.mode=`mode`: {"group.field": value}."""
+    if dataset not in DATASETS:
+        raise UserError(f"no dataset `{dataset}`{nearest(dataset, DATASETS)}")
+    entry = DATASETS[dataset]
+    return entry.clips | entry.stream if mode in ("stream", "offline") else entry.clips
 
 
 SAMPLING_FLAGS = {
@@ -261,6 +314,8 @@ class Data:
     condition: int = 10  # frames given when forecasting
     predict: int = 20  # frames forecast
     context: str = "recent:3"  # training's context frame: uniform over the past, recent:K, or log (log-uniform gap)
+    # context frames K drawn for each forecast; only 1 has been tried
+    contexts: int = 1
     brightness: float = 0.0  # random factor 1 +- this, the same for all frames of a clip
     contrast: float = 0.0
     saturation: float = 0.0
@@ -285,6 +340,7 @@ class Data:
             1,
             condition=self.condition,
             predict=self.predict,
+            contexts=self.contexts,
             stream=self.stream,
             held_out=self.held_out,
         )
@@ -658,6 +714,14 @@ class Config:
 
     def __post_init__(self):
         size, f = self.data.image_size, self.vqvae.downsample
+        # The K of model.name=joint is its number of given frames.
+        if self.model.name == "joint":
+            check(
+                self.data.contexts == 1,
+                "data.contexts",
+                "1 for model.name=joint",
+                self.data.contexts,
+            )
         check(size % f == 0, "data.image_size", f"a multiple of vqvae.downsample = {f}", size)
         self.check_mode()
         import solvers
@@ -699,6 +763,17 @@ class Config:
         """(given, future) frames of a network that forecasts half a window at once; None of one that forecasts the next."""
         given = self.data.clip // 2
         return (given, self.data.clip - given) if self.model.name == "joint" else None
+
+    @property
+    def network_sizes(self) -> dict[str, Any]:
+        """The keyword arguments that models.build takes for model.name."""
+        names = ["width", "depth", "mid_depth", "heads", "dropout"]
+        if self.model.name == "uvit":
+            names.append("out_norm")
+        sizes = {name: getattr(self.model, name) for name in names}
+        if self.halves:
+            sizes["given"], sizes["future"] = self.halves
+        return sizes
 
     @property
     def diffusion(self) -> str:
@@ -779,7 +854,7 @@ def build(dataset: str = "ball_stn", overrides: dict[str, Any] | None = None) ->
         f"model.{name}": value
         for name, value in SIZES.get(overrides.get("model.size", ""), {}).items()
     }
-    values = branch(dataset, overrides.get("data.mode", "clips")) | named | overrides
+    values = settings_of(dataset, overrides.get("data.mode", "clips")) | named | overrides
     if values.get("train.overfit"):
         values["sample.split"] = "train"  # sampled from the clips that it learns
     return update(Config(dataset=dataset), values)

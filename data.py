@@ -18,7 +18,7 @@ from batches.frames import FrameTriples
 from batches.latents import LatentTriples, cache_latents, latent_dir
 from batches.stream import StreamTriples, windows_of
 from batches.windows import Windows, check_long_enough, spaced_windows
-from configs import FETCH, PREPARE, Config, Latent
+from configs import DATASETS, Config, Latent
 from runtime import checkpoints
 from runtime.console import UserError
 from runtime.process import Process
@@ -98,14 +98,14 @@ def missing(config: Config) -> list[str]:
     """What a run needs and neither finds nor can make, each with the command that makes or fetches it."""
     found, root = [], Path(config.data.root)
     if not config.data.generate and not any((root / "train").glob("shard_*.hdf5")):
-        command = PREPARE[config.dataset].format(root=root, size=config.data.image_size)
+        command = DATASETS[config.dataset].prepare.format(root=root, size=config.data.image_size)
         found.append(f"no shards {root / 'train' / 'shard_*.hdf5'} (make them: {command})")
     if (
         config.vqvae.ckpt
         and config.vqvae.kind != "latents"
         and not Path(config.vqvae.ckpt).is_file()
     ):
-        command = FETCH.get(config.dataset)
+        command = DATASETS[config.dataset].fetch
         fetch = f"fetch them: {command}; or " if command else ""
         found.append(
             f"no VQVAE weights {config.vqvae.ckpt} ({fetch}train our own: --set vqvae.kind=small vqvae.ckpt=)"

@@ -6,10 +6,12 @@ absolute: all are relative to the folder that the command is run in.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from runtime.console import UserError, nearest
@@ -307,31 +309,33 @@ def at_least(group: str, low: float, **values: float) -> None:
 # ------------------------------------------------------------------------------------------------ shared section
 @dataclass(frozen=True)
 class Data:
-    root: str = "data/ball_stn"  # holds train/, val/ and test/ with shards
+    root: str = "data/ball_stn"  # folder that holds train/, val/ and test/ with shards
     image_size: int = 32  # pixels, square
     clip: int = 30  # frames of a training window
     skip: int = 0  # frames left out between two frames of a window
     condition: int = 10  # frames given when forecasting
     predict: int = 20  # frames forecast
-    context: str = "recent:3"  # training's context frame: uniform over the past, recent:K, or log (log-uniform gap)
-    # context frames K drawn for each forecast; only 1 has been tried
-    contexts: int = 1
+    # context frame in training: uniform over the past, recent:K, or log (log-uniform gap)
+    context: str = "recent:3"
+    contexts: int = 1  # context frames K drawn for each forecast; only 1 has been tried
     brightness: float = 0.0  # random factor 1 +- this, the same for all frames of a clip
-    contrast: float = 0.0
-    saturation: float = 0.0
+    contrast: float = 0.0  # as brightness
+    saturation: float = 0.0  # as brightness
     hue: float = 0.0  # random shift +- this, in turns of the colour wheel
-    skip_bad: bool = (
-        False  # shards that cannot be opened are warned of and left out; otherwise the run stops
-    )
-    workers: int = 4  # loader processes where augmentation forbids the latent cache
-    generate: str = ""  # "balls" or "maze": the shards are made where they are absent
+    skip_bad: bool = False  # warn and skip shards that cannot be opened; otherwise the run stops
+    workers: int = 4  # loader processes, used where augmentation rules out the latent cache
+    generate: str = ""  # balls or maze: generate the shards where they are absent; empty: do not
     stream: int = 100_000  # frames of the generated training stream
-    held_out: int = 10_000  # and of its val and test streams
+    held_out: int = 10_000  # frames of the generated val stream and of the generated test stream
     color_shift: bool = False  # the balls turn blue along their stream
-    mode: str = "clips"  # random clips; or, of all videos laid end to end: stream, seen once, in order, or offline, in none
-    windows: str = "continuous"  # of a stream, clip frames each: one from every frame on; chunked, end to end; or spaced
-    num_windows: int = 0  # how many of windows=spaced, evenly spread
-    frames: str = ""  # START:STOP, the part of the stream that is trained on; empty: all
+    # clips: random clips. stream: all videos concatenated, visited once in order.
+    # offline: the same windows in random order
+    mode: str = "clips"
+    # windows of a stream, clip frames each. continuous: one from every frame on.
+    # chunked: end to end. spaced: num_windows, evenly spaced
+    windows: str = "continuous"
+    num_windows: int = 0  # number of windows for windows=spaced
+    frames: str = ""  # START:STOP, half-open range of the stream to train on; empty: all
 
     def __post_init__(self):
         at_least("data", 3, clip=self.clip)
@@ -391,10 +395,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Replay:
-    """Of data.mode=stream."""
+    """Replay of past windows, for data.mode=stream."""
 
-    size: str = "0.05"  # windows that the reservoir holds: a number, a fraction of the stream's, full, or 0 for no replay
-    n_live: int = 1  # windows of a batch that are the live one, each with a triple and noise of its own; the rest is replay
+    # windows that the reservoir holds: a number, a fraction of the stream's, full, or 0 for no replay
+    size: str = "0.05"
+    # windows of a batch that are the live window, each with its own triple and noise;
+    # the other windows are replayed
+    n_live: int = 1
 
     def __post_init__(self):
         number = re.fullmatch(r"\d+", self.size) or (
@@ -411,17 +418,18 @@ class Replay:
 
 @dataclass(frozen=True)
 class Vqvae:
-    kind: str = "small"  # our own, trained where absent; published: taming_f8_small, taming_f8, taming_f16, river; or latents,
-    #                     where the shards hold those of Stable Diffusion's
-    ckpt: str = ""  # weights; empty: those this configuration trains
-    downsample: int = 4  # pixels per latent, each way
-    channels: int = 4  # of a latent
-    codes: int = 1024  # in the codebook
+    # small: our own, trained where absent. Published: taming_f8_small, taming_f8, taming_f16,
+    # river. latents: the shards hold latents of Stable Diffusion's autoencoder
+    kind: str = "small"
+    ckpt: str = ""  # file with the weights; empty: the weights that this configuration trains
+    downsample: int = 4  # pixels per latent, in each direction
+    channels: int = 4  # channels of a latent
+    codes: int = 1024  # entries of the codebook
     width: int = 64  # channels of its blocks
     depth: int = 2  # blocks in the encoder; the decoder has one more
     steps: int = 1_400  # updates
     batch_size: int = 64  # frames per update
-    lr: float = 3e-3
+    lr: float = 3e-3  # learning rate
 
     def __post_init__(self):
         from models.autoencoders import KINDS  # imported late: it needs torch
@@ -456,16 +464,18 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Model:
-    name: str = "convnet"  # convnet, uvit, or joint: of a stream's windows the second half at once, given the first
-    size: str = ""  # S, B (as published), L or XL: a uvit of 25, 98, 283 or 698 M parameters; it stands for the next four
+    # convnet, uvit, or joint: of a stream's windows, the second half at once given the first
+    name: str = "convnet"
+    # S, B (as published), L or XL: a uvit of 25, 98, 283 or 698 M parameters;
+    # sets name, width, depth, mid_depth and heads
+    size: str = ""
     width: int = 128  # channels (convnet) or token dimension (uvit)
     depth: int = 2  # blocks on the way in and on the way out
     mid_depth: int = 1  # blocks in between
-    heads: int = 4  # of attention
-    dropout: float = 0.0
-    out_norm: str = (
-        "ln"  # uvit's last normalisation: ln, or bn as RIVER has it on BAIR at 256 pixels
-    )
+    heads: int = 4  # attention heads
+    dropout: float = 0.0  # dropout rate, in [0, 1)
+    # last normalization of uvit: ln, or bn as in RIVER's model for BAIR at 256 pixels
+    out_norm: str = "ln"
 
     def __post_init__(self):
         check(
@@ -500,17 +510,16 @@ class Model:
 
 @dataclass(frozen=True)
 class Flow:
-    interpolant: str = "follmer"  # see interpolants.TABLE
+    interpolant: str = "follmer"  # name in interpolants.TABLE
     c: float = 1.0  # size of the noise
-    output: str = (
-        "residual"  # the network's output: residual (of x_1) or drift (the target as published)
-    )
-    weight: str = (
-        "velocity"  # of the squared error: published, velocity or uniform; see Interpolant.weight
-    )
-    times: str = "uniform"  # density of the flow time in training: uniform, or logit_normal (arXiv 2403.03206)
+    # output of the network: residual (of x_1) or drift (the target as published)
+    output: str = "residual"
+    # weight of the squared error: published, velocity or uniform; see Interpolant.weight
+    weight: str = "velocity"
+    # density of the flow time in training: uniform, or logit_normal (arXiv 2403.03206)
+    times: str = "uniform"
     s_min: float = 1e-4  # flow time in training lies in [s_min, 1 - s_min]
-    normalize: bool = True  # latents to zero mean and unit variance per channel
+    normalize: bool = True  # scale latents to zero mean and unit variance per channel
 
     def __post_init__(self):
         import interpolants  # imported late: it needs torch, and `prepare/` may read configs without
@@ -547,29 +556,36 @@ COMPILE = ("auto", "off", "default", *GRAPHS)
 
 @dataclass(frozen=True)
 class Train:
-    steps: int = 2_400  # updates; of a stream, 0: as many as it has windows
-    batch_size: int = 32  # over all processes
-    lr: float = 1e-3
+    steps: int = 2_400  # updates; 0, for a stream: as many as the stream has windows
+    batch_size: int = 32  # windows per update, over all processes
+    lr: float = 1e-3  # learning rate
     warmup: int = 100  # updates of linear warm-up
     schedule: str = "cosine"  # after warm-up: cosine to 0, or constant
-    beta2: float = 0.99  # AdamW's second
-    clip_norm: float = 1.0  # of the gradient
-    weight_decay: float = 0.0
+    beta2: float = 0.99  # second beta of AdamW
+    clip_norm: float = 1.0  # largest norm of the gradient
+    weight_decay: float = 0.0  # weight decay of AdamW
     ema: float = 0.995  # decay of the averaged weights, reached step by step
-    precision: str = "auto"  # of networks and published autoencoders; auto: bf16 where hardware has it (AMX, GPU), else float32
-    compile: str = "auto"  # the network by torch.compile: off, default, reduce-overhead (CUDA graphs), max-autotune; auto:
-    #                        default on GPUs for a uvit where a C compiler is found, else off
-    accumulate: int = 1  # parts that a batch is computed in, one after the other, where it does not fit into memory
-    recompute: bool = False  # of each block keep the input only, and compute it again on the way back: less memory, more work
-    shard: bool = False  # weights, gradients, averages and optimizer are split over the processes (FSDP2), for large networks
-    log_every: int = 20
+    # of networks and published autoencoders: bf16 or float32;
+    # auto: bf16 where the hardware has it (AMX, GPU), else float32
+    precision: str = "auto"
+    # torch.compile of the network: off, default, reduce-overhead (CUDA graphs), max-autotune;
+    # auto: default on GPUs for a uvit where a C compiler is found, else off
+    compile: str = "auto"
+    # gradient accumulation: parts of a batch, computed one after the other to save memory
+    accumulate: int = 1
+    recompute: bool = False  # activation checkpointing of each block: less memory, more computation
+    # FSDP2: weights, gradients, averages and optimizer sharded over the processes
+    shard: bool = False
+    log_every: int = 20  # updates between two logged losses
     sample_every: int = 800  # updates between forecasts logged during training; 0: only at the end
-    save_every: int = 100
-    keep: int = 2  # numbered checkpoints beside latest.pt
-    keep_every: int = 0  # and for good those of every so many updates; 0: none
-    max_bad_steps: int = 20  # updates in a row whose gradient is not finite, and which are left out, before the run stops
-    seed: int = 0
-    overfit: bool = False  # one batch of clips, over and over, sampled from the same clips
+    save_every: int = 100  # updates between checkpoints
+    keep: int = 2  # numbered checkpoints kept beside latest.pt
+    keep_every: int = 0  # updates between checkpoints that are kept for good; 0: none
+    # consecutive updates skipped for a gradient that is not finite, before the run stops
+    max_bad_steps: int = 20
+    seed: int = 0  # seed of all randomness
+    # train on one batch of clips, over and over, and sample from the same clips
+    overfit: bool = False
 
     def __post_init__(self):
         at_least(
@@ -619,28 +635,29 @@ class Train:
 @dataclass(frozen=True)
 class Sample:
     steps: int = 5  # solver steps per frame
-    solver: str = "exact"  # exact, exact2; ODE: euler, heun, rk4, dopri5; SDE: em, stochastic_heun. See solvers.py
-    diffusion: str = "auto"  # 0 (ODE), sigma (as trained), follmer, or a number scaling sigma; auto: what the solver is
-    #                          for, and for exact and exact2 sigma from the reference, 0 from noise
-    grid: str = "uniform"  # of the solver's steps: uniform, cosine or power:P, (k / N)^P
-    warm_start: float = (
-        0.0  # begin at this flow time, from the last frame in place of the next (RIVER)
-    )
-    first: float = 0.0  # ask the network at this flow time in place of s = 0, where an output may hold nothing of x_1
-    tolerance: float = 1e-4  # of dopri5, which takes as many steps as it needs
+    # exact, exact2; ODE: euler, heun, rk4, dopri5; SDE: em, stochastic_heun. See solvers.py
+    solver: str = "exact"
+    # 0 (ODE), sigma (as trained), follmer, or a number that scales sigma; auto: 0 for ODE solvers,
+    # sigma for SDE solvers; for exact and exact2 sigma from the reference, 0 from noise
+    diffusion: str = "auto"
+    grid: str = "uniform"  # grid of the solver's steps: uniform, cosine or power:P, (k / N)^P
+    # begin at this flow time, from the last frame in place of the next (RIVER)
+    warm_start: float = 0.0
+    # evaluate the network at this flow time in place of s = 0,
+    # where an output may hold nothing of x_1
+    first: float = 0.0
+    tolerance: float = 1e-4  # error tolerance of dopri5, which chooses its number of steps
     context: str = "recent:3"  # as data.context, over the whole history
-    redraw: str = (
-        "step"  # draw the context anew at every evaluation of the network, or once a `frame`
-    )
-    reencode: bool = (
-        True  # pass each forecast through pixels before it is forecast from: errors do not pile up
-    )
-    num_videos: int = 64
+    # step: draw the context at every network evaluation. frame: once per frame
+    redraw: str = "step"
+    # decode and encode each forecast frame before the next, so that errors do not accumulate
+    reencode: bool = True
+    num_videos: int = 64  # videos to forecast
     num_samples: int = 4  # futures per video
-    split: str = "test"
+    split: str = "test"  # train, val or test
     format: str = "mp4"  # mp4 or gif
     batch: int = 256  # videos x futures rolled out at once
-    compile: str = "off"  # the network, as train.compile; pays for long roll-outs on a GPU
+    compile: str = "off"  # as train.compile, for sampling; pays for long roll-outs on a GPU
 
     def __post_init__(self):
         at_least(
@@ -665,17 +682,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Output:
-    root: str = "outputs"
-    run_id: str = ""  # empty: <dataset>-<interpolant>-<seed>
+    root: str = "outputs"  # folder for everything that a run writes
+    # name of the run; empty: <dataset>-<interpolant>-<seed>, and -overfit or -<data.mode>
+    run_id: str = ""
 
 
 @dataclass(frozen=True)
 class Wandb:
-    mode: str = (
-        "auto"  # auto: online where a key is configured, else offline; or online, offline, disabled
-    )
-    entity: str = ""
-    project: str = "driftcast"
+    # online, offline or disabled; auto: online where a key is configured, else offline
+    mode: str = "auto"
+    entity: str = ""  # team or user on wandb
+    project: str = "driftcast"  # project on wandb
 
     def __post_init__(self):
         check(
@@ -818,6 +835,43 @@ def settable() -> dict[str, type]:
         if dataclasses.is_dataclass(cls) and group != "latent"
         for name, kind in get_type_hints(cls).items()
     }
+
+
+def comments_of(source: str) -> dict[str, str]:
+    """{"Class.field": comment}: the comment lines directly above each field, or its trailing comment."""
+    lines = source.split("\n")
+    comments = {}
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for item in node.body:
+            if not isinstance(item, ast.AnnAssign):
+                continue
+            trailing = lines[item.end_lineno - 1][item.end_col_offset :].strip()
+            above = []
+            at = item.lineno - 2
+            while lines[at].strip().startswith("#"):
+                above.insert(0, lines[at].strip().removeprefix("# "))
+                at -= 1
+            comments[f"{node.name}.{item.target.id}"] = " ".join(above) or trailing[2:]
+    return comments
+
+
+def describe_settings() -> str:
+    """Every setting with its default and its comment, group by group, for --help."""
+    comments = comments_of(Path(__file__).read_text())
+    lines = ["settings for --set, with their defaults (a dataset may change them):"]
+    last = ""
+    for name in settable():
+        group, attribute = name.split(".")
+        cls = get_type_hints(Config)[group]
+        if group != last:
+            lines += ["", f"{group}:"]
+            last = group
+        default = getattr(cls, attribute)
+        lines.append(f"  {name}={default}")
+        lines.append(f"      {comments[f'{cls.__name__}.{attribute}']}")
+    return "\n".join(lines)
 
 
 def parse_overrides(items: list[str]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Every setting of a run: typed, commented, checked where it is built. What a dataset changes is at the top.
+"""Every setting of a run: typed, commented, checked where it is built. DATASETS is at the top.
 
-A run is described by frozen dataclasses, one per group; `--set group.field=value` reaches every field. No path here is
-absolute: all are relative to the folder that the command is run in.
+A run is described by frozen dataclasses, one per group; `--set group.field=value` sets any field.
+No path here is absolute: all are relative to the folder that the command is run in.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def main() -> None:
         prog="python main.py",
         description="Train a video forecaster and sample from it. "
         "The same command run again resumes where the last one stopped.",
-        epilog=configs.describe_settings().replace("%", "%%"),
+        epilog=configs.describe_settings(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--dataset", default="ball_stn", help=", ".join(DATASETS))

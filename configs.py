@@ -1,15 +1,17 @@
-"""Every setting of a run: typed, commented, checked where it is built. What a dataset changes is at the top.
+"""Every setting of a run: typed, commented, checked where it is built. DATASETS is at the top.
 
-A run is described by frozen dataclasses, one per group; `--set group.field=value` reaches every field. No path here is
-absolute: all are relative to the folder that the command is run in.
+A run is described by frozen dataclasses, one per group; `--set group.field=value` sets any field.
+No path here is absolute: all are relative to the folder that the command is run in.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from runtime.console import UserError, nearest
@@ -18,91 +20,162 @@ MODES = ("clips", "stream", "offline")  # of data.mode
 STRIDES = ("continuous", "chunked", "spaced")  # of data.windows
 
 
-def branch(dataset: str, mode: str = "clips") -> dict[str, Any]:
-    """What a dataset changes in the shared section, and more where data.mode is not clips: {"group.field": value}."""
-    return clips(dataset) | (stream(dataset) if mode in MODES[1:] else {})
+@dataclass(frozen=True)
+class Dataset:
+    """What one dataset changes in the defaults below, as {"group.field": value}, and how to get its files."""
+
+    clips: dict[str, Any]  # for data.mode=clips
+    stream: dict[str, Any]  # on top of `clips` for data.mode=stream and offline
+    prepare: str = ""  # command that makes the shards; empty: main.py generates them
+    fetch: str = ""  # command that downloads the published VQVAE; empty: there is none
 
 
-def stream(dataset: str) -> dict[str, Any]:
-    """What a dataset changes when its split is one stream: windows, batch and replay as in arXiv 2406.04814 (of the balls and
-    the maze), the first half of a window given."""
-    known = {"ball_stn": (10, 2, 1), "ball_nstn": (10, 2, 1), "plaicraft": (20, 8, 2)}
-    clip, batch, live = known.get(dataset, (20, 4, 2))
+def stream_of(clip: int, batch: int, live: int, replay: str = "0.05") -> dict[str, Any]:
+    """The settings for a split that is one stream: windows of `clip` frames, the first half given.
+
+    Windows, batch and replay of the balls and the maze follow arXiv 2406.04814.
+    """
     return {
         "data.clip": clip,
         "data.condition": clip // 2,
         "data.predict": clip // 2,
-        "train.batch_size": batch,
+        "data.brightness": 0.0,
+        "data.contrast": 0.0,
+        "data.saturation": 0.0,
+        "data.hue": 0.0,
+        "replay.size": replay,
         "replay.n_live": live,
-        "replay.size": "0.2" if dataset == "plaicraft" else "0.05",
+        "train.batch_size": batch,
         "train.steps": 0,
         "train.schedule": "constant",
         "train.log_every": 100,
         "train.sample_every": 0,
         "train.save_every": 1_000,
         "train.ema": 0.999,
-        **{f"data.{jitter}": 0.0 for jitter in ("brightness", "contrast", "saturation", "hue")},
     }
 
 
-def clips(dataset: str) -> dict[str, Any]:
-    published = {  # RIVER's and the predecessor's training, shared by their datasets
-        "model.name": "uvit",
-        "model.width": 768,
-        "model.depth": 4,
-        "model.mid_depth": 5,
-        "model.heads": 8,
-        "model.dropout": 0.05,
-        "flow.c": 0.1,
-        "flow.output": "drift",
-        "flow.weight": "published",
-        "flow.normalize": False,
-        "data.context": "uniform",
-        "sample.context": "uniform",
-        "train.steps": 400_000,
-        "train.batch_size": 256,
-        "train.lr": 2e-4,
-        "train.warmup": 10_000,
-        "train.schedule": "constant",
-        "train.beta2": 0.999,
-        "train.ema": 0.9999,
-        "train.log_every": 100,
-        "train.sample_every": 10_000,
-        "train.save_every": 5_000,
-        "sample.steps": 100,
-        "sample.reencode": False,
-    }
-    if dataset in ("ball_stn", "ball_nstn"):
-        return {
-            "data.root": f"data/{dataset}",
+STREAM_BALLS = stream_of(clip=10, batch=2, live=1)
+STREAM = stream_of(clip=20, batch=4, live=2)
+
+# The training settings published with RIVER and its predecessor.
+PUBLISHED = {
+    "model.name": "uvit",
+    "model.width": 768,
+    "model.depth": 4,
+    "model.mid_depth": 5,
+    "model.heads": 8,
+    "model.dropout": 0.05,
+    "flow.c": 0.1,
+    "flow.output": "drift",
+    "flow.weight": "published",
+    "flow.normalize": False,
+    "data.context": "uniform",
+    "sample.context": "uniform",
+    "train.steps": 400_000,
+    "train.batch_size": 256,
+    "train.lr": 2e-4,
+    "train.warmup": 10_000,
+    "train.schedule": "constant",
+    "train.beta2": 0.999,
+    "train.ema": 0.9999,
+    "train.log_every": 100,
+    "train.sample_every": 10_000,
+    "train.save_every": 5_000,
+    "sample.steps": 100,
+    "sample.reencode": False,
+}
+# RIVER's changes for BAIR.
+PUBLISHED_BAIR = PUBLISHED | {
+    "data.clip": 16,
+    "data.condition": 1,
+    "data.predict": 15,
+    "vqvae.codes": 16384,
+    "train.steps": 300_000,
+    "train.lr": 1e-4,
+    "train.warmup": 5_000,
+    "train.weight_decay": 5e-6,
+}
+# Clips as published for CLEVRER.
+CLEVRER_CLIPS = {
+    "data.image_size": 128,
+    "data.clip": 16,
+    "data.skip": 4,
+    "data.condition": 2,
+    "data.predict": 14,
+    "vqvae.downsample": 8,
+    "vqvae.codes": 8192,
+}
+# Our settings for networks that train on two CPU cores.
+SMALL = {
+    "data.image_size": 64,
+    "data.clip": 16,
+    "data.condition": 8,
+    "data.predict": 16,
+    "sample.num_videos": 32,
+    "sample.solver": "exact2",
+    "sample.grid": "cosine",
+    "sample.steps": 10,
+    "sample.redraw": "frame",
+    "sample.reencode": False,
+    "vqvae.batch_size": 32,
+    "model.width": 96,
+    "train.steps": 6_000,
+    "train.batch_size": 16,
+    "train.ema": 0.998,
+    "train.sample_every": 2_000,
+}
+
+# To add a dataset, add one entry here and one file in prepare/.
+DATASETS = {
+    "ball_stn": Dataset(
+        clips={"data.root": "data/ball_stn", "data.generate": "balls"},
+        stream=STREAM_BALLS,
+    ),
+    "ball_nstn": Dataset(
+        clips={
+            "data.root": "data/ball_nstn",
             "data.generate": "balls",
-            "data.color_shift": dataset == "ball_nstn",
-        }
-    ours = {
-        "data.root": f"data/{dataset}",
-        "data.image_size": 64,
-        "data.clip": 16,
-        "data.condition": 8,
-        "data.predict": 16,
-        "sample.num_videos": 32,
-        "sample.solver": "exact2",
-        "sample.grid": "cosine",
-        "sample.steps": 10,
-        "sample.redraw": "frame",
-        "sample.reencode": False,
-        "vqvae.batch_size": 32,
-        "model.width": 96,
-        "train.steps": 6_000,
-        "train.batch_size": 16,
-        "train.ema": 0.998,
-        "train.sample_every": 2_000,
-    }
-    if dataset in ("videos", "moving_mnist"):
-        return ours | ({} if dataset == "videos" else {"data.condition": 10, "data.predict": 10})
-    if dataset == "wmaze":
-        return ours | {"data.generate": "maze", "data.stream": 20_000, "data.held_out": 2_000}
-    if dataset == "plaicraft":  # latents of frames of 768 x 1280 pixels, 10 a second
-        return ours | {
+            "data.color_shift": True,
+        },
+        stream=STREAM_BALLS,
+    ),
+    "wmaze": Dataset(
+        clips=SMALL
+        | {
+            "data.root": "data/wmaze",
+            "data.generate": "maze",
+            "data.stream": 20_000,
+            "data.held_out": 2_000,
+        },
+        stream=STREAM,
+    ),
+    "moving_mnist": Dataset(
+        clips=SMALL | {"data.root": "data/moving_mnist", "data.condition": 10, "data.predict": 10},
+        stream=STREAM,
+        prepare="python -m prepare.moving_mnist --out {root}",
+    ),
+    "clevrer_like": Dataset(
+        clips=SMALL
+        | CLEVRER_CLIPS
+        | {
+            "data.root": "data/clevrer_like",
+            "vqvae.batch_size": 16,
+            "vqvae.steps": 2_000,
+            "train.steps": 4_000,
+            "sample.num_videos": 16,
+            "sample.steps": 5,
+            "sample.reencode": True,
+        },
+        stream=STREAM,
+        prepare="pip install pybullet && "
+        "python -m prepare.clevrer_like --out {root} --image_size {size}",
+    ),
+    # Latents of frames of 768 x 1280 pixels, 10 frames per second.
+    "plaicraft": Dataset(
+        clips=SMALL
+        | {
+            "data.root": "data/plaicraft",
             "data.image_size": 768,
             "data.clip": 20,
             "data.condition": 10,
@@ -113,25 +186,19 @@ def clips(dataset: str) -> dict[str, Any]:
             "sample.num_videos": 16,
             "sample.num_samples": 2,
             "sample.batch": 8,
-        }
-    if dataset == "clevrer_like":  # clips as CLEVRER's, networks for two cores
-        return ours | {
-            "data.image_size": 128,
-            "data.clip": 16,
-            "data.skip": 4,
-            "data.condition": 2,
-            "data.predict": 14,
-            "vqvae.downsample": 8,
-            "vqvae.codes": 8192,
-            "vqvae.batch_size": 16,
-            "vqvae.steps": 2_000,
-            "train.steps": 4_000,
-            "sample.num_videos": 16,
-            "sample.steps": 5,
-            "sample.reencode": True,
-        }
-    if dataset == "kth":
-        return published | {
+        },
+        stream=stream_of(clip=20, batch=8, live=2, replay="0.2"),
+        prepare="python -m prepare.plaicraft --source FOLDER_OF_PLAICRAFT --out {root}",
+    ),
+    "videos": Dataset(
+        clips=SMALL | {"data.root": "data/videos"},
+        stream=STREAM,
+        prepare="python -m prepare.videos --source FOLDER_OF_VIDEOS --out {root} "
+        "--image_size {size} --clip_length 24",
+    ),
+    "kth": Dataset(
+        clips=PUBLISHED
+        | {
             "data.root": "data/kth",
             "data.image_size": 64,
             "data.clip": 40,
@@ -141,80 +208,68 @@ def clips(dataset: str) -> dict[str, Any]:
             "vqvae.downsample": 8,
             "vqvae.codes": 16384,
             "vqvae.ckpt": "weights/river_kth_64/vqvae.ckpt",
-        }
-    if dataset == "clevrer":
-        return published | {
+        },
+        stream=STREAM,
+        prepare="python -m prepare.kth --source FOLDER_OF_KTH --out {root} --image_size {size}",
+        fetch="hf download cvg-unibe/river_kth_64 --local-dir weights/river_kth_64",
+    ),
+    "clevrer": Dataset(
+        clips=PUBLISHED
+        | CLEVRER_CLIPS
+        | {
             "data.root": "data/clevrer",
-            "data.image_size": 128,
-            "data.clip": 16,
-            "data.skip": 4,
-            "data.condition": 2,
-            "data.predict": 14,
             "data.brightness": 0.1,
             "data.contrast": 0.1,
             "data.saturation": 0.1,
             "data.hue": 0.25,
             "vqvae.kind": "river",
-            "vqvae.downsample": 8,
-            "vqvae.codes": 8192,
             "vqvae.ckpt": "weights/river_clevrer_128/vqvae.pth",
-        }
-    if dataset in ("bair_64", "bair_256"):
-        small = dataset == "bair_64"
-        return published | {
-            "data.root": f"data/{dataset}",
-            "data.image_size": 64 if small else 256,
-            "data.clip": 16,
-            "data.condition": 1,
-            "data.predict": 15,
-            "vqvae.kind": "taming_f8_small" if small else "taming_f16",
-            "vqvae.downsample": 8 if small else 16,
-            "vqvae.channels": 4 if small else 8,
-            "vqvae.codes": 16384,
-            "vqvae.ckpt": f"weights/river_{dataset}/vqvae.ckpt",
-            "model.out_norm": "ln" if small else "bn",
-            "train.steps": 300_000,
-            "train.lr": 1e-4,
-            "train.warmup": 5_000,
-            "train.weight_decay": 5e-6,
-        }
-    raise UserError(f"no dataset `{dataset}`{nearest(dataset, DATASETS)}")
-
-
-DATASETS = (
-    "ball_stn",
-    "ball_nstn",
-    "wmaze",
-    "moving_mnist",
-    "clevrer_like",
-    "plaicraft",
-    "videos",
-    "kth",
-    "clevrer",
-    "bair_64",
-    "bair_256",
-)
-
-
-PREPARE = {  # the command that makes the shards of a dataset which is not generated
-    "videos": "python -m prepare.videos --source FOLDER_OF_VIDEOS --out {root} --image_size {size} --clip_length 24",
-    "moving_mnist": "python -m prepare.moving_mnist --out {root}",
-    "clevrer_like": "pip install pybullet && python -m prepare.clevrer_like --out {root} --image_size {size}",
-    "plaicraft": "python -m prepare.plaicraft --source FOLDER_OF_PLAICRAFT --out {root}",
-    "kth": "python -m prepare.kth --source FOLDER_OF_KTH --out {root} --image_size {size}",
-    "clevrer": "python -m prepare.clevrer --source FOLDER_OF_CLEVRER --out {root} --image_size {size}",
-    "bair_64": "python -m prepare.bair --source softmotion30_44k --out {root} --image_size {size}",
-    "bair_256": "python -m prepare.bair --source FOLDER_OF_BAIR_FRAMES --out {root} --image_size {size}",
+        },
+        stream=STREAM,
+        prepare="python -m prepare.clevrer --source FOLDER_OF_CLEVRER --out {root} "
+        "--image_size {size}",
+        fetch="hf download cvg-unibe/river_clevrer_128 --local-dir weights/river_clevrer_128",
+    ),
+    "bair_64": Dataset(
+        clips=PUBLISHED_BAIR
+        | {
+            "data.root": "data/bair_64",
+            "data.image_size": 64,
+            "vqvae.kind": "taming_f8_small",
+            "vqvae.downsample": 8,
+            "vqvae.channels": 4,
+            "vqvae.ckpt": "weights/river_bair_64/vqvae.ckpt",
+            "model.out_norm": "ln",
+        },
+        stream=STREAM,
+        prepare="python -m prepare.bair --source softmotion30_44k --out {root} --image_size {size}",
+        fetch="hf download cvg-unibe/river_bair_64 --local-dir weights/river_bair_64",
+    ),
+    "bair_256": Dataset(
+        clips=PUBLISHED_BAIR
+        | {
+            "data.root": "data/bair_256",
+            "data.image_size": 256,
+            "vqvae.kind": "taming_f16",
+            "vqvae.downsample": 16,
+            "vqvae.channels": 8,
+            "vqvae.ckpt": "weights/river_bair_256/vqvae.ckpt",
+            "model.out_norm": "bn",
+        },
+        stream=STREAM,
+        prepare="python -m prepare.bair --source FOLDER_OF_BAIR_FRAMES --out {root} "
+        "--image_size {size}",
+        fetch="hf download cvg-unibe/river_bair_256 --local-dir weights/river_bair_256",
+    ),
 }
-FETCH = {
-    dataset: f"hf download cvg-unibe/{name} --local-dir weights/{name}"
-    for dataset, name in (  # its published VQVAE
-        ("kth", "river_kth_64"),
-        ("clevrer", "river_clevrer_128"),
-        ("bair_64", "river_bair_64"),
-        ("bair_256", "river_bair_256"),
-    )
-}
+
+
+def settings_of(dataset: str, mode: str = "clips") -> dict[str, Any]:
+    """The settings that a dataset changes for data.mode=`mode`: {"group.field": value}."""
+    if dataset not in DATASETS:
+        raise UserError(f"no dataset `{dataset}`{nearest(dataset, DATASETS)}")
+    entry = DATASETS[dataset]
+    return entry.clips | entry.stream if mode in ("stream", "offline") else entry.clips
 
 
 SAMPLING_FLAGS = {
@@ -254,29 +309,33 @@ def at_least(group: str, low: float, **values: float) -> None:
 # ------------------------------------------------------------------------------------------------ shared section
 @dataclass(frozen=True)
 class Data:
-    root: str = "data/ball_stn"  # holds train/, val/ and test/ with shards
+    root: str = "data/ball_stn"  # folder that holds train/, val/ and test/ with shards
     image_size: int = 32  # pixels, square
     clip: int = 30  # frames of a training window
     skip: int = 0  # frames left out between two frames of a window
     condition: int = 10  # frames given when forecasting
     predict: int = 20  # frames forecast
-    context: str = "recent:3"  # training's context frame: uniform over the past, recent:K, or log (log-uniform gap)
+    # context frame in training: uniform over the past, recent:K, or log (log-uniform gap)
+    context: str = "recent:3"
+    contexts: int = 1  # context frames K drawn for each forecast; only 1 has been tried
     brightness: float = 0.0  # random factor 1 +- this, the same for all frames of a clip
-    contrast: float = 0.0
-    saturation: float = 0.0
+    contrast: float = 0.0  # as brightness
+    saturation: float = 0.0  # as brightness
     hue: float = 0.0  # random shift +- this, in turns of the colour wheel
-    skip_bad: bool = (
-        False  # shards that cannot be opened are warned of and left out; otherwise the run stops
-    )
-    workers: int = 4  # loader processes where augmentation forbids the latent cache
-    generate: str = ""  # "balls" or "maze": the shards are made where they are absent
+    skip_bad: bool = False  # warn and skip shards that cannot be opened; otherwise the run stops
+    workers: int = 4  # loader processes, used where augmentation rules out the latent cache
+    generate: str = ""  # balls or maze: generate the shards where they are absent; empty: do not
     stream: int = 100_000  # frames of the generated training stream
-    held_out: int = 10_000  # and of its val and test streams
+    held_out: int = 10_000  # frames of the generated val stream and of the generated test stream
     color_shift: bool = False  # the balls turn blue along their stream
-    mode: str = "clips"  # random clips; or, of all videos laid end to end: stream, seen once, in order, or offline, in none
-    windows: str = "continuous"  # of a stream, clip frames each: one from every frame on; chunked, end to end; or spaced
-    num_windows: int = 0  # how many of windows=spaced, evenly spread
-    frames: str = ""  # START:STOP, the part of the stream that is trained on; empty: all
+    # clips: random clips. stream: all videos concatenated, visited once in order.
+    # offline: the same windows in random order
+    mode: str = "clips"
+    # windows of a stream, clip frames each. continuous: one from every frame on.
+    # chunked: end to end. spaced: num_windows, evenly spaced
+    windows: str = "continuous"
+    num_windows: int = 0  # number of windows for windows=spaced
+    frames: str = ""  # START:STOP, half-open range of the stream to train on; empty: all
 
     def __post_init__(self):
         at_least("data", 3, clip=self.clip)
@@ -285,6 +344,7 @@ class Data:
             1,
             condition=self.condition,
             predict=self.predict,
+            contexts=self.contexts,
             stream=self.stream,
             held_out=self.held_out,
         )
@@ -335,10 +395,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Replay:
-    """Of data.mode=stream."""
+    """Replay of past windows, for data.mode=stream."""
 
-    size: str = "0.05"  # windows that the reservoir holds: a number, a fraction of the stream's, full, or 0 for no replay
-    n_live: int = 1  # windows of a batch that are the live one, each with a triple and noise of its own; the rest is replay
+    # windows that the reservoir holds: a number, a fraction of the stream's, full, or 0 for no replay
+    size: str = "0.05"
+    # windows of a batch that are the live window, each with its own triple and noise;
+    # the other windows are replayed
+    n_live: int = 1
 
     def __post_init__(self):
         number = re.fullmatch(r"\d+", self.size) or (
@@ -355,17 +418,18 @@ class Replay:
 
 @dataclass(frozen=True)
 class Vqvae:
-    kind: str = "small"  # our own, trained where absent; published: taming_f8_small, taming_f8, taming_f16, river; or latents,
-    #                     where the shards hold those of Stable Diffusion's
-    ckpt: str = ""  # weights; empty: those this configuration trains
-    downsample: int = 4  # pixels per latent, each way
-    channels: int = 4  # of a latent
-    codes: int = 1024  # in the codebook
+    # small: our own, trained where absent. Published: taming_f8_small, taming_f8, taming_f16,
+    # river. latents: the shards hold latents of Stable Diffusion's autoencoder
+    kind: str = "small"
+    ckpt: str = ""  # file with the weights; empty: the weights that this configuration trains
+    downsample: int = 4  # pixels per latent, in each direction
+    channels: int = 4  # channels of a latent
+    codes: int = 1024  # entries of the codebook
     width: int = 64  # channels of its blocks
     depth: int = 2  # blocks in the encoder; the decoder has one more
     steps: int = 1_400  # updates
     batch_size: int = 64  # frames per update
-    lr: float = 3e-3
+    lr: float = 3e-3  # learning rate
 
     def __post_init__(self):
         from models.autoencoders import KINDS  # imported late: it needs torch
@@ -400,16 +464,18 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Model:
-    name: str = "convnet"  # convnet, uvit, or joint: of a stream's windows the second half at once, given the first
-    size: str = ""  # S, B (as published), L or XL: a uvit of 25, 98, 283 or 698 M parameters; it stands for the next four
+    # convnet, uvit, or joint: of a stream's windows, the second half at once given the first
+    name: str = "convnet"
+    # S, B (as published), L or XL: a uvit of 25, 98, 283 or 698 M parameters;
+    # sets name, width, depth, mid_depth and heads
+    size: str = ""
     width: int = 128  # channels (convnet) or token dimension (uvit)
     depth: int = 2  # blocks on the way in and on the way out
     mid_depth: int = 1  # blocks in between
-    heads: int = 4  # of attention
-    dropout: float = 0.0
-    out_norm: str = (
-        "ln"  # uvit's last normalisation: ln, or bn as RIVER has it on BAIR at 256 pixels
-    )
+    heads: int = 4  # attention heads
+    dropout: float = 0.0  # dropout rate, in [0, 1)
+    # last normalization of uvit: ln, or bn as in RIVER's model for BAIR at 256 pixels
+    out_norm: str = "ln"
 
     def __post_init__(self):
         check(
@@ -444,17 +510,16 @@ class Model:
 
 @dataclass(frozen=True)
 class Flow:
-    interpolant: str = "follmer"  # see interpolants.TABLE
+    interpolant: str = "follmer"  # name in interpolants.TABLE
     c: float = 1.0  # size of the noise
-    output: str = (
-        "residual"  # the network's output: residual (of x_1) or drift (the target as published)
-    )
-    weight: str = (
-        "velocity"  # of the squared error: published, velocity or uniform; see Interpolant.weight
-    )
-    times: str = "uniform"  # density of the flow time in training: uniform, or logit_normal (arXiv 2403.03206)
+    # output of the network: residual (of x_1) or drift (the target as published)
+    output: str = "residual"
+    # weight of the squared error: published, velocity or uniform; see Interpolant.weight
+    weight: str = "velocity"
+    # density of the flow time in training: uniform, or logit_normal (arXiv 2403.03206)
+    times: str = "uniform"
     s_min: float = 1e-4  # flow time in training lies in [s_min, 1 - s_min]
-    normalize: bool = True  # latents to zero mean and unit variance per channel
+    normalize: bool = True  # scale latents to zero mean and unit variance per channel
 
     def __post_init__(self):
         import interpolants  # imported late: it needs torch, and `prepare/` may read configs without
@@ -491,29 +556,36 @@ COMPILE = ("auto", "off", "default", *GRAPHS)
 
 @dataclass(frozen=True)
 class Train:
-    steps: int = 2_400  # updates; of a stream, 0: as many as it has windows
-    batch_size: int = 32  # over all processes
-    lr: float = 1e-3
+    steps: int = 2_400  # updates; 0, for a stream: as many as the stream has windows
+    batch_size: int = 32  # windows per update, over all processes
+    lr: float = 1e-3  # learning rate
     warmup: int = 100  # updates of linear warm-up
     schedule: str = "cosine"  # after warm-up: cosine to 0, or constant
-    beta2: float = 0.99  # AdamW's second
-    clip_norm: float = 1.0  # of the gradient
-    weight_decay: float = 0.0
+    beta2: float = 0.99  # second beta of AdamW
+    clip_norm: float = 1.0  # largest norm of the gradient
+    weight_decay: float = 0.0  # weight decay of AdamW
     ema: float = 0.995  # decay of the averaged weights, reached step by step
-    precision: str = "auto"  # of networks and published autoencoders; auto: bf16 where hardware has it (AMX, GPU), else float32
-    compile: str = "auto"  # the network by torch.compile: off, default, reduce-overhead (CUDA graphs), max-autotune; auto:
-    #                        default on GPUs for a uvit where a C compiler is found, else off
-    accumulate: int = 1  # parts that a batch is computed in, one after the other, where it does not fit into memory
-    recompute: bool = False  # of each block keep the input only, and compute it again on the way back: less memory, more work
-    shard: bool = False  # weights, gradients, averages and optimizer are split over the processes (FSDP2), for large networks
-    log_every: int = 20
+    # of networks and published autoencoders: bf16 or float32;
+    # auto: bf16 where the hardware has it (AMX, GPU), else float32
+    precision: str = "auto"
+    # torch.compile of the network: off, default, reduce-overhead (CUDA graphs), max-autotune;
+    # auto: default on GPUs for a uvit where a C compiler is found, else off
+    compile: str = "auto"
+    # gradient accumulation: parts of a batch, computed one after the other to save memory
+    accumulate: int = 1
+    recompute: bool = False  # activation checkpointing of each block: less memory, more computation
+    # FSDP2: weights, gradients, averages and optimizer sharded over the processes
+    shard: bool = False
+    log_every: int = 20  # updates between two logged losses
     sample_every: int = 800  # updates between forecasts logged during training; 0: only at the end
-    save_every: int = 100
-    keep: int = 2  # numbered checkpoints beside latest.pt
-    keep_every: int = 0  # and for good those of every so many updates; 0: none
-    max_bad_steps: int = 20  # updates in a row whose gradient is not finite, and which are left out, before the run stops
-    seed: int = 0
-    overfit: bool = False  # one batch of clips, over and over, sampled from the same clips
+    save_every: int = 100  # updates between checkpoints
+    keep: int = 2  # numbered checkpoints kept beside latest.pt
+    keep_every: int = 0  # updates between checkpoints that are kept for good; 0: none
+    # consecutive updates skipped for a gradient that is not finite, before the run stops
+    max_bad_steps: int = 20
+    seed: int = 0  # seed of all randomness
+    # train on one batch of clips, over and over, and sample from the same clips
+    overfit: bool = False
 
     def __post_init__(self):
         at_least(
@@ -563,28 +635,29 @@ class Train:
 @dataclass(frozen=True)
 class Sample:
     steps: int = 5  # solver steps per frame
-    solver: str = "exact"  # exact, exact2; ODE: euler, heun, rk4, dopri5; SDE: em, stochastic_heun. See solvers.py
-    diffusion: str = "auto"  # 0 (ODE), sigma (as trained), follmer, or a number scaling sigma; auto: what the solver is
-    #                          for, and for exact and exact2 sigma from the reference, 0 from noise
-    grid: str = "uniform"  # of the solver's steps: uniform, cosine or power:P, (k / N)^P
-    warm_start: float = (
-        0.0  # begin at this flow time, from the last frame in place of the next (RIVER)
-    )
-    first: float = 0.0  # ask the network at this flow time in place of s = 0, where an output may hold nothing of x_1
-    tolerance: float = 1e-4  # of dopri5, which takes as many steps as it needs
+    # exact, exact2; ODE: euler, heun, rk4, dopri5; SDE: em, stochastic_heun. See solvers.py
+    solver: str = "exact"
+    # 0 (ODE), sigma (as trained), follmer, or a number that scales sigma; auto: 0 for ODE solvers,
+    # sigma for SDE solvers; for exact and exact2 sigma from the reference, 0 from noise
+    diffusion: str = "auto"
+    grid: str = "uniform"  # grid of the solver's steps: uniform, cosine or power:P, (k / N)^P
+    # begin at this flow time, from the last frame in place of the next (RIVER)
+    warm_start: float = 0.0
+    # evaluate the network at this flow time in place of s = 0,
+    # where an output may hold nothing of x_1
+    first: float = 0.0
+    tolerance: float = 1e-4  # error tolerance of dopri5, which chooses its number of steps
     context: str = "recent:3"  # as data.context, over the whole history
-    redraw: str = (
-        "step"  # draw the context anew at every evaluation of the network, or once a `frame`
-    )
-    reencode: bool = (
-        True  # pass each forecast through pixels before it is forecast from: errors do not pile up
-    )
-    num_videos: int = 64
+    # step: draw the context at every network evaluation. frame: once per frame
+    redraw: str = "step"
+    # decode and encode each forecast frame before the next, so that errors do not accumulate
+    reencode: bool = True
+    num_videos: int = 64  # videos to forecast
     num_samples: int = 4  # futures per video
-    split: str = "test"
+    split: str = "test"  # train, val or test
     format: str = "mp4"  # mp4 or gif
     batch: int = 256  # videos x futures rolled out at once
-    compile: str = "off"  # the network, as train.compile; pays for long roll-outs on a GPU
+    compile: str = "off"  # as train.compile, for sampling; pays for long roll-outs on a GPU
 
     def __post_init__(self):
         at_least(
@@ -609,17 +682,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Output:
-    root: str = "outputs"
-    run_id: str = ""  # empty: <dataset>-<interpolant>-<seed>
+    root: str = "outputs"  # folder for everything that a run writes
+    # name of the run; empty: <dataset>-<interpolant>-<seed>, and -overfit or -<data.mode>
+    run_id: str = ""
 
 
 @dataclass(frozen=True)
 class Wandb:
-    mode: str = (
-        "auto"  # auto: online where a key is configured, else offline; or online, offline, disabled
-    )
-    entity: str = ""
-    project: str = "driftcast"
+    # online, offline or disabled; auto: online where a key is configured, else offline
+    mode: str = "auto"
+    entity: str = ""  # team or user on wandb
+    project: str = "driftcast"  # project on wandb
 
     def __post_init__(self):
         check(
@@ -658,6 +731,14 @@ class Config:
 
     def __post_init__(self):
         size, f = self.data.image_size, self.vqvae.downsample
+        # The K of model.name=joint is its number of given frames.
+        if self.model.name == "joint":
+            check(
+                self.data.contexts == 1,
+                "data.contexts",
+                "1 for model.name=joint",
+                self.data.contexts,
+            )
         check(size % f == 0, "data.image_size", f"a multiple of vqvae.downsample = {f}", size)
         self.check_mode()
         import solvers
@@ -699,6 +780,17 @@ class Config:
         """(given, future) frames of a network that forecasts half a window at once; None of one that forecasts the next."""
         given = self.data.clip // 2
         return (given, self.data.clip - given) if self.model.name == "joint" else None
+
+    @property
+    def network_sizes(self) -> dict[str, Any]:
+        """The keyword arguments that models.build takes for model.name."""
+        names = ["width", "depth", "mid_depth", "heads", "dropout"]
+        if self.model.name == "uvit":
+            names.append("out_norm")
+        sizes = {name: getattr(self.model, name) for name in names}
+        if self.halves:
+            sizes["given"], sizes["future"] = self.halves
+        return sizes
 
     @property
     def diffusion(self) -> str:
@@ -745,6 +837,43 @@ def settable() -> dict[str, type]:
     }
 
 
+def comments_of(source: str) -> dict[str, str]:
+    """{"Class.field": comment}: the comment lines directly above each field, or its trailing comment."""
+    lines = source.split("\n")
+    comments = {}
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for item in node.body:
+            if not isinstance(item, ast.AnnAssign):
+                continue
+            trailing = lines[item.end_lineno - 1][item.end_col_offset :].strip()
+            above = []
+            at = item.lineno - 2
+            while lines[at].strip().startswith("#"):
+                above.insert(0, lines[at].strip().removeprefix("# "))
+                at -= 1
+            comments[f"{node.name}.{item.target.id}"] = " ".join(above) or trailing[2:]
+    return comments
+
+
+def describe_settings() -> str:
+    """Every setting with its default and its comment, group by group, for --help."""
+    comments = comments_of(Path(__file__).read_text())
+    lines = ["settings for --set, with their defaults (a dataset may change them):"]
+    last = ""
+    for name in settable():
+        group, attribute = name.split(".")
+        cls = get_type_hints(Config)[group]
+        if group != last:
+            lines += ["", f"{group}:"]
+            last = group
+        default = getattr(cls, attribute)
+        lines.append(f"  {name}={default}")
+        lines.append(f"      {comments[f'{cls.__name__}.{attribute}']}")
+    return "\n".join(lines)
+
+
 def parse_overrides(items: list[str]) -> dict[str, Any]:
     """["train.lr=1e-3", …] -> {"train.lr": 0.001, …}, typed; an unknown field is an error naming the nearest known."""
     known, values = settable(), {}
@@ -779,7 +908,7 @@ def build(dataset: str = "ball_stn", overrides: dict[str, Any] | None = None) ->
         f"model.{name}": value
         for name, value in SIZES.get(overrides.get("model.size", ""), {}).items()
     }
-    values = branch(dataset, overrides.get("data.mode", "clips")) | named | overrides
+    values = settings_of(dataset, overrides.get("data.mode", "clips")) | named | overrides
     if values.get("train.overfit"):
         values["sample.split"] = "train"  # sampled from the clips that it learns
     return update(Config(dataset=dataset), values)

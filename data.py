@@ -20,7 +20,7 @@ from batches.frames import FrameTriples
 from batches.latents import LatentTriples, cache_latents, latent_dir
 from batches.stream import StreamTriples, describe_stream_batch, windows_of
 from batches.windows import Windows, check_long_enough, describe_batch, spaced_windows
-from configs import FETCH, PREPARE, Config, Latent
+from configs import DATASETS, Config, Latent
 from runtime import checkpoints
 from runtime.console import UserError
 from runtime.process import Process
@@ -113,11 +113,11 @@ def missing(config: Config) -> list[str]:
     fetches the input."""
     found, root = [], Path(config.data.root)
     if not config.data.generate and not has_shards(root / "train"):
-        command = PREPARE[config.dataset].format(root=root, size=config.data.image_size)
+        command = DATASETS[config.dataset].prepare.format(root=root, size=config.data.image_size)
         found.append(f"no shards {root / 'train' / 'shard_*.hdf5'} (make them: {command})")
     weights = config.vqvae.ckpt
     if weights and config.vqvae.kind != "latents" and not Path(weights).is_file():
-        command = FETCH.get(config.dataset)
+        command = DATASETS[config.dataset].fetch
         fetch = f"fetch them: {command}; or " if command else ""
         found.append(
             f"no VQVAE weights {weights} ({fetch}train our own: --set vqvae.kind=small vqvae.ckpt=)"

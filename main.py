@@ -142,7 +142,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python main.py",
         description="Train a video forecaster and sample from it. "
-        "The same command run again goes on where the last one stopped.",
+        "The same command run again resumes where the last one stopped.",
+        epilog=configs.describe_settings(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--dataset", default="ball_stn", help=", ".join(DATASETS))
     parser.add_argument("--interpolant", default="follmer", help=", ".join(interpolants.TABLE))

@@ -118,3 +118,27 @@ def test_a_config_of_another_version_is_refused():
     values["train"]["momentum"] = 0.9
     with pytest.raises(UserError, match="train.momentum"):
         configs.from_dict(values)
+
+
+def test_help_lists_every_setting_with_default_and_comment():
+    lines = configs.describe_settings().splitlines()
+    values = configs.to_dict(configs.Config())
+    for name in configs.settable():
+        group, attribute = name.split(".")
+        at = lines.index(f"  {name}={values[group][attribute]}")
+        assert lines[at + 1].strip(), f"{name} lacks a comment"
+
+
+def test_network_sizes_are_the_keywords_of_the_network():
+    shared = {"width", "depth", "mid_depth", "heads", "dropout"}
+    assert set(configs.build("ball_stn").network_sizes) == shared
+    assert set(configs.build("kth").network_sizes) == shared | {"out_norm"}
+    joint = configs.build("ball_stn", {"data.mode": "stream", "model.name": "joint"})
+    assert set(joint.network_sizes) == shared | {"given", "future"}
+
+
+@pytest.mark.parametrize("contexts, message", [(0, ">= 1, got 0"), (2, "1 for model.name=joint")])
+def test_contexts_are_checked(contexts, message):
+    values = {"data.mode": "stream", "model.name": "joint", "data.contexts": contexts}
+    with pytest.raises(UserError, match=f"data.contexts must be {message}"):
+        configs.build("ball_stn", values)

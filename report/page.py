@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from evaluation import protocols
+from evaluation.metrics import BASELINES, own_metrics
 from report import plots, results, videos
 from runtime.console import progress
 
@@ -138,12 +139,13 @@ def label(metric: str) -> str:
 
 def metrics_table(summary: dict) -> str:
     rows = []
-    for name in plots.own(summary):
+    baselines = [suffix for suffix in BASELINES if any(name.endswith(suffix) for name in summary)]
+    for name in own_metrics(summary):
         _, unit, higher = plots.describe(name)
         own, digits = summary[name], decimals(summary[name])
         better = {None: "", True: "higher is better", False: "lower is better"}[higher]
         cells = "".join(
-            f"<td>{number(summary.get(name + suffix), digits)}</td>" for suffix in plots.BASELINES
+            f"<td>{number(summary.get(name + suffix), digits)}</td>" for suffix in baselines
         )
         rows.append(
             f"<tr><th scope='row'>{label(name)}<small>{better}</small></th>"
@@ -152,7 +154,12 @@ def metrics_table(summary: dict) -> str:
         )
     heads = "".join(
         f"<th scope='col'>{head}</th>"
-        for head in ("metric", "forecast", *plots.BASELINES.values(), "forecast against repeating")
+        for head in (
+            "metric",
+            "forecast",
+            *(BASELINES[suffix] for suffix in baselines),
+            "forecast against repeating",
+        )
     )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Metrics"><table>'
@@ -309,7 +316,7 @@ def horizon_picture(dir: Path, result: dict) -> str:
     """curves.png of the folder, or drawn here where it has none."""
     if (dir / "curves.png").is_file():
         content = (dir / "curves.png").read_bytes()
-    elif plots.own(result["horizon"]):
+    elif own_metrics(result["horizon"]):
         file = io.BytesIO()
         plots.curves(result["horizon"], file, result.get("horizon_se"))
         content = file.getvalue()

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import configs
+from evaluation.metrics import own_metrics
 from forecaster import Forecaster
 from report import page, plots, videos
 from runtime.console import UserError, first_line, progress
@@ -186,7 +187,7 @@ def write_results(
             )
             bar.update()
     (partial / "metrics.json").write_text(json.dumps(result, indent=1, allow_nan=False))
-    if plots.own(result["horizon"]):
+    if own_metrics(result["horizon"]):
         plots.curves(result["horizon"], partial / "curves.png", result.get("horizon_se"))
     if "rank_histogram" in result:
         plots.rank_histogram(np.array(result["rank_histogram"]), partial / "rank_histogram.png")

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from report.methods import Table, differences
+from report.style import ARROWS
 from report.tables import Cell, direction, heading, label, notes, rows
 
 STYLE = """
@@ -59,11 +60,10 @@ def section(
     table: Table, metrics: list[str], pictures: dict[str, str], out: Path, number: int
 ) -> str:
     """One table with all that belongs to it. pictures: {kind: file name}."""
-    arrows = {"up": " ↑", "down": " ↓", "one": " → 1"}
     head = [
         "method",
         "seeds",
-        *(escape(label(metric)) + arrows[direction(metric)] for metric in metrics),
+        *(escape(label(metric)) + ARROWS[direction(metric)] for metric in metrics),
     ]
     body = [
         line(

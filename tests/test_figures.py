@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from evaluation import metrics
+from evaluation.metrics import own_metrics
 from report import plots
 
 
@@ -58,7 +59,7 @@ def test_metrics_say_their_unit_and_direction():
     assert plots.describe("psnr") == ("PSNR", "dB", True)
     assert plots.describe("psnr_best") == ("PSNR best", "dB", True)
     assert plots.describe("odd_one") == ("odd one", "", None)
-    assert plots.own({"mse": 1, "mse_repeat_last": 2, "mse_mean_frame": 3, "psnr_best": 4}) == [
+    assert own_metrics({"mse": 1, "mse_repeat_last": 2, "mse_mean_frame": 3, "psnr_best": 4}) == [
         "mse",
         "psnr_best",
     ]

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +19,28 @@ import torch
 
 import configs
 import data
-from batches.batch import to_frames, to_pixels
-from batches.stream import StreamWindows, spread
-from batches.windows import Windows, check_long_enough, draw_windows, spaced_windows
 from configs import Config
-from evaluation import measure, metrics, networks, protocols
+from evaluation import measure, networks, protocols
 from evaluation.protocols import Protocol
-from forecaster import Forecaster, about
+from evaluation.sources import (
+    PART,
+    Source,
+    clips_of,  # noqa: F401  scripts/forgetting.py calls it here
+    digest,
+    source_of_arrays,
+    source_of_checkpoint,
+)
 from forecaster import load as load_forecaster
 from report import results
-from runtime import checkpoints
+from report.terminal import (
+    number,  # noqa: F401  scripts/forgetting.py and benchmarks/lifelong.py call it here
+    summary_table,
+)
 from runtime.console import UserError, progress, run_command
 from runtime.folders import Parts
 from runtime.process import Process, start
-from shards import Shards
 
-PART = 8  # videos measured at a time, and the grain in which processes share the work: a part of the noise's key
+# fields of the protocol that are flags, too
 CHANGEABLE = (
     "videos",
     "samples",
@@ -54,208 +58,90 @@ CHANGEABLE = (
 )
 
 
-# ------------------------------------------------------------------------------------------------- where forecasts come from
-@dataclasses.dataclass
-class Source:
-    """What is evaluated. part(k) -> (truth, samples, network evaluations) of videos k * PART and after."""
-
-    config: Config
-    protocol: Protocol
-    part: Callable[[int], tuple[np.ndarray, np.ndarray, int]]
-    autoencode: Callable[[np.ndarray], np.ndarray] | None
-    about: dict  # of the sampler and the checkpoint, for metrics.json
-    key: tuple  # names of all that is measured: network, autoencoder, data
-    fps: float
-    arrays: tuple[np.ndarray, np.ndarray] | None = (
-        None  # truth and samples, where they are on disk already
-    )
-
-
+# ------------------------------------------------------------------------------------------ sources of forecasts
 def from_checkpoint(args: argparse.Namespace, process: Process) -> tuple[Source, Path]:
-    """Samples made now; -> (source, folder for the results)."""
+    """Samples to be made now. Returns (source, default folder of the results)."""
     forecaster, step = load_forecaster(
         args.ckpt, process.device, overrides(args), args.dataset, args.interpolant
     )
     if forecaster.config.vqvae.kind == "latents":
         raise UserError(
-            f"{args.ckpt} forecasts latents, and this measures frames: let sample.py make them, then evaluate what "
-            "they look like by --results DIR"
+            f"{args.ckpt} forecasts latents, but evaluate.py measures frames: run sample.py first, "
+            "then evaluate its decoded frames with --results DIR"
         )
     protocol = protocols.get(args.protocol or "own", forecaster.config, changes(args))
-    config = configs.update(
-        forecaster.config,
-        {
-            "data.condition": protocol.condition,
-            "data.predict": protocol.predict,
-            "sample.split": protocol.split,
-            "sample.num_samples": protocol.samples,
-        },
-    )
-    shards = data.open_split(config, protocol.split)
-    windows = clips_of(protocol, shards, config.data.skip)
-    if len(windows.video) < protocol.videos:
-        kind = "such clips" if protocol.stream else "clips that do not overlap"
-        print(
-            f"{shards.dir} has {len(windows.video)} {kind} of {windows.clip} frames, not {protocol.videos}"
-        )
-        protocol = dataclasses.replace(protocol, videos=len(windows.video))
-    forecaster.config = config = configs.update(config, {"sample.num_videos": protocol.videos})
-
-    def part(k: int) -> tuple[np.ndarray, np.ndarray, int]:
-        rows = slice(k * PART, (k + 1) * PART)
-        truth = data.read_clips(
-            shards, windows._replace(video=windows.video[rows], start=windows.start[rows])
-        )
-        forecaster.evaluations = 0
-        samples = forecaster.forecast(
-            truth[:, : protocol.condition],
-            protocol.predict,
-            protocol.samples,
-            (protocol.seed, "evaluate", k),
-            quiet=True,
-        )
-        return truth, samples, forecaster.evaluations
-
-    key = (
-        checkpoints.digest(forecaster.net),
-        checkpoints.digest(forecaster.autoencoder),
-        shards.fingerprint(),
-    )
+    source = source_of_checkpoint(forecaster, step, args.ckpt, protocol)
     out = results.results_dir(forecaster, step)
-    source = Source(
-        config,
-        protocol,
-        part,
-        autoencoder_of(forecaster),
-        about(forecaster, step, args.ckpt),
-        key,
-        data.frame_rate(shards, config),
-    )
-    return source, out.with_name(f"{out.name}-{protocol.name}")
-
-
-def clips_of(protocol: Protocol, shards: Shards, skip: int) -> Windows:
-    """Those that a protocol asks for, or as many as there are."""
-    clip, rng, n = (
-        protocol.condition + protocol.predict,
-        np.random.default_rng(protocol.seed),
-        protocol.videos,
-    )
-    if protocol.stream:
-        stride = "chunked" if protocol.clips == "chunked" else "continuous"
-        every = StreamWindows(
-            shards,
-            clip,
-            stride,
-            frames=protocol.frames,
-            skip=skip,
-            settings=("--frames", "--predict"),
-        )
-        if protocol.clips == "random":
-            return every.clips(rng.integers(len(every), size=n))
-        k = np.arange(min(n, len(every)))
-        return every.clips(spread(k, len(k), len(every)) if protocol.clips == "spaced" else k)
-    check_long_enough(shards, clip, skip, "the protocol")
-    if protocol.clips == "random":
-        return draw_windows(shards.lengths, clip, skip, n, rng)
-    return spaced_windows(shards.lengths, clip, skip, n)
+    return source, out.with_name(f"{out.name}-{source.protocol.name}")
 
 
 def from_results(args: argparse.Namespace, process: Process) -> tuple[Source, Path]:
-    """Samples made before, in a folder of sample.py's or of this program's; -> (source, that folder)."""
+    """Samples stored by sample.py or evaluate.py. Returns (source, their folder)."""
     dir = results.folder(args.results)
     results.check_out(dir)
-    (truth, samples), made = results.read_arrays(dir), results.read_metrics(dir)
+    truth, samples = results.read_arrays(dir)
+    made = results.read_metrics(dir)
     config, about = results.config_of(made, dir), made["protocol"]
-    S, T = samples.shape[1:3]
-    if (counted := about.get("samples_per_video") or S) > S:
+    S = samples.shape[1]
+    counted = about.get("samples_per_video") or S
+    if counted > S:
         raise UserError(
             f"{dir} keeps {S} of the {counted} samples that its numbers are of; evaluate the checkpoint again"
         )
-    own = {
-        "videos": len(truth),
-        "samples": S,
-        "condition": truth.shape[1] - T,
-        "predict": T,
-        **{
-            name: about.get(name, usual)
-            for name, usual in (
-                ("split", "test"),
-                ("clips", "spaced"),
-                ("stream", False),
-                ("frames", ""),
-                ("seed", 0),
-            )
-        },
-    }
-    protocol = protocols.get(args.protocol or "own", config, changes(args))
-    if (args.protocol or "own") == "own":
-        protocol = dataclasses.replace(
-            protocol, **{name: own[name] for name in own if getattr(args, name, None) is None}
-        )
-    wanted = {name: getattr(protocol, name) for name in own}
-    if wrong := [
-        f"{name} {value}, not {wanted[name]}"
-        for name, value in own.items()
-        if value != wanted[name]
-    ]:
-        raise UserError(f"{dir} does not go with protocol {protocol.name}: it has {wrong[0]}")
-    autoencode, weights, ckpt = None, "", args.ckpt or str(about.get("checkpoint") or "")
+    protocol = protocol_of_results(args, dir, config, about, truth, samples)
+
+    # the FVD of the autoencoder needs its weights
+    forecaster = None
+    ckpt = args.ckpt or str(about.get("checkpoint") or "")
     if set(metrics_of(args, config, protocol)) & set(measure.SETS):
         if args.ckpt or Path(ckpt).is_file():
             forecaster, _ = load_forecaster(
                 ckpt, process.device, overrides(args), args.dataset, args.interpolant
             )
-            autoencode, weights = (
-                autoencoder_of(forecaster),
-                checkpoints.digest(forecaster.autoencoder),
-            )
         else:
             print(
-                f"the FVD of the autoencoder is left out: the checkpoint {ckpt or 'of these samples'} is not there; name one "
-                "by --ckpt"
+                "the FVD of the autoencoder is left out: the checkpoint "
+                f"{ckpt or 'of these samples'} does not exist; give one with --ckpt"
             )
-    part = lambda k: (*(np.array(x[k * PART : (k + 1) * PART]) for x in (truth, samples)), 0)  # noqa: E731
-    about = {
-        name: value
-        for name, value in about.items()
-        if name not in (*protocols.FIELDS, "i3d", "lpips")
+    dropped = (*protocols.FIELDS, "i3d", "lpips")
+    fps = results.frame_rate_of(about)
+    about = {name: value for name, value in about.items() if name not in dropped}
+    return source_of_arrays(config, protocol, (truth, samples), about, fps, forecaster), dir
+
+
+def protocol_of_results(
+    args: argparse.Namespace,
+    dir: Path,
+    config: Config,
+    about: dict,
+    truth: np.ndarray,
+    samples: np.ndarray,
+) -> Protocol:
+    """The protocol of --protocol, which must agree with the stored samples; by default the protocol of the samples."""
+    T = samples.shape[2]
+    own = {
+        "videos": len(truth),
+        "samples": samples.shape[1],
+        "condition": truth.shape[1] - T,
+        "predict": T,
+        "split": about.get("split", "test"),
+        "clips": about.get("clips", "spaced"),
+        "stream": about.get("stream", False),
+        "frames": about.get("frames", ""),
+        "seed": about.get("seed", 0),
     }
-    key = (digest(truth), digest(samples), weights)
-    return Source(
-        config,
-        protocol,
-        part,
-        autoencode,
-        about,
-        key,
-        results.frame_rate_of(about),
-        (truth, samples),
-    ), dir
-
-
-def digest(content) -> str:
-    """A name for bytes or an array."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def autoencoder_of(forecaster: Forecaster) -> Callable[[np.ndarray], np.ndarray]:
-    """Frames (n, H, W, 3) uint8 through encoder and decoder."""
-
-    @torch.no_grad()
-    def autoencode(frames: np.ndarray) -> np.ndarray:
-        size = max(1, (1 << 21) // frames[0].size)
-        pixels = (
-            to_pixels(frames[k : k + size], forecaster.device) for k in range(0, len(frames), size)
-        )
-        return np.concatenate(
-            [
-                to_frames(forecaster.autoencoder.decode(forecaster.autoencoder.encode(x)))
-                for x in pixels
-            ]
-        )
-
-    return autoencode
+    name = args.protocol or "own"
+    protocol = protocols.get(name, config, changes(args))
+    if name == "own":
+        unset = {field: own[field] for field in own if getattr(args, field, None) is None}
+        protocol = dataclasses.replace(protocol, **unset)
+    for field, value in own.items():
+        expected = getattr(protocol, field)
+        if value != expected:
+            raise UserError(
+                f"{dir} does not match protocol {protocol.name}: it has {field} {value}, not {expected}"
+            )
+    return protocol
 
 
 # ------------------------------------------------------------------------------------------------- measuring and summing up
@@ -307,33 +193,6 @@ def summed_up(
         **measure.summarize(tables, protocol, which),
     }
     return truth, samples, result
-
-
-def table(result: dict) -> str:
-    """What a person reads: each metric beside the baselines, and how it was measured."""
-    summary = result["summary"]
-    others = {
-        "repeat last": "_repeat_last",
-        "mean frame": "_mean_frame",
-        "autoencoder": "_autoencoder",
-    }
-    head = f"{'metric':<26}{'forecast':>20}" + "".join(f"{name:>14}" for name in others)
-    lines = [*protocols.in_words(result["protocol"]), "", head, "-" * len(head)]
-    for name, value in summary.items():
-        if not name.endswith(tuple(others.values())):
-            unit = f" ({metrics.ABOUT[name][1]})" if metrics.ABOUT[name][1] else ""
-            cells = [
-                number(summary.get(name + suffix, {}).get("mean")) for suffix in others.values()
-            ]
-            own = number(value["mean"]) + (
-                f" ± {number(value['se'])}" if value["se"] is not None else ""
-            )
-            lines.append(f"{name + unit:<26}{own:>20}" + "".join(f"{cell:>14}" for cell in cells))
-    return "\n".join(lines)
-
-
-def number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
 
 
 # -------------------------------------------------------------------------------------------------------------------- command
@@ -546,7 +405,7 @@ def main() -> None:
     out = evaluated(args, process)
     if process.first:
         result = results.read_metrics(out)
-        print(table(result))
+        print(summary_table(result))
         print(
             results.paths(
                 out, results.config_of(result, out).sample.format, args.ckpt or args.results

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from evaluation import balls, metrics, networks
+from evaluation import balls, metrics, networks, protocols
 from evaluation.protocols import Protocol
 
 SAMPLES = {
@@ -35,6 +35,10 @@ class Networks:
         None  # I3D's logits by digest of a video, where the same come again
     )
 
+
+NO_NETWORKS = Networks(None, None, torch.device("cpu"))
+# the metrics of sample.py and main.py
+SCORES = ["mse", "psnr", "crps"]
 
 Tables = dict[str, np.ndarray]  # of one part, or of all: the first axis is the video
 
@@ -166,6 +170,17 @@ def of_balls(truth: np.ndarray, samples: np.ndarray) -> Tables:
         "colors_true": balls.transitions(colors[:, -T - 1 :]),
         "colors_modelled": modelled,
     }
+
+
+def score(truth: np.ndarray, samples: np.ndarray, mean: np.ndarray | None = None) -> dict:
+    """The metrics that need no network, averaged over samples, as in metrics.json.
+
+    Arguments as for `measure`. The standard error of a summary is by bootstrap over videos.
+    """
+    protocol = protocols.PROTOCOLS["own"]
+    tables = measure(truth, samples, mean, protocol, SCORES, NO_NETWORKS, None, seed=0)
+    found = summarize(tables, protocol, SCORES)
+    return {name: found[name] for name in ("summary", "ratio_to_repeat_last", "horizon")}
 
 
 # ---------------------------------------------------------------------------------------------------------- summing up

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import numpy as np
 
 PIXELS = (-3, -2, -1)
-ABOUT = {  # name: label, unit, which is better
+# name: (label, unit, which values are better: lower, higher, or close to one)
+ABOUT = {
     "crps": ("CRPS", "", "lower"),
     "energy": ("energy score", "", "lower"),
     "mse": ("MSE", "", "lower"),
@@ -25,6 +26,17 @@ ABOUT = {  # name: label, unit, which is better
     "colorkl": ("ColorKL", "nats", "lower"),
     "two_balls": ("two balls seen", "", "higher"),
 }
+# suffix of a metric's name: label of the baseline, scored on the same clips
+BASELINES = {
+    "_repeat_last": "repeat last frame",
+    "_mean_frame": "mean frame",
+    "_autoencoder": "autoencoder alone",
+}
+
+
+def own_metrics(table: dict) -> list[str]:
+    """The metrics of the forecasts in a table that also holds those of the baselines."""
+    return [name for name in table if not name.endswith(tuple(BASELINES))]
 
 
 # ------------------------------------------------------------------------------------------------- single samples

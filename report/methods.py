@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, get_type_hints
 import numpy as np
 
 import configs
+from report.results import missing_part
 from runtime.console import UserError
 
 # the protocol's fields that are a choice of the method and not a condition of the comparison, and those that are neither
@@ -146,18 +147,10 @@ def usual_settings() -> dict[str, Any]:
 
 def run_of(result: Any, folder: Path, time: float = 0.0) -> Run:
     """A metrics.json as read -> the run; a ValueError says what is wrong with it."""
-    parts = {
-        part: result.get(part) if isinstance(result, dict) else None
-        for part in ("protocol", "config", "summary")
-    }
-    for part, value in parts.items():
-        if not isinstance(value, dict):
-            raise ValueError(f"holds no `{part}`")
-    protocol, config, horizon = (
-        flat(parts["protocol"]),
-        flat(parts["config"]),
-        result.get("horizon") or {},
-    )
+    if missing := missing_part(result, ("protocol", "config", "summary")):
+        raise ValueError(f"holds no `{missing}`")
+    protocol, config = flat(result["protocol"]), flat(result["config"])
+    horizon = result.get("horizon") or {}
     settings = {
         **usual_settings(),
         **config,
@@ -170,7 +163,7 @@ def run_of(result: Any, folder: Path, time: float = 0.0) -> Run:
     }
     entries = {
         name: value if isinstance(value, dict) else {"mean": value}
-        for name, value in parts["summary"].items()
+        for name, value in result["summary"].items()
     }
     scores = {
         name: (number(entry.get("mean")), number(entry.get("se")))

@@ -7,7 +7,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 from html import escape
 from pathlib import Path
 from string import Formatter
@@ -16,10 +15,12 @@ import numpy as np
 from PIL import Image
 
 from evaluation import protocols
+from evaluation.metrics import BASELINES, own_metrics
 from report import plots, results, videos
+from report.html import WEB, document, grid, row, write_page
+from report.style import with_unit
 from runtime.console import progress
 
-WEB = Path(__file__).parent / "web"
 LIMIT = 40 << 20  # bytes of clips in one page
 OPEN = 6  # clips that are not folded away
 SPEEDS = {0.25: "¼", 0.5: "½", 1: "1", 2: "2", 4: "4"}
@@ -57,38 +58,6 @@ def embedded(data: dict, id: str) -> str:
     """JSON for a script; no string in it can end the element."""
     text = json.dumps(data).replace("</", "<\\/")
     return f'<script type="application/json" id="{id}">{text}</script>'
-
-
-def document(title: str, body: str) -> str:
-    """A whole page. Its policy lets the browser load nothing from anywhere else."""
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-    )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>{escape(title)}</title>
-<style>
-{(WEB / "page.css").read_text()}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
-
-
-def write(file: Path, text: str) -> Path:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
-    return file
 
 
 def picture(content: bytes, alt: str, wide: bool = False) -> str:
@@ -132,32 +101,25 @@ def against(own: dict, baseline: dict | None, unit: str, higher: bool | None) ->
 
 
 def label(metric: str) -> str:
-    name, unit, _ = plots.describe(metric)
-    return escape(name + f" ({unit})" * bool(unit))
+    return escape(with_unit(metric))
 
 
 def metrics_table(summary: dict) -> str:
+    baselines = []
+    for suffix in BASELINES:
+        if any(name.endswith(suffix) for name in summary):
+            baselines.append(suffix)
     rows = []
-    for name in plots.own(summary):
-        _, unit, higher = plots.describe(name)
+    for name in own_metrics(summary):
         own, digits = summary[name], decimals(summary[name])
-        better = {None: "", True: "higher is better", False: "lower is better"}[higher]
-        cells = "".join(
-            f"<td>{number(summary.get(name + suffix), digits)}</td>" for suffix in plots.BASELINES
-        )
-        rows.append(
-            f"<tr><th scope='row'>{label(name)}<small>{better}</small></th>"
-            f"<td><b>{number(own, digits)}</b></td>{cells}"
-            f"{against(own, summary.get(name + '_repeat_last'), unit, higher)}</tr>"
-        )
-    heads = "".join(
-        f"<th scope='col'>{head}</th>"
-        for head in ("metric", "forecast", *plots.BASELINES.values(), "forecast against repeating")
-    )
-    return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Metrics"><table>'
-        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
+        _, unit, higher = plots.describe(name)
+        hint = {None: "", True: "higher is better", False: "lower is better"}[higher]
+        cells = [f"<b>{number(own, digits)}</b>"]
+        cells += [number(summary.get(name + suffix), digits) for suffix in baselines]
+        cells.append(against(own, summary.get(name + "_repeat_last"), unit, higher))
+        rows.append(row(f"{label(name)}<small>{hint}</small>", cells))
+    labels = [BASELINES[suffix] for suffix in baselines]
+    return grid(["metric", "forecast", *labels, "forecast against repeating"], rows, "Metrics")
 
 
 # sentences of the protocol, and what each is left out for where it is 0 or False
@@ -309,7 +271,7 @@ def horizon_picture(dir: Path, result: dict) -> str:
     """curves.png of the folder, or drawn here where it has none."""
     if (dir / "curves.png").is_file():
         content = (dir / "curves.png").read_bytes()
-    elif plots.own(result["horizon"]):
+    elif own_metrics(result["horizon"]):
         file = io.BytesIO()
         plots.curves(result["horizon"], file, result.get("horizon_se"))
         content = file.getvalue()
@@ -353,4 +315,6 @@ def result_page(dir: Path, fps: float | None = None, futures: int = 8, limit: in
     parts.append(
         f"<details><summary>Config</summary><pre>{escape(settings(config))}</pre></details>"
     )
-    return write(dir / "index.html", document(f"{dataset} {interpolant} {run}", "\n".join(parts)))
+    return write_page(
+        dir / "index.html", document(f"{dataset} {interpolant} {run}", "\n".join(parts))
+    )

@@ -6,12 +6,14 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 import configs
+from evaluation.metrics import own_metrics
 from forecaster import Forecaster
 from report import page, plots, videos
 from runtime.console import UserError, first_line, progress
@@ -60,6 +62,14 @@ def read_arrays(dir: Path) -> tuple[np.ndarray, np.ndarray]:
     return truth, samples
 
 
+def missing_part(result: object, parts: tuple[str, ...]) -> str | None:
+    """The first of `parts` that a metrics.json lacks or that is not an object; None if all are present."""
+    for part in parts:
+        if not isinstance(result, dict) or not isinstance(result.get(part), dict):
+            return part
+    return None
+
+
 def read_metrics(dir: Path) -> dict:
     file = require(dir / "metrics.json")
     try:
@@ -67,9 +77,7 @@ def read_metrics(dir: Path) -> dict:
     except ValueError as error:
         raise UserError(f"{file}: not JSON ({first_line(error)}); sample again") from None
     parts = ("protocol", "config", "summary", "horizon")
-    if not isinstance(result, dict) or not all(
-        isinstance(result.get(part), dict) for part in parts
-    ):
+    if missing_part(result, parts):
         raise UserError(f"{file}: lacks one of {', '.join(parts)}; sample again")
     return result
 
@@ -151,6 +159,20 @@ def beside(out: Path, ending: str) -> Path:
     return out.with_name(f"{out.name}.{ending}")
 
 
+@contextmanager
+def replaced(out: Path) -> Iterator[Path]:
+    """A folder to fill, which replaces `out` at the end of the block. check_out undoes an interrupted replacement."""
+    partial, old = beside(out, "partial"), beside(out, "old")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.replace(out, old)
+    os.replace(partial, out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def write_results(
     out: Path,
     truth: np.ndarray,
@@ -160,42 +182,42 @@ def write_results(
     format: str,
     latents: Sequence[np.ndarray] = (),
 ) -> None:
-    """latents: those of the samples, in parts, where the data are latents."""
-    format = videos.usable_format(format)
-    partial, old = beside(out, "partial"), beside(out, "old")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "videos").mkdir(parents=True)
-    np.save(partial / "samples.npy", samples)
-    np.save(partial / "truth.npy", truth)
-    if latents:
-        np.save(
-            partial / "latents.npy",
-            np.concatenate(latents).reshape(*samples.shape[:3], *latents[0].shape[2:]),
-        )
-    elif (out / "latents.npy").exists():  # measured anew, the samples are the same
-        shutil.copyfile(out / "latents.npy", partial / "latents.npy")
+    """Write a results folder, which appears when it is complete and replaces an earlier one.
+
+    truth (V, T, H, W, 3) and samples (V, S, T - condition, H, W, 3), uint8; result: metrics.json; fps: of the videos;
+    format: mp4, avi or gif; latents: latents of the samples in batches, if the data are latents.
+    """
+    with replaced(out) as partial:
+        np.save(partial / "samples.npy", samples)
+        np.save(partial / "truth.npy", truth)
+        if latents:
+            shape = (*samples.shape[:3], *latents[0].shape[2:])
+            np.save(partial / "latents.npy", np.concatenate(latents).reshape(shape))
+        elif (out / "latents.npy").exists():
+            # the same samples are measured again
+            shutil.copyfile(out / "latents.npy", partial / "latents.npy")
+        write_videos(partial, truth, samples, fps, videos.usable_format(format))
+        (partial / "metrics.json").write_text(json.dumps(result, indent=1, allow_nan=False))
+        if own_metrics(result["horizon"]):
+            plots.curves(result["horizon"], partial / "curves.png", result.get("horizon_se"))
+        if "rank_histogram" in result:
+            plots.rank_histogram(np.array(result["rank_histogram"]), partial / "rank_histogram.png")
+        page.result_page(partial)
+
+
+def write_videos(
+    dir: Path, truth: np.ndarray, samples: np.ndarray, fps: float, format: str
+) -> None:
+    """A contact sheet and a mosaic of the six liveliest clips, and a video per clip."""
     shown = videos.liveliest(truth, truth.shape[1] - samples.shape[2])[:6]
-    videos.contact_sheet(truth[shown], samples[shown]).save(partial / "contact_sheet.png")
-    videos.write_video(
-        partial / f"forecasts.{format}", videos.mosaic(truth[shown], samples[shown]), fps
-    )
+    videos.contact_sheet(truth[shown], samples[shown]).save(dir / "contact_sheet.png")
+    mosaic = videos.mosaic(truth[shown], samples[shown])
+    videos.write_video(dir / f"forecasts.{format}", mosaic, fps)
+    (dir / "videos").mkdir()
     with progress(len(truth), "write videos", "video") as bar:
         for k, (t, s) in enumerate(zip(truth, samples)):
-            videos.write_video(
-                partial / "videos" / f"{k:03d}.{format}", videos.side_by_side(t, s), fps
-            )
+            videos.write_video(dir / "videos" / f"{k:03d}.{format}", videos.side_by_side(t, s), fps)
             bar.update()
-    (partial / "metrics.json").write_text(json.dumps(result, indent=1, allow_nan=False))
-    if plots.own(result["horizon"]):
-        plots.curves(result["horizon"], partial / "curves.png", result.get("horizon_se"))
-    if "rank_histogram" in result:
-        plots.rank_histogram(np.array(result["rank_histogram"]), partial / "rank_histogram.png")
-    page.result_page(partial)
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)  # killed here, check_out puts it back
-    os.replace(partial, out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def paths(out: Path, format: str, ckpt: str | Path) -> str:

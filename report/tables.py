@@ -8,15 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evaluation.metrics import ABOUT
+from evaluation.metrics import ABOUT, BASELINES
 from report.methods import Method, Score, Table, differences, shown, untold
+from report.style import ARROWS
 from runtime.console import UserError
-
-BASELINES = {
-    "_repeat_last": "repeat last frame",
-    "_mean_frame": "mean frame",
-    "_autoencoder": "autoencoder alone",
-}
 
 
 class Cell(NamedTuple):
@@ -39,8 +34,8 @@ def label(metric: str) -> str:
 
 
 def direction(metric: str) -> str:
-    """Towards which it is better; of one that is not known, down."""
-    return {"higher": "up", "one": "one"}.get(ABOUT.get(metric, ("", "", ""))[2], "down")
+    """Which values are better: lower, higher or one. An unknown metric counts as an error: lower."""
+    return ABOUT[metric][2] if metric in ABOUT else "lower"
 
 
 def metrics_of(tables: list[Table], wanted: list[str]) -> list[str]:
@@ -107,7 +102,7 @@ def fixed(value: float, digits: int) -> str:
 
 def best(means: list[str], metric: str) -> list[bool]:
     """Which of these, as they are printed, are best: ties all are."""
-    sign = -1 if direction(metric) == "up" else 1
+    sign = -1 if direction(metric) == "higher" else 1
     loss = [
         math.inf
         if not text
@@ -189,8 +184,6 @@ def escape_markdown(text: str) -> str:
 
 
 def markdown(table: Table, metrics: list[str]) -> str:
-    arrows = {"up": " ↑", "down": " ↓", "one": " → 1"}
-
     def written(cell: Cell) -> str:
         text = f"{cell.mean} ± {cell.se}" if cell.se else cell.mean or "–"
         return (
@@ -203,7 +196,7 @@ def markdown(table: Table, metrics: list[str]) -> str:
     head = [
         "method",
         "seeds",
-        *(escape_markdown(label(metric)) + arrows[direction(metric)] for metric in metrics),
+        *(escape_markdown(label(metric)) + ARROWS[direction(metric)] for metric in metrics),
     ]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
     lines += [
@@ -240,7 +233,7 @@ def escape_latex(text: str) -> str:
 
 def latex(table: Table, metrics: list[str]) -> str:
     """A booktabs tabular, to be put into a table environment."""
-    arrows = {"up": r" $\uparrow$", "down": r" $\downarrow$", "one": r" $\to 1$"}
+    arrows = {"higher": r" $\uparrow$", "lower": r" $\downarrow$", "one": r" $\to 1$"}
 
     def written(cell: Cell) -> str:
         text = rf"{cell.mean} \pm {cell.se}" if cell.se else cell.mean

@@ -5,17 +5,20 @@ Frames are uint8 (H, W, 3). Conditioning frames have a green edge, forecast ones
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
 
 import imageio.v2 as imageio
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from runtime.console import print_once
 
-GIVEN, FORECAST, PAPER, INK = (40, 180, 70), (245, 140, 20), (255, 255, 255), (40, 40, 40)
-GAP, HEADER = 4, 16  # pixels
+GIVEN, FORECAST = (40, 180, 70), (245, 140, 20)
+PAPER, INK = (255, 255, 255), (40, 40, 40)
+# pixels: between pictures, above a contact sheet, per line of a label
+GAP, HEADER, LINE = 4, 16, 12
 # H.264 plays everywhere; in AVI, Motion JPEG does
 CODECS = {
     ".mp4": {"codec": "libx264", "quality": 8, "output_params": ["-preset", "veryfast"]},
@@ -60,31 +63,69 @@ def liveliest(truth: np.ndarray, condition: int) -> np.ndarray:
     )
 
 
+@functools.cache
+def font():
+    """The font of matplotlib: that of Pillow lacks letters such as ö."""
+    from matplotlib import font_manager
+
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 10)
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """The text in lines of at most `width` pixels; longer words are cut."""
+    length, lines = font().getlength, [""]
+    for word in text.split():
+        pieces = list(word) if length(word) > width else [word]
+        for k, piece in enumerate(pieces):
+            space = " " if k == 0 and lines[-1] else ""
+            if lines[-1] and length(lines[-1] + space + piece) > width:
+                lines.append(piece)
+            else:
+                lines[-1] += space + piece
+    return lines
+
+
+def header(lines: list[str], height: int, width: int) -> np.ndarray:
+    """(height, width, 3) with the lines at the bottom."""
+    image = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(image)
+    for k, line in enumerate(reversed(lines)):
+        pen.text((GAP, height - LINE * (k + 1) - 3), line, INK, font=font())
+    return np.asarray(image)
+
+
+def labelled_columns(
+    columns: list[tuple[str, np.ndarray]], condition: int, factor: int
+) -> np.ndarray:
+    """[(label, clips (V, T, H, W, 3))] -> frames (T, H', W', 3): a column per label, a row per clip, edges coloured."""
+    stacks = []
+    for _, clips in columns:
+        stacks.append(np.concatenate([framed(clip, condition, factor) for clip in clips], 1))
+    T, height, width, _ = stacks[0].shape
+    labels = [wrap(label, width - 2 * GAP)[:5] for label, _ in columns]
+    head = LINE * max(map(len, labels)) + 4
+    gap = np.full((T, head + height, GAP, 3), 255, np.uint8)
+    parts = []
+    for lines, stack in zip(labels, stacks):
+        top = np.broadcast_to(header(lines, head, width), (T, head, width, 3))
+        parts += [np.concatenate([top, stack], 1), gap]
+    return np.concatenate(parts[:-1], 2)
+
+
 def side_by_side(
     truth: np.ndarray, samples: np.ndarray, wanted: int = 128, with_truth: bool = True
 ) -> np.ndarray:
     """One video: truth (T, H, W, 3) | samples (S, T - condition, H, W, 3) -> labelled frames (T, H', W', 3)."""
     condition, factor = len(truth) - samples.shape[1], scale_of(truth.shape[1], wanted)
-    columns = []
-    for label, frames in tracks(truth, samples)[0 if with_truth else 1 :]:
-        column = framed(frames, condition, factor)
-        head = Image.new("RGB", (column.shape[2], HEADER), PAPER)
-        ImageDraw.Draw(head).text((GAP, 2), label, INK)
-        columns.append(
-            np.concatenate(
-                [np.broadcast_to(head, (len(column), *np.asarray(head).shape)), column], 1
-            )
-        )
-    gap = np.full((len(truth), columns[0].shape[1], GAP, 3), 255, np.uint8)
-    return np.concatenate([part for column in columns for part in (column, gap)][:-1], 2)
+    shown = tracks(truth, samples)[0 if with_truth else 1 :]
+    return labelled_columns([(label, frames[None]) for label, frames in shown], condition, factor)
 
 
 def mosaic(truth: np.ndarray, samples: np.ndarray, rows: int = 6) -> np.ndarray:
     """The first videos stacked: truth (V, T, …), samples (V, S, T - condition, …) -> (T, H', W', 3)."""
     wanted = 128 if len(truth) <= 2 else 96
-    return np.concatenate(
-        [side_by_side(t, s, wanted) for t, s in zip(truth[:rows], samples[:rows])], 1
-    )
+    stacked = [side_by_side(t, s, wanted) for t, s in zip(truth[:rows], samples[:rows])]
+    return np.concatenate(stacked, 1)
 
 
 def contact_sheet(

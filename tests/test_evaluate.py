@@ -162,7 +162,7 @@ def test_fvd_alone_and_with_an_autoencoder_that_was_not_there_before(
     without["protocol"]["checkpoint"] = "gone.pt"
     (folder / "far/metrics.json").write_text(json.dumps(without))
     printed = here("--results", "far", *common)
-    assert "the checkpoint gone.pt is not there" in printed
+    assert "the checkpoint gone.pt does not exist" in printed
     again = json.loads((folder / "far/metrics.json").read_text())["summary"]
     assert set(again) == {"fvd"} and again["fvd"] == first["summary"]["fvd"]
     here("--results", "far", *common, "--ckpt", CKPT)  # it is not the old table that comes back
@@ -259,11 +259,11 @@ def test_killed_while_results_are_swapped_nothing_is_lost(folder, here, monkeypa
         ),
         (
             ["--results", "fine", "--protocol", "lifelong_ball"],
-            "fine does not go with protocol lifelong_ball: it has videos 3",
+            "fine does not match protocol lifelong_ball: it has videos 3",
         ),
         (
             ["--results", "fine", "--videos", "2"],
-            "fine does not go with protocol own-videos_2: it has videos 3, not 2",
+            "fine does not match protocol own-videos_2: it has videos 3, not 2",
         ),
         (["--results", "nowhere"], "nowhere/samples.npy: no such file"),
         (["--results", "damaged"], "damaged/samples.npy: not an array that sample.py wrote"),

@@ -1,0 +1,194 @@
+"""Forecasts to be measured: made now from a checkpoint, or read from arrays that were made before."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import configs
+import data
+from batches.batch import to_frames, to_pixels
+from batches.stream import StreamWindows, spread
+from batches.windows import Windows, check_long_enough, draw_windows, spaced_windows
+from configs import Config
+from evaluation.protocols import Protocol
+from forecaster import Forecaster, about
+from runtime import checkpoints
+from shards import Shards
+
+# Videos measured at a time, and the unit of work that processes share. The noise depends on it.
+PART = 8
+
+
+@dataclasses.dataclass
+class Source:
+    """Forecasts to be measured.
+
+    part(k) -> (truth, samples, number of network evaluations) of the videos [k * PART, (k + 1) * PART).
+    """
+
+    config: Config
+    protocol: Protocol
+    part: Callable[[int], tuple[np.ndarray, np.ndarray, int]]
+    # frames (n, H, W, 3) uint8 through encoder and decoder; None without an autoencoder
+    autoencode: Callable[[np.ndarray], np.ndarray] | None
+    # entries of metrics.json about the sampler and the checkpoint
+    about: dict
+    # digests of all that is measured: network, autoencoder, data
+    key: tuple
+    fps: float
+    # truth and samples, if they are stored on disk already
+    arrays: tuple[np.ndarray, np.ndarray] | None = None
+
+
+def forecast_split(
+    forecaster: Forecaster, windows: Windows | None = None, quiet: bool = False
+) -> tuple[np.ndarray, np.ndarray, Shards]:
+    """Forecast the clips of sample.split.
+
+    windows: the clips; by default sample.num_videos clips, evenly spaced over the split.
+    Returns truth (V, condition + predict, H, W, 3), samples (V, S, predict, H, W, 3) and the shards.
+    Resets the forecaster's count of network evaluations.
+    """
+    config, sample = forecaster.config, forecaster.config.sample
+    shards = data.open_split(config, sample.split)
+    if windows is None:
+        clip = config.data.condition + config.data.predict
+        check_long_enough(shards, clip, config.data.skip, "data.condition + data.predict")
+        windows = spaced_windows(shards.lengths, clip, config.data.skip, sample.num_videos)
+    truth = data.read_clips(shards, windows)
+    forecaster.evaluations = 0
+    samples = forecaster.forecast(
+        truth[:, : config.data.condition],
+        config.data.predict,
+        sample.num_samples,
+        (config.train.seed, "sample"),
+        quiet,
+    )
+    return forecaster.shown(truth), samples, shards
+
+
+def source_of_checkpoint(
+    forecaster: Forecaster, step: int, ckpt: str | Path, protocol: Protocol
+) -> Source:
+    """Samples that are made part by part, under a protocol.
+
+    Sets the protocol's fields in forecaster.config. A split with too few clips reduces the number of videos and prints it.
+    """
+    changes = {
+        "data.condition": protocol.condition,
+        "data.predict": protocol.predict,
+        "sample.split": protocol.split,
+        "sample.num_samples": protocol.samples,
+    }
+    config = configs.update(forecaster.config, changes)
+    shards = data.open_split(config, protocol.split)
+    windows = clips_of(protocol, shards, config.data.skip)
+    found = len(windows.video)
+    if found < protocol.videos:
+        kind = "such clips" if protocol.stream else "clips that do not overlap"
+        print(f"{shards.dir} has {found} {kind} of {windows.clip} frames, not {protocol.videos}")
+        protocol = dataclasses.replace(protocol, videos=found)
+    config = configs.update(config, {"sample.num_videos": protocol.videos})
+    forecaster.config = config
+
+    def part(k: int) -> tuple[np.ndarray, np.ndarray, int]:
+        rows = slice(k * PART, (k + 1) * PART)
+        chosen = windows._replace(video=windows.video[rows], start=windows.start[rows])
+        truth = data.read_clips(shards, chosen)
+        forecaster.evaluations = 0
+        samples = forecaster.forecast(
+            truth[:, : protocol.condition],
+            protocol.predict,
+            protocol.samples,
+            (protocol.seed, "evaluate", k),
+            quiet=True,
+        )
+        return truth, samples, forecaster.evaluations
+
+    net, autoencoder = forecaster.net, forecaster.autoencoder
+    key = (checkpoints.digest(net), checkpoints.digest(autoencoder), shards.fingerprint())
+    return Source(
+        config,
+        protocol,
+        part,
+        autoencoder_of(forecaster),
+        about(forecaster, step, ckpt),
+        key,
+        data.frame_rate(shards, config),
+    )
+
+
+def source_of_arrays(
+    config: Config,
+    protocol: Protocol,
+    arrays: tuple[np.ndarray, np.ndarray],
+    about: dict,
+    fps: float,
+    forecaster: Forecaster | None,
+) -> Source:
+    """Samples made before. forecaster: provides the autoencoder, None if its checkpoint is missing or not needed."""
+    truth, samples = arrays
+
+    def part(k: int) -> tuple[np.ndarray, np.ndarray, int]:
+        rows = slice(k * PART, (k + 1) * PART)
+        return np.array(truth[rows]), np.array(samples[rows]), 0
+
+    autoencode = None
+    weights = ""
+    if forecaster is not None:
+        autoencode = autoencoder_of(forecaster)
+        weights = checkpoints.digest(forecaster.autoencoder)
+    key = (digest(truth), digest(samples), weights)
+    return Source(config, protocol, part, autoencode, about, key, fps, arrays)
+
+
+def clips_of(protocol: Protocol, shards: Shards, skip: int) -> Windows:
+    """The protocol's clips, or all clips of the split if there are fewer."""
+    clip = protocol.condition + protocol.predict
+    n = protocol.videos
+    rng = np.random.default_rng(protocol.seed)
+    if protocol.stream:
+        every = StreamWindows(
+            shards,
+            clip,
+            "chunked" if protocol.clips == "chunked" else "continuous",
+            frames=protocol.frames,
+            skip=skip,
+            settings=("--frames", "--predict"),
+        )
+        if protocol.clips == "random":
+            return every.clips(rng.integers(len(every), size=n))
+        k = np.arange(min(n, len(every)))
+        return every.clips(spread(k, len(k), len(every)) if protocol.clips == "spaced" else k)
+    check_long_enough(shards, clip, skip, "the protocol")
+    if protocol.clips == "random":
+        return draw_windows(shards.lengths, clip, skip, n, rng)
+    return spaced_windows(shards.lengths, clip, skip, n)
+
+
+def autoencoder_of(forecaster: Forecaster) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that passes frames (n, H, W, 3) uint8 through the encoder and the decoder."""
+    autoencoder = forecaster.autoencoder
+
+    @torch.no_grad()
+    def autoencode(frames: np.ndarray) -> np.ndarray:
+        # about two million values at a time
+        size = max(1, (1 << 21) // frames[0].size)
+        decoded = []
+        for k in range(0, len(frames), size):
+            pixels = to_pixels(frames[k : k + size], forecaster.device)
+            decoded.append(to_frames(autoencoder.decode(autoencoder.encode(pixels))))
+        return np.concatenate(decoded)
+
+    return autoencode
+
+
+def digest(content) -> str:
+    """A hexadecimal digest of bytes or of an array."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

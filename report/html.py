@@ -1,0 +1,71 @@
+"""The shell of every page: head, policy, style sheet, tables, links."""
+
+from __future__ import annotations
+
+import os
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+WEB = Path(__file__).parent / "web"
+# what the browser may load: `alone` nothing from anywhere, `folder` pictures and videos beside the page
+POLICIES = {
+    "alone": (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    ),
+    "folder": (
+        "default-src 'none'; img-src data: 'self' file:; media-src 'self' file:; "
+        "style-src 'unsafe-inline'"
+    ),
+}
+
+
+def document(title: str, body: str, policy: str = "alone") -> str:
+    """A complete page. policy: one of POLICIES."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICIES[policy]}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>{escape(title)}</title>
+<style>
+{(WEB / "page.css").read_text(encoding="utf-8")}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def grid(head: list[str], body: list[str], label: str) -> str:
+    """A table that scrolls sideways. Cells of `head` and rows of `body` are HTML; label: for screen readers."""
+    cells = "".join(f"<th scope='col'>{cell}</th>" for cell in head)
+    rows = "\n".join(body)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table>'
+        f"<thead><tr>{cells}</tr></thead><tbody>\n{rows}\n</tbody></table></div>"
+    )
+
+
+def row(first: str, cells: list[str], kind: str = "") -> str:
+    """A table row of HTML cells; the first cell is its header. A cell may be a complete <td>."""
+    parts = [cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in cells]
+    opening = f'<tr class="{kind}">' if kind else "<tr>"
+    return f"{opening}<th scope='row'>{first}</th>{''.join(parts)}</tr>"
+
+
+def link(target: str, text: str) -> str:
+    return f'<a href="{escape(quote(target))}">{escape(text)}</a>'
+
+
+def write_page(file: Path, text: str) -> Path:
+    """Atomic: a temporary file, then a rename."""
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
+    return file

@@ -790,6 +790,8 @@ class Config:
         sizes = {name: getattr(self.model, name) for name in names}
         if self.halves:
             sizes["given"], sizes["future"] = self.halves
+        else:
+            sizes["contexts"] = self.data.contexts
         return sizes
 
     @property

@@ -17,7 +17,7 @@ import models
 import vqvae
 from batches.batch import to_frames
 from batches.latents import encode_frames
-from batches.windows import context_count, draw_gaps
+from batches.windows import draw_gaps
 from configs import Config
 from interpolants import Interpolant
 from models.joint import apart, below
@@ -141,7 +141,7 @@ class Forecaster:
         self.prepare(B)
         if self.config.halves:
             return self.roll_out_jointly(given, frames, key, bar)
-        K = context_count(self.config)
+        K = self.config.data.contexts
         history = torch.empty(B, T + frames, *shape, device=self.device)
         history[:, :T] = given
         noise, places = generator(self.device, *key), generator(self.device, *key, "context")
@@ -237,23 +237,9 @@ def make_interpolant(config: Config) -> Interpolant:
     return interpolants.get(flow.interpolant, flow.c, flow.output, k, flow.weight)
 
 
-# To be removed for config.network_sizes.
-def network_sizes(config: Config) -> dict:
-    """The arguments of models.build besides the name and the latent shape."""
-    sizes = dataclasses.asdict(config.model)
-    for field in ("name", "size"):
-        del sizes[field]
-    if config.model.name != "uvit":
-        del sizes["out_norm"]
-    if config.halves:
-        given, future = config.halves
-        return {**sizes, "given": given, "future": future}
-    return {**sizes, "contexts": context_count(config)}
-
-
 def build_net(config: Config, device: torch.device) -> nn.Module:
     """The velocity network of the config, with new weights."""
-    net = models.build(config.model.name, config.latent.shape, **network_sizes(config))
+    net = models.build(config.model.name, config.latent.shape, **config.network_sizes)
     return net.to(device, memory_format=torch.channels_last)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from batches.batch import Batch
-from batches.windows import Windows, check_long_enough, context_count, draw_batch, share
+from batches.windows import Windows, check_long_enough, draw_batch, share
 from configs import Config, Data
 from runtime.console import UserError
 from runtime.process import numpy_generator, to_device
@@ -147,7 +147,7 @@ class FrameTriples(torch.utils.data.Dataset):
     ) -> Iterator[Batch]:
         """Batches start..stop-1: this process's share of each, or the whole batch. Worker processes
         read the frames; the device encodes them."""
-        per_item = 2 + context_count(self.config)
+        per_item = 2 + self.config.data.contexts
         dataset = FrameTriples(self.config, self.shards, fixed=self.fixed) if whole else self
         loader = torch.utils.data.DataLoader(
             dataset,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from batches.batch import Batch
 from batches.latents import LatentStore, gather_batch
-from batches.windows import Windows, context_count, draw_frames, share, span
+from batches.windows import Windows, draw_frames, share, span
 from configs import Config
 from models.joint import below
 from runtime.console import UserError
@@ -264,7 +264,7 @@ class StreamTriples:
         # Places in the stream are flat indices, as of one long video.
         start = self.windows.starts(chosen)
         windows = Windows(np.zeros_like(start), start, clip, self.config.data.skip + 1)
-        at = draw_frames(windows, self.config.data.context, context_count(self.config), rng)
+        at = draw_frames(windows, self.config.data.context, self.config.data.contexts, rng)
         return gather_batch(self.store, at.share(own))
 
     def state_dict(self, step: int) -> dict | None:

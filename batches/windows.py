@@ -46,13 +46,6 @@ def span(clip: int, skip: int) -> int:
     return (clip - 1) * (skip + 1) + 1
 
 
-def context_count(config: Config) -> int:
-    """K, the number of contexts of each batch item."""
-    if config.halves:
-        return config.halves[0]
-    return getattr(config.data, "contexts", 1)
-
-
 def draw_gaps(u: Tensor, available: Tensor | int, rule: str) -> Tensor:
     """Map u (B, K), uniform in [0, 1), to gaps (B, K), int64 in [1, available].
 
@@ -138,7 +131,7 @@ def draw_batch(
         pick = rng.integers(len(fixed.video), size=n)
         windows = fixed._replace(video=fixed.video[pick], start=fixed.start[pick])
     # Every process draws the whole batch, so that the batch does not depend on their number.
-    at = draw_frames(windows, data.context, context_count(config), rng)
+    at = draw_frames(windows, data.context, data.contexts, rng)
     return at.share(share(n, rank, world))
 
 

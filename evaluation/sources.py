@@ -13,7 +13,7 @@ import torch
 import configs
 import data
 from batches.batch import to_frames, to_pixels
-from batches.stream import StreamWindows, spread
+from batches.stream import StreamWindows, evenly_spaced
 from batches.windows import Windows, check_long_enough, draw_windows, spaced_windows
 from configs import Config
 from evaluation.protocols import Protocol
@@ -165,7 +165,7 @@ def clips_of(protocol: Protocol, shards: Shards, skip: int) -> Windows:
         if protocol.clips == "random":
             return every.clips(rng.integers(len(every), size=n))
         k = np.arange(min(n, len(every)))
-        return every.clips(spread(k, len(k), len(every)) if protocol.clips == "spaced" else k)
+        return every.clips(evenly_spaced(k, len(k), len(every)) if protocol.clips == "spaced" else k)
     check_long_enough(shards, clip, skip, "the protocol")
     if protocol.clips == "random":
         return draw_windows(shards.lengths, clip, skip, n, rng)

@@ -131,8 +131,8 @@ def test_help_lists_every_setting_with_default_and_comment():
 
 def test_network_sizes_are_the_keywords_of_the_network():
     shared = {"width", "depth", "mid_depth", "heads", "dropout"}
-    assert set(configs.build("ball_stn").network_sizes) == shared
-    assert set(configs.build("kth").network_sizes) == shared | {"out_norm"}
+    assert set(configs.build("ball_stn").network_sizes) == shared | {"contexts"}
+    assert set(configs.build("kth").network_sizes) == shared | {"contexts", "out_norm"}
     joint = configs.build("ball_stn", {"data.mode": "stream", "model.name": "joint"})
     assert set(joint.network_sizes) == shared | {"given", "future"}
 

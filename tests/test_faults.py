@@ -18,7 +18,7 @@ from conftest import REPO, TINY, copy_of, launch
 import configs
 import train
 from batches.frames import FrameTriples
-from main import Clock, before_any_work, train_network
+from main import Clock, check_before_work, train_network
 from runtime import checkpoints, logs
 from runtime.console import Failure, UserError
 from runtime.process import Process, StopSignals, start
@@ -383,9 +383,9 @@ def test_the_latents_of_another_autoencoder_are_not_gone_on_with(copy, command):
 def test_a_batch_that_processes_cannot_share_is_told(tmp_path):
     config = configs.build(overrides={"train.batch_size": 8})
     with pytest.raises(
-        UserError, match="train.batch_size = 8 cannot be shared alike by 3 processes"
+        UserError, match="train.batch_size = 8 cannot be divided evenly among 3 processes"
     ):
-        before_any_work(config, tmp_path, Process(0, 3, torch.device("cpu")), None)
+        check_before_work(config, tmp_path, Process(0, 3, torch.device("cpu")), None)
 
 
 # -------------------------------------------------------------------- a full disk

@@ -22,7 +22,9 @@ STRIDES = ("continuous", "chunked", "spaced")  # of data.windows
 
 @dataclass(frozen=True)
 class Dataset:
-    """What one dataset changes in the defaults below, as {"group.field": value}, and how to get its files."""
+    """What one dataset changes in the defaults below, as {"group.field": value}, and how to get its
+    files.
+    """
 
     clips: dict[str, Any]  # for data.mode=clips
     stream: dict[str, Any]  # on top of `clips` for data.mode=stream and offline
@@ -306,7 +308,7 @@ def at_least(group: str, low: float, **values: float) -> None:
         check(value >= low, f"{group}.{name}", f">= {low}", value)
 
 
-# ------------------------------------------------------------------------------------------------ shared section
+# ----------------------------------------------------------------------------------- shared section
 @dataclass(frozen=True)
 class Data:
     root: str = "data/ball_stn"  # folder that holds train/, val/ and test/ with shards
@@ -384,7 +386,8 @@ class Data:
         )
         if self.mode != "clips" and self.augmented:
             raise UserError(
-                f"data.mode={self.mode} takes each frame as it is; set data.brightness, contrast, saturation and "
+                f"data.mode={self.mode} takes each frame as it is; set data.brightness, contrast, "
+                f"saturation and "
                 "hue to 0"
             )
 
@@ -397,7 +400,8 @@ class Data:
 class Replay:
     """Replay of past windows, for data.mode=stream."""
 
-    # windows that the reservoir holds: a number, a fraction of the stream's, full, or 0 for no replay
+    # windows that the reservoir holds: a number, a fraction of the stream's, full, or 0 for no
+    # replay
     size: str = "0.05"
     # windows of a batch that are the live window, each with its own triple and noise;
     # the other windows are replayed
@@ -522,11 +526,13 @@ class Flow:
     normalize: bool = True  # scale latents to zero mean and unit variance per channel
 
     def __post_init__(self):
-        import interpolants  # imported late: it needs torch, and `prepare/` may read configs without
+        # imported late: it needs torch, and `prepare/` may read configs without
+        import interpolants
 
         if self.interpolant not in interpolants.TABLE:
             raise UserError(
-                f"no interpolant `{self.interpolant}`{nearest(self.interpolant, interpolants.TABLE)}"
+                "no interpolant "
+                f"`{self.interpolant}`{nearest(self.interpolant, interpolants.TABLE)}"
             )
         check(0 < self.c < 1e6, "flow.c", "in (0, 1e6)", self.c)
         check(
@@ -612,7 +618,8 @@ class Train:
         check(self.compile in COMPILE, "train.compile", " or ".join(COMPILE), self.compile)
         if self.accumulate > 1 and self.compile in GRAPHS:
             raise UserError(
-                f"train.compile={self.compile} replays CUDA graphs, which write the gradients of all parts into "
+                f"train.compile={self.compile} replays CUDA graphs, which write the gradients of "
+                f"all parts into "
                 "one place; with train.accumulate set train.compile=default"
             )
         check(
@@ -705,7 +712,9 @@ class Wandb:
 
 @dataclass(frozen=True)
 class Latent:
-    """Measured by the run, not set: what the flow's latents look like. It travels in the checkpoint."""
+    """Measured by the run, not set: what the flow's latents look like. It travels in the
+    checkpoint.
+    """
 
     shape: tuple[int, ...] = ()  # (C, h, w)
     mean: tuple[float, ...] = ()  # per channel
@@ -749,7 +758,8 @@ class Config:
             raise UserError(f"sample.{error}") from None
         if self.sample.solver == "dopri5" and self.sample.redraw == "step":
             raise UserError(
-                "sample.solver=dopri5 chooses its steps by what the network answers, so the context must stay the "
+                "sample.solver=dopri5 chooses its steps by what the network answers, so the "
+                "context must stay the "
                 "same over a frame; set sample.redraw=frame"
             )
 
@@ -758,7 +768,8 @@ class Config:
             at_least("train", 1, steps=self.train.steps)
             if self.halves:
                 raise UserError(
-                    "model.name=joint forecasts half a window at once; it goes with data.mode=stream or offline"
+                    "model.name=joint forecasts half a window at once; it goes with "
+                    "data.mode=stream or offline"
                 )
         elif self.train.overfit:
             raise UserError(
@@ -766,18 +777,22 @@ class Config:
             )
         elif self.replay.n_live > self.train.batch_size:
             raise UserError(
-                f"replay.n_live = {self.replay.n_live} live windows do not fit in train.batch_size = "
+                f"replay.n_live = {self.replay.n_live} live windows do not fit in "
+                f"train.batch_size = "
                 f"{self.train.batch_size}"
             )
         elif self.halves and self.data.condition < self.halves[0]:
             raise UserError(
-                f"model.name=joint of data.clip = {self.data.clip} is given {self.halves[0]} frames; set "
+                f"model.name=joint of data.clip = {self.data.clip} is given {self.halves[0]} "
+                f"frames; set "
                 f"data.condition to as many at least, not {self.data.condition}"
             )
 
     @property
     def halves(self) -> tuple[int, int] | None:
-        """(given, future) frames of a network that forecasts half a window at once; None of one that forecasts the next."""
+        """(given, future) frames of a network that forecasts half a window at once; None of one
+        that forecasts the next.
+        """
         given = self.data.clip // 2
         return (given, self.data.clip - given) if self.model.name == "joint" else None
 
@@ -818,7 +833,7 @@ class Config:
         return self.output.run_id or default
 
 
-# --------------------------------------------------------------------------------------------------- flags to config
+# ---------------------------------------------------------------------------------- flags to config
 def parse_value(name: str, text: str, kind: type) -> Any:
     try:
         if kind is bool:
@@ -840,7 +855,9 @@ def settable() -> dict[str, type]:
 
 
 def comments_of(source: str) -> dict[str, str]:
-    """{"Class.field": comment}: the comment lines directly above each field, or its trailing comment."""
+    """{"Class.field": comment}: the comment lines directly above each field, or its trailing
+    comment.
+    """
     lines = source.split("\n")
     comments = {}
     for node in ast.parse(source).body:
@@ -877,7 +894,9 @@ def describe_settings() -> str:
 
 
 def parse_overrides(items: list[str]) -> dict[str, Any]:
-    """["train.lr=1e-3", …] -> {"train.lr": 0.001, …}, typed; an unknown field is an error naming the nearest known."""
+    """["train.lr=1e-3", …] -> {"train.lr": 0.001, …}, typed; an unknown field is an error naming
+    the nearest known.
+    """
     known, values = settable(), {}
     for item in items:
         name, equals, text = item.partition("=")
@@ -903,8 +922,9 @@ def update(config: Config, values: dict[str, Any]) -> Config:
 
 
 def build(dataset: str = "ball_stn", overrides: dict[str, Any] | None = None) -> Config:
-    """The shared section, the dataset's branch (of streams, where one is asked for), the sizes that model.size stands for, then
-    the overrides."""
+    """The shared section, the dataset's branch (of streams, where one is asked for), the sizes that
+    model.size stands for, then the overrides.
+    """
     overrides = overrides or {}
     named = {
         f"model.{name}": value
@@ -921,8 +941,10 @@ def to_dict(config: Config) -> dict:
 
 
 def from_dict(values: dict) -> Config:
-    """The inverse of to_dict, for a config read from a checkpoint. A field that this version lacks is an error; one that
-    the checkpoint lacks has its default, and flow.weight the only one there was."""
+    """The inverse of to_dict, for a config read from a checkpoint. A field that this version lacks
+    is an error; one that the checkpoint lacks has its default, and flow.weight the only one there
+    was.
+    """
     built = {}
     for f in dataclasses.fields(Config):
         kind, value = get_type_hints(Config)[f.name], values.get(f.name)
@@ -932,7 +954,8 @@ def from_dict(values: dict) -> Config:
             known = {g.name for g in dataclasses.fields(kind)}
             if unknown := sorted(set(value) - known):
                 raise UserError(
-                    f"the checkpoint's config has {f.name}.{unknown[0]}, which this version does not know"
+                    f"the checkpoint's config has {f.name}.{unknown[0]}, which this version does "
+                    f"not know"
                 )
             if kind is Flow and value.get("output") == "drift":
                 value = {"weight": "published", **value}

@@ -104,9 +104,7 @@ def checkpoint_dir(config: Config) -> Path:
     return Path(config.output.root) / "checkpoints" / config.run_id
 
 
-def check_before_work(
-    config: Config, dir: Path, process: Process, ckpt: str | None
-) -> dict | None:
+def check_before_work(config: Config, dir: Path, process: Process, ckpt: str | None) -> dict | None:
     """Find the user's mistakes before any work. Returns the checkpoint to resume from, or the
     weights to start from (--ckpt), or None."""
     if problems := data.missing(config):

@@ -1,4 +1,6 @@
-"""What is seen in frames of bouncing balls: where two balls are, of which colour, and how colours follow on one another."""
+"""What is seen in frames of bouncing balls: where two balls are, of which colour, and how colours
+follow on one another.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ LOST = -1  # the colour of a ball that is not there, or of no colour of theirs
 
 
 def find(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(…, H, W, 3) uint8 -> centres (…, 2, 2) float32 in pixels (x, y), colours (…, 2) int: indices of RGB, or LOST."""
+    """(…, H, W, 3) uint8 -> centres (…, 2, 2) float32 in pixels (x, y), colours (…, 2) int: indices
+    of RGB, or LOST.
+    """
     *lead, H, W, _ = frames.shape
     flat = frames.reshape(-1, H, W, 3)
     parts = [
@@ -24,7 +28,9 @@ def find(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def find_in(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The brightest disc, then the brightest beside it; each centre is then the centre of gravity of what is near it."""
+    """The brightest disc, then the brightest beside it; each centre is then the centre of gravity
+    of what is near it.
+    """
     N, H, W, _ = frames.shape
     r = RADIUS / BOX * W
     bright = frames[..., :2].amax(-1)  # not blue, which all balls of a shifted stream have
@@ -63,8 +69,9 @@ def distance(x: torch.Tensor, y: torch.Tensor, centre: torch.Tensor) -> torch.Te
 def follow(
     places: np.ndarray, colors: np.ndarray, start: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same, with the two balls of each frame in the order of the frame before: (N, T, 2, 2), (N, T, 2). start (N, 2, 2):
-    where they were before the first."""
+    """The same, with the two balls of each frame in the order of the frame before: (N, T, 2, 2),
+    (N, T, 2). start (N, 2, 2): where they were before the first.
+    """
     places, colors = places.copy(), colors.copy()
     before = places[:, 0] if start is None else start
     for t in range(places.shape[1]):
@@ -76,7 +83,9 @@ def follow(
 
 
 def transitions(colors: np.ndarray) -> np.ndarray:
-    """Changes of colour along tracks (…, T, balls) -> counts (…, 3, 3) [old, new], over T and balls."""
+    """Changes of colour along tracks (…, T, balls) -> counts (…, 3, 3) [old, new], over T and
+    balls.
+    """
     old, new = colors[..., :-1, :], colors[..., 1:, :]
     change = (old != new) & (old != LOST) & (new != LOST)
     pair = np.where(change, old * len(RGB) + new, len(RGB) ** 2)

@@ -1,4 +1,6 @@
-"""What is measured of forecasts: a part of the videos at a time, then summed up over all of them."""
+"""What is measured of forecasts: a part of the videos at a time, then summed up over all of
+them.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +55,10 @@ def measure(
     autoencode: Callable[[np.ndarray], np.ndarray] | None,
     seed: int,
 ) -> Tables:
-    """truth (v, C + T, H, W, 3), samples (v, S, T, H, W, 3), mean frame (H, W, 3) if there is one, all uint8. autoencode:
-    frames through encoder and decoder, if there are such. seed: of what is broken by chance in rank histograms."""
+    """truth (v, C + T, H, W, 3), samples (v, S, T, H, W, 3), mean frame (H, W, 3) if there is one,
+    all uint8. autoencode: frames through encoder and decoder, if there are such. seed: of what is
+    broken by chance in rank histograms.
+    """
     rows = [
         pixels(t, s, mean, which, nets, np.random.default_rng([seed, k]))
         for k, (t, s) in enumerate(zip(truth, samples))
@@ -122,8 +126,9 @@ def perceptual(samples: np.ndarray, truth: np.ndarray, nets: Networks) -> np.nda
 
 
 def pieces(videos: np.ndarray, T: int, protocol: Protocol) -> np.ndarray:
-    """What I3D is shown of (v, k, C + T, H, W, 3), of which T are forecast: (v, k * n, length, H, W, 3), n pieces that follow
-    on one another; frames that are left at the end stay out."""
+    """What I3D is shown of (v, k, C + T, H, W, 3), of which T are forecast: (v, k * n, length, H,
+    W, 3), n pieces that follow on one another; frames that are left at the end stay out.
+    """
     frames = videos if protocol.fvd_given else videos[:, :, -T:]
     length = protocol.fvd_chunk or frames.shape[2]
     n = frames.shape[2] // length
@@ -149,7 +154,9 @@ def seen_by_i3d(videos: np.ndarray, nets: Networks) -> np.ndarray:
 
 
 def of_balls(truth: np.ndarray, samples: np.ndarray) -> Tables:
-    """Where balls go, in pixels, and how their colours change: of what is seen in the frames, of the truth's as of samples'."""
+    """Where balls go, in pixels, and how their colours change: of what is seen in the frames, of
+    the truth's as of samples'.
+    """
     V, S, T = samples.shape[:3]
     places, colors = balls.follow(*balls.find(truth))
     start = places[:, None, -T - 1].repeat(S, 1).reshape(V * S, *places.shape[2:])
@@ -183,10 +190,12 @@ def score(truth: np.ndarray, samples: np.ndarray, mean: np.ndarray | None = None
     return {name: found[name] for name in ("summary", "ratio_to_repeat_last", "horizon")}
 
 
-# ---------------------------------------------------------------------------------------------------------- summing up
+# --------------------------------------------------------------------------------------- summing up
 def summarize(tables: Tables, protocol: Protocol, which: list[str]) -> dict:
-    """{"summary": {metric: {"mean", "se"}}, "horizon": {metric: (T,)}, "horizon_se": {metric: (T,)}, …}. A summary's se is
-    by bootstrap over videos (of fvd and kvd by jackknife), that of a frame of the horizon is the mean's."""
+    """{"summary": {metric: {"mean", "se"}}, "horizon": {metric: (T,)}, "horizon_se": {metric:
+    (T,)}, …}. A summary's se is by bootstrap over videos (of fvd and kvd by jackknife), that of a
+    frame of the horizon is the mean's.
+    """
     rng = np.random.default_rng(0)
     summary, horizon, errors = {}, {}, {}
     for name, values in tables.items():
@@ -232,7 +241,9 @@ def summarize(tables: Tables, protocol: Protocol, which: list[str]) -> dict:
 
 
 def between_sets(tables: Tables, protocol: Protocol, which: list[str], n: int) -> dict:
-    """FVD and KVD of the samples, and of autoencoded videos: the best that a forecast through this autoencoder can have."""
+    """FVD and KVD of the samples, and of autoencoded videos: the best that a forecast through this
+    autoencoder can have.
+    """
     real, found = tables.get("i3d_real"), {}
     if real is None or n * real.shape[1] < 2:
         return found

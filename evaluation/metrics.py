@@ -1,7 +1,7 @@
 """Metrics of forecasts: pure functions on arrays. Pixels are in [0, 1].
 
-V videos, S samples (futures) of each, T forecast frames. What judges a sample by itself is (V, S, T), what judges the
-samples of a video together (V, T), what judges all videos together one number.
+V videos, S samples (futures) of each, T forecast frames. What judges a sample by itself is (V, S,
+T), what judges the samples of a video together (V, T), what judges all videos together one number.
 """
 
 from __future__ import annotations
@@ -39,20 +39,23 @@ def own_metrics(table: dict) -> list[str]:
     return [name for name in table if not name.endswith(tuple(BASELINES))]
 
 
-# ------------------------------------------------------------------------------------------------- single samples
+# ----------------------------------------------------------------------------------- single samples
 def mse(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Mean squared error. samples: (V, S, T, H, W, 3), truth: (V, T, H, W, 3) -> (V, S, T)."""
     return ((samples - truth[:, None]) ** 2).mean(PIXELS)
 
 
 def psnr(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB of each frame; a perfect one counts as 100 dB. Shapes as for mse."""
+    """Peak signal-to-noise ratio in dB of each frame; a perfect one counts as 100 dB. Shapes as for
+    mse.
+    """
     return -10 * np.log10(np.maximum(mse(samples, truth), 1e-10))
 
 
 def ssim(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Structural similarity of each frame, at most 1, as torchmetrics has it: Gaussian window of 11 pixels, sigma 1.5,
-    edges reflected (Wang et al. 2004). Shapes as for mse."""
+    """Structural similarity of each frame, at most 1, as torchmetrics has it: Gaussian window of 11
+    pixels, sigma 1.5, edges reflected (Wang et al. 2004). Shapes as for mse.
+    """
     import torch
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -69,7 +72,9 @@ def ssim(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def chosen(values: np.ndarray, rule: str, higher_is_better: bool) -> np.ndarray:
-    """(V, S, T) -> (V, T) by a rule: `mean` over samples, `first` sample, or the sample that is `best` over its frames."""
+    """(V, S, T) -> (V, T) by a rule: `mean` over samples, `first` sample, or the sample that is
+    `best` over its frames.
+    """
     if rule == "mean":
         return values.mean(1)
     if rule == "first":
@@ -78,11 +83,13 @@ def chosen(values: np.ndarray, rule: str, higher_is_better: bool) -> np.ndarray:
     return values[np.arange(len(values)), score.argmax(1)]
 
 
-# ---------------------------------------------------------------------------------------------------- ensembles
+# ---------------------------------------------------------------------------------------- ensembles
 def crps(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Continuous ranked probability score per pixel, averaged over pixels: E|X - y| - E|X - X'| / 2, the second term
-    over distinct samples, so that the estimate is unbiased whatever their number (Gneiting and Raftery 2007, eq. 21;
-    Ferro 2014). Of one sample it is the absolute error. Shapes as for mse -> (V, T)."""
+    """Continuous ranked probability score per pixel, averaged over pixels: E|X - y| - E|X - X'| /
+    2, the second term over distinct samples, so that the estimate is unbiased whatever their number
+    (Gneiting and Raftery 2007, eq. 21; Ferro 2014). Of one sample it is the absolute error. Shapes
+    as for mse -> (V, T).
+    """
     S = samples.shape[1]
     error = np.abs(samples - truth[:, None]).mean((1, *PIXELS))
     if S == 1:
@@ -94,9 +101,10 @@ def crps(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def energy(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Energy score of whole frames: E|X - y| - E|X - X'| / 2 in the root mean square over a frame's values, over distinct
-    samples (Gneiting and Raftery 2007, eq. 22). It sees what crps does not: whether pixels go together. Shapes as for mse
-    -> (V, T)."""
+    """Energy score of whole frames: E|X - y| - E|X - X'| / 2 in the root mean square over a frame's
+    values, over distinct samples (Gneiting and Raftery 2007, eq. 22). It sees what crps does not:
+    whether pixels go together. Shapes as for mse -> (V, T).
+    """
     V, S, T = samples.shape[:3]
     x = samples.reshape(V, S, T, -1).swapaxes(1, 2).astype(np.float64)
     error = np.sqrt(((x - truth.reshape(V, T, 1, -1)) ** 2).mean(-1)).mean(-1)
@@ -109,8 +117,10 @@ def energy(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def spread(samples: np.ndarray) -> np.ndarray:
-    """Variance between samples, averaged over pixels, times (S + 1) / S: what the squared error of their mean would be on
-    average, were the truth one of them (Fortin et al. 2014). -> (V, T); 0 of one sample."""
+    """Variance between samples, averaged over pixels, times (S + 1) / S: what the squared error of
+    their mean would be on average, were the truth one of them (Fortin et al. 2014). -> (V, T); 0 of
+    one sample.
+    """
     S = samples.shape[1]
     return (
         samples.var(1, ddof=1).mean(PIXELS) * (S + 1) / S
@@ -125,14 +135,16 @@ def skill(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def spread_skill(spread: np.ndarray, skill: np.ndarray) -> float:
-    """Ratio of root mean spread and skill over whatever is given: 1 where the ensemble is as wide as its error, below
-    where it is too sure of itself."""
+    """Ratio of root mean spread and skill over whatever is given: 1 where the ensemble is as wide
+    as its error, below where it is too sure of itself.
+    """
     return float(np.sqrt(spread.mean() / max(skill.mean(), 1e-12)))
 
 
 def rank_histogram(samples: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """How often the truth of a pixel is the k-th among its samples, k = 0..S, ties broken at random: flat for samples that
-    are drawn as the truth is (Hamill 2001). -> (S + 1,) counts."""
+    """How often the truth of a pixel is the k-th among its samples, k = 0..S, ties broken at
+    random: flat for samples that are drawn as the truth is (Hamill 2001). -> (S + 1,) counts.
+    """
     below = (samples < truth[:, None]).sum(1)
     ties = (samples == truth[:, None]).sum(1)
     return np.bincount(
@@ -141,17 +153,20 @@ def rank_histogram(samples: np.ndarray, truth: np.ndarray, rng: np.random.Genera
 
 
 def min_ade(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Displacement averaged over frames and objects, of the best sample. samples: (V, S, T, objects, 2), truth: (V, T,
-    objects, 2), in one unit -> (V,) in the same."""
+    """Displacement averaged over frames and objects, of the best sample. samples: (V, S, T,
+    objects, 2), truth: (V, T, objects, 2), in one unit -> (V,) in the same.
+    """
     return np.linalg.norm(samples - truth[:, None], axis=-1).mean((2, 3)).min(1)
 
 
-# --------------------------------------------------------------------------------------------- distances between sets
+# --------------------------------------------------------------------------- distances between sets
 def frechet_distance(
     mean: np.ndarray, cov: np.ndarray, other_mean: np.ndarray, other_cov: np.ndarray
 ) -> float:
-    """Squared Fréchet distance of two Gaussians, in float64: |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) (Dowson and Landau 1982).
-    By square roots of symmetric matrices, so that a singular covariance is no trouble."""
+    """Squared Fréchet distance of two Gaussians, in float64: |m - m'|^2 + tr(C + C' - 2 (C
+    C')^(1/2)) (Dowson and Landau 1982). By square roots of symmetric matrices, so that a singular
+    covariance is no trouble.
+    """
     root, other_root = (symmetric_root(np.asarray(c, np.float64)) for c in (cov, other_cov))
     difference = np.asarray(mean, np.float64) - other_mean
     cross = np.linalg.svd(
@@ -166,8 +181,10 @@ def symmetric_root(cov: np.ndarray) -> np.ndarray:
 
 
 def fvd(features: np.ndarray, other: np.ndarray) -> float:
-    """Fréchet video distance (Unterthiner et al. 2018) between two sets of I3D logits, (n, 400) and (m, 400), n, m >= 2. The
-    covariances, mostly singular, are never formed: the nuclear norm of what centred features share is the same number."""
+    """Fréchet video distance (Unterthiner et al. 2018) between two sets of I3D logits, (n, 400) and
+    (m, 400), n, m >= 2. The covariances, mostly singular, are never formed: the nuclear norm of
+    what centred features share is the same number.
+    """
     a, b = (np.asarray(x, np.float64) for x in (features, other))
     difference = a.mean(0) - b.mean(0)
     a, b = ((x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (a, b))
@@ -179,8 +196,10 @@ def fvd(features: np.ndarray, other: np.ndarray) -> float:
 
 
 def kvd(features: np.ndarray, other: np.ndarray) -> float:
-    """Kernel video distance: the unbiased squared maximum mean discrepancy under the kernel (x.y / d + 1)^3 of KID
-    (Binkowski et al. 2018) on I3D logits, (n, d) and (m, d), n, m >= 2. It can be below 0."""
+    """Kernel video distance: the unbiased squared maximum mean discrepancy under the kernel (x.y /
+    d + 1)^3 of KID (Binkowski et al. 2018) on I3D logits, (n, d) and (m, d), n, m >= 2. It can be
+    below 0.
+    """
     return kvd_of(
         KernelSums(features[:, None], other[:, None]),
         np.arange(len(features)),
@@ -189,7 +208,9 @@ def kvd(features: np.ndarray, other: np.ndarray) -> float:
 
 
 class KernelSums:
-    """Of kvd's kernel, over the logits of each pair of videos, (V, k, d) and (W, l, d): all that leaving videos out needs."""
+    """Of kvd's kernel, over the logits of each pair of videos, (V, k, d) and (W, l, d): all that
+    leaving videos out needs.
+    """
 
     def __init__(self, features: np.ndarray, other: np.ndarray):
         a, b = (np.asarray(x, np.float64) for x in (features, other))
@@ -221,10 +242,12 @@ def kvd_of(sums: KernelSums, i: np.ndarray, j: np.ndarray) -> float:
 
 
 def transition_kl(true: np.ndarray, modelled: np.ndarray) -> float:
-    """ColorKL: the mean over old colours of KL(true || modelled) in nats between the chances of the next colour, of counts
-    (colours, colours) [old, new] of changes. Half a count is added to each of the modelled, so that what never came has a
-    chance; old colours that the truth never left do not count, and NaN comes of a truth without a change. Of few changes it
-    is not 0 for a perfect model: two draws of 100 differ by some hundredths."""
+    """ColorKL: the mean over old colours of KL(true || modelled) in nats between the chances of the
+    next colour, of counts (colours, colours) [old, new] of changes. Half a count is added to each
+    of the modelled, so that what never came has a chance; old colours that the truth never left do
+    not count, and NaN comes of a truth without a change. Of few changes it is not 0 for a perfect
+    model: two draws of 100 differ by some hundredths.
+    """
     off = ~np.eye(len(true), dtype=bool)
     found = []
     for p, q, others in zip(true.astype(np.float64), modelled.astype(np.float64), off):
@@ -234,11 +257,13 @@ def transition_kl(true: np.ndarray, modelled: np.ndarray) -> float:
     return float(np.mean(found)) if found else float("nan")
 
 
-# --------------------------------------------------------------------------------------------------------- summaries
+# ---------------------------------------------------------------------------------------- summaries
 def bootstrap(
     statistic: Callable[[np.ndarray], float], n: int, rng: np.random.Generator, repeats: int = 200
 ) -> float:
-    """Standard error of statistic(indices) over n videos, drawn again with replacement (Efron 1979). 0 for one video."""
+    """Standard error of statistic(indices) over n videos, drawn again with replacement (Efron
+    1979). 0 for one video.
+    """
     if n < 2:
         return 0.0
     values = np.array([statistic(rng.integers(0, n, n)) for _ in range(repeats)])
@@ -246,8 +271,10 @@ def bootstrap(
 
 
 def jackknife(statistic: Callable[[np.ndarray], float], n: int) -> float:
-    """Standard error of statistic(indices) over n videos, each left out in turn (Efron and Stein 1981): for distances between
-    sets, whose bootstrap takes a video that is drawn twice for two that are alike and gives about double."""
+    """Standard error of statistic(indices) over n videos, each left out in turn (Efron and Stein
+    1981): for distances between sets, whose bootstrap takes a video that is drawn twice for two
+    that are alike and gives about double.
+    """
     if n < 3:
         return float("nan")
     values = np.array([statistic(np.delete(np.arange(n), k)) for k in range(n)])

@@ -52,21 +52,27 @@ POOLED = {
 }  # kernel and stride of the max-pool in front of a block
 
 
-# ---------------------------------------------------------------------------------------------------------------- I3D
+# ---------------------------------------------------------------------------------------------- I3D
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's "SAME": (before, after) that make ceil(size / stride) windows fit, the odd one after."""
+    """TensorFlow's "SAME": (before, after) that make ceil(size / stride) windows fit, the odd one
+    after.
+    """
     total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
     return total // 2, total - total // 2
 
 
 def same_max_pool(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """Max-pool of (B, C, T, H, W) under "SAME". What is padded never is the maximum; ceil_mode stands for the odd one."""
+    """Max-pool of (B, C, T, H, W) under "SAME". What is padded never is the maximum; ceil_mode
+    stands for the odd one.
+    """
     before = [same_padding(size, k, s)[0] for size, k, s in zip(x.shape[2:], kernel, stride)]
     return F.max_pool3d(x, kernel, stride, before, ceil_mode=True)
 
 
 class Unit(nn.Module):
-    """Convolution under "SAME", batch norm without scale, ReLU. Weights under the names of the original's."""
+    """Convolution under "SAME", batch norm without scale, ReLU. Weights under the names of the
+    original's.
+    """
 
     def __init__(self, width: int, out: int, kernel: int = 1, stride: int = 1):
         super().__init__()
@@ -98,7 +104,8 @@ class Unit(nn.Module):
         x = F.conv3d(x, self.weight, self.bias if self.folded else None, self.stride, padding)
         if not self.folded:
             x = F.batch_norm(x, self.mean, self.var, None, self.bias, eps=1e-3)
-        # on one thread conv3d leaves the layout of what comes in, and all that follows would be slower
+        # on one thread conv3d leaves the layout of what comes in, and all that follows would be
+        # slower
         return (x.contiguous(memory_format=torch.channels_last_3d) if last else x).relu_()
 
 
@@ -179,15 +186,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise UserError(
-            f"{path}: not a safetensors file ({first_line(error)[:120]}); delete it and run `{COMMAND}`"
+            f"{path}: not a safetensors file ({first_line(error)[:120]}); delete it and run "
+            f"`{COMMAND}`"
         ) from None
 
 
 def load_i3d(
     path: str | Path, device: torch.device | str = "cpu", precision: str = "float32"
 ) -> nn.Module:
-    """Frozen, (B, 3, T, 224, 224) in [-1, 1] -> logits (B, 400): from i3d.safetensors, or from the i3d_torchscript.pt that
-    others use. precision: as train.precision, for the first; its float32 features are the ones to publish."""
+    """Frozen, (B, 3, T, 224, 224) in [-1, 1] -> logits (B, 400): from i3d.safetensors, or from the
+    i3d_torchscript.pt that others use. precision: as train.precision, for the first; its float32
+    features are the ones to publish.
+    """
     path, device = Path(path), torch.device(device)
     if path.suffix in (".pt", ".pth"):
         return load_torchscript(path, device)
@@ -207,7 +217,8 @@ def load_torchscript(path: Path, device: torch.device) -> nn.Module:
     content = path.read_bytes() if path.stat().st_size == size else b""
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(
-            f"{path}: not the i3d_torchscript.pt of {size:,} bytes whose SHA-256 begins with {sha256[:8]}; give "
+            f"{path}: not the i3d_torchscript.pt of {size:,} bytes whose SHA-256 begins with "
+            f"{sha256[:8]}; give "
             f"the i3d.safetensors that `{COMMAND}` makes"
         )
     with warnings.catch_warnings():
@@ -220,10 +231,12 @@ def load_torchscript(path: Path, device: torch.device) -> nn.Module:
 
 
 def to_i3d(videos: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """(B, T, H, W, 3) uint8 -> (B, 3, T, 224, 224) in [-1, 1]. Each frame is resized bilinearly with half-pixel centres and
-    no antialiasing: F.interpolate's align_corners=False, as FVD is computed in PyTorch. TensorFlow 1 had no half-pixel
-    centres: its frames lie (224 / H - 1) / 2 pixels off, which moved the logits of a 64-pixel clip by a fifth of their norm.
-    Compare figures of one convention only."""
+    """(B, T, H, W, 3) uint8 -> (B, 3, T, 224, 224) in [-1, 1]. Each frame is resized bilinearly
+    with half-pixel centres and no antialiasing: F.interpolate's align_corners=False, as FVD is
+    computed in PyTorch. TensorFlow 1 had no half-pixel centres: its frames lie (224 / H - 1) / 2
+    pixels off, which moved the logits of a 64-pixel clip by a fifth of their norm. Compare figures
+    of one convention only.
+    """
     B, T, H, W, _ = videos.shape
     frames = torch.tensor(videos).to(device).view(B * T, H, W, 3).permute(0, 3, 1, 2)
     frames = F.interpolate(frames.float(), (SIDE, SIDE), mode="bilinear", align_corners=False)
@@ -237,13 +250,16 @@ def i3d_features(
     batch: int = 8,
     bar: tqdm | None = None,
 ) -> np.ndarray:
-    """(N, T, H, W, 3) uint8, T >= 10 -> logits (N, 400) float32, of frames as to_i3d makes them. batch: videos that go through
-    together, which takes some 4 MB per frame of each. bar: of console.progress, in videos."""
+    """(N, T, H, W, 3) uint8, T >= 10 -> logits (N, 400) float32, of frames as to_i3d makes them.
+    batch: videos that go through together, which takes some 4 MB per frame of each. bar: of
+    console.progress, in videos.
+    """
     if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] != 3:
         raise ValueError(f"videos must be (N, T, H, W, 3) uint8, not {videos.shape} {videos.dtype}")
     if videos.shape[1] < MIN_FRAMES:
         raise UserError(
-            f"I3D needs videos of at least {MIN_FRAMES} frames, these have {videos.shape[1]}; forecast more frames"
+            f"I3D needs videos of at least {MIN_FRAMES} frames, these have {videos.shape[1]}; "
+            f"forecast more frames"
         )
     features = np.empty((len(videos), CLASSES), np.float32)
     with torch.inference_mode():
@@ -255,10 +271,12 @@ def i3d_features(
     return features
 
 
-# -------------------------------------------------------------------------------------------------------------- LPIPS
+# -------------------------------------------------------------------------------------------- LPIPS
 def load_lpips(dir: str | Path, net: str = "alex", device: torch.device | str = "cpu") -> nn.Module:
-    """LPIPS v0.1 (Zhang et al., arXiv 1801.03924), frozen: (B, 3, H, W) twice, in [-1, 1] -> (B, 1, 1, 1). net: alex, the
-    one to publish, or vgg. Backbone and heads are those of lpips_<net>.safetensors in `dir`; nothing is downloaded."""
+    """LPIPS v0.1 (Zhang et al., arXiv 1801.03924), frozen: (B, 3, H, W) twice, in [-1, 1] -> (B, 1,
+    1, 1). net: alex, the one to publish, or vgg. Backbone and heads are those of
+    lpips_<net>.safetensors in `dir`; nothing is downloaded.
+    """
     if net not in NETS:
         raise UserError(f"LPIPS has no network {net!r}; choose one of {', '.join(NETS)}")
     path = Path(dir) / f"lpips_{net}.safetensors"
@@ -269,7 +287,8 @@ def load_lpips(dir: str | Path, net: str = "alex", device: torch.device | str = 
             import lpips  # here, not above: it brings in scipy
         except ModuleNotFoundError:
             raise UserError(
-                "LPIPS needs the package lpips, which is not installed: pip install lpips==0.1.4, or choose "
+                "LPIPS needs the package lpips, which is not installed: pip install "
+                "lpips==0.1.4, or choose "
                 "--metrics without lpips"
             ) from None
         model = lpips.LPIPS(pretrained=False, net=net, pnet_rand=True, verbose=False)
@@ -288,7 +307,9 @@ def lpips_distance(
     device: torch.device | str = "cpu",
     batch: int = 32,
 ) -> np.ndarray:
-    """Distance of each frame of one to its like of the other, (N, H, W, 3) uint8 both -> (N,) float32."""
+    """Distance of each frame of one to its like of the other, (N, H, W, 3) uint8 both -> (N,)
+    float32.
+    """
     if (
         a.shape != b.shape
         or a.ndim != 4
@@ -297,7 +318,8 @@ def lpips_distance(
         or b.dtype != np.uint8
     ):
         raise ValueError(
-            f"frames must be (N, H, W, 3) uint8 of one shape, not {a.shape} {a.dtype} and {b.shape} {b.dtype}"
+            f"frames must be (N, H, W, 3) uint8 of one shape, not {a.shape} {a.dtype} and "
+            f"{b.shape} {b.dtype}"
         )
     least = NETS[model.pnet_type]
     if min(a.shape[1:3]) < least:

@@ -1,6 +1,8 @@
-"""How forecasts are evaluated, by name: two numbers can be compared where their protocols are the same, and only there.
+"""How forecasts are evaluated, by name: two numbers can be compared where their protocols are the
+same, and only there.
 
-A protocol goes into metrics.json whole. Where a paper leaves something open, `source` says what was chosen.
+A protocol goes into metrics.json whole. Where a paper leaves something open, `source` says what was
+chosen.
 """
 
 from __future__ import annotations
@@ -25,11 +27,14 @@ class Protocol:
     videos: int = 256  # clips, or as many as there are
     samples: int = 4  # futures of each
     clips: str = "spaced"  # `spaced` evenly over the split without overlap, or `random` ones
-    stream: bool = False  # clips of all videos laid end to end, where those `spaced` overlap if they must; or the first
-    #                            that there are: `continuous`, one from every frame on, or `chunked`, end to end
+    # clips of all videos laid end to end, where those `spaced` overlap if they must; or the first
+    stream: bool = False
+    # that there are: `continuous`, one from every frame on, or `chunked`, end to end
     frames: str = ""  # of a stream: START:STOP, the part that clips are taken from; empty: all
     seed: int = 0  # of the clips, if random, and of the noise
-    rule: str = "mean"  # of mse, psnr, ssim, lpips: `mean` over samples, `first`, or the `best` of each video and metric
+    # of mse, psnr, ssim, lpips: `mean` over samples, `first`, or the `best` of each video and
+    # metric
+    rule: str = "mean"
     lpips_net: str = "alex"  # its backbone: `alex` or `vgg`
     fvd_given: bool = False  # do the given frames count in FVD and KVD, too
     fvd_chunk: int = 0  # frames of a clip that I3D looks at; 0: all at once
@@ -41,15 +46,18 @@ class Protocol:
         for name in ("condition", "predict", "fvd_samples", *positive):
             if getattr(self, name) < (name in positive):
                 raise UserError(
-                    f"protocol {self.name}: {name} must be >= {int(name in positive)}, got {getattr(self, name)}"
+                    f"protocol {self.name}: {name} must be >= {int(name in positive)}, got "
+                    f"{getattr(self, name)}"
                 )
         if 0 < self.fvd_chunk < 10:
             raise UserError(
-                f"protocol {self.name}: fvd_chunk must be 0 or >= 10, got {self.fvd_chunk}: I3D needs 10 frames"
+                f"protocol {self.name}: fvd_chunk must be 0 or >= 10, got {self.fvd_chunk}: I3D "
+                f"needs 10 frames"
             )
         if self.frames and not self.stream:
             raise UserError(
-                f"protocol {self.name} is not of a stream, so --frames does not go with it; see lifelong_stream"
+                f"protocol {self.name} is not of a stream, so --frames does not go with it; see "
+                f"lifelong_stream"
             )
         if re.fullmatch(r"(\d*:\d*)?", self.frames) is None:
             raise UserError(f"protocol {self.name}: frames must be START:STOP, got {self.frames}")
@@ -62,7 +70,8 @@ class Protocol:
         ):
             if getattr(self, name) not in values:
                 raise UserError(
-                    f"protocol {self.name}: {name} must be one of {', '.join(values)}, got {getattr(self, name)}"
+                    f"protocol {self.name}: {name} must be one of {', '.join(values)}, got "
+                    f"{getattr(self, name)}"
                 )
 
     @property
@@ -71,8 +80,9 @@ class Protocol:
         return min(self.fvd_samples or self.samples, self.samples)
 
     def told(self, which: list[str]) -> dict:
-        """For metrics.json, with the names of the metrics that were measured; of a stream only where there is one, as in older
-        results, which stay comparable."""
+        """For metrics.json, with the names of the metrics that were measured; of a stream only
+        where there is one, as in older results, which stay comparable.
+        """
         left_out = ("datasets",) if self.stream else ("datasets", "stream", "frames")
         fields = {
             TOLD.get(name, name): value
@@ -92,9 +102,11 @@ def in_words(told: dict) -> list[str]:
     lpips = f" and lpips ({told['lpips_net']})" if "lpips" in told["metrics"] else ""
     where = f" of the stream's frames {told['frames'] or ':'}" if told.get("stream") else ""
     lines = [
-        f"protocol {told['name']}: {told['videos']} {told['split']} clips{where} ({told['clips']}, seed {told['seed']}), "
+        f"protocol {told['name']}: {told['videos']} {told['split']} clips{where} "
+        f"({told['clips']}, seed {told['seed']}), "
         f"{S} samples each, {told['condition']} -> {told['predict']} frames",
-        f"of mse, psnr, ssim{lpips} the {told['rule']} of the samples counts; crps and energy are unbiased",
+        f"of mse, psnr, ssim{lpips} the {told['rule']} of the samples counts; crps and energy are "
+        f"unbiased",
     ]
     if {"fvd", "kvd"} & set(told["metrics"]):
         frames = f"{told['fvd_chunk']}-frame pieces of the" if told["fvd_chunk"] else "the"
@@ -104,7 +116,8 @@ def in_words(told: dict) -> list[str]:
             else f"{frames} forecast frames"
         )
         lines.append(
-            f"fvd and kvd look at {counted}, {min(told['fvd_samples'] or S, S)} of {S} samples a clip, against "
+            f"fvd and kvd look at {counted}, {min(told['fvd_samples'] or S, S)} of {S} samples a "
+            f"clip, against "
             f"{told['reference']} videos"
         )
     return lines
@@ -120,9 +133,12 @@ PROTOCOLS = {
         ),
         Protocol(
             "lifelong_stream",
-            "after Yoo et al. 2024 (arXiv 2406.04814): windows as long as those of the training, the first "
-            "half given, minADE of the best of 3 samples. Ours: 100 windows from the stream's first frame to its last, and "
-            "FVD and KVD of the first sample with the given frames, without which I3D would have too few",
+            "after Yoo et al. 2024 (arXiv 2406.04814): windows as long as those of the training, "
+            "the first "
+            "half given, minADE of the best of 3 samples. Ours: 100 windows from the stream's "
+            "first frame to its last, and "
+            "FVD and KVD of the first sample with the given frames, without which I3D would have "
+            "too few",
             (),
             videos=100,
             samples=3,
@@ -131,8 +147,10 @@ PROTOCOLS = {
         ),
         Protocol(
             "srvp_kth",
-            "Franceschi et al. 2020 and their test.py: 1,000 random clips, the best of 100 samples by each "
-            "metric, FVD of the first sample with the given frames. Their clips are drawn by file, ours over all shards",
+            "Franceschi et al. 2020 and their test.py: 1,000 random clips, the best of 100 "
+            "samples by each "
+            "metric, FVD of the first sample with the given frames. Their clips are drawn by "
+            "file, ours over all shards",
             KTH,
             10,
             30,
@@ -145,7 +163,8 @@ PROTOCOLS = {
         ),
         Protocol(
             "river_kth",
-            "Davtyan et al. 2023: as others do, but only forecast frames count in FVD. Left open there and "
+            "Davtyan et al. 2023: as others do, but only forecast frames count in FVD. Left open "
+            "there and "
             "chosen here: 256 clips, the best of 100 samples as in srvp_kth, FVD of the first",
             KTH,
             10,
@@ -155,7 +174,8 @@ PROTOCOLS = {
         ),
         Protocol(
             "pfi_kth",
-            "Chen et al. 2024 (arXiv 2403.13724): FVD over 256 test videos. Left open there and chosen here: one "
+            "Chen et al. 2024 (arXiv 2403.13724): FVD over 256 test videos. Left open there and "
+            "chosen here: one "
             "sample each, only forecast frames",
             KTH,
             10,
@@ -165,7 +185,8 @@ PROTOCOLS = {
         Protocol("pfi_clevrer", "as pfi_kth", ("clevrer",), 2, 14, samples=1),
         Protocol(
             "bair",
-            "the usual one, of Denton and Fergus 2018 and Rakhimov et al. 2020: 256 test videos, 100 samples of each, "
+            "the usual one, of Denton and Fergus 2018 and Rakhimov et al. 2020: 256 test videos, "
+            "100 samples of each, "
             "all of them in FVD with the given frame (16 frames)",
             BAIR,
             1,
@@ -180,13 +201,16 @@ PROTOCOLS = {
 
 
 def get(name: str, config: configs.Config, changes: dict) -> Protocol:
-    """The protocol of that name for a checkpoint's config. What `changes` differs in goes into its name: it is another."""
+    """The protocol of that name for a checkpoint's config. What `changes` differs in goes into its
+    name: it is another.
+    """
     if name not in PROTOCOLS:
         raise UserError(f"no protocol `{name}`{nearest(name, PROTOCOLS)}")
     protocol = PROTOCOLS[name]
     if protocol.datasets and config.dataset not in protocol.datasets:
         raise UserError(
-            f"protocol {name} is for {' and '.join(protocol.datasets)}, the checkpoint is of {config.dataset}; "
+            f"protocol {name} is for {' and '.join(protocol.datasets)}, the checkpoint is of "
+            f"{config.dataset}; "
             "--protocol own is for any"
         )
     changes = {

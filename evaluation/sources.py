@@ -1,4 +1,6 @@
-"""Forecasts to be measured: made now from a checkpoint, or read from arrays that were made before."""
+"""Forecasts to be measured: made now from a checkpoint, or read from arrays that were made
+before.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ PART = 8
 class Source:
     """Forecasts to be measured.
 
-    part(k) -> (truth, samples, number of network evaluations) of the videos [k * PART, (k + 1) * PART).
+    part(k) -> (truth, samples, number of network evaluations) of the videos [k * PART, (k + 1) *
+    PART).
     """
 
     config: Config
@@ -52,8 +55,8 @@ def forecast_split(
     """Forecast the clips of sample.split.
 
     windows: the clips; by default sample.num_videos clips, evenly spaced over the split.
-    Returns truth (V, condition + predict, H, W, 3), samples (V, S, predict, H, W, 3) and the shards.
-    Resets the forecaster's count of network evaluations.
+    Returns truth (V, condition + predict, H, W, 3), samples (V, S, predict, H, W, 3) and the
+    shards. Resets the forecaster's count of network evaluations.
     """
     config, sample = forecaster.config, forecaster.config.sample
     shards = data.open_split(config, sample.split)
@@ -78,7 +81,8 @@ def source_of_checkpoint(
 ) -> Source:
     """Samples that are made part by part, under a protocol.
 
-    Sets the protocol's fields in forecaster.config. A split with too few clips reduces the number of videos and prints it.
+    Sets the protocol's fields in forecaster.config. A split with too few clips reduces the number
+    of videos and prints it.
     """
     changes = {
         "data.condition": protocol.condition,
@@ -132,7 +136,9 @@ def source_of_arrays(
     fps: float,
     forecaster: Forecaster | None,
 ) -> Source:
-    """Samples made before. forecaster: provides the autoencoder, None if its checkpoint is missing or not needed."""
+    """Samples made before. forecaster: provides the autoencoder, None if its checkpoint is missing
+    or not needed.
+    """
     truth, samples = arrays
 
     def part(k: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -165,7 +171,9 @@ def clips_of(protocol: Protocol, shards: Shards, skip: int) -> Windows:
         if protocol.clips == "random":
             return every.clips(rng.integers(len(every), size=n))
         k = np.arange(min(n, len(every)))
-        return every.clips(evenly_spaced(k, len(k), len(every)) if protocol.clips == "spaced" else k)
+        return every.clips(
+            evenly_spaced(k, len(k), len(every)) if protocol.clips == "spaced" else k
+        )
     check_long_enough(shards, clip, skip, "the protocol")
     if protocol.clips == "random":
         return draw_windows(shards.lengths, clip, skip, n, rng)

@@ -1,4 +1,6 @@
-"""Methods compared in pictures: metrics over the horizon, metrics as points, forecasts side by side."""
+"""Methods compared in pictures: metrics over the horizon, metrics as points, forecasts side by
+side.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def look_of(k: int) -> tuple[str, str]:
 
 
 def panel_figure(count: int, height: float):
-    """A figure of `count` panels, three in a row, each `height` inches high; returns (context, columns)."""
+    """A figure of `count` panels, three in a row, each `height` inches high; returns (context,
+    columns).
+    """
     columns = min(3, count)
     rows = -(-count // columns)
     return figure_of(max(4.8, 4.2 * columns), height * rows), columns
@@ -58,10 +62,11 @@ def legend_below(figure, axes: list) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------------ figures
+# ------------------------------------------------------------------------------------------ figures
 def horizon_plot(table: Table, metrics: list[str], path: Path) -> bool:
-    """Each metric over the predicted frames: a line per method with a band of one standard error over seeds, baselines
-    dashed. Returns whether there was anything to draw."""
+    """Each metric over the predicted frames: a line per method with a band of one standard error
+    over seeds, baselines dashed. Returns whether there was anything to draw.
+    """
     shown = [
         metric
         for metric in metrics
@@ -115,7 +120,9 @@ def draw_horizon(axis, table: Table, metric: str) -> None:
 
 
 def summary_plot(table: Table, metrics: list[str], path: Path) -> None:
-    """A panel per metric: mean and standard error of each method, a small dot per seed, baselines dashed."""
+    """A panel per metric: mean and standard error of each method, a small dot per seed, baselines
+    dashed.
+    """
     count = len(table.methods)
     context, columns = panel_figure(len(metrics), 1.5 + 0.32 * count)
     with context as figure:
@@ -150,7 +157,8 @@ def draw_score(axis, method: Method, metric: str, k: int) -> None:
 def mark_baselines(axis, table: Table, metric: str) -> None:
     """A dashed line per baseline.
 
-    A baseline far outside the axis, which would squeeze the methods into a corner, is written below the panel instead.
+    A baseline far outside the axis, which would squeeze the methods into a corner, is written below
+    the panel instead.
     """
     low, high = axis.get_xlim()
     width = high - low
@@ -169,9 +177,11 @@ def mark_baselines(axis, table: Table, metric: str) -> None:
         axis.set_xlabel("    ".join([axis.get_xlabel(), note]).strip(), fontsize=8, color=GREY)
 
 
-# ------------------------------------------------------------------------------------------------ mosaic
+# ------------------------------------------------------------------------------------------- mosaic
 def read_first_samples(method: Method) -> tuple[np.ndarray, np.ndarray] | None:
-    """Truth (V, C + T, H, W, 3) and first samples (V, T, H, W, 3) of the first run with usable arrays, memory-mapped."""
+    """Truth (V, C + T, H, W, 3) and first samples (V, T, H, W, 3) of the first run with usable
+    arrays, memory-mapped.
+    """
     for run in method.runs:
         try:
             truth, samples = results.read_arrays(run.folder)
@@ -182,7 +192,9 @@ def read_first_samples(method: Method) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def comparison(table: Table, clips: int) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]] | str:
-    """The liveliest clips: (truth, [(method, its first samples)]). A string says why there is no comparison."""
+    """The liveliest clips: (truth, [(method, its first samples)]). A string says why there is no
+    comparison.
+    """
     found = []
     for method in table.methods:
         arrays = read_first_samples(method)

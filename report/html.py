@@ -8,7 +8,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 WEB = Path(__file__).parent / "web"
-# what the browser may load: `alone` nothing from anywhere, `folder` pictures and videos beside the page
+# what the browser may load: `alone` nothing from anywhere, `folder` pictures and videos beside the
+# page
 POLICIES = {
     "alone": (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -43,7 +44,9 @@ def document(title: str, body: str, policy: str = "alone") -> str:
 
 
 def grid(head: list[str], body: list[str], label: str) -> str:
-    """A table that scrolls sideways. Cells of `head` and rows of `body` are HTML; label: for screen readers."""
+    """A table that scrolls sideways. Cells of `head` and rows of `body` are HTML; label: for screen
+    readers.
+    """
     cells = "".join(f"<th scope='col'>{cell}</th>" for cell in head)
     rows = "\n".join(body)
     return (

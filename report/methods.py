@@ -1,4 +1,6 @@
-"""Runs that differ in nothing but their seed are one method, and methods measured in the same way are one table."""
+"""Runs that differ in nothing but their seed are one method, and methods measured in the same way
+are one table.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ import configs
 from report.results import missing_part
 from runtime.console import UserError
 
-# the protocol's fields that are a choice of the method and not a condition of the comparison, and those that are neither
+# the protocol's fields that are a choice of the method and not a condition of the comparison, and
+# those that are neither
 SAMPLER = (
     "solver",
     "diffusion",
@@ -42,7 +45,7 @@ APART = re.compile(
 )
 
 
-# ------------------------------------------------------------------------------------------------------- runs and methods
+# --------------------------------------------------------------------------------- runs and methods
 @dataclass
 class Run:
     folder: Path
@@ -197,7 +200,9 @@ def same_clips(a: Run, b: Run) -> bool:
 
 
 def tabulate(runs: list[Run]) -> tuple[list[Table], list[str]]:
-    """-> a table per protocol, its methods named by what sets them apart; and what a person should be warned of."""
+    """-> a table per protocol, its methods named by what sets them apart; and what a person should
+    be warned of.
+    """
     groups: list[list[Run]] = []
     for run in runs:
         home = next(
@@ -235,7 +240,8 @@ def differing(tables: list[Table]) -> list[str]:
     ]
     return (
         [
-            f"the results' protocols differ in {'; '.join(fields)}: {len(tables)} tables, not to be compared with one "
+            f"the results' protocols differ in {'; '.join(fields)}: {len(tables)} tables, not to "
+            f"be compared with one "
             "another"
         ]
         if fields
@@ -244,14 +250,17 @@ def differing(tables: list[Table]) -> list[str]:
 
 
 def methods_of(runs: list[Run]) -> tuple[list[Method], list[str]]:
-    """Runs of one protocol -> (methods, warnings); of two results with one seed the later is taken."""
+    """Runs of one protocol -> (methods, warnings); of two results with one seed the later is
+    taken.
+    """
     groups: dict[str, dict[str, Run]] = {}
     warnings = []
     for run in sorted(runs, key=lambda run: run.time):
         seeds = groups.setdefault(canonical(run.settings), {})
         if (older := seeds.get(canonical(run.seed))) is not None:
             warnings.append(
-                f"{older.folder} differs in no setting from {run.folder}, which is later and taken in its place"
+                f"{older.folder} differs in no setting from {run.folder}, which is later and "
+                f"taken in its place"
             )
         seeds[canonical(run.seed)] = run
     methods = [
@@ -263,7 +272,8 @@ def methods_of(runs: list[Run]) -> tuple[list[Method], list[str]]:
             run.checkpoint for run in method.runs
         ):
             warnings.append(
-                f"{method.automatic}: several seeds of one checkpoint ({method.runs[0].checkpoint}), so that the "
+                f"{method.automatic}: several seeds of one checkpoint "
+                f"({method.runs[0].checkpoint}), so that the "
                 "standard error is over samplings of it and not over trainings"
             )
     return sorted(methods, key=lambda method: natural(method.automatic)), warnings
@@ -278,7 +288,7 @@ def natural(text: str) -> list:
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------------ names
+# -------------------------------------------------------------------------------------------- names
 def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -295,7 +305,9 @@ def spread(fields: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def short(key: str, keys: Iterable[str]) -> str:
-    """`sample.steps` is steps; of other fields, the group is left out where that leaves no doubt."""
+    """`sample.steps` is steps; of other fields, the group is left out where that leaves no
+    doubt.
+    """
     last = key.split(".")[-1]
     rivals = [other for other in keys if other != key and other.split(".")[-1] == last]
     clear = key.startswith("sample.") or not rivals and f"sample.{last}" not in usual_settings()
@@ -303,7 +315,9 @@ def short(key: str, keys: Iterable[str]) -> str:
 
 
 def name(methods: list[Method]) -> None:
-    """The interpolant, and of those that share it the fewest settings that tell them apart, found greedily."""
+    """The interpolant, and of those that share it the fewest settings that tell them apart, found
+    greedily.
+    """
     kinds: dict[str, list[Method]] = {}
     for method in methods:
         kinds.setdefault(str(method.settings.get("flow.interpolant")), []).append(method)
@@ -335,7 +349,9 @@ def name(methods: list[Method]) -> None:
 
 
 def rename(tables: list[Table], pairs: list[str], only: bool = False) -> list[Table]:
-    """OLD=NEW renames and puts in that order what is called OLD, or begins with it; `only` leaves the rest out."""
+    """OLD=NEW renames and puts in that order what is called OLD, or begins with it; `only` leaves
+    the rest out.
+    """
     order: dict[int, int] = {}
     methods = [method for table in tables for method in table.methods]
     for rank, pair in enumerate(pairs):
@@ -352,7 +368,8 @@ def rename(tables: list[Table], pairs: list[str], only: bool = False) -> list[Ta
             known = list(dict.fromkeys(m.automatic for m in methods))
             close = difflib.get_close_matches(pair.split("=")[0], known, 1, cutoff=0)
             raise UserError(
-                f"--nicknames {pair}: no method of that name; give OLD=NEW, OLD nearest: {close[0]} "
+                f"--nicknames {pair}: no method of that name; give OLD=NEW, OLD nearest: "
+                f"{close[0]} "
                 f"(all: {'; '.join(known)})"
             )
         old, new, found = hits[0]

@@ -1,4 +1,6 @@
-"""Web pages of results: each one file that holds all it shows, opens from the disk and asks no network for anything."""
+"""Web pages of results: each one file that holds all it shows, opens from the disk and asks no
+network for anything.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ OPEN = 6  # clips that are not folded away
 SPEEDS = {0.25: "¼", 0.5: "½", 1: "1", 2: "2", 4: "4"}
 
 
-# ------------------------------------------------------------------------------------------------------------ the parts
+# ---------------------------------------------------------------------------------------- the parts
 def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
@@ -36,7 +38,9 @@ def columns_of(frames: int) -> int:
 
 
 def sheet(truth: np.ndarray, samples: np.ndarray) -> str:
-    """Truth (T, H, W, 3), then samples (S, P, H, W, 3), frame by frame in the rows of one lossless picture: a data URI."""
+    """Truth (T, H, W, 3), then samples (S, P, H, W, 3), frame by frame in the rows of one lossless
+    picture: a data URI.
+    """
     frames = np.concatenate([truth, samples.reshape(-1, *truth.shape[1:])])
     N, H, W, _ = frames.shape
     columns = columns_of(N)
@@ -64,11 +68,14 @@ def picture(content: bytes, alt: str, wide: bool = False) -> str:
     """wide: on a phone it keeps a legible size, and scrolls."""
     image = f'<img src="{data_uri(content, "image/png")}" alt="{escape(alt)}">'
     if wide:
-        return f'<div class="card scroll wide" tabindex="0" role="region" aria-label="{escape(alt)}">{image}</div>'
+        return (
+            '<div class="card scroll wide" tabindex="0" role="region" '
+            f'aria-label="{escape(alt)}">{image}</div>'
+        )
     return f'<div class="card">{image}</div>'
 
 
-# ------------------------------------------------------------------------------------------------ metrics and protocol
+# ----------------------------------------------------------------------------- metrics and protocol
 def decimals(entry: dict) -> int | None:
     """As many as the standard error gives a meaning to."""
     se = entry.get("se")
@@ -89,7 +96,9 @@ def number(entry: dict | None, digits: int | None = None) -> str:
 
 
 def against(own: dict, baseline: dict | None, unit: str, higher: bool | None) -> str:
-    """A cell: the forecast against a baseline, as a difference where higher is better, else as a ratio."""
+    """A cell: the forecast against a baseline, as a difference where higher is better, else as a
+    ratio.
+    """
     value, base = own.get("mean"), (baseline or {}).get("mean")
     if None in (value, base) or not math.isfinite(value - base) or (not higher and base == 0):
         return "<td>–</td>"
@@ -126,7 +135,8 @@ def metrics_table(summary: dict) -> str:
 PROTOCOL = [
     ("{skip} frames of the source are skipped between one and the next.", "skip"),
     (
-        "Sampled by the solver {solver} with diffusion {diffusion}, {steps} steps on a {grid} grid: "
+        "Sampled by the solver {solver} with diffusion {diffusion}, {steps} steps on a {grid} "
+        "grid: "
         "{network_evaluations_per_frame:.4g} evaluations of the network a frame.",
         "steps",
     ),
@@ -180,15 +190,17 @@ def settings(config: dict) -> str:
     return "\n".join(lines)
 
 
-# --------------------------------------------------------------------------------------------------------- page of a run
+# ------------------------------------------------------------------------------------ page of a run
 CONTROLS = """<div class="bar" role="group" aria-label="Playback of all clips">
 <button id="play" type="button" title="space">▶ Play</button>
 <button id="back" type="button" aria-label="One frame back" title="left arrow">◀</button>
 <button id="next" type="button" aria-label="One frame on" title="right arrow">▶</button>
-<label class="scrub"><span class="hidden">Frame</span><input id="frame" type="range" min="1" max="{frames}" value="1"
- style="--track: linear-gradient(to right, var(--given) {share:.2f}%, var(--forecast) {share:.2f}%)"></label>
+<label class="scrub"><span class="hidden">Frame</span><input id="frame" type="range"
+ min="1" max="{frames}" value="1" style="--track: linear-gradient(to right,
+ var(--given) {share:.2f}%, var(--forecast) {share:.2f}%)"></label>
 <output id="where" for="frame" aria-live="off"></output>
-<label class="speed"><span>Speed</span> <select id="speed" aria-label="Speed">{speeds}</select></label>
+<label class="speed"><span>Speed</span>
+ <select id="speed" aria-label="Speed">{speeds}</select></label>
 </div>"""
 
 
@@ -230,7 +242,8 @@ def player(truth: np.ndarray, samples: np.ndarray, futures: int, fps: float, lim
     words = [
         f"Truth and {shown.shape[1]} of {S} samples" if S > shown.shape[1] else "Truth and samples",
         "; green edge: given frames, orange edge: forecast. ",
-        f"{len(clips)} of {V} clips, those that move most in their given frames, so that the page stays small enough to "
+        f"{len(clips)} of {V} clips, those that move most in their given frames, so that the page "
+        f"stays small enough to "
         "send."
         if len(clips) < V
         else "The clips that move most in their given frames come first.",
@@ -240,7 +253,8 @@ def player(truth: np.ndarray, samples: np.ndarray, futures: int, fps: float, lim
     sections = []
     for v in clips:
         boxes = "".join(
-            f'<figure><canvas width="{W}" height="{H}" role="img" aria-label="clip {v}, {name}"></canvas>'
+            f'<figure><canvas width="{W}" height="{H}" role="img" aria-label="clip {v}, '
+            f'{name}"></canvas>'
             f"<figcaption>{name}</figcaption></figure>"
             for name in names
         )
@@ -256,8 +270,10 @@ def player(truth: np.ndarray, samples: np.ndarray, futures: int, fps: float, lim
         ]
     return "\n".join(
         [
-            f"<h2>Videos</h2>\n<p class='soft'>{''.join(words)}</p>\n<noscript><p>They need JavaScript.</p></noscript>",
-            f'<div id="player" data-phase="given" style="--shown: {W * videos.scale_of(H, 128) + 8}px">',
+            f"<h2>Videos</h2>\n<p class='soft'>{''.join(words)}</p>\n<noscript><p>They need "
+            f"JavaScript.</p></noscript>",
+            '<div id="player" data-phase="given" style="--shown: '
+            f'{W * videos.scale_of(H, 128) + 8}px">',
             CONTROLS.format(frames=T, share=100 * (T - P) / T, speeds=speeds),
             *sections,
             "</div>",
@@ -283,8 +299,10 @@ def horizon_picture(dir: Path, result: dict) -> str:
 
 
 def result_page(dir: Path, fps: float | None = None, futures: int = 8, limit: int = LIMIT) -> Path:
-    """Write dir/index.html from what the results folder holds, and return it. fps of the clips: as the protocol says, or 10;
-    futures: at most so many samples of a clip; limit: bytes of clips, above which the liveliest are taken."""
+    """Write dir/index.html from what the results folder holds, and return it. fps of the clips: as
+    the protocol says, or 10; futures: at most so many samples of a clip; limit: bytes of clips,
+    above which the liveliest are taken.
+    """
     result, (truth, samples) = results.read_metrics(dir), results.read_arrays(dir)
     config, protocol = result["config"], result["protocol"]
     dataset, interpolant = (
@@ -295,7 +313,8 @@ def result_page(dir: Path, fps: float | None = None, futures: int = 8, limit: in
     parts = [
         f"<h1>{escape(f'{dataset} · {interpolant}')}</h1>\n<p class='soft'>run {escape(run)}</p>",
         f"<p>{escape(' '.join(in_words(protocol)))}</p>",
-        f"<h2>Metrics</h2>\n{metrics_table(result['summary'])}\n<p class='soft'>Mean ± standard error over clips.</p>",
+        f"<h2>Metrics</h2>\n{metrics_table(result['summary'])}\n<p class='soft'>Mean ± standard "
+        f"error over clips.</p>",
         player(truth, samples, futures, fps or results.frame_rate_of(protocol), limit),
         horizon_picture(dir, result),
     ]

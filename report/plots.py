@@ -1,4 +1,6 @@
-"""Figures of an evaluation: metrics over the horizon, and the rank of the truth among the samples."""
+"""Figures of an evaluation: metrics over the horizon, and the rank of the truth among the
+samples.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ def describe(metric: str) -> tuple[str, str, bool | None]:
 def curves(horizon: dict, path: Path | IO[bytes], bands: dict | None = None) -> None:
     """One panel per metric: horizon[metric], (T,) over the predicted frames, beside its baselines.
 
-    bands: standard errors, bands[metric] is (T,); drawn as a band of plus and minus one. None in a curve leaves a gap.
+    bands: standard errors, bands[metric] is (T,); drawn as a band of plus and minus one. None in a
+    curve leaves a gap.
     """
     from matplotlib.patches import Patch
 
@@ -101,9 +104,9 @@ def forgetting(
 ) -> None:
     """Metrics of each segment of a stream against training time.
 
-    panels: (title, rows, metric). A row has updates, segment, seen (the share of the segment that has been trained on) and
-    metric: {"mean", "se"}. Panels of one metric in one row of the figure share their scale.
-    losses: rows of metrics.jsonl, drawn in a panel of their own.
+    panels: (title, rows, metric). A row has updates, segment, seen (the share of the segment that
+    has been trained on) and metric: {"mean", "se"}. Panels of one metric in one row of the figure
+    share their scale. losses: rows of metrics.jsonl, drawn in a panel of their own.
     """
     count = len(panels) + bool(losses)
     rows, columns = -(-count // columns), min(columns, count)
@@ -156,7 +159,9 @@ def share_scale(axes, metrics_shown: list[str]) -> None:
 
 
 def loss_curves(panel, losses: list[dict]) -> None:
-    """The loss over updates, on a stream separately for live and replayed data, with its moving average."""
+    """The loss over updates, on a stream separately for live and replayed data, with its moving
+    average.
+    """
     names = [
         name for name in ("loss_live", "loss_replay") if any(name in row for row in losses)
     ] or ["loss"]

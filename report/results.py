@@ -57,13 +57,16 @@ def read_arrays(dir: Path) -> tuple[np.ndarray, np.ndarray]:
         or frame[-1] != 3
     ):
         raise UserError(
-            f"{dir}: samples {samples.shape} and truth {truth.shape} do not go together; sample again"
+            f"{dir}: samples {samples.shape} and truth {truth.shape} do not go together; sample "
+            f"again"
         )
     return truth, samples
 
 
 def missing_part(result: object, parts: tuple[str, ...]) -> str | None:
-    """The first of `parts` that a metrics.json lacks or that is not an object; None if all are present."""
+    """The first of `parts` that a metrics.json lacks or that is not an object; None if all are
+    present.
+    """
     for part in parts:
         if not isinstance(result, dict) or not isinstance(result.get(part), dict):
             return part
@@ -161,7 +164,9 @@ def beside(out: Path, ending: str) -> Path:
 
 @contextmanager
 def replaced(out: Path) -> Iterator[Path]:
-    """A folder to fill, which replaces `out` at the end of the block. check_out undoes an interrupted replacement."""
+    """A folder to fill, which replaces `out` at the end of the block. check_out undoes an
+    interrupted replacement.
+    """
     partial, old = beside(out, "partial"), beside(out, "old")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -184,8 +189,9 @@ def write_results(
 ) -> None:
     """Write a results folder, which appears when it is complete and replaces an earlier one.
 
-    truth (V, T, H, W, 3) and samples (V, S, T - condition, H, W, 3), uint8; result: metrics.json; fps: of the videos;
-    format: mp4, avi or gif; latents: latents of the samples in batches, if the data are latents.
+    truth (V, T, H, W, 3) and samples (V, S, T - condition, H, W, 3), uint8; result: metrics.json;
+    fps: of the videos; format: mp4, avi or gif; latents: latents of the samples in batches, if the
+    data are latents.
     """
     with replaced(out) as partial:
         np.save(partial / "samples.npy", samples)
@@ -222,7 +228,8 @@ def write_videos(
 
 def paths(out: Path, format: str, ckpt: str | Path) -> str:
     latents = [
-        f"latents        {out / 'latents.npy'} (samples; pictures and metrics are of what they look like: through an "
+        f"latents        {out / 'latents.npy'} (samples; pictures and metrics are of what they "
+        f"look like: through an "
         "AutoencoderKL, if vqvae.ckpt names the folder of one, else a linear preview)"
     ]
     return "\n".join(

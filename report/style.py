@@ -18,7 +18,8 @@ RC = {
     "grid.color": "#e4e4e4",
     "axes.axisbelow": True,
 }
-# the palette of Okabe and Ito, distinguishable with colour blindness, extended by a brown and a violet
+# the palette of Okabe and Ito, distinguishable with colour blindness, extended by a brown and a
+# violet
 COLOURS = (
     "#0072B2",
     "#D55E00",
@@ -42,7 +43,9 @@ HINTS = {"higher": "higher is better", "lower": "lower is better"}
 
 
 def split_metric(metric: str) -> tuple[str, str, str]:
-    """(label, unit, direction: lower, higher, one or empty). psnr_best has unit and direction of psnr."""
+    """(label, unit, direction: lower, higher, one or empty). psnr_best has unit and direction of
+    psnr.
+    """
     base, rest = metric, ""
     if metric not in ABOUT:
         base, _, rest = metric.partition("_")
@@ -57,7 +60,9 @@ def with_unit(metric: str) -> str:
 
 @contextmanager
 def figure_of(width: float, height: float) -> Iterator:
-    """A matplotlib figure in this style, of a size in inches. Nothing of pyplot's global state is changed."""
+    """A matplotlib figure in this style, of a size in inches. Nothing of pyplot's global state is
+    changed.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

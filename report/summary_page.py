@@ -52,7 +52,8 @@ def section(
             f'<img class="figure" src="{file}" alt="forecasts side by side">'
             if file.endswith(".gif")
             else video,
-            '<p class="soft">Each row is a clip, in the columns the truth and one forecast of each method. Green edge: '
+            '<p class="soft">Each row is a clip, in the columns the truth and one forecast of '
+            "each method. Green edge: "
             "given frames; orange edge: forecast.</p>",
         ]
     for kind, text in (
@@ -63,7 +64,8 @@ def section(
             file = quote(pictures[kind])
             size = "many" if len(metrics) > 2 else "few"
             parts.append(
-                f'<a class="scroll figure" href="{file}"><img class="{size}" src="{file}" alt="{text}" loading="lazy"></a>'
+                f'<a class="scroll figure" href="{file}"><img class="{size}" src="{file}" '
+                f'alt="{text}" loading="lazy"></a>'
             )
     if settings := differences(table):
         body = [

@@ -34,7 +34,9 @@ def label(metric: str) -> str:
 
 
 def direction(metric: str) -> str:
-    """Which values are better: lower, higher or one. An unknown metric counts as an error: lower."""
+    """Which values are better: lower, higher or one. An unknown metric counts as an error:
+    lower.
+    """
     return ABOUT[metric][2] if metric in ABOUT else "lower"
 
 
@@ -50,7 +52,8 @@ def metrics_of(tables: list[Table], wanted: list[str]) -> list[str]:
     }
     if missing := [name for name in wanted if name not in there]:
         raise UserError(
-            f"--metrics {missing[0]}: in none of the results; those that are: {', '.join(sorted(there)) or 'none'}"
+            f"--metrics {missing[0]}: in none of the results; those that are: "
+            f"{', '.join(sorted(there)) or 'none'}"
         )
     return list(dict.fromkeys(wanted)) or [name for name in ABOUT if name in there] + sorted(
         there - ABOUT.keys()
@@ -84,7 +87,9 @@ def baselines(table: Table, metrics: list[str]) -> dict[str, list[Score]]:
 
 
 def decimals(scores: list[Score]) -> int:
-    """Two significant digits of the median standard error; without one, four of the largest mean."""
+    """Two significant digits of the median standard error; without one, four of the largest
+    mean.
+    """
     errors = [score.se for score in scores if score.se > 0]
     size = (
         float(np.median(errors))

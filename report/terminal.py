@@ -14,13 +14,16 @@ def number(value: float | None) -> str:
 
 
 def horizon_table(result: dict) -> str:
-    """Each metric at some predicted frames and over all of them, above its baselines. For sample.py and main.py."""
+    """Each metric at some predicted frames and over all of them, above its baselines. For sample.py
+    and main.py.
+    """
     horizon, protocol = result["horizon"], result["protocol"]
     T = protocol["predict"]
     frames = sorted({t for t in (1, 2, 5, 10, 20, 30, T) if t <= T})
     head = f"{'frame':<24}" + "".join(f"{t:>9}" for t in frames) + f"{'all':>9}"
     title = (
-        f"{protocol['videos']} {protocol['split']} videos, {protocol['samples_per_video']} futures each, "
+        f"{protocol['videos']} {protocol['split']} videos, {protocol['samples_per_video']} "
+        f"futures each, "
         f"{protocol['condition']} -> {T} frames, {protocol['solver']} solver, "
         f"diffusion {protocol['diffusion']}, "
         f"{protocol['network_evaluations_per_frame']:.4g} network evaluations a frame"

@@ -1,4 +1,5 @@
-"""Forecasts as a person looks at them: truth beside samples, moving (MP4, AVI or GIF) and as a contact sheet.
+"""Forecasts as a person looks at them: truth beside samples, moving (MP4, AVI or GIF) and as a
+contact sheet.
 
 Frames are uint8 (H, W, 3). Conditioning frames have a green edge, forecast ones an orange edge.
 """
@@ -46,7 +47,9 @@ def scale_of(size: int, wanted: int) -> int:
 
 
 def tracks(truth: np.ndarray, samples: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """[(label, (T, H, W, 3))]: the truth and each sample, the sample's conditioning frames being the truth's."""
+    """[(label, (T, H, W, 3))]: the truth and each sample, the sample's conditioning frames being
+    the truth's.
+    """
     condition = len(truth) - samples.shape[1]
     named = [
         (f"sample {k + 1}", np.concatenate([truth[:condition], s])) for k, s in enumerate(samples)
@@ -55,8 +58,9 @@ def tracks(truth: np.ndarray, samples: np.ndarray) -> list[tuple[str, np.ndarray
 
 
 def liveliest(truth: np.ndarray, condition: int) -> np.ndarray:
-    """Indices of videos (V, T, H, W, 3), those that move most in their first `condition` frames first: what can be seen to
-    move there can be judged in a forecast."""
+    """Indices of videos (V, T, H, W, 3), those that move most in their first `condition` frames
+    first: what can be seen to move there can be judged in a forecast.
+    """
     given = truth[:, : max(2, condition)]
     return np.argsort(
         [-np.abs(np.diff(video.astype(np.int16), axis=0)).mean() for video in given], kind="stable"
@@ -97,7 +101,9 @@ def header(lines: list[str], height: int, width: int) -> np.ndarray:
 def labelled_columns(
     columns: list[tuple[str, np.ndarray]], condition: int, factor: int
 ) -> np.ndarray:
-    """[(label, clips (V, T, H, W, 3))] -> frames (T, H', W', 3): a column per label, a row per clip, edges coloured."""
+    """[(label, clips (V, T, H, W, 3))] -> frames (T, H', W', 3): a column per label, a row per
+    clip, edges coloured.
+    """
     stacks = []
     for _, clips in columns:
         stacks.append(np.concatenate([framed(clip, condition, factor) for clip in clips], 1))
@@ -115,14 +121,18 @@ def labelled_columns(
 def side_by_side(
     truth: np.ndarray, samples: np.ndarray, wanted: int = 128, with_truth: bool = True
 ) -> np.ndarray:
-    """One video: truth (T, H, W, 3) | samples (S, T - condition, H, W, 3) -> labelled frames (T, H', W', 3)."""
+    """One video: truth (T, H, W, 3) | samples (S, T - condition, H, W, 3) -> labelled frames (T,
+    H', W', 3).
+    """
     condition, factor = len(truth) - samples.shape[1], scale_of(truth.shape[1], wanted)
     shown = tracks(truth, samples)[0 if with_truth else 1 :]
     return labelled_columns([(label, frames[None]) for label, frames in shown], condition, factor)
 
 
 def mosaic(truth: np.ndarray, samples: np.ndarray, rows: int = 6) -> np.ndarray:
-    """The first videos stacked: truth (V, T, …), samples (V, S, T - condition, …) -> (T, H', W', 3)."""
+    """The first videos stacked: truth (V, T, …), samples (V, S, T - condition, …) -> (T, H', W',
+    3).
+    """
     wanted = 128 if len(truth) <= 2 else 96
     stacked = [side_by_side(t, s, wanted) for t, s in zip(truth[:rows], samples[:rows])]
     return np.concatenate(stacked, 1)
@@ -131,7 +141,9 @@ def mosaic(truth: np.ndarray, samples: np.ndarray, rows: int = 6) -> np.ndarray:
 def contact_sheet(
     truth: np.ndarray, samples: np.ndarray, rows: int = 4, columns: int = 12
 ) -> Image.Image:
-    """Time runs to the right: the last conditioning frames and the forecast, truth above its samples."""
+    """Time runs to the right: the last conditioning frames and the forecast, truth above its
+    samples.
+    """
     condition, T = truth.shape[1] - samples.shape[2], truth.shape[1]
     shown = np.unique(
         np.linspace(max(0, condition - 3), T - 1, min(columns, T)).round().astype(int)
@@ -163,11 +175,14 @@ def contact_sheet(
 
 
 def usable_format(format: str) -> str:
-    """mp4, avi or gif, as asked; gif, with one line, where the encoder of the others is not installed."""
+    """mp4, avi or gif, as asked; gif, with one line, where the encoder of the others is not
+    installed.
+    """
     if format == "gif" or importlib.util.find_spec("imageio_ffmpeg"):
         return format
     print_once(
-        f"imageio-ffmpeg is not installed, so videos are GIFs; for {format}: pip install imageio-ffmpeg"
+        f"imageio-ffmpeg is not installed, so videos are GIFs; for {format}: pip install "
+        f"imageio-ffmpeg"
     )
     return "gif"
 

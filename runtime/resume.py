@@ -30,7 +30,9 @@ FREE = {
 
 
 def check_start(config: Config, ckpt: str) -> dict:
-    """--ckpt: another run's averaged weights. -> {"ema"}; whether they fit the network is seen when they are loaded."""
+    """--ckpt: another run's averaged weights. -> {"ema"}; whether they fit the network is seen when
+    they are loaded.
+    """
     state = checkpoints.load_checkpoint(ckpt)
     if published.is_foreign(state):
         state = published.checkpoint(

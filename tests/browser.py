@@ -1,5 +1,6 @@
-"""A real Chromium, headless, driven through Debian's chromedriver: the WebDriver protocol is JSON over HTTP, so the standard
-library suffices."""
+"""A real Chromium, headless, driven through Debian's chromedriver: the WebDriver protocol is JSON
+over HTTP, so the standard library suffices.
+"""
 
 import base64
 import http.client

@@ -1,4 +1,6 @@
-"""What several test files share: small shards, a tiny trained run, and a way to launch the real commands."""
+"""What several test files share: small shards, a tiny trained run, and a way to launch the real
+commands.
+"""
 
 import importlib
 import os
@@ -45,7 +47,9 @@ TINY = [
 def launch(
     folder: Path, *command: str, check: bool = True, **env: str | None
 ) -> subprocess.CompletedProcess:
-    """Run `python COMMAND` of this repo in `folder`, as a user would. An environment variable given as None is unset."""
+    """Run `python COMMAND` of this repo in `folder`, as a user would. An environment variable given
+    as None is unset.
+    """
     script, *rest = command
     environment = {**os.environ, "PYTHONPATH": str(REPO), **env}
     environment = {name: value for name, value in environment.items() if value is not None}
@@ -55,13 +59,16 @@ def launch(
     )
     if check and done.returncode:
         raise AssertionError(
-            f"{' '.join(command)} -> {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+            f"{' '.join(command)} -> "
+            f"{done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         )
     return done
 
 
 def reference_weights(names: dict) -> dict:
-    """The deterministic weights that the reference outputs were made with (tests/data/README.md)."""
+    """The deterministic weights that the reference outputs were made with
+    (tests/data/README.md).
+    """
     import torch
 
     weights = {}
@@ -86,7 +93,9 @@ def tiny_run(tmp_path_factory) -> tuple[Path, str]:
 
 
 def copy_of(run: Path, to: Path, *runs: str) -> Path:
-    """A folder with the data, VQVAE and latents of a finished run, and of its checkpoints those named."""
+    """A folder with the data, VQVAE and latents of a finished run, and of its checkpoints those
+    named.
+    """
     vqvae = next((run / "outputs/checkpoints").glob("vqvae-*")).name
     for part in (
         "data",
@@ -99,8 +108,9 @@ def copy_of(run: Path, to: Path, *runs: str) -> Path:
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """command(folder, script, *arguments) -> (exit code, stderr) of a real command, run in this process: for what ends before
-    any work, and sooner so."""
+    """command(folder, script, *arguments) -> (exit code, stderr) of a real command, run in this
+    process: for what ends before any work, and sooner so.
+    """
     from runtime.console import run_command
 
     def run(folder, script, *arguments) -> tuple[int, str]:
@@ -116,7 +126,9 @@ def command(monkeypatch, capsys):
 
 @pytest.fixture
 def make_shards(tmp_path):
-    """make_shards(lengths, size=8) -> a directory of packed shards; frame i of the split is filled with i % 251."""
+    """make_shards(lengths, size=8) -> a directory of packed shards; frame i of the split is filled
+    with i % 251.
+    """
     from shards import ShardWriter
 
     def make(lengths, size=8, name="train", **options) -> Path:

@@ -1,4 +1,6 @@
-"""Results of many runs put together: methods, tables, pictures, and the command on a small sweep."""
+"""Results of many runs put together: methods, tables, pictures, and the command on a small
+sweep.
+"""
 
 import csv
 import json
@@ -71,7 +73,7 @@ def written(folder, own: dict, truth=None):
     return folder
 
 
-# --------------------------------------------------------------------------------------------------------- methods
+# ------------------------------------------------------------------------------------------ methods
 def test_runs_that_differ_in_their_seed_are_one_method_with_numpys_error():
     crps = [0.021, 0.027, 0.019]
     table = table_of(
@@ -208,7 +210,7 @@ def test_nicknames_rename_order_and_select():
         names(["linear=L", "bridge=L"])
 
 
-# ---------------------------------------------------------------------------------------------------------- tables
+# ------------------------------------------------------------------------------------------- tables
 def test_best_in_every_direction_and_ties():
     assert best(["0.020", "0.021", "0.020", ""], "crps") == [True, False, True, False]
     assert best(["18.1", "17.0", "18.1"], "psnr") == [True, False, True]
@@ -278,8 +280,8 @@ def test_latex_is_escaped_and_every_row_has_every_column():
     rename([table], [r"follmer=A & B_1 50% #{x} \~^ $c$"])
     text = latex(table, ["crps", "psnr"])
     assert (
-        r"A \& B\_1 50\% \#\{x\} \textbackslash{}\textasciitilde{}\textasciicircum{} \$c\$ & 3 & $\mathbf{0.0210"
-        in text
+        r"A \& B\_1 50\% \#\{x\} \textbackslash{}\textasciitilde{}\textasciicircum{} \$c\$ & 3 & "
+        r"$\mathbf{0.0210" in text
     )
     assert r"\begin{tabular}{lrrr}" in text and r"^{\dagger}$" in text
     lines = [
@@ -306,7 +308,7 @@ def test_page_is_escaped(tmp_path):
     )
 
 
-# -------------------------------------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------------------- pictures
 def test_mosaic_has_a_row_per_clip_and_a_column_per_method(tmp_path):
     truth = np.random.default_rng(0).integers(0, 255, (3, 5, 8, 8, 3), np.uint8)
     own = [result(), result("linear"), result("bridge")]
@@ -335,7 +337,7 @@ def test_mosaic_has_a_row_per_clip_and_a_column_per_method(tmp_path):
     assert "no result has both" in comparison.comparison(table, 2)
 
 
-# --------------------------------------------------------------------------------------------------------- command
+# ------------------------------------------------------------------------------------------ command
 def test_globs_folders_and_files_count_each_result_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("r/a-1/x", "r/a-2/x/y", "r/b/x", "r/b/z.partial"):

@@ -218,8 +218,8 @@ def test_sample_needs_nothing_but_the_checkpoint(tiny_run):
     finally:
         hidden.rename(vqvae)
     assert (
-        "2 val videos, 3 futures each, 4 -> 5 frames, exact solver, diffusion 0, 1 network evaluations a frame"
-        in printed
+        "2 val videos, 3 futures each, 4 -> 5 frames, exact solver, diffusion 0, 1 network "
+        "evaluations a frame" in printed
     )
     assert np.load(folder / "mine/samples.npy").shape == (2, 3, 5, 32, 32, 3)
     assert (folder / "mine/forecasts.gif").exists() and (folder / "mine/contact_sheet.png").exists()

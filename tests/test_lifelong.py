@@ -1,4 +1,6 @@
-"""Evaluation along a stream: which windows a protocol takes, curves of forgetting, and the benchmark of ways of training."""
+"""Evaluation along a stream: which windows a protocol takes, curves of forgetting, and the
+benchmark of ways of training.
+"""
 
 import json
 import os
@@ -41,10 +43,12 @@ STREAM = [
 RUN = "outputs/checkpoints/along"
 
 
-# ------------------------------------------------------------------------------------------------------ clips of a protocol
+# ------------------------------------------------------------------------------ clips of a protocol
 @pytest.fixture
 def clips(make_shards):
-    """clips(**changes) -> [(video, start)] of lifelong_stream's, of videos of 40, 3 and 30 frames, windows of 10."""
+    """clips(**changes) -> [(video, start)] of lifelong_stream's, of videos of 40, 3 and 30 frames,
+    windows of 10.
+    """
     shards = Shards(make_shards([40, 3, 30]))
     config = configs.build("ball_stn", {"data.mode": "stream"})
 
@@ -155,7 +159,7 @@ def test_features_of_known_videos_are_not_computed_again(monkeypatch):
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------- a run
+# -------------------------------------------------------------------------------------------- a run
 @pytest.fixture(scope="module")
 def folder(tiny_run, tmp_path_factory):
     """A folder in which a network was trained along 300 frames of a stream, and kept four times."""
@@ -201,8 +205,8 @@ def test_evaluation_along_the_stream(folder, monkeypatch, capsys):
     assert made["protocol"]["name"] == "lifelong_stream-frames_100-200-split_train-videos_9"
     assert made["protocol"]["frames"] == "100:200" and made["protocol"]["samples_per_video"] == 3
     assert (
-        "9 train clips of the stream's frames 100:200 (spaced, seed 0), 3 samples each, 5 -> 5 frames"
-        in printed
+        "9 train clips of the stream's frames 100:200 (spaced, seed 0), 3 samples each, 5 -> 5 "
+        "frames" in printed
     )
     truth, shards = np.load(folder / "along/truth.npy"), Shards(folder / "data/ball_stn/train")
     assert (truth[0] == shards.read_rows(np.arange(100, 110))).all()
@@ -290,7 +294,8 @@ def test_forgetting_has_a_row_for_every_checkpoint_and_segment(folder, monkeypat
     [
         (
             ["--run", "nowhere"],
-            "nowhere holds 0 numbered checkpoints, a curve needs two; train with --set train.keep_every=N",
+            "nowhere holds 0 numbered checkpoints, a curve needs two; train with --set "
+            "train.keep_every=N",
         ),
         (["--run", RUN, "--segments", "0"], "must be at least 1"),
         (["--run", RUN, "--segments", "40"], "8 frames within --frames=7:15, a window needs 10"),
@@ -342,7 +347,7 @@ def test_curves_of_forgetting_tell_what_was_not_seen(tmp_path):
     assert colors[0] > 300 > colors[1]
 
 
-# ----------------------------------------------------------------------------------------------------------- the benchmark
+# ------------------------------------------------------------------------------------ the benchmark
 def test_the_benchmark_writes_its_table_and_does_nothing_twice(tmp_path, monkeypatch, capsys):
     """I3D is a stand-in: the mean colour of three frames."""
     monkeypatch.setattr(networks, "load_i3d", lambda path, device: torch.nn.Identity())

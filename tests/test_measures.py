@@ -26,11 +26,14 @@ def balls_of(n: int, frames: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def nets(monkeypatch) -> measure.Networks:
-    """Stand-ins for I3D and LPIPS: a random projection of a few frames, and the absolute difference."""
+    """Stand-ins for I3D and LPIPS: a random projection of a few frames, and the absolute
+    difference.
+    """
     matrix = np.random.default_rng(0).standard_normal((8 * 8 * 3 * 2, 400)) / 10
-    seen = lambda net, videos, device: (
-        videos[:, [0, -1], ::4, ::4].reshape(len(videos), -1) / 255 @ matrix
-    )  # noqa: E731
+
+    def seen(net, videos, device):
+        return videos[:, [0, -1], ::4, ::4].reshape(len(videos), -1) / 255 @ matrix
+
     monkeypatch.setattr(networks, "i3d_features", seen)
     monkeypatch.setattr(
         networks,

@@ -47,7 +47,9 @@ def test_crps_of_one_sample_is_the_absolute_error():
 
 
 def test_crps_of_a_normal_forecast_is_the_closed_form():
-    """For N(0, 1) and y = 0: E|X| - E|X - X'| / 2 = sqrt(2/pi) - 1/sqrt(pi), whatever the number of samples."""
+    """For N(0, 1) and y = 0: E|X| - E|X - X'| / 2 = sqrt(2/pi) - 1/sqrt(pi), whatever the number of
+    samples.
+    """
     rng = np.random.default_rng(0)
     for S in (2, 6):
         samples = rng.standard_normal((1, S, 1, 400, 400, 3))

@@ -107,7 +107,7 @@ def sheets_of(page: str) -> dict:
     return json.loads(re.search(r'id="sheets">(.*?)</script>', page, re.S).group(1))
 
 
-# ------------------------------------------------------------------------------------------------------------ the file
+# ----------------------------------------------------------------------------------------- the file
 def test_a_page_holds_all_it_shows_and_strings_of_files_stay_text(folder):
     page = (folder / "c/model/data/index.html").read_text()
     found = Links(page)
@@ -189,7 +189,7 @@ def test_a_page_without_pictures_horizon_or_metrics(tmp_path):
     assert "<h1>? · ?</h1>" in text and "<img" not in text and text.count("<canvas") == V * (1 + S)
 
 
-# --------------------------------------------------------------------------------------------------------- in a browser
+# ------------------------------------------------------------------------------------- in a browser
 @pytest.fixture(scope="module")
 def browser():
     browser = chromium.Browser()
@@ -198,7 +198,8 @@ def browser():
     assert chromium.processes_of(browser.folder) == []
 
 
-SHOWN = """const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+SHOWN = """const canvas = document.createElement("canvas");
+    const pen = canvas.getContext("2d", { willReadFrequently: true });
     return [...document.querySelectorAll(".clip canvas")].map(canvas => {
         pen.drawImage(canvas, 0, 0);
         return [...pen.getImageData(0, 0, canvas.width, canvas.height).data];
@@ -290,6 +291,9 @@ class TestInABrowser:
             == "rgb(255, 255, 255)"
         )
         assert light != dark and browser.errors() == []
-        unnamed = browser.run("""return [...document.querySelectorAll("button, input, select, img, canvas")].filter(part =>
-            !(part.ariaLabel || part.alt || part.textContent || part.labels?.[0]?.textContent)).length""")
+        unnamed = browser.run("""
+            const parts = document.querySelectorAll("button, input, select, img, canvas");
+            const label = part => part.labels?.[0]?.textContent;
+            const name = part => part.ariaLabel || part.alt || part.textContent || label(part);
+            return [...parts].filter(part => !name(part)).length""")
         assert unnamed == 0

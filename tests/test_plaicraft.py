@@ -1,4 +1,6 @@
-"""Training on latents that others have made: no autoencoder of our own, samples that stay latents, pictures as previews."""
+"""Training on latents that others have made: no autoencoder of our own, samples that stay latents,
+pictures as previews.
+"""
 
 import json
 

@@ -10,7 +10,6 @@ import torch
 import configs
 import interpolants
 import models
-
 import solvers
 from evaluation import measure
 from forecaster import Forecaster

@@ -1,9 +1,9 @@
-"""Samples and truth -> metrics under a named protocol, and everything there is to look at.
+"""Measure samples against the truth under a named protocol, and write the results folder.
 
     python evaluate.py --ckpt outputs/checkpoints/ball_stn-follmer-0/latest.pt --protocol lifelong_ball
-    python evaluate.py --results DIR        of samples that sample.py has made
+    python evaluate.py --results DIR        measures samples that sample.py has stored
 
-Stopped and run again, it goes on where it was; started several times, or under torchrun, each process takes a share.
+The same command run again resumes. Several processes, started by hand or by torchrun, share the work.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def protocol_of_results(
 
 
 # ------------------------------------------------------------------------------------------------- measuring and summing up
-def measured(
+def measure_parts(
     source: Source,
     which: list[str],
     nets: measure.Networks,
@@ -154,11 +154,13 @@ def measured(
     parts: Parts,
     process: Process,
 ) -> None:
-    """Every part in a file, by this process and others."""
+    """Measure every part and write each to a file; processes share the parts."""
     V = source.protocol.videos
+    first = process.rank * parts.count // process.world
     with progress(V, "evaluate", "video") as bar:
-        for k in parts.ours(process.rank * parts.count // process.world):
+        for k in parts.ours(first):
             if k is None:
+                # the remaining parts are being measured by other processes
                 time.sleep(0.5)
             else:
                 truth, samples, evaluations = source.part(k)
@@ -170,25 +172,25 @@ def measured(
             bar.update(sum(min(PART, V - k * PART) for k in parts.there()) - bar.n)
 
 
-def summed_up(
-    source: Source, which: list[str], networks: dict, parts: Parts
+def summarize_parts(
+    source: Source, which: list[str], weights: dict[str, str], parts: Parts
 ) -> tuple[np.ndarray, np.ndarray, dict]:
-    """-> (truth, the samples that are kept, metrics.json)"""
+    """All parts together: (truth, the samples to store, metrics.json). weights: names of the networks' files."""
     tables, protocol, about = parts.read(), source.protocol, dict(source.about)
     truth, samples = source.arrays or (tables.pop("truth"), tables.pop("samples"))
-    if evaluations := tables.pop("evaluations").sum():
-        about["network_evaluations_per_frame"] = float(
-            evaluations / (protocol.videos * protocol.samples * protocol.predict)
-        )
-    told = {
+    evaluations = tables.pop("evaluations").sum()
+    if evaluations:
+        frames = protocol.videos * protocol.samples * protocol.predict
+        about["network_evaluations_per_frame"] = float(evaluations / frames)
+    described = {
         **about,
         **protocol.told(which),
-        **networks,
+        **weights,
         "fps": source.fps,
         "skip": source.config.data.skip,
     }
     result = {
-        "protocol": told,
+        "protocol": described,
         "config": configs.to_dict(source.config),
         **measure.summarize(tables, protocol, which),
     }
@@ -197,18 +199,15 @@ def summed_up(
 
 # -------------------------------------------------------------------------------------------------------------------- command
 def metrics_of(args: argparse.Namespace, config: Config, protocol: Protocol) -> list[str]:
-    """Those asked for, or all that the dataset and the protocol have."""
+    """The metrics of --metrics; by default all that suit the dataset and the protocol."""
     ball, several = config.dataset.startswith("ball"), protocol.samples > 1
     if not args.metrics:
-        return [
-            name
-            for name in measure.ALL
-            if (ball or name not in measure.BALL) and (several or name != "spread_skill")
-        ]
+        unsuitable = set() if ball else set(measure.BALL)
+        if not several:
+            unsuitable.add("spread_skill")
+        return [name for name in measure.ALL if name not in unsuitable]
     if "spread_skill" in args.metrics and not several:
-        raise UserError(
-            "spread_skill wants two samples or more of each video, the protocol has one"
-        )
+        raise UserError("spread_skill needs at least two samples per video, the protocol has one")
     for name in args.metrics:
         if name not in measure.ALL:
             raise UserError(f"no metric `{name}`{configs.nearest(name, measure.ALL)}")
@@ -218,18 +217,17 @@ def metrics_of(args: argparse.Namespace, config: Config, protocol: Protocol) -> 
 
 
 def weights_of(which: list[str], protocol: Protocol, args: argparse.Namespace) -> dict[str, Path]:
-    """The files of the metric networks that are asked for."""
-    found = (
-        {"i3d": args.i3d or args.weights / "i3d.safetensors"}
-        if set(which) & set(measure.SETS)
-        else {}
-    )
+    """The weights files of the networks that the metrics use."""
+    found = {}
+    if set(which) & set(measure.SETS):
+        found["i3d"] = args.i3d or args.weights / "i3d.safetensors"
     if "lpips" in which:
         found["lpips"] = args.weights / f"lpips_{protocol.lpips_net}.safetensors"
     for path in found.values():
         if not path.is_file():
             raise UserError(
-                f"{path}: no such file; fetch it by `{networks.COMMAND}`, or choose --metrics without it"
+                f"{path}: no such file; fetch it by `{networks.COMMAND}`, "
+                "or choose --metrics without it"
             )
     return found
 
@@ -237,39 +235,34 @@ def weights_of(which: list[str], protocol: Protocol, args: argparse.Namespace) -
 def load_networks(
     files: dict[str, Path], protocol: Protocol, device: torch.device
 ) -> measure.Networks:
-    i3d = networks.load_i3d(files["i3d"], device) if "i3d" in files else None
-    lpips = (
-        networks.load_lpips(files["lpips"].parent, protocol.lpips_net, device)
-        if "lpips" in files
-        else None
-    )
+    i3d = lpips = None
+    if "i3d" in files:
+        i3d = networks.load_i3d(files["i3d"], device)
+    if "lpips" in files:
+        lpips = networks.load_lpips(files["lpips"].parent, protocol.lpips_net, device)
     return measure.Networks(i3d, lpips, device)
 
 
 def check(source: Source, which: list[str]) -> None:
-    """What the networks want at the least, before hours of work."""
+    """Raise UserError, before hours of work, if a metric cannot be computed of these videos."""
     protocol, size = source.protocol, source.config.data.image_size
-    if (
-        set(which) & set(measure.SETS)
-        and protocol.reference == "autoencoded"
-        and source.autoencode is None
-    ):
+    sets = set(which) & set(measure.SETS)
+    if sets and protocol.reference == "autoencoded" and source.autoencode is None:
         raise UserError(
-            "--reference autoencoded wants the autoencoder; name the checkpoint by --ckpt"
+            "--reference autoencoded needs the autoencoder; name the checkpoint by --ckpt"
         )
-    if "lpips" in which and size < networks.NETS[protocol.lpips_net]:
+    smallest = networks.NETS[protocol.lpips_net]
+    if "lpips" in which and size < smallest:
         raise UserError(
-            f"LPIPS ({protocol.lpips_net}) needs frames of {networks.NETS[protocol.lpips_net]} pixels, these have "
-            f"{size}; choose --metrics without lpips"
+            f"LPIPS ({protocol.lpips_net}) needs frames of {smallest} pixels, these have {size}; "
+            "choose --metrics without lpips"
         )
-    counted, least = (
-        protocol.predict + protocol.condition * protocol.fvd_given,
-        max(networks.MIN_FRAMES, protocol.fvd_chunk),
-    )
-    if set(which) & set(measure.SETS) and counted < least:
+    counted = protocol.predict + protocol.condition * protocol.fvd_given
+    least = max(networks.MIN_FRAMES, protocol.fvd_chunk)
+    if sets and counted < least:
         raise UserError(
-            f"fvd and kvd want {least} frames, protocol {protocol.name} counts {counted}; choose others: "
-            "--metrics mse psnr ssim lpips crps energy spread_skill"
+            f"fvd and kvd need {least} frames, protocol {protocol.name} counts {counted}; "
+            "choose others: --metrics mse psnr ssim lpips crps energy spread_skill"
         )
 
 
@@ -278,11 +271,12 @@ def changes(args: argparse.Namespace) -> dict:
 
 
 def overrides(args: argparse.Namespace) -> dict:
-    given = [
-        f"{name}={getattr(args, flag)}"
-        for flag, name in configs.SAMPLING_FLAGS.items()
-        if getattr(args, flag, None) is not None and name.startswith("sample.") and flag != "split"
-    ]
+    """The sampler's flags and --set as overrides of the config. The split belongs to the protocol."""
+    given = []
+    for flag, name in configs.SAMPLING_FLAGS.items():
+        value = getattr(args, flag, None)
+        if value is not None and name.startswith("sample.") and flag != "split":
+            given.append(f"{name}={value}")
     return configs.parse_overrides([*given, *args.set])
 
 
@@ -299,50 +293,32 @@ def mean_of_training(config: Config) -> np.ndarray | None:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python evaluate.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--ckpt", help="a checkpoint to sample from; with --results, for its autoencoder")
-    add("--results", help="a folder of samples made before; the results go there, too")
-    add(
-        "--protocol",
-        help=f"{', '.join(protocols.PROTOCOLS)} (default: own). See README and evaluation/protocols.py",
-    )
-    add(
-        "--metrics",
-        nargs="+",
-        help=f"of {', '.join(measure.ALL)} (default: all that go with the dataset)",
-    )
+    add("--ckpt", help="checkpoint to sample from; with --results, for its autoencoder")
+    add("--results", help="results folder with stored samples, which is measured and rewritten")
+    known = ", ".join(protocols.PROTOCOLS)
+    add("--protocol", help=f"{known} (default: own). See README and evaluation/protocols.py")
+    every = ", ".join(measure.ALL)
+    add("--metrics", nargs="+", help=f"of {every} (default: all that suit the dataset)")
     for field in dataclasses.fields(Protocol):
         if field.name in CHANGEABLE:
             kind = int if isinstance(field.default, int) else str
             add(f"--{field.name}", type=kind, help="changes the protocol, and its name")
     for flag in ("steps", "solver", "diffusion", "grid", "warm_start", "redraw", "format"):
         add(f"--{flag}", help=f"{configs.SAMPLING_FLAGS[flag]}; default: the checkpoint's")
-    add(
-        "--keep",
-        type=int,
-        default=4,
-        help="samples of each video that are stored and shown (default 4)",
-    )
+    add("--keep", type=int, default=4, help="samples stored and shown per video (default 4)")
     add(
         "--weights",
         type=Path,
         default=Path("weights/metrics"),
-        help="folder of the metric networks, which "
-        f"`{networks.COMMAND}` fetches (default weights/metrics)",
+        help=f"folder of the metric networks, made by `{networks.COMMAND}` (default weights/metrics)",
     )
-    add("--i3d", type=Path, help="another file of I3D's weights, the usual i3d_torchscript.pt say")
+    add("--i3d", type=Path, help="another file of I3D's weights, e.g. i3d_torchscript.pt")
+    add("--out", help="results folder; default: that of sample.py with the protocol's name added")
+    add("--dataset", default="", help="dataset of a published checkpoint, which does not name it")
+    add("--interpolant", default="", help="interpolant of a published checkpoint")
+    about_set = "any other field"
     add(
-        "--out",
-        help="folder for the results; default: that of sample.py, its name followed by the protocol's",
-    )
-    add("--dataset", default="", help="of a published checkpoint, which does not say it")
-    add("--interpolant", default="", help="likewise")
-    add(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="GROUP.FIELD=VALUE",
-        help="any other field",
+        "--set", nargs="+", action="extend", default=[], metavar="GROUP.FIELD=VALUE", help=about_set
     )
     args = parser.parse_args(arguments)
     if not args.ckpt and not args.results:
@@ -352,50 +328,63 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def evaluated(
-    args: argparse.Namespace, process: Process, known: dict[bytes, np.ndarray] | None = None
-) -> Path:
-    """-> the folder of the results, made now unless they are there. known: features of videos, for those to come again."""
-    source, out = (from_results if args.results else from_checkpoint)(args, process)
-    out, which = (
-        results.folder(args.out) if args.out else out,
-        metrics_of(args, source.config, source.protocol),
-    )
-    results.check_out(out)
-    check(source, which)
-    files, mean = weights_of(which, source.protocol, args), mean_of_training(source.config)
-    told = {name: f"{path.name} {digest(path.read_bytes())[:8]}" for name, path in files.items()}
-    settings = {
-        name: group
-        for name, group in configs.to_dict(source.config).items()
-        if name not in ("output", "wandb")
-    }
+def plan_of(
+    source: Source,
+    weights: dict[str, str],
+    mean: np.ndarray | None,
+    which: list[str],
+    keep: int,
+) -> str:
+    """A digest of everything that the results depend on: results with the same plan are not made again."""
+    settings = {}
+    for name, group in configs.to_dict(source.config).items():
+        if name not in ("output", "wandb"):
+            settings[name] = group
     plan = (
         source.key,
         source.protocol,
         settings,
-        told,
+        weights,
         None if mean is None else digest(mean),
         which,
-        args.keep,
+        keep,
         PART,
     )
-    plan = digest(repr(plan).encode())[:16]
-    done = lambda: (out / "metrics.json").exists() and results.read_metrics(out).get("plan") == plan  # noqa: E731
+    return digest(repr(plan).encode())[:16]
+
+
+def evaluated(
+    args: argparse.Namespace, process: Process, known: dict[bytes, np.ndarray] | None = None
+) -> Path:
+    """The results folder, measured now unless it has the same plan already.
+
+    known: cache of I3D features by digest of the video, for callers that measure the same videos repeatedly.
+    """
+    source, out = (from_results if args.results else from_checkpoint)(args, process)
+    if args.out:
+        out = results.folder(args.out)
+    which = metrics_of(args, source.config, source.protocol)
+    results.check_out(out)
+    check(source, which)
+    files, mean = weights_of(which, source.protocol, args), mean_of_training(source.config)
+    weights = {name: f"{path.name} {digest(path.read_bytes())[:8]}" for name, path in files.items()}
+    plan = plan_of(source, weights, mean, which, args.keep)
+
+    def done() -> bool:
+        return (out / "metrics.json").exists() and results.read_metrics(out).get("plan") == plan
+
     parts = Parts(out.with_name(f".{out.name}.{plan}"), -(-source.protocol.videos // PART), done)
 
     def write() -> None:
-        truth, samples, result = summed_up(source, which, told, parts)
-        results.write_results(
-            out, truth, samples, {"plan": plan, **result}, source.fps, source.config.sample.format
-        )
+        truth, samples, result = summarize_parts(source, which, weights, parts)
+        format = source.config.sample.format
+        results.write_results(out, truth, samples, {"plan": plan, **result}, source.fps, format)
         shutil.rmtree(parts.dir, ignore_errors=True)
 
     if not done():
-        nets = dataclasses.replace(
-            load_networks(files, source.protocol, process.device), known=known
-        )
-        measured(source, which, nets, args.keep, mean, parts, process)
+        nets = load_networks(files, source.protocol, process.device)
+        nets = dataclasses.replace(nets, known=known)
+        measure_parts(source, which, nets, args.keep, mean, parts, process)
         parts.sum_up(out.parent, write)
     return out
 
@@ -405,12 +394,9 @@ def main() -> None:
     out = evaluated(args, process)
     if process.first:
         result = results.read_metrics(out)
+        format = results.config_of(result, out).sample.format
         print(summary_table(result))
-        print(
-            results.paths(
-                out, results.config_of(result, out).sample.format, args.ckpt or args.results
-            )
-        )
+        print(results.paths(out, format, args.ckpt or args.results))
     process.close()
 
 

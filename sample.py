@@ -14,7 +14,6 @@ import configs
 import data
 from batches.windows import Windows
 from evaluation import measure
-from evaluation.measure import score
 from evaluation.protocols import Protocol
 from evaluation.sources import forecast_split
 from forecaster import Forecaster, about
@@ -48,7 +47,7 @@ def evaluate(
         "fps": fps,
         "network_evaluations_per_frame": forecaster.evaluations / samples[..., 0, 0, 0].size,
     }
-    scores = score(truth, samples, data.mean_frame(train, forecaster.shown))
+    scores = measure.score(truth, samples, data.mean_frame(train, forecaster.shown))
     result = {"protocol": described, "config": configs.to_dict(config), **scores}
     out = out or results.results_dir(forecaster, step)
     results.write_results(out, truth, samples, result, fps, sample.format, forecaster.latents)

@@ -236,7 +236,7 @@ def test_killed_while_results_are_swapped_nothing_is_lost(folder, here, monkeypa
             ["--ckpt", CKPT, "--protocol", "srvp_kth"],
             "protocol srvp_kth is for kth, the checkpoint is of ball_stn",
         ),
-        (["--ckpt", CKPT], "fvd and kvd want 10 frames, protocol own counts 4"),
+        (["--ckpt", CKPT], "fvd and kvd need 10 frames, protocol own counts 4"),
         (["--ckpt", CKPT, "--metrics", "fdv"], "no metric `fdv`; nearest known: fvd"),
         (
             ["--ckpt", CKPT, "--predict", "12", "--weights", "nowhere"],
@@ -244,7 +244,7 @@ def test_killed_while_results_are_swapped_nothing_is_lost(folder, here, monkeypa
         ),
         (
             ["--ckpt", CKPT, "--samples", "1", "--metrics", "spread_skill"],
-            "spread_skill wants two samples or more",
+            "spread_skill needs at least two samples",
         ),
         (
             ["--results", "fine", "--ckpt", "gone.pt", "--metrics", "fvd"],

@@ -10,8 +10,8 @@ import torch
 import configs
 import interpolants
 import models
-import sample
 import solvers
+from evaluation import measure
 from forecaster import Forecaster
 from forecaster import load as load_forecaster
 from interpolants import across, divide
@@ -527,7 +527,7 @@ def test_scores_against_baselines():
     truth = np.zeros((2, 3, 4, 4, 3), np.uint8)
     truth[:, 1], truth[:, 2] = 51, 102  # after one given frame: 0.2, then 0.4
     samples = truth[:, None, 1:].repeat(2, 1)
-    result = sample.score(truth, samples, np.full((4, 4, 3), 51, np.uint8))
+    result = measure.score(truth, samples, np.full((4, 4, 3), 51, np.uint8))
     horizon = result["horizon"]
     assert np.allclose(horizon["mse"], 0) and np.allclose(horizon["mse_repeat_last"], [0.04, 0.16])
     assert np.allclose(horizon["mse_mean_frame"], [0, 0.04]) and np.allclose(

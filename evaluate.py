@@ -1,9 +1,10 @@
 """Measure samples against the truth under a named protocol, and write the results folder.
 
-    python evaluate.py --ckpt outputs/checkpoints/ball_stn-follmer-0/latest.pt --protocol lifelong_ball
-    python evaluate.py --results DIR        measures samples that sample.py has stored
+    python evaluate.py --ckpt outputs/checkpoints/ball_stn-follmer-0/latest.pt --protocol
+    lifelong_ball python evaluate.py --results DIR        measures samples that sample.py has stored
 
-The same command run again resumes. Several processes, started by hand or by torchrun, share the work.
+The same command run again resumes. Several processes, started by hand or by torchrun, share the
+work.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ CHANGEABLE = (
 )
 
 
-# ------------------------------------------------------------------------------------------ sources of forecasts
+# ----------------------------------------------------------------------------- sources of forecasts
 def from_checkpoint(args: argparse.Namespace, process: Process) -> tuple[Source, Path]:
     """Samples to be made now. Returns (source, default folder of the results)."""
     forecaster, step = load_forecaster(
@@ -86,7 +87,8 @@ def from_results(args: argparse.Namespace, process: Process) -> tuple[Source, Pa
     counted = about.get("samples_per_video") or S
     if counted > S:
         raise UserError(
-            f"{dir} keeps {S} of the {counted} samples that its numbers are of; evaluate the checkpoint again"
+            f"{dir} keeps {S} of the {counted} samples that its numbers are of; evaluate the "
+            f"checkpoint again"
         )
     protocol = protocol_of_results(args, dir, config, about, truth, samples)
 
@@ -117,7 +119,9 @@ def protocol_of_results(
     truth: np.ndarray,
     samples: np.ndarray,
 ) -> Protocol:
-    """The protocol of --protocol, which must agree with the stored samples; by default the protocol of the samples."""
+    """The protocol of --protocol, which must agree with the stored samples; by default the protocol
+    of the samples.
+    """
     T = samples.shape[2]
     own = {
         "videos": len(truth),
@@ -139,12 +143,13 @@ def protocol_of_results(
         expected = getattr(protocol, field)
         if value != expected:
             raise UserError(
-                f"{dir} does not match protocol {protocol.name}: it has {field} {value}, not {expected}"
+                f"{dir} does not match protocol {protocol.name}: it has {field} {value}, not "
+                f"{expected}"
             )
     return protocol
 
 
-# ------------------------------------------------------------------------------------------------- measuring and summing up
+# ------------------------------------------------------------------------- measuring and summing up
 def measure_parts(
     source: Source,
     which: list[str],
@@ -175,7 +180,9 @@ def measure_parts(
 def summarize_parts(
     source: Source, which: list[str], weights: dict[str, str], parts: Parts
 ) -> tuple[np.ndarray, np.ndarray, dict]:
-    """All parts together: (truth, the samples to store, metrics.json). weights: names of the networks' files."""
+    """All parts together: (truth, the samples to store, metrics.json). weights: names of the
+    networks' files.
+    """
     tables, protocol, about = parts.read(), source.protocol, dict(source.about)
     truth, samples = source.arrays or (tables.pop("truth"), tables.pop("samples"))
     evaluations = tables.pop("evaluations").sum()
@@ -197,7 +204,7 @@ def summarize_parts(
     return truth, samples, result
 
 
-# -------------------------------------------------------------------------------------------------------------------- command
+# ------------------------------------------------------------------------------------------ command
 def metrics_of(args: argparse.Namespace, config: Config, protocol: Protocol) -> list[str]:
     """The metrics of --metrics; by default all that suit the dataset and the protocol."""
     ball, several = config.dataset.startswith("ball"), protocol.samples > 1
@@ -271,7 +278,9 @@ def changes(args: argparse.Namespace) -> dict:
 
 
 def overrides(args: argparse.Namespace) -> dict:
-    """The sampler's flags and --set as overrides of the config. The split belongs to the protocol."""
+    """The sampler's flags and --set as overrides of the config. The split belongs to the
+    protocol.
+    """
     given = []
     for flag, name in configs.SAMPLING_FLAGS.items():
         value = getattr(args, flag, None)
@@ -310,7 +319,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--weights",
         type=Path,
         default=Path("weights/metrics"),
-        help=f"folder of the metric networks, made by `{networks.COMMAND}` (default weights/metrics)",
+        help=f"folder of the metric networks, made by `{networks.COMMAND}` (default "
+        f"weights/metrics)",
     )
     add("--i3d", type=Path, help="another file of I3D's weights, e.g. i3d_torchscript.pt")
     add("--out", help="results folder; default: that of sample.py with the protocol's name added")
@@ -335,7 +345,9 @@ def plan_of(
     which: list[str],
     keep: int,
 ) -> str:
-    """A digest of everything that the results depend on: results with the same plan are not made again."""
+    """A digest of everything that the results depend on: results with the same plan are not made
+    again.
+    """
     settings = {}
     for name, group in configs.to_dict(source.config).items():
         if name not in ("output", "wandb"):
@@ -358,7 +370,8 @@ def evaluated(
 ) -> Path:
     """The results folder, measured now unless it has the same plan already.
 
-    known: cache of I3D features by digest of the video, for callers that measure the same videos repeatedly.
+    known: cache of I3D features by digest of the video, for callers that measure the same videos
+    repeatedly.
     """
     source, out = (from_results if args.results else from_checkpoint)(args, process)
     if args.out:

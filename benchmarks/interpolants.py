@@ -24,6 +24,7 @@ import interpolants
 import sample
 import vqvae
 from benchmarks import results
+from evaluation.measure import score
 from forecaster import load as load_forecaster
 from main import Clock, train_network
 from runtime import logs
@@ -135,7 +136,7 @@ class Table:
             return
         forecaster, step = load_forecaster(ckpt, start().device, sampler)
         truth, futures, _ = sample.forecast_split(forecaster, quiet=True)
-        ratio = sample.score(truth, futures)["ratio_to_repeat_last"]
+        ratio = score(truth, futures)["ratio_to_repeat_last"]
         mse = ratio["mse"]["horizon"]
         row = {
             "run": run,

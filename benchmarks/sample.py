@@ -31,6 +31,7 @@ import vqvae
 from batches.batch import to_frames
 from benchmarks import measure, results
 from configs import Latent
+from evaluation.measure import score
 from forecaster import Forecaster, build_net
 from forecaster import load as load_forecaster
 from models import autoencoders
@@ -166,7 +167,7 @@ def time_sampler(args: argparse.Namespace, device: torch.device, overrides: dict
     rate = samples[..., 0, 0, 0].size / (time.perf_counter() - began)
     return {
         "frames_per_second": rate,
-        "crps_ratio": sample.score(truth, samples)["ratio_to_repeat_last"]["crps"]["all"],
+        "crps_ratio": score(truth, samples)["ratio_to_repeat_last"]["crps"]["all"],
         "solver": model.config.sample.solver,
         "steps": model.config.sample.steps,
     }

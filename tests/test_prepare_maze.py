@@ -116,7 +116,11 @@ def test_what_is_far_is_darker():
 def test_the_floor_lies_still_as_one_walks_over_it():
     x = np.array([1.0, 1.5], np.float32)
     frames = render(corridor(9), np.stack([x, 0 * x + 0.5, 0 * x], 1), np.ones(2, np.float32), 256)
-    row_at = lambda d: int((EYE / d / HALF_VIEW + 1) / 2 * 256)  # noqa: E731  the row in which the floor is d ahead
+
+    def row_at(d):
+        """The row in which the floor is d ahead."""
+        return int((EYE / d / HALF_VIEW + 1) / 2 * 256)
+
     for place in (2.72, 2.97, 3.22):  # in the middles of slabs: their tone says which
         slabs = [frame[row_at(place - at), 126:130].mean() for frame, at in zip(frames, x)]
         assert abs(slabs[0] - slabs[1]) < 25

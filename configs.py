@@ -324,6 +324,9 @@ class Data:
     contrast: float = 0.0  # as brightness
     saturation: float = 0.0  # as brightness
     hue: float = 0.0  # random shift +- this, in turns of the colour wheel
+    # random transforms of albumentations, the same for all frames of a clip, e.g.
+    # "HorizontalFlip:p=0.5 RandomResizedCrop:scale=0.8,1"
+    augment: str = ""
     skip_bad: bool = False  # warn and skip shards that cannot be opened; otherwise the run stops
     workers: int = 4  # loader processes, used where augmentation rules out the latent cache
     generate: str = ""  # balls or maze: generate the shards where they are absent; empty: do not
@@ -387,13 +390,12 @@ class Data:
         if self.mode != "clips" and self.augmented:
             raise UserError(
                 f"data.mode={self.mode} takes each frame as it is; set data.brightness, contrast, "
-                f"saturation and "
-                "hue to 0"
+                "saturation and hue to 0, and data.augment to nothing"
             )
 
     @property
     def augmented(self) -> bool:
-        return any((self.brightness, self.contrast, self.saturation, self.hue))
+        return any((self.brightness, self.contrast, self.saturation, self.hue, self.augment))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import data
 import interpolants
 import train
 import vqvae
+from batches.transforms import ClipTransform
 from batches.windows import Windows
 from configs import DATASETS, Config
 from forecaster import load as load_forecaster
@@ -113,6 +114,8 @@ def check_before_work(config: Config, dir: Path, process: Process, ckpt: str | N
     if process.first:
         logs.wandb_mode(config.wandb.mode)
     check_batch_size(config, process)
+    if config.data.augment:
+        ClipTransform(config.data.augment, config.data.image_size)
     state = checkpoints.load_latest(dir)
     if state is None:
         return {**resume.check_start(config, ckpt), "step": 0} if ckpt else None

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from batches.batch import Batch
+from batches.transforms import ClipTransform
 from batches.windows import Windows, check_long_enough, draw_batch, share
 from configs import Config, Data
 from runtime.console import UserError
-from runtime.process import numpy_generator, to_device
+from runtime.process import numpy_generator, seed_of, to_device
 from shards import Shards
 
 GRAY = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
@@ -118,6 +119,9 @@ class FrameTriples(torch.utils.data.Dataset):
         check_long_enough(shards, config.data.clip, config.data.skip, "data.clip")
         self.config, self.shards = config, shards
         self.rank, self.world, self.fixed = rank, world, fixed
+        self.transform = None
+        if config.data.augment:
+            self.transform = ClipTransform(config.data.augment, config.data.image_size)
 
     def __len__(self) -> int:
         return self.config.train.steps
@@ -126,7 +130,19 @@ class FrameTriples(torch.utils.data.Dataset):
         at = draw_batch(self.config, self.shards.lengths, k, self.rank, self.world, self.fixed)
         rows = np.column_stack([at.target, at.reference, at.contexts])
         clips = [self.shards.read(video, frames) for video, frames in zip(at.video, rows)]
+        if self.transform is not None:
+            clips = self.transform_clips(clips, k)
         return np.stack(clips), at.gaps.astype(np.float32)
+
+    def transform_clips(self, clips: list[np.ndarray], k: int) -> list[np.ndarray]:
+        """Transform each clip of this process's share of batch k by random parameters of its
+        own.
+        """
+        first = share(self.config.train.batch_size, self.rank, self.world).start
+        seeds = [
+            seed_of(self.config.train.seed, "transform", k, first + i) for i in range(len(clips))
+        ]
+        return [self.transform(clip, seed) for clip, seed in zip(clips, seeds)]
 
     def jittered(self, frames: Tensor, k: int) -> Tensor:
         """Jitter this process's share of batch k: (b, T, H, W, 3) uint8 -> (b, T, 3, H, W) float32

@@ -7,14 +7,13 @@ Frames are uint8 (H, W, 3). Conditioning frames have a green edge, forecast ones
 from __future__ import annotations
 
 import functools
-import importlib.util
 from pathlib import Path
 
 import imageio.v2 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from runtime.console import print_once
+from runtime.console import has_package, print_once
 
 GIVEN, FORECAST = (40, 180, 70), (245, 140, 20)
 PAPER, INK = (255, 255, 255), (40, 40, 40)
@@ -178,7 +177,7 @@ def usable_format(format: str) -> str:
     """mp4, avi or gif, as asked; gif, with one line, where the encoder of the others is not
     installed.
     """
-    if format == "gif" or importlib.util.find_spec("imageio_ffmpeg"):
+    if format == "gif" or has_package("imageio_ffmpeg"):
         return format
     print_once(
         f"imageio-ffmpeg is not installed, so videos are GIFs; for {format}: pip install "

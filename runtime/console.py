@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import functools
+import importlib.util
 import os
 import sys
 from typing import Callable
@@ -37,6 +38,13 @@ def nearest(name: str, known) -> str:
     """The end of an error message for an unknown name: the nearest known one, and all of them."""
     close = difflib.get_close_matches(name, list(known), 1, cutoff=0.0)
     return f"; nearest known: {close[0]} (all: {', '.join(known)})" if close else ""
+
+
+def has_package(name: str) -> bool:
+    """Whether a package is installed. A folder of its name in the working directory, such as
+    wandb's log, does not count."""
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
 @functools.cache

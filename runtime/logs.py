@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import netrc
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 import configs
-from runtime.console import UserError, print_once
+from runtime.console import UserError, has_package, print_once
 
 
 def wandb_mode(mode: str) -> str:
@@ -29,7 +28,7 @@ def wandb_mode(mode: str) -> str:
     raises UserError if wandb is not installed.
     """
     mode_set = os.environ.get("WANDB_MODE") if mode == "auto" else mode
-    if mode_set != "disabled" and importlib.util.find_spec("wandb") is None:
+    if mode_set != "disabled" and not has_package("wandb"):
         if mode != "auto":
             raise UserError(
                 f"wandb.mode={mode}, but wandb is not installed: pip install wandb, or set "
@@ -86,7 +85,7 @@ class Log:
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         """frames: (T, H, W, 3) uint8."""
-        if self.run and importlib.util.find_spec("moviepy") is None:
+        if self.run and not has_package("moviepy"):
             print_once("moviepy is not installed, so wandb gets no videos: pip install moviepy")
         elif self.run:
             import wandb

@@ -2,7 +2,7 @@
 
 import pytest
 
-from runtime.console import UserError, run_command
+from runtime.console import UserError, has_package, run_command
 
 
 def leave(main) -> int:
@@ -29,3 +29,11 @@ def test_codes_pass_through_and_defects_are_not_hidden():
     assert leave(lambda: None) == 0 and leave(lambda: 1) == 1
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 / 0)
+
+
+def test_a_folder_in_the_working_directory_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "wandb_log").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert has_package("json")
+    assert not has_package("wandb_log")
+    assert not has_package("no_such_package")

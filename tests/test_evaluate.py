@@ -147,7 +147,10 @@ def test_fvd_alone_and_with_an_autoencoder_that_was_not_there_before(
 ):
     """I3D is a stand-in: the mean colour of three frames."""
     monkeypatch.setattr(networks, "load_i3d", lambda path, device: torch.nn.Identity())
-    seen = lambda net, videos, device: videos[:, :3].mean((2, 3)).reshape(len(videos), -1)  # noqa: E731
+
+    def seen(net, videos, device):
+        return videos[:, :3].mean((2, 3)).reshape(len(videos), -1)
+
     monkeypatch.setattr(networks, "i3d_features", seen)
     (tmp_path / "i3d.safetensors").write_bytes(b"")
     common = ["--metrics", "fvd", "--weights", str(tmp_path)]

@@ -6,9 +6,11 @@ A split is a directory of `shard_0001.hdf5`, `shard_0002.hdf5`, … in one of tw
   `lengths` (videos,) int64. A video may continue in the next shard, which then has the attribute
   `continues`; a stream of any length is stored in this way. Latent shards hold `latents`
   (N, C, h, w) in place of `frames`. Other per-frame arrays, such as ball positions, are stored in
-  the group `extra`.
+  the group `extra`. The attribute `fps` is the frame rate of the first video, 0 if unknown. A shard
+  whose videos have several rates also holds `rates` (videos,) float64, frames per second.
 * RIVER's, written only by `python -m prepare.repack`: `len/<i>` holds the length of video i, and
-  the group `<i>` holds one HxWx3 dataset per frame.
+  the group `<i>` holds one HxWx3 dataset per frame. The attribute `fps` of a group is the rate of
+  this video, where it differs from the attribute `fps` of the file.
 """
 
 from __future__ import annotations
@@ -61,12 +63,20 @@ class PackedFile:
         self.lengths = own(file["lengths"], file)[:].astype(np.int64)
         self.continues = bool(file.attrs.get("continues", False))
         self.fps = float(file.attrs.get("fps", 0)) or None
+        self.rates = np.full(len(self.lengths), self.fps or 0.0)
+        if "rates" in file:
+            self.rates = own(file["rates"], file)[:].astype(np.float64)
         self.shape = self.data.shape[1:]
         self.dtype = self.data.dtype
         if self.lengths.sum() != len(self.data):
             raise UserError(
                 f"{path}: `lengths` add up to {self.lengths.sum()} frames but `{key}` holds "
                 f"{len(self.data)}; prepare it again"
+            )
+        if self.rates.shape != self.lengths.shape:
+            raise UserError(
+                f"{path}: `rates` {self.rates.shape} beside `lengths` {self.lengths.shape}; "
+                "prepare it again"
             )
 
     def read(self, flat: np.ndarray) -> np.ndarray:
@@ -96,9 +106,11 @@ class RiverFile:
         self.names = [name for name, length in lengths.items() if length]
         self.lengths = np.array([lengths[name] for name in self.names], np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
-        for name, length in zip(self.names, self.lengths):
+        self.rates = np.full(len(self.names), self.fps or 0.0)
+        for k, (name, length) in enumerate(zip(self.names, self.lengths)):
             # Raises KeyError if the last frame of the video is missing.
             file[name][str(length - 1)]
+            self.rates[k] = file[name].attrs.get("fps", self.rates[k])
         self.shape = None
         self.dtype = None
         if self.names:
@@ -189,8 +201,9 @@ def offsets(data: h5py.Dataset) -> np.ndarray | None:
 class Shards:
     """The videos of one split directory.
 
-    lengths: (videos,) int64, frames per video. shape: of one frame, (H, W, 3), or (C, h, w) for
-    `key="latents"`. fps: frames per second, or None.
+    lengths: (videos,) int64, frames per video. rates: (videos,) float64, frames per second of each
+    video, NaN where unknown. fps: frames per second of the first video, or None. shape: of one
+    frame, (H, W, 3), or (C, h, w) for `key="latents"`.
 
     Raises UserError that names the file for anything that cannot be read. skip_bad: warn and skip a
     file that cannot be opened; a video that continues after the skipped file becomes a new video.
@@ -208,20 +221,21 @@ class Shards:
                 raise UserError(f"no shards: none of {self.dir / PATTERN} can be read")
         self._files: list[PackedFile | RiverFile] | None = None
         self._pid = -1
-        self.lengths = self._join_lengths()
+        self.lengths, self.rates = self._join_videos()
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self.file_starts = np.concatenate([[0], np.cumsum([f.lengths.sum() for f in self.files])])
         first = next(file for file in self.files if len(file.lengths))
         self.shape = tuple(first.shape)
         self.fps = first.fps
 
-    def _join_lengths(self) -> np.ndarray:
-        """Lengths of the videos of all files; a video that continues in the next file is one."""
+    def _join_videos(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lengths and rates of all videos; a video that continues in the next file is one."""
         full = [k for k, file in enumerate(self.files) if len(file.lengths)]
         if not full:
             raise UserError(f"{self.dir}: not one video in its shards; prepare it again")
         shape = self.files[full[0]].shape
         lengths: list[int] = []
+        rates: list[float] = []
         for k in full:
             file = self.files[k]
             if file.shape != shape:
@@ -229,13 +243,16 @@ class Shards:
                     f"{self.paths[k]}: frames of {file.shape}, but {self.paths[full[0]].name} "
                     f"has {shape}; a split has one resolution"
                 )
-            here = file.lengths.tolist()
-            if self.continues(k) and lengths:
-                lengths[-1] += here.pop(0)
-            lengths.extend(here)
+            first = int(self.continues(k) and bool(lengths))
+            if first:
+                lengths[-1] += int(file.lengths[0])
+            lengths.extend(file.lengths[first:].tolist())
+            rates.extend(file.rates[first:].tolist())
         if min(lengths) < 1:
             raise UserError(f"{self.dir}: an empty video in its shards; prepare it again")
-        return np.array(lengths, np.int64)
+        known = np.array(rates, np.float64)
+        known[~(np.isfinite(known) & (known > 0))] = np.nan
+        return np.array(lengths, np.int64), known
 
     def continues(self, k: int) -> bool:
         """True if file k starts inside a video whose preceding frames are in file k - 1.
@@ -392,7 +409,8 @@ class ShardWriter:
     arrays with the same n are stored in the group `extra`. A video may extend over several shards.
     Each file is written atomically; an error inside the `with` block removes the incomplete file.
 
-    shard_bytes: size of frames at which the next shard starts. continues: the first call may be
+    fps: frame rate of videos whose rate `add` does not state; None if unknown. shard_bytes: size of
+    frames at which the next shard starts. continues: the first call may be
     `append`, to continue the last video of a shard from another writer. Raises UserError if the
     directory already holds shards.
     """
@@ -417,6 +435,8 @@ class ShardWriter:
             "source": source,
             "command": command,
         }
+        # The rate of the last video; 0 if unknown.
+        self._rate = fps or 0.0
         self.dir.mkdir(parents=True, exist_ok=True)
         if any(self.dir.glob(PATTERN)):
             raise UserError(f"{self.dir} already holds shards; remove it or choose another folder")
@@ -439,8 +459,13 @@ class ShardWriter:
             self._file.close()
             self._writing.__exit__(kind, error or kind(), trace)
 
-    def add(self, video: np.ndarray, **extra: np.ndarray) -> None:
-        """Store a video, or the first frames of a video that `append` continues."""
+    def add(self, video: np.ndarray, rate: float | None = None, **extra: np.ndarray) -> None:
+        """Store a video, or the first frames of a video that `append` continues.
+
+        rate: frames per second of this video, 0 or NaN if unknown; by default the writer's fps.
+        """
+        rate = self.attrs["fps"] if rate is None else rate
+        self._rate = rate if rate > 0 else 0.0
         self._write(video, extra, new=True)
         self.videos += 1
 
@@ -463,6 +488,7 @@ class ShardWriter:
             self._start(arrays, continues=not new)
         elif new:
             self._lengths.append(0)
+            self._rates.append(self._rate)
         self._reserve(sum(array.nbytes for array in arrays.values()))
         for name, array in arrays.items():
             data = self._file[name]
@@ -496,8 +522,9 @@ class ShardWriter:
                 maxshape=(None, *array.shape[1:]),
                 chunks=(max(1, (1 << 16) // row), *array.shape[1:]),
             )
-        self._file.attrs.update(self.attrs, continues=continues)
+        self._file.attrs.update({**self.attrs, "fps": self._rate}, continues=continues)
         self._lengths = [0]
+        self._rates = [self._rate]
         self._bytes = 0
         self._digest = hashlib.blake2b(digest_size=16)
         self._claimed = 0
@@ -527,6 +554,9 @@ class ShardWriter:
     def _finish(self) -> None:
         self._digest.update(np.array(self._lengths, np.int64))
         self._file["lengths"] = np.array(self._lengths, np.int64)
+        if len(set(self._rates)) > 1:
+            self._digest.update(np.array(self._rates))
+            self._file["rates"] = np.array(self._rates)
         self._file.attrs["digest"] = self._digest.hexdigest()
         self._file.flush()
         size = self._file.id.get_filesize()

@@ -33,7 +33,8 @@ import h5py
 import numpy as np
 import PIL
 
-from prepare.decode import AV_VERSION, Broken
+from prepare.container import AV_VERSION
+from prepare.decode import Broken
 from prepare.sources import Found, Source, Video
 from runtime.console import Failure, UserError, progress
 from runtime.folders import check_range
@@ -200,7 +201,7 @@ def video_before(job: Job, recipe: Recipe, args: argparse.Namespace) -> str:
 
 def write_videos(dir: Path, job: Job, recipe: Recipe, args: argparse.Namespace) -> list[dict]:
     """Write the shard of a job to `dir`; return the manifest entries of its sources."""
-    entries, writer = [], None
+    entries, writer, rate = [], None, None
     try:
         last = video_before(job, recipe, args)
         for source in job.sources:
@@ -212,17 +213,23 @@ def write_videos(dir: Path, job: Job, recipe: Recipe, args: argparse.Namespace) 
                 continue
             # Append to the previous video if the source continues it.
             goes_on, last = bool(last) and source.video == last, source.video
+            rate = rate if writer else video.rate
             writer = writer or ShardWriter(
                 dir,
                 recipe.key,
-                video.rate,
+                rate,
                 recipe.dataset,
                 command(recipe, args),
                 shard_bytes=sys.maxsize,
                 continues=goes_on,
             )
+            # The writer's fps is the rate of the first video.
+            other = {} if video.rate == rate else {"rate": video.rate or 0.0}
             for clip in video.clips:
-                (writer.append if goes_on else writer.add)(clip, **video.extra)
+                if goes_on:
+                    writer.append(clip, **video.extra)
+                else:
+                    writer.add(clip, **other, **video.extra)
             entries[-1].update(
                 sha256=video.sha256,
                 frames=video.decoded,

@@ -1,6 +1,7 @@
 """Decode frames of video files and folders of images with PyAV and Pillow.
 
-A file is on disk or in memory (a member of a zip, for example).
+A file is on disk or in memory (a member of a zip, for example). Frames come upright, with square
+pixels, and in parts: no part contains a hole in the timestamps, nor the joint of two recordings.
 """
 
 from __future__ import annotations
@@ -9,22 +10,32 @@ import io
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image
 
-from runtime.console import UserError
+from prepare.container import (
+    Broken,
+    Index,
+    av,
+    decoded_by,
+    film_stream,
+    film_streams,
+    open_video,
+    turn_of,
+    upright,
+    upright_size,
+)
+from prepare.timing import Clock, Steps, at_ticks, measure_steps
 
-try:
-    import av
+# Images do not need PyAV; `open_video` raises UserError for video files.
+if av is not None:
     from av.video.reformatter import VideoReformatter
-except ModuleNotFoundError:
-    # Images do not need PyAV; `opened` raises UserError for video files.
-    av = None
 
 PLAIN_CHUNKS = (
     b"IHDR",
@@ -42,27 +53,42 @@ PLAIN_CHUNKS = (
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 if av is not None:
     READ_ERRORS = (av.error.FFmpegError, *READ_ERRORS)
-AV_VERSION = "not installed" if av is None else av.__version__
-
-
-class Broken(Exception):
-    """A source, or its rest, cannot be used; the message is the reason."""
+MAX_GAP = 3.0  # a step over this many median steps is a hole
+WIDEST = 8  # a pixel aspect ratio above this, or below its inverse, is not believed
+# Transfer functions of HDR by their number in ITU-T H.273.
+HDR = {16: "PQ", 18: "HLG"}
 
 
 @dataclass
 class Film:
-    """One video file or frame folder, and its properties."""
+    """One video file or frame folder, its properties, and what was found while it was decoded."""
 
     path: Path
     name: str  # relative to --source
     images: list[Path | io.BytesIO] | None = None  # of a frame folder, in order
+    breaks: tuple[int, ...] = ()  # indices of the images that start a new part
     data: bytes | None = None  # content of a video file, if it is in memory
-    frames: int = 0  # counted without decoding
-    decoded: int = 0  # frames decoded so far
+    max_gap: float = MAX_GAP
+    # Set by probe().
+    frames: int = 0  # counted without decoding, without those hidden by an edit list
     rate: float | None = None  # frames per second; None for a frame folder
-    size: tuple[int, int] = (0, 0)  # width, height
+    steps: Steps | None = None  # between timestamps; None if there are none
+    size: tuple[int, int] = (0, 0)  # width, height, as shown
+    aspect: float = 1.0  # width of a stored pixel divided by its height
     short: str | None = None  # evidence that the file is cut short
+    missing: int = 0  # frames in the file's index that are not in the file
+    notes: list[str] = field(default_factory=list)
+    # Set by read().
+    decoded: int = 0  # frames decoded so far
+    used: int = 0  # of them, those that were yielded
+    repeated: int = 0  # times that a frame was yielded again, to keep to the frame rate
     corrupt: int = 0  # frames that the decoder flagged
+    refused: int = 0  # packets that the decoder refused
+    interlaced: int = 0  # frames of two fields
+    part: int = 0  # number of the part to which the last frame belongs, from 1
+    holes: int = 0  # in the timestamps, between the parts
+    longest: float = 0.0  # hole, seconds
+    joints: int = 0  # where the timestamps go back
 
 
 def crop_boxes(width: int, height: int, tile: int | None) -> list[tuple[int, int, int, int]]:
@@ -77,27 +103,6 @@ def crop_boxes(width: int, height: int, tile: int | None) -> list[tuple[int, int
     return [(x, y, x + side, y + side) for x, y in corners]
 
 
-def at_ticks(frames: Iterable[tuple[float, object]], fps: float) -> Iterator:
-    """Yield the items of (seconds, item) that are nearest to the ticks 0, 1/fps, ..., each once.
-
-    Ticks count from the first frame. A frame is nearest to the ticks from halfway to its
-    predecessor up to halfway to its successor.
-    """
-    start, held, half, tick = 0.0, None, 0.5 / fps, 0
-    for seconds, item in frames:
-        if held is None:
-            start = seconds
-        else:
-            half = (seconds - held[0]) / 2
-            after = math.ceil((held[0] + half - start) * fps - 1e-6)
-            if after > tick:
-                yield held[1]
-            tick = max(tick, after)
-        held = seconds, item
-    if held is not None and math.ceil((held[0] + half - start) * fps - 1e-6) > tick:
-        yield held[1]
-
-
 def natural(path: PurePath) -> tuple:
     """Sort key that sorts 2.png before 10.png."""
     parts = re.split(r"(\d+)", path.name)
@@ -110,55 +115,56 @@ def why(error: Exception) -> str:
     return str(message).splitlines()[0]
 
 
-def opened(film: Film) -> av.container.InputContainer:
-    """Open a video file; UserError if PyAV is not installed."""
-    if av is None:
-        raise UserError(
-            f"{film.path}: decoding video needs PyAV, which is not installed: pip install av"
-        )
-    file = str(film.path) if film.data is None else io.BytesIO(film.data)
-    return av.open(file, metadata_errors="ignore")
-
-
+# ------------------------------------------------------------------------------------------ probing
 def probe(film: Film) -> None:
-    """Set frames, rate, size and short of a film without decoding it; raises Broken."""
+    """Set the properties of a film without decoding more than one frame; raises Broken."""
     try:
         if film.images:
             film.frames = len(film.images)
             with Image.open(film.images[0]) as image:
                 film.size = image.size
         else:
-            with opened(film) as container:
+            with open_video(film.path, film.data) as container:
                 probe_video(film, container)
     except READ_ERRORS as error:
         raise Broken(why(error)) from None
 
 
 def probe_video(film: Film, container: av.container.InputContainer) -> None:
-    if not container.streams.video:
-        raise Broken("no video stream")
-    stream = container.streams.video[0]
-    film.size, film.rate = (stream.width, stream.height), float(stream.average_rate or 0) or None
-    first, last = math.inf, -math.inf  # seconds, of the video's frames
+    stream = film_stream(container)
+    index = Index(stream)
+    # Timestamps of the video's frames, in the order of the file.
+    decoding, shown = array("q"), array("q")
     end = 0.0  # seconds, end of the last packet of any stream
     cut_off = False
+    first = None
     try:
         for packet in container.demux():
+            ours = packet.stream.index == stream.index
+            if ours and first is None:
+                first = next(decoded_by(packet), None)
+            if not packet.size:
+                continue
+            if ours:
+                index.correct(packet)
+                cut_off = packet.is_corrupt
             stamp = packet.dts if packet.pts is None else packet.pts
-            video = bool(packet.size) and packet.stream.index == stream.index
-            film.frames += video
-            cut_off = packet.is_corrupt if video else cut_off
-            if packet.size and stamp is not None:
-                seconds = float(stamp * packet.time_base)
-                end = max(end, seconds + float((packet.duration or 0) * packet.time_base))
-                if video:
-                    first, last = min(first, seconds), max(last, seconds)
+            if stamp is not None:
+                seconds = float((stamp + (packet.duration or 0)) * packet.time_base)
+                end = max(end, seconds)
+            if ours and not packet.is_discard:
+                film.frames += 1
+                if stamp is not None:
+                    decoding.append(stamp if packet.dts is None else packet.dts)
+                    shown.append(stamp)
     except READ_ERRORS as error:
         # The frames before the error can be used.
         film.short = why(error)
-    # The rate in the header may be wrong, as for GIFs.
-    if last > first and not 0.99 < (film.rate or 0) * (last - first) / (film.frames - 1) < 1.01:
-        film.rate = (film.frames - 1) / (last - first)
+    if first is None:
+        raise Broken(film.short or "not one frame could be decoded")
+    film.missing = max(0, index.frames - index.found)
+    look_at(film, first, stream)
+    set_rate(film, stream, np.array(decoding), np.array(shown))
     announced = (container.duration or 0) / av.time_base
     # FFmpeg reduces the duration of a truncated AVI by the size of the file.
     if container.format.name == "avi" and film.rate:
@@ -166,26 +172,94 @@ def probe_video(film: Film, container: av.container.InputContainer) -> None:
     if cut_off and not film.short:
         film.short = "cut short: its last frame is not whole"
     # FFmpeg reads a truncated file to its end without an error.
-    if last >= first and end < 0.98 * announced - 0.2:
+    if len(shown) and end < 0.98 * announced - 0.2:
         film.short = f"cut short: {end:.1f} of {announced:.1f} s are there"
 
 
-def timed_frames(
-    film: Film, tick: Callable
-) -> Iterator[tuple[float, tuple[int, Path | io.BytesIO | av.VideoFrame]]]:
-    """Yield (seconds, (index, image file or video frame)) of all frames; call tick() per frame."""
-    with nullcontext() if film.images else opened(film) as container:
-        if container and film.data is None:
-            container.streams.video[0].thread_type = "AUTO"
-        elif container:
-            # prepare/build.py decodes one file per process, with one thread each.
-            container.streams.video[0].codec_context.thread_count = 1
-        for item in film.images or container.decode(video=0):
-            index, seconds = film.decoded, getattr(item, "time", None)
+def set_rate(film: Film, stream: av.VideoStream, decoding: np.ndarray, shown: np.ndarray) -> None:
+    """Set steps and rate from the timestamps; from the header if there are none."""
+    announced = float(stream.average_rate or 0)
+    film.rate = announced or None
+    film.steps = measure_steps(decoding, shown, float(stream.time_base or 0), film.max_gap)
+    # The rate in the header may be wrong, as for GIFs; it is exact where it is about right.
+    if film.steps and not 0.99 < announced * film.steps.regular < 1.01:
+        film.rate = 1 / film.steps.regular
+
+
+def look_at(film: Film, frame: av.VideoFrame, stream: av.VideoStream) -> None:
+    """Set size and aspect by the first frame, and the notes about the whole film."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    if 1 / WIDEST <= aspect <= WIDEST:
+        film.aspect = aspect
+    else:
+        film.notes.append(f"its pixel aspect ratio {aspect:g} is not applied")
+    if not turn_of(frame)[1]:
+        film.notes.append("its display matrix is no multiple of a right angle, and is not applied")
+    film.size = upright_size(frame, film.aspect)
+    films = len(film_streams(stream.container))
+    if films > 1:
+        film.notes.append(
+            f"{films} video tracks; track {stream.index} is used, {stream.width}x{stream.height}"
+        )
+    transfer = HDR.get(int(frame.color_trc or 0))
+    if transfer:
+        film.notes.append(
+            f"HDR ({transfer}): kept without tone mapping, so its colours are pale; convert it to "
+            "SDR first, e.g. by FFmpeg's filters zscale and tonemap"
+        )
+
+
+# ----------------------------------------------------------------------------------------- decoding
+def video_frames(film: Film, clock: Clock, container: av.container.InputContainer) -> Iterator:
+    """Yield the frames of a video; tell the clock where frames are lost."""
+    stream = film_stream(container)
+    index = Index(stream)
+
+    def refuse() -> None:
+        film.refused += 1
+        clock.suspect()
+
+    if film.data is None:
+        stream.thread_type = "AUTO"
+    else:
+        # prepare/build.py decodes one file per process, with one thread each.
+        stream.codec_context.thread_count = 1
+    for packet in container.demux(stream):
+        if packet.size and index.correct(packet):
+            clock.suspect()
+        yield from decoded_by(packet, refuse)
+
+
+def timed_frames(film: Film, tick: Callable) -> Iterator[tuple[int, float, tuple[int, object]]]:
+    """Yield (part, seconds, (index, image file or video frame)) of all frames.
+
+    Calls tick() per frame.
+    """
+    if film.images:
+        for index, image in enumerate(film.images):
             film.decoded += 1
-            film.corrupt += bool(getattr(item, "is_corrupt", False))
             tick()
-            yield index / (film.rate or 1) if seconds is None else seconds, (index, item)
+            yield 1 + sum(index >= k for k in film.breaks), float(index), (index, image)
+        return
+    with open_video(film.path, film.data) as container:
+        stream = film_stream(container)
+        step = film.steps.median if film.steps else 1 / (film.rate or 1)
+        clock = Clock(step, film.max_gap, float(stream.time_base or 0))
+        has_pts = False
+        for frame in video_frames(film, clock, container):
+            has_pts |= frame.pts is not None
+            stamp = frame.pts
+            # Formats without presentation timestamps state the time of decoding.
+            if not has_pts:
+                stamp = frame.dts
+            seconds = None if stamp is None else float(stamp * frame.time_base)
+            part, seconds = clock.show(seconds)
+            film.holes, film.longest, film.joints = clock.holes, clock.longest, clock.joints
+            film.decoded += 1
+            film.corrupt += bool(getattr(frame, "is_corrupt", False))
+            film.interlaced += bool(frame.interlaced_frame)
+            tick()
+            yield part, seconds, (film.decoded - 1, frame)
 
 
 def is_plain_png(data: bytes) -> bool:
@@ -227,15 +301,8 @@ def png_pixels(data: bytes) -> np.ndarray | None:
     return frames[0].to_ndarray() if len(frames) == 1 and frames[0].format.name == "rgb24" else None
 
 
-def rgb(item: Path | io.BytesIO | av.VideoFrame, reformat: Callable | None = None) -> Image.Image:
-    """Convert an image file or video frame to RGB; raises Broken for more than 8 bits per channel.
-
-    reformat: method of a VideoReformatter that the frames of one film share, because its setup
-    takes longer than the conversion of a frame.
-    """
-    if not isinstance(item, Path | io.BytesIO):
-        reformat = reformat or av.VideoFrame.reformat
-        return Image.fromarray(reformat(item, format="rgb24").to_ndarray())
+def rgb(item: Path | io.BytesIO) -> Image.Image:
+    """Convert an image file to RGB; raises Broken for more than 8 bits per channel."""
     if isinstance(item, io.BytesIO) and (pixels := png_pixels(item.getvalue())) is not None:
         return Image.fromarray(pixels)
     with Image.open(item) as image:
@@ -244,26 +311,50 @@ def rgb(item: Path | io.BytesIO | av.VideoFrame, reformat: Callable | None = Non
         return image.convert("RGB")
 
 
+def own_rate(film: Film, fps: float | None) -> bool:
+    """Return whether a film keeps its own frame rate: without --fps, or if it is slower."""
+    return fps is None or (film.rate is not None and fps > 1.01 * film.rate)
+
+
+def resample(film: Film, frames: Iterator, fps: float) -> Iterator[tuple[int, tuple[int, object]]]:
+    """Yield (part, (index, item)) of the frames nearest to the ticks of each part."""
+    step = film.steps.median if film.steps else math.inf
+    for part, members in groupby(frames, key=lambda frame: frame[0]):
+        times = ((seconds, item) for _, seconds, item in members)
+        for item in at_ticks(times, fps, step):
+            yield part, item
+
+
 def read(
     film: Film, fps: float | None = None, tick: Callable = lambda: None
 ) -> Iterator[tuple[int, Image.Image]]:
     """Yield (index in the film, RGB image) of the frames to keep, all of the same size.
 
-    Raises Broken at the first frame that cannot be decoded or has another size.
+    fps: frames per second to resample to by the timestamps, where frames are dropped or repeated;
+    a slower film and a folder of images keep all frames. film.part is the number of the part to
+    which the frame belongs: no clip may contain frames of two parts.
+
+    Raises Broken at the first frame that has another size, or where the file cannot be read on.
     """
     frames = timed_frames(film, tick)
     reformat = None if film.images else VideoReformatter().reformat
-    if fps and not film.images:
-        kept = at_ticks(frames, fps)
+    if film.images or own_rate(film, fps):
+        kept = ((part, item) for part, _, item in frames)
     else:
-        kept = (item for _, item in frames)
+        kept = resample(film, frames, fps)
+    last = -1
     try:
-        for index, item in kept:
-            image = rgb(item, reformat)
+        for part, (index, item) in kept:
+            if index == last:
+                film.repeated += 1
+            else:
+                image = rgb(item) if film.images else upright(item, film.aspect, reformat)
+                film.used += 1
             if image.size != film.size:
                 raise Broken(
                     "frame {} is {}x{}, the first {}x{}".format(index, *image.size, *film.size)
                 )
+            last, film.part = index, part
             yield index, image
     except READ_ERRORS as error:
         raise Broken(why(error)) from None
@@ -271,3 +362,44 @@ def read(
         raise Broken("not one frame could be decoded")
     if film.short:
         raise Broken(film.short)
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where necessary."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def findings(film: Film) -> list[str]:
+    """Return what a user has to know about a film that was read, one line each."""
+    found = list(film.notes)
+    if film.corrupt:
+        found.append(f"{count(film.corrupt, 'damaged frame')}, says the decoder; kept")
+    lost = film.refused + film.missing
+    if lost:
+        found.append(f"{count(lost, 'frame')} lost to damage")
+    step = film.steps.median if film.steps else 1 / (film.rate or 1)
+    if film.holes:
+        found.append(
+            f"{count(film.holes, 'hole')} in the timestamps, damage or a pause, up to "
+            f"{film.longest:.2f} s where frames are {1000 * step:.0f} ms apart; no clip crosses a "
+            "hole (--max_gap)"
+        )
+    if film.joints:
+        found.append(
+            f"its timestamps go back {count(film.joints, 'time')}, as in joined recordings; no "
+            "clip crosses a joint"
+        )
+    if film.steps and film.steps.uneven and film.used == film.decoded and not film.repeated:
+        low, high = 1000 * film.steps.shortest, 1000 * film.steps.longest
+        found.append(
+            f"variable frame rate: {low:.0f} to {high:.0f} ms between frames, all of them kept; "
+            "--fps resamples by time"
+        )
+    if film.repeated:
+        found.append(f"{count(film.repeated, 'frame')} repeated, to keep to --fps by time")
+    if film.interlaced:
+        found.append(
+            f"{count(film.interlaced, 'interlaced frame')}, each of two fields of different times; "
+            "deinterlace it first, e.g. by FFmpeg's filter bwdif"
+        )
+    return found

@@ -15,6 +15,8 @@ import itertools
 import re
 from pathlib import Path
 
+import numpy as np
+
 from prepare import build
 from prepare.decode import Broken
 from prepare.sources import Found, Source, Video, find, read_film
@@ -86,7 +88,7 @@ def read(source: Source, args: argparse.Namespace) -> Video:
     video = read_film(source, args.image_size, args.crop)
     if args.sequences is None:
         return video
-    clips, beyond = cut(video.clips[0], source.detail)
+    clips, beyond = cut(np.concatenate(video.clips), source.detail)
     return video._replace(clips=clips, note="; ".join(filter(None, (video.note, beyond))) or None)
 
 

@@ -61,7 +61,7 @@ class RiverWriter:
         else:
             self._path(".shard_{:04d}.tmp").unlink()
 
-    def add(self, video: np.ndarray) -> None:
+    def add(self, video: np.ndarray, rate: float | None = None) -> None:
         number = self.videos % self.videos_per_shard
         if self._file is not None and number:
             self._file["len"][self._video] = self._length
@@ -74,6 +74,8 @@ class RiverWriter:
             self._file.attrs.update(self.attrs)
         self._video, self._length = str(number), 0
         self.append(video)
+        if rate is not None and rate > 0 and rate != self.attrs["fps"]:
+            self._file[self._video].attrs["fps"] = rate
 
     def append(self, frames: np.ndarray) -> None:
         group = self._file.require_group(self._video)
@@ -100,7 +102,10 @@ def repack(shards: Shards, out: Path, layout: str, command: str) -> str:
                 rows = slice(start, start + CHUNK)
                 frames = shards.read(video, rows)
                 beside = {name: shards.read_extra(name, video, rows) for name in extra}
-                (writer.append if start else writer.add)(frames, **beside)
+                if start:
+                    writer.append(frames, **beside)
+                else:
+                    writer.add(frames, rate=shards.rates[video], **beside)
                 bar.update(len(frames))
     return f"{len(shards):,} videos, {shards.lengths.sum():,} frames, {layout}{lost}"
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from prepare.decode import Broken, Film, crop_boxes, probe, read, why
+from prepare.decode import Broken, Film, crop_boxes, findings, probe, read, why
 from runtime.console import UserError, first_line
 
 ZIP_ERRORS = (
@@ -190,24 +190,32 @@ def digest(parts: Iterable[bytes]) -> str:
     return sha256.hexdigest()
 
 
-def frames_of(film: Film, size: int, crop: str) -> np.ndarray:
-    """Decode all frames to (T, size, size, 3) uint8; raises Broken.
+def clips_of(film: Film, size: int, crop: str) -> list[np.ndarray]:
+    """Decode all frames to one clip (T, size, size, 3) uint8 per part; raises Broken.
 
     crop: squeeze the whole frame, or crop the centre square.
     """
     probe(film)
     box = crop_boxes(*film.size, None)[0] if crop == "center" else None
-    frames = []
+    clips, part = [], 0
     for _, image in read(film):
+        if film.part != part:
+            clips.append([])
+            part = film.part
         resized = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-        frames.append(np.asarray(resized))
-    return np.stack(frames)
+        clips[-1].append(np.asarray(resized))
+    return [np.stack(clip) for clip in clips]
+
+
+def frames_of(film: Film, size: int, crop: str) -> np.ndarray:
+    """Decode all frames to (T, size, size, 3) uint8; raises Broken. crop: as for clips_of."""
+    return np.concatenate(clips_of(film, size, crop))
 
 
 def read_film(source: Source, size: int, crop: str) -> Video:
-    """Read a video file as one clip; raises Broken."""
+    """Read a video file as one clip, or as one clip per part; raises Broken."""
     data = content(source)
     film = Film(Path(source.path), source.name, data=data)
-    frames = frames_of(film, size, crop)
-    note = f"{film.corrupt} frames are damaged, says the decoder; kept" if film.corrupt else None
-    return Video(digest([data]), [frames], len(frames), film.rate, note)
+    clips = clips_of(film, size, crop)
+    note = "; ".join(findings(film)) or None
+    return Video(digest([data]), clips, sum(map(len, clips)), film.rate, note)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -24,10 +26,36 @@ def shares(count: int, fractions: Iterable[float]) -> list[int]:
     return sizes.tolist()
 
 
-def split_sources(count: int, fractions: dict[str, float], seed: int) -> list[str]:
-    """Return the split of each of `count` sources, by a seeded shuffle."""
-    names = np.repeat(list(fractions), shares(count, fractions.values()))
-    return np.random.default_rng(seed).permutation(names).tolist()
+def digest(paths: Iterable[Path]) -> str:
+    """Return the SHA-256 of the contents of files, in order."""
+    sha256 = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 20):
+                sha256.update(piece)
+    return sha256.hexdigest()
+
+
+def group_by_digest(sources: Iterable) -> list[list]:
+    """Return the sources in groups of equal `sha256`, in the order of their first members."""
+    groups: dict[str, list] = {}
+    for source in sources:
+        groups.setdefault(source.sha256, []).append(source)
+    return list(groups.values())
+
+
+def split_sources(
+    count: int, fractions: dict[str, float], seed: int, digests: Sequence[str] | None = None
+) -> list[str]:
+    """Return the split of each of `count` sources, by a seeded shuffle.
+
+    digests: of the contents, one per source; sources of equal content get the same split.
+    """
+    keys = range(count) if digests is None else digests
+    unique = list(dict.fromkeys(keys))
+    names = np.repeat(list(fractions), shares(len(unique), fractions.values()))
+    chosen = dict(zip(unique, np.random.default_rng(seed).permutation(names).tolist()))
+    return [chosen[key] for key in keys]
 
 
 def time_cuts(frames: int, fractions: dict[str, float]) -> dict[str, tuple[int, int]]:

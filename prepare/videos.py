@@ -4,19 +4,17 @@
         --clip_length 24
 
 Train, val and test are split by source video or by time, so clips of different splits never
-overlap. Memory use: one or two frames at full size, and one clip of resized frames per tile.
-Rotation and pixel aspect ratio in a file's metadata are not applied.
+overlap, and no clip crosses a hole in the timestamps. Memory use: one or two frames at full size,
+and one clip of resized frames per tile. What became of every source is printed as a table.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +22,28 @@ import PIL
 from PIL import Image
 
 from prepare.build import SPLITS, check_ranges
-from prepare.decode import AV_VERSION, Broken, Film, crop_boxes, natural, probe, read
-from prepare.splits import split_at, split_sources, time_cuts
+from prepare.container import AV_VERSION
+from prepare.decode import (
+    MAX_GAP,
+    Broken,
+    crop_boxes,
+    findings,
+    natural,
+    own_rate,
+    probe,
+    read,
+    why,
+)
+from prepare.outcome import Source, report
+from prepare.splits import digest, group_by_digest, split_at, split_sources, time_cuts
 from runtime.console import UserError, progress, run_command
-from runtime.folders import command_line, complete
+from runtime.folders import command_line, complete, write_manifest
 from shards import ShardWriter
 
-VIDEOS = (".avi", ".mp4", ".mkv", ".webm", ".mov", ".gif")
+VIDEOS = (
+    *(".avi", ".mp4", ".m4v", ".mkv", ".webm", ".mov", ".gif", ".3gp", ".flv", ".wmv", ".ogv"),
+    *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".h264", ".dv"),
+)
 IMAGES = (".png", ".jpg", ".jpeg")
 SPLIT_BY_SOURCE_FROM = 10  # sources; with fewer, `auto` splits by time
 # Percentage of cells in motion. In OpenCV's vtest.avi, tiles without a person have less than 0.8,
@@ -38,23 +51,6 @@ SPLIT_BY_SOURCE_FROM = 10  # sources; with fewer, `auto` splits by time
 TILE_MOTION = 1.5
 GRID, GREY_LEVELS = 16, 20  # cells per side and threshold of motion()
 CHUNK = 256  # frames per write where a clip is a whole video
-
-
-@dataclass
-class Source(Film):
-    """One video file or frame folder, and the counts of what was written and dropped."""
-
-    clips: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    still: int = 0  # clips dropped because they lack motion
-    remainder: int = 0  # frames dropped because they do not fill a clip
-    skipped: str | None = None  # reason why the source, or its rest, was skipped
-
-    def entry(self) -> dict:
-        return {
-            key: value
-            for key, value in asdict(self).items()
-            if key not in ("path", "images", "data", "short")
-        }
 
 
 def motion(clip: np.ndarray) -> float:
@@ -105,13 +101,14 @@ class Cutter:
         self.whole, self.min_motion = args.clip_length is None, args.min_motion
         length, size = args.clip_length or CHUNK, args.image_size
         self.clips = np.empty((len(boxes), length, size, size, 3), np.uint8)
-        self.filled, self.split = 0, ""
+        self.filled, self.split, self.part = 0, "", 0
+        self.open = False  # whether the last video in the shard goes on
 
     def add(self, image: Image.Image, split: str) -> None:
-        # A clip never spans two splits.
-        if split != self.split:
+        # A clip never spans two splits, nor two parts of its source.
+        if (split, self.source.part) != (self.split, self.part):
             self.finish()
-            self.split = split
+            self.split, self.part = split, self.source.part
         for clip, box in zip(self.clips, self.boxes):
             clip[self.filled] = np.asarray(
                 image.resize(clip.shape[1:3], Image.Resampling.BICUBIC, box=box)
@@ -122,31 +119,34 @@ class Cutter:
 
     def write(self) -> None:
         for clip in self.clips[:, : self.filled]:
-            if self.whole and self.source.clips[self.split]:
+            if self.open:
                 self.writers[self.split].append(clip)
             elif self.min_motion and motion(clip) < self.min_motion:
                 self.source.still += 1
             else:
-                self.writers[self.split].add(clip)
+                self.writers[self.split].add(clip, rate=self.source.stored_rate or 0.0)
                 self.source.clips[self.split] += 1
+                self.open = self.whole
         self.filled = 0
 
     def finish(self) -> None:
-        """End the current split: write the end of a whole video, or drop an incomplete clip."""
-        if self.filled and self.whole:
+        """End the current part: write the end of a whole video, or drop an incomplete clip."""
+        # A single frame between two holes is no video.
+        alone = self.filled == 1 and not self.open and self.source.part > 1
+        if self.filled and self.whole and not alone:
             self.write()
         self.source.remainder += self.filled
-        self.filled = 0
+        self.filled, self.open = 0, False
 
 
 def cut(
     source: Source, cuts: dict[str, tuple[int, int]], writers: dict[str, ShardWriter], args, bar
 ) -> None:
     """Write the clips of one source; record problems in the source and print them to stderr."""
-    if args.fps and source.rate and args.fps > 1.01 * source.rate:
-        bar.write(
-            f"{source.path}: --fps {args.fps:g} is above its {source.rate:g}; every frame is kept",
-            sys.stderr,
+    if args.fps and source.rate and own_rate(source, args.fps):
+        source.notes.append(
+            f"--fps {args.fps:g} is above its {source.rate:g}; every frame is kept, and its clips "
+            f"keep the rate {source.rate:g}"
         )
     cutter = None
     try:
@@ -163,27 +163,30 @@ def cut(
             f"{sum(source.clips.values())} clips from before are kept",
             sys.stderr,
         )
-    if source.corrupt:
-        bar.write(
-            f"{source.path}: warning: {source.corrupt} frames are damaged, says the decoder; kept",
-            sys.stderr,
-        )
+    source.notes = findings(source)
+    for note in source.notes:
+        bar.write(f"{source.path}: {note}", sys.stderr)
     # The probed number of frames was an estimate.
     bar.total += source.decoded - source.frames
 
 
-def survey(sources: list[Source], tile: int | None) -> list[Source]:
+def survey(sources: list[Source], args: argparse.Namespace) -> list[Source]:
     """Probe all sources and return the usable sources."""
     with progress(len(sources), "counting frames", "file") as bar:
         for source in sources:
+            source.max_gap = args.max_gap
             try:
                 probe(source)
-                if min(source.size) < (tile or 1):
+                if min(source.size) < (args.tile or 1):
                     raise Broken(
-                        "frames of {}x{} are smaller than --tile {}".format(*source.size, tile or 1)
+                        "frames of {}x{} are smaller than --tile {}".format(
+                            *source.size, args.tile or 1
+                        )
                     )
-            except Broken as error:
-                source.skipped = str(error)
+                source.sha256 = digest(source.images or [source.path])
+                source.stored_rate = source.rate if own_rate(source, args.fps) else args.fps
+            except (Broken, OSError) as error:
+                source.skipped = str(error) if isinstance(error, Broken) else why(error)
                 bar.write(f"{source.path}: {source.skipped}; skipped", sys.stderr)
             bar.update()
     return [source for source in sources if source.skipped is None]
@@ -192,14 +195,22 @@ def survey(sources: list[Source], tile: int | None) -> list[Source]:
 def plan(
     sources: list[Source], args: argparse.Namespace
 ) -> tuple[str, list[dict[str, tuple[int, int]]]]:
-    """Return the rule (source or time) and, per source, the range of frames of each split."""
+    """Return the rule (source or time) and, per source, the range of frames of each split.
+
+    Sources of the same content are split alike; a note says so.
+    """
     fractions = {"train": 1 - args.val - args.test, "val": args.val, "test": args.test}
     fractions = {split: fraction for split, fraction in fractions.items() if fraction}
-    auto = "source" if len(sources) >= SPLIT_BY_SOURCE_FROM else "time"
+    groups = group_by_digest(sources)
+    for first, *copies in groups:
+        for copy in copies:
+            copy.notes.append(f"the same content as {first.name}; both are in the same split")
+    auto = "source" if len(groups) >= SPLIT_BY_SOURCE_FROM else "time"
     rule = auto if args.split_by == "auto" else args.split_by
     if rule == "time":
         return rule, [time_cuts(source.frames, fractions) for source in sources]
-    splits = split_sources(len(sources), fractions, args.seed)
+    digests = [source.sha256 for source in sources]
+    splits = split_sources(len(sources), fractions, args.seed, digests)
     return rule, [{split: (0, source.frames)} for split, source in zip(splits, sources)]
 
 
@@ -209,9 +220,9 @@ def make(args: argparse.Namespace, command: str = "") -> dict:
     root = Path(args.source)
     with complete(args.out) as partial:
         sources = find_sources(root)
-        usable = survey(sources, args.tile)
+        usable = survey(sources, args)
         rule, cuts = plan(usable, args)
-        fps = args.fps or next((source.rate for source in usable if source.rate), None)
+        fps = next((source.stored_rate for source in usable if source.stored_rate), None)
         writers = {
             split: ShardWriter(partial / split, fps=fps, source=root.name, command=command)
             for split, share in zip(SPLITS, (1, args.val, args.test))
@@ -230,7 +241,6 @@ def make(args: argparse.Namespace, command: str = "") -> dict:
                 "sources"
             )
         manifest = {
-            "command": command,
             "options": vars(args),
             "split_rule": rule,
             "fps": fps,
@@ -243,8 +253,8 @@ def make(args: argparse.Namespace, command: str = "") -> dict:
             "seconds": round(time.monotonic() - began, 2),
             "versions": {"av": AV_VERSION, "pillow": PIL.__version__},
         }
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    return manifest
+        write_manifest(partial, command, **manifest)
+    return {"command": command, **manifest}
 
 
 def write_clips(
@@ -262,37 +272,6 @@ def write_clips(
             writer.dir.rmdir()
 
 
-def report(manifest: dict) -> None:
-    sources, args, fps = manifest["sources"], manifest["options"], manifest["fps"]
-    print(
-        f"{args['out']}: {len(sources):,} sources, split by {manifest['split_rule']}, "
-        f"{manifest['seconds']:.1f} s"
-    )
-    for split, size in manifest["splits"].items():
-        empty = ""
-        if not size["clips"]:
-            empty = f"; warning: empty, its part is too short or still; see --{split}, --split_by"
-        print(f"  {split:5} {size['clips']:9,} clips {size['frames']:11,} frames{empty}")
-    dropped = manifest["dropped"]
-    print(
-        f"  dropped: {dropped['still']:,} still clips, {dropped['remainder']:,} frames left over; "
-        f"skipped: {dropped['skipped']:,} sources"
-    )
-    rates = [source["rate"] for source in sources if source["rate"]]
-    if rates and max(rates) > 1.01 * min(rates) and not args["fps"]:
-        print(
-            f"  sources have {min(rates):g} to {max(rates):g} frames per second, the shards say "
-            f"{fps:g}, the first's; --fps makes them alike"
-        )
-    broken = [source for source in sources if source["skipped"]]
-    for source in broken:
-        print(
-            f"  {source['name']}: {source['skipped']}; {sum(source['clips'].values())} clips kept"
-        )
-    if broken:
-        print("  the shards are complete and usable, without what was skipped")
-
-
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
@@ -306,8 +285,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--fps",
         type=float,
-        help="frame rate to resample to, by the frames' timestamps (default: keep all frames; "
-        "folders of images have no timestamps and keep all)",
+        help="frame rate to resample to, by the frames' timestamps: frames are dropped or repeated "
+        "(default: keep all frames; slower videos and folders of images keep all in any case)",
+    )
+    add(
+        "--max_gap",
+        type=float,
+        default=MAX_GAP,
+        help="a step of over this many median steps between the timestamps of two frames is a "
+        f"hole, which no clip crosses (default: {MAX_GAP:g})",
     )
     clip_length = "frames per clip (default: each source is one video per split)"
     add("--clip_length", type=int, help=clip_length)
@@ -346,6 +332,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         tile=(8, 65536),
         clip_length=(2, 10**6),
         fps=(0.001, 1000),
+        max_gap=(1, 10**9),
         min_motion=(0, 100),
         val=(0, 1),
         test=(0, 1),

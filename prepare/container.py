@@ -1,0 +1,168 @@
+"""Access to one video file by PyAV: its best stream, its packets, and its frames, upright."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from runtime.console import UserError
+
+try:
+    import av
+except ModuleNotFoundError:
+    # Folders of images do not need PyAV.
+    av = None
+
+AV_VERSION = "not installed" if av is None else av.__version__
+# A display matrix (a, b, c, d) maps the stored point (x, y) to (ax + cy, bx + dy), y downwards.
+TURNS = {
+    (1, 0, 0, 1): None,
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+}
+# Those that exchange width and height.
+SIDEWAYS = (
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.ROTATE_90,
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.TRANSVERSE,
+)
+
+
+class Broken(Exception):
+    """A source, or its rest, cannot be used; the message is the reason."""
+
+
+# -------------------------------------------------------------------------------------- the stream
+def open_video(path: Path, data: bytes | None = None) -> av.container.InputContainer:
+    """Open a video file; UserError if PyAV is not installed."""
+    if av is None:
+        raise UserError(
+            f"{path}: decoding video needs PyAV, which is not installed: pip install av"
+        )
+    # Without the prefix, FFmpeg takes the start of `12:30.mp4` for the name of a protocol.
+    file = f"file:{path}" if data is None else io.BytesIO(data)
+    return av.open(file, metadata_errors="ignore")
+
+
+def film_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """Return the video stream that FFmpeg ranks as the best, if it is a film; raises Broken."""
+    films = film_streams(container)
+    if not films:
+        cover = " except a cover picture" if container.streams.video else ""
+        raise Broken(f"no video stream{cover}")
+    best = container.streams.best("video")
+    chosen = best if best in films else films[0]
+    if chosen.codec_context is None:
+        raise Broken("FFmpeg has no decoder for its video stream")
+    return chosen
+
+
+def film_streams(container: av.container.InputContainer) -> list[av.VideoStream]:
+    """Return the video streams that are no cover pictures."""
+    cover = av.stream.Disposition.attached_pic
+    return [stream for stream in container.streams.video if not stream.disposition & cover]
+
+
+# ------------------------------------------------------------------------------------- its packets
+class Index:
+    """The index of an AVI. It states the time of each frame; empty for other containers.
+
+    FFmpeg counts the frames of an AVI as it reads them, so that after a damaged chunk all frames
+    are too early. frames, found: frames in the index, and those that were read.
+    """
+
+    def __init__(self, stream: av.VideoStream):
+        entries = ()
+        if stream.container.format.name == "avi":
+            entries = [entry for entry in getattr(stream, "index_entries", ()) if entry.size]
+        # A chunk has a header of 8 bytes.
+        self.positions = np.array([entry.pos + 8 for entry in entries], np.int64)
+        self.stamps = np.array([entry.timestamp for entry in entries], np.int64)
+        self.frames = len(self.positions)
+        self.found = 0
+        self.last = -1
+
+    def correct(self, packet: av.Packet) -> bool:
+        """Correct the timestamps of a packet; return whether packets before it are missing."""
+        k = int(np.searchsorted(self.positions, packet.pos)) if self.frames else 0
+        if k >= self.frames or self.positions[k] != packet.pos:
+            return False
+        jump = k > self.last + 1
+        self.last = k
+        self.found += 1
+        shift = int(self.stamps[k]) - packet.dts if packet.dts is not None else 0
+        if shift:
+            packet.dts += shift
+            if packet.pts is not None:
+                packet.pts += shift
+        return jump
+
+
+def decoded_by(packet: av.Packet, refused: Callable[[], None] = lambda: None) -> Iterator:
+    """Yield the frames that a packet completes; call refused() if it cannot be decoded."""
+    # Some AVIs have empty packets for repeated frames. The decoder takes them for the end.
+    if not packet.size and packet.dts is not None:
+        return
+    try:
+        yield from packet.decode()
+    except EOFError:
+        return
+    except av.error.FFmpegError:
+        refused()
+
+
+# -------------------------------------------------------------------------------------- its frames
+def turn_of(frame: av.VideoFrame) -> tuple[Image.Transpose | None, bool]:
+    """Return the transposition that a frame's display matrix stands for, None for none.
+
+    The second value is False if no transposition does what the matrix says: a turn by an angle
+    that is no multiple of 90 degrees.
+    """
+    side = frame.side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
+    if side is None:
+        return None, True
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(side)[:36])
+    scale = max(map(abs, (a, b, c, d))) or 1
+    exact = [value / scale for value in (a, b, c, d)]
+    matrix = tuple(map(round, exact))
+    near = max(abs(value - whole) for value, whole in zip(exact, matrix)) < 0.02
+    return TURNS.get(matrix), near and matrix in TURNS
+
+
+def width_of(frame: av.VideoFrame, aspect: float) -> int:
+    """Return the width of a frame with square pixels, before it is turned."""
+    return max(1, round(frame.width * aspect))
+
+
+def upright_size(frame: av.VideoFrame, aspect: float) -> tuple[int, int]:
+    """Return the width and height of the picture that upright() makes of a frame."""
+    width, height = width_of(frame, aspect), frame.height
+    turn, _ = turn_of(frame)
+    return (height, width) if turn in SIDEWAYS else (width, height)
+
+
+def upright(frame: av.VideoFrame, aspect: float, reformat: Callable) -> Image.Image:
+    """Convert a video frame to RGB with square pixels, and turn it by its display matrix.
+
+    reformat: method of a VideoReformatter that the frames of one film share, because its setup
+    takes longer than the conversion of a frame.
+    """
+    width = width_of(frame, aspect)
+    if width == frame.width:
+        pixels = reformat(frame, format="rgb24")
+    else:
+        pixels = reformat(frame, width, frame.height, format="rgb24", interpolation="BICUBIC")
+    image = Image.fromarray(pixels.to_ndarray())
+    turn, _ = turn_of(frame)
+    return image if turn is None else image.transpose(turn)

@@ -1,0 +1,105 @@
+"""What became of the sources of prepare/videos.py: counts, notes and the table at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from prepare.build import SPLITS
+from prepare.decode import Film, count
+
+LISTED = 200  # with more sources, the table names only those with a note
+DAMAGED = "lost to damage"
+INTERNAL = ("path", "images", "breaks", "data", "steps", "short", "part")
+
+
+@dataclass
+class Source(Film):
+    """One video file or frame folder, and the counts of what was written and dropped."""
+
+    sha256: str = ""  # of the content
+    stored_rate: float | None = None  # frames per second of its clips
+    clips: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    still: int = 0  # clips dropped because they lack motion
+    remainder: int = 0  # frames dropped because they do not fill a clip
+    skipped: str | None = None  # reason why the source, or its rest, was skipped
+
+    def entry(self) -> dict:
+        """Return the source's entry in the manifest."""
+        known = {name: value for name, value in vars(self).items() if name not in INTERNAL}
+        return {**known, "dropped": self.dropped()}
+
+    def dropped(self) -> dict[str, int]:
+        """Return the number of frames that are in no clip, by reason."""
+        reasons = {
+            "left over": self.remainder,
+            "between the ticks of --fps": self.decoded - self.used,
+            DAMAGED: self.refused + self.missing,
+        }
+        return {reason: frames for reason, frames in reasons.items() if frames}
+
+
+def printable(text: str) -> str:
+    """Return a text with escapes for the bytes of a file name that are not UTF-8."""
+    return text.encode("utf8", "backslashreplace").decode()
+
+
+def remarks(entry: dict) -> str:
+    """Return what there is to say about a source, on one line."""
+    said = [f"skipped: {entry['skipped']}"] if entry["skipped"] else []
+    said += entry["notes"]
+    for reason, frames in entry["dropped"].items():
+        # The notes say what was lost to damage.
+        if reason != DAMAGED:
+            said.append(f"{count(frames, 'frame')} {reason}")
+    if entry["still"]:
+        said.append(count(entry["still"], "still clip"))
+    return printable("; ".join(said))
+
+
+def print_table(manifest: dict) -> None:
+    """Print, for every source, its frames, the clips in each split, the dropped frames and why."""
+    sources, splits = manifest["sources"], list(manifest["splits"])
+    rows = sources
+    if len(sources) > LISTED:
+        rows = [entry for entry in sources if entry["skipped"] or entry["notes"]][:LISTED]
+    names = [printable(entry["name"]) for entry in rows]
+    width = max(map(len, ["source", *names]))
+    heads = ("frames", *splits, "dropped")
+    print(f"  {'source':{width}} " + " ".join(f"{head:>7}" for head in heads) + "  remarks")
+    for name, entry in zip(names, rows):
+        clips = [entry["clips"][split] for split in splits]
+        counts = (entry["decoded"], *clips, sum(entry["dropped"].values()))
+        columns = " ".join(f"{number:7,}" for number in counts)
+        print(f"  {name:{width}} {columns}  {remarks(entry)}".rstrip())
+    if len(rows) < len(sources):
+        rest = len(sources) - len(rows)
+        print(f"  … and {rest:,} more, in {manifest['options']['out']}/manifest.json")
+
+
+def report(manifest: dict) -> None:
+    """Print the summary of a manifest, and the table of its sources."""
+    sources, args, fps = manifest["sources"], manifest["options"], manifest["fps"]
+    print(
+        f"{args['out']}: {len(sources):,} sources, split by {manifest['split_rule']}, "
+        f"{manifest['seconds']:.1f} s"
+    )
+    for split, size in manifest["splits"].items():
+        empty = ""
+        if not size["clips"]:
+            empty = f"; warning: empty, its part is too short or still; see --{split}, --split_by"
+        print(f"  {split:5} {size['clips']:9,} clips {size['frames']:11,} frames{empty}")
+    print_table(manifest)
+    dropped = manifest["dropped"]
+    print(
+        f"  dropped: {dropped['still']:,} still clips, {dropped['remainder']:,} frames left over; "
+        f"skipped: {dropped['skipped']:,} sources"
+    )
+    rates = [entry["stored_rate"] for entry in sources if entry["stored_rate"]]
+    if rates and max(rates) > 1.01 * min(rates):
+        alike = "" if args["fps"] else "; --fps makes them alike"
+        print(
+            f"  sources have {min(rates):g} to {max(rates):g} frames per second, the shards say "
+            f"{fps:g}, the first's, and list the rate of each video as `rates`{alike}"
+        )
+    if any(entry["skipped"] for entry in sources):
+        print("  the shards are complete and usable, without what was skipped")

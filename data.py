@@ -57,6 +57,14 @@ def frame_rate(shards: Shards, config: Config) -> float:
     return (shards.fps or 10) / (config.data.skip + 1)
 
 
+def clip_rates(shards: Shards, windows: Windows, config: Config) -> dict[str, list[float]]:
+    """{"rates": frames per second of each clip, after data.skip}; {} if all have one rate."""
+    rates = np.nan_to_num(shards.rates[windows.video], nan=shards.fps or 10)
+    if len(set(rates.tolist())) < 2:
+        return {}
+    return {"rates": (rates / (config.data.skip + 1)).tolist()}
+
+
 def has_shards(dir: Path) -> bool:
     return any(dir.glob("shard_*.hdf5"))
 

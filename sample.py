@@ -15,7 +15,7 @@ import data
 from batches.windows import Windows
 from evaluation import measure
 from evaluation.protocols import Protocol
-from evaluation.sources import forecast_split
+from evaluation.sources import forecast_split, sample_windows
 from forecaster import Forecaster, about
 from forecaster import load as load_forecaster
 from report import results
@@ -45,6 +45,7 @@ def evaluate(
         **protocol.told(measure.SCORES),
         "skip": config.data.skip,
         "fps": fps,
+        **data.clip_rates(shards, windows or sample_windows(config, shards), config),
         "network_evaluations_per_frame": forecaster.evaluations / samples[..., 0, 0, 0].size,
     }
     scores = measure.score(truth, samples, data.mean_frame(train, forecaster.shown))

@@ -49,6 +49,13 @@ class Source:
     arrays: tuple[np.ndarray, np.ndarray] | None = None
 
 
+def sample_windows(config: Config, shards: Shards) -> Windows:
+    """The clips of sample.py: sample.num_videos clips, evenly spaced over the split."""
+    clip = config.data.condition + config.data.predict
+    check_long_enough(shards, clip, config.data.skip, "data.condition + data.predict")
+    return spaced_windows(shards.lengths, clip, config.data.skip, config.sample.num_videos)
+
+
 def forecast_split(
     forecaster: Forecaster, windows: Windows | None = None, quiet: bool = False
 ) -> tuple[np.ndarray, np.ndarray, Shards]:
@@ -60,10 +67,7 @@ def forecast_split(
     """
     config, sample = forecaster.config, forecaster.config.sample
     shards = data.open_split(config, sample.split)
-    if windows is None:
-        clip = config.data.condition + config.data.predict
-        check_long_enough(shards, clip, config.data.skip, "data.condition + data.predict")
-        windows = spaced_windows(shards.lengths, clip, config.data.skip, sample.num_videos)
+    windows = windows or sample_windows(config, shards)
     truth = data.read_clips(shards, windows)
     forecaster.evaluations = 0
     samples = forecaster.forecast(
@@ -122,7 +126,7 @@ def source_of_checkpoint(
         protocol,
         part,
         autoencoder_of(forecaster),
-        about(forecaster, step, ckpt),
+        {**about(forecaster, step, ckpt), **data.clip_rates(shards, windows, config)},
         key,
         data.frame_rate(shards, config),
     )

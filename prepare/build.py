@@ -41,7 +41,7 @@ from runtime.folders import check_range
 from shards import PATTERN, Shards, ShardWriter
 
 SPLITS = ("train", "val", "test")
-FORMAT = 1  # version of the content of shards; increase when the same command writes other content
+FORMAT = 2  # version of the content of shards; increase when the same command writes other content
 CROPS = {
     "squeeze": "the whole frame squeezed to {0}x{0}, bicubic",
     "center": "the centre square resized to {0}x{0}, bicubic",

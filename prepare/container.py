@@ -79,24 +79,31 @@ class Index:
     """The index of an AVI. It states the time of each frame; empty for other containers.
 
     FFmpeg counts the frames of an AVI as it reads them, so that after a damaged chunk all frames
-    are too early. frames, found: frames in the index, and those that were read.
+    are too early.
     """
 
     def __init__(self, stream: av.VideoStream):
         entries = ()
         if stream.container.format.name == "avi":
-            entries = [entry for entry in getattr(stream, "index_entries", ()) if entry.size]
+            entries = getattr(stream, "index_entries", ())
         # A chunk has a header of 8 bytes.
-        self.positions = np.array([entry.pos + 8 for entry in entries], np.int64)
-        self.stamps = np.array([entry.timestamp for entry in entries], np.int64)
-        self.frames = len(self.positions)
+        positions = (entry.pos + 8 for entry in entries if entry.size)
+        self.positions = np.fromiter(positions, np.int64)
+        stamps = (entry.timestamp for entry in entries if entry.size)
+        self.stamps = np.fromiter(stamps, np.int64)
         self.found = 0
+        self.unknown = 0
         self.last = -1
+
+    def missing(self) -> int:
+        """Return how many frames of the index were not read; 0 if the index is not believed."""
+        return 0 if self.unknown else len(self.positions) - self.found
 
     def correct(self, packet: av.Packet) -> bool:
         """Correct the timestamps of a packet; return whether packets before it are missing."""
-        k = int(np.searchsorted(self.positions, packet.pos)) if self.frames else 0
-        if k >= self.frames or self.positions[k] != packet.pos:
+        k = int(np.searchsorted(self.positions, packet.pos or 0))
+        if k == len(self.positions) or self.positions[k] != packet.pos:
+            self.unknown += 1
             return False
         jump = k > self.last + 1
         self.last = k
@@ -107,6 +114,17 @@ class Index:
             if packet.pts is not None:
                 packet.pts += shift
         return jump
+
+
+def invented(stream: av.VideoStream, shown: np.ndarray) -> bool:
+    """Return whether the presentation timestamps of an AVI are to be ignored.
+
+    AVIs have none. FFmpeg numbers the frames in the order of decoding, which is another one than
+    that of presentation if there are B-frames. shown: (frames,) the timestamps, in file order.
+    """
+    if stream.container.format.name != "avi":
+        return False
+    return not len(shown) or bool(stream.codec_context.has_b_frames and (np.diff(shown) > 0).all())
 
 
 def decoded_by(packet: av.Packet, refused: Callable[[], None] = lambda: None) -> Iterator:

@@ -26,6 +26,7 @@ from prepare.container import (
     decoded_by,
     film_stream,
     film_streams,
+    invented,
     open_video,
     turn_of,
     upright,
@@ -73,6 +74,7 @@ class Film:
     frames: int = 0  # counted without decoding, without those hidden by an edit list
     rate: float | None = None  # frames per second; None for a frame folder
     steps: Steps | None = None  # between timestamps; None if there are none
+    by_decoding: bool = False  # the order of decoding tells the times, see invented()
     size: tuple[int, int] = (0, 0)  # width, height, as shown
     aspect: float = 1.0  # width of a stored pixel divided by its height
     short: str | None = None  # evidence that the file is cut short
@@ -89,6 +91,7 @@ class Film:
     holes: int = 0  # in the timestamps, between the parts
     longest: float = 0.0  # hole, seconds
     joints: int = 0  # where the timestamps go back
+    uneven: tuple[float, float] | None = None  # range of the steps in seconds, if they vary
 
 
 def crop_boxes(width: int, height: int, tile: int | None) -> list[tuple[int, int, int, int]]:
@@ -124,6 +127,8 @@ def probe(film: Film) -> None:
             with Image.open(film.images[0]) as image:
                 film.size = image.size
         else:
+            if film.data is None and not film.path.stat().st_size:
+                raise Broken("an empty file")
             with open_video(film.path, film.data) as container:
                 probe_video(film, container)
     except READ_ERRORS as error:
@@ -155,14 +160,17 @@ def probe_video(film: Film, container: av.container.InputContainer) -> None:
             if ours and not packet.is_discard:
                 film.frames += 1
                 if stamp is not None:
-                    decoding.append(stamp if packet.dts is None else packet.dts)
+                    # Matroska does not state when the first frames have to be decoded.
+                    last = decoding[-1] if len(decoding) else -(1 << 62)
+                    decoding.append(last if packet.dts is None else packet.dts)
                     shown.append(stamp)
     except READ_ERRORS as error:
         # The frames before the error can be used.
         film.short = why(error)
     if first is None:
         raise Broken(film.short or "not one frame could be decoded")
-    film.missing = max(0, index.frames - index.found)
+    film.missing = index.missing()
+    film.by_decoding = invented(stream, np.array(shown))
     look_at(film, first, stream)
     set_rate(film, stream, np.array(decoding), np.array(shown))
     announced = (container.duration or 0) / av.time_base
@@ -180,7 +188,7 @@ def set_rate(film: Film, stream: av.VideoStream, decoding: np.ndarray, shown: np
     """Set steps and rate from the timestamps; from the header if there are none."""
     announced = float(stream.average_rate or 0)
     film.rate = announced or None
-    film.steps = measure_steps(decoding, shown, float(stream.time_base or 0), film.max_gap)
+    film.steps = measure_steps(decoding, shown, float(stream.time_base or 0))
     # The rate in the header may be wrong, as for GIFs; it is exact where it is about right.
     if film.steps and not 0.99 < announced * film.steps.regular < 1.01:
         film.rate = 1 / film.steps.regular
@@ -225,7 +233,7 @@ def video_frames(film: Film, clock: Clock, container: av.container.InputContaine
         # prepare/build.py decodes one file per process, with one thread each.
         stream.codec_context.thread_count = 1
     for packet in container.demux(stream):
-        if packet.size and index.correct(packet):
+        if packet.size and (index.correct(packet) or packet.is_corrupt):
             clock.suspect()
         yield from decoded_by(packet, refuse)
 
@@ -245,18 +253,16 @@ def timed_frames(film: Film, tick: Callable) -> Iterator[tuple[int, float, tuple
         stream = film_stream(container)
         step = film.steps.median if film.steps else 1 / (film.rate or 1)
         clock = Clock(step, film.max_gap, float(stream.time_base or 0))
-        has_pts = False
         for frame in video_frames(film, clock, container):
-            has_pts |= frame.pts is not None
-            stamp = frame.pts
-            # Formats without presentation timestamps state the time of decoding.
-            if not has_pts:
-                stamp = frame.dts
+            stamp = frame.dts if film.by_decoding else frame.pts
             seconds = None if stamp is None else float(stamp * frame.time_base)
             part, seconds = clock.show(seconds)
             film.holes, film.longest, film.joints = clock.holes, clock.longest, clock.joints
+            film.uneven = clock.uneven
             film.decoded += 1
-            film.corrupt += bool(getattr(frame, "is_corrupt", False))
+            if frame.is_corrupt:
+                film.corrupt += 1
+                clock.suspect()
             film.interlaced += bool(frame.interlaced_frame)
             tick()
             yield part, seconds, (film.decoded - 1, frame)
@@ -389,11 +395,11 @@ def findings(film: Film) -> list[str]:
             f"its timestamps go back {count(film.joints, 'time')}, as in joined recordings; no "
             "clip crosses a joint"
         )
-    if film.steps and film.steps.uneven and film.used == film.decoded and not film.repeated:
-        low, high = 1000 * film.steps.shortest, 1000 * film.steps.longest
+    if film.uneven and not film.repeated:
+        low, high = film.uneven
+        kept = "" if film.used < film.decoded else ", all of them kept; --fps resamples by time"
         found.append(
-            f"variable frame rate: {low:.0f} to {high:.0f} ms between frames, all of them kept; "
-            "--fps resamples by time"
+            f"variable frame rate: {1000 * low:.0f} to {1000 * high:.0f} ms between frames{kept}"
         )
     if film.repeated:
         found.append(f"{count(film.repeated, 'frame')} repeated, to keep to --fps by time")

@@ -45,7 +45,8 @@ def printable(text: str) -> str:
 
 def remarks(entry: dict) -> str:
     """Return what there is to say about a source, on one line."""
-    said = [f"skipped: {entry['skipped']}"] if entry["skipped"] else []
+    rest = "rest " if entry["decoded"] else ""
+    said = [f"{rest}skipped: {entry['skipped']}"] if entry["skipped"] else []
     said += entry["notes"]
     for reason, frames in entry["dropped"].items():
         # The notes say what was lost to damage.

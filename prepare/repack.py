@@ -74,8 +74,9 @@ class RiverWriter:
             self._file.attrs.update(self.attrs)
         self._video, self._length = str(number), 0
         self.append(video)
-        if rate is not None and rate > 0 and rate != self.attrs["fps"]:
-            self._file[self._video].attrs["fps"] = rate
+        if rate is not None and rate != self.attrs["fps"]:
+            # 0 if unknown, as NaN is.
+            self._file[self._video].attrs["fps"] = rate if rate > 0 else 0.0
 
     def append(self, frames: np.ndarray) -> None:
         group = self._file.require_group(self._video)

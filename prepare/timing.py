@@ -21,19 +21,14 @@ class Steps:
 
     median: float
     regular: float  # mean of the steps near the median: without the rounding of timestamps
-    shortest: float
-    longest: float  # of the steps that are no holes
-    uneven: bool
 
 
-def measure_steps(
-    decoding: np.ndarray, shown: np.ndarray, tick: float, max_gap: float
-) -> Steps | None:
+def measure_steps(decoding: np.ndarray, shown: np.ndarray, tick: float) -> Steps | None:
     """Measure the steps between frames; None for fewer than two different timestamps.
 
     decoding: (frames,) timestamps in the order of the file, which only grow, except where joined
     recordings start over. shown: (frames,) the timestamps at which these frames are shown. tick:
-    seconds per unit of both. max_gap: a step over this many medians is a hole.
+    seconds per unit of both.
     """
     joints = np.flatnonzero(np.diff(decoding) < 0) + 1
     parts = [np.diff(np.sort(part)) for part in np.split(shown, joints)]
@@ -44,17 +39,9 @@ def measure_steps(
     median = float(np.median(steps))
     # Rounding moves a timestamp by up to one unit, except where one unit is the whole step.
     near = steps[np.abs(steps - median) <= max(0.1 * median, min(1, median / 2))]
-    inside = steps[steps <= longest_step(median, max_gap, 1)]
-    uneven = np.abs(inside - median) > max(UNEVEN * median, 1.5)
     # No step is near the median of an even number of steps that are far apart.
     regular = float(near.mean()) if len(near) else median
-    return Steps(
-        median * tick,
-        regular * tick,
-        float(inside.min()) * tick,
-        float(inside.max()) * tick,
-        bool(uneven.any()),
-    )
+    return Steps(median * tick, regular * tick)
 
 
 def longest_step(median: float, max_gap: float, tick: float) -> float:
@@ -71,7 +58,8 @@ class Clock:
     many medians is a hole. tick: resolution of the timestamps in seconds.
 
     part: number of the current part, from 1. holes, longest: the number of holes and the length of
-    the longest in seconds. joints: how often the timestamps went back.
+    the longest in seconds. joints: how often the timestamps went back. uneven: the steps within the
+    parts, in seconds, that differ from the median: (shortest, longest), or None.
     """
 
     def __init__(self, step: float, max_gap: float, tick: float):
@@ -82,6 +70,7 @@ class Clock:
         self.holes = 0
         self.longest = 0.0
         self.joints = 0
+        self.uneven: tuple[float, float] | None = None
         self.seconds: float | None = None
         self.careful = 0
 
@@ -102,9 +91,17 @@ class Clock:
             self.holes += 1
             self.longest = max(self.longest, gap)
             self.part += 1
+        elif self.seconds is not None:
+            self._note_uneven(gap)
         self.careful = max(0, self.careful - 1)
         self.seconds = seconds
         return self.part, seconds
+
+    def _note_uneven(self, gap: float) -> None:
+        """Keep the range of the steps, if one differs from the median by more than rounding."""
+        low, high = self.uneven or (self.step, self.step)
+        if abs(gap - self.step) > max(UNEVEN * self.step, min(1.5 * self.tick, self.step / 2)):
+            self.uneven = min(low, gap), max(high, gap)
 
 
 def at_ticks(

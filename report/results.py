@@ -94,9 +94,12 @@ def config_of(result: dict, dir: Path) -> configs.Config:
         ) from None
 
 
-def frame_rate_of(protocol: dict) -> float:
-    """Frames a second of the clips, 10 where it is not said."""
+def frame_rate_of(protocol: dict, clip: int | None = None) -> float:
+    """Frames per second of the clips, or of one clip if the clips differ; 10 if unknown."""
+    rates = protocol.get("rates")
     fps = protocol.get("fps")
+    if clip is not None and isinstance(rates, list) and clip < len(rates):
+        fps = rates[clip]
     return fps if isinstance(fps, (int, float)) and 0 < fps < math.inf else 10
 
 
@@ -202,7 +205,10 @@ def write_results(
         elif (out / "latents.npy").exists():
             # the same samples are measured again
             shutil.copyfile(out / "latents.npy", partial / "latents.npy")
-        write_videos(partial, truth, samples, fps, videos.usable_format(format))
+        rates = [fps] * len(truth)
+        if "rates" in result["protocol"]:
+            rates = [frame_rate_of(result["protocol"], k) for k in range(len(truth))]
+        write_videos(partial, truth, samples, rates, videos.usable_format(format))
         (partial / "metrics.json").write_text(json.dumps(result, indent=1, allow_nan=False))
         if own_metrics(result["horizon"]):
             plots.curves(result["horizon"], partial / "curves.png", result.get("horizon_se"))
@@ -212,17 +218,21 @@ def write_results(
 
 
 def write_videos(
-    dir: Path, truth: np.ndarray, samples: np.ndarray, fps: float, format: str
+    dir: Path, truth: np.ndarray, samples: np.ndarray, rates: list[float], format: str
 ) -> None:
-    """A contact sheet and a mosaic of the six liveliest clips, and a video per clip."""
+    """A contact sheet and a mosaic of the six liveliest clips, and a video per clip.
+
+    rates: frames per second of each clip; the mosaic has the first.
+    """
     shown = videos.liveliest(truth, truth.shape[1] - samples.shape[2])[:6]
     videos.contact_sheet(truth[shown], samples[shown]).save(dir / "contact_sheet.png")
     mosaic = videos.mosaic(truth[shown], samples[shown])
-    videos.write_video(dir / f"forecasts.{format}", mosaic, fps)
+    videos.write_video(dir / f"forecasts.{format}", mosaic, rates[0])
     (dir / "videos").mkdir()
     with progress(len(truth), "write videos", "video") as bar:
         for k, (t, s) in enumerate(zip(truth, samples)):
-            videos.write_video(dir / "videos" / f"{k:03d}.{format}", videos.side_by_side(t, s), fps)
+            path = dir / "videos" / f"{k:03d}.{format}"
+            videos.write_video(path, videos.side_by_side(t, s), rates[k])
             bar.update()
 
 

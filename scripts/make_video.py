@@ -93,7 +93,7 @@ def make(args: argparse.Namespace) -> str:
     protocol = {}
     if (args.results / "metrics.json").is_file():
         protocol = results.read_metrics(args.results)["protocol"]
-    fps = args.fps or results.frame_rate_of(protocol)
+    fps = args.fps or results.frame_rate_of(protocol, clips[0])
 
     rows = []
     with progress(len(clips), "draw", "clip") as bar:

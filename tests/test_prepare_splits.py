@@ -1,8 +1,8 @@
-"""Index arithmetic of prepare/splits.py and prepare/decode.py at its edges."""
+"""Index arithmetic of prepare/splits.py, decode.py and timing.py at its edges."""
 
 import pytest
 
-from prepare import decode, splits
+from prepare import decode, splits, timing
 from prepare.build import SPLITS
 
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -73,13 +73,35 @@ def test_crop_boxes(width, height, tile, boxes):
     [
         ([k / 30 for k in range(60)], 10, list(range(0, 60, 3))),
         ([k / 30 for k in range(7)], 30, list(range(7))),
-        ([k / 15 for k in range(5)], 60, list(range(5))),
+        ([0, 1, 2], 3, [0, 0, 1, 1, 1, 2, 2, 2]),
+        ([0, 1, 2], 2, [0, 1, 1, 2, 2]),
         ([5 + k / 25 for k in range(10)], 10, [0, 3, 5, 8]),
-        ([0.0, 0.1, 0.11, 0.12, 0.52, 0.6], 10, [0, 1, 3, 4, 5]),
+        ([0.0, 0.1, 0.11, 0.12, 0.52, 0.6], 10, [0, 1, 3, 3, 4, 4, 5]),
         ([0.0, 0.9, 1.05, 1.9, 2.2], 1, [0, 2, 3]),
         ([0.7], 10, [0]),
         ([], 10, []),
     ],
 )
 def test_at_ticks(times, fps, kept):
-    assert list(decode.at_ticks(((seconds, k) for k, seconds in enumerate(times)), fps)) == kept
+    frames = ((seconds, k) for k, seconds in enumerate(times))
+    assert list(timing.at_ticks(frames, fps)) == kept
+
+
+def test_the_last_frame_lasts_no_longer_than_a_step():
+    frames = [(0.0, 0), (0.1, 1), (0.5, 2)]
+    assert list(timing.at_ticks(frames, 10, step=0.1)) == [0, 1, 1, 2, 2, 2]
+    assert list(timing.at_ticks(frames, 10)) == [0, 1, 1, 2, 2, 2, 2]
+
+
+def test_sources_of_equal_content_get_one_split(tmp_path):
+    fractions = {"train": 0.5, "val": 0.25, "test": 0.25}
+    digests = [str(k % 8) for k in range(24)]
+    chosen = splits.split_sources(24, fractions, 0, digests)
+    assert chosen[:8] == chosen[8:16] == chosen[16:]
+    # Without copies the choice is the same as before there were digests.
+    assert chosen[:8] == splits.split_sources(8, fractions, 0)
+    assert sorted(chosen[:8]) == ["test"] * 2 + ["train"] * 4 + ["val"] * 2
+    for name, content in (("a", b"12"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).write_bytes(content)
+    one, two = splits.digest([tmp_path / "a"]), splits.digest([tmp_path / "b", tmp_path / "c"])
+    assert one == two != splits.digest([tmp_path / "c", tmp_path / "b"])

@@ -193,8 +193,10 @@ def test_fps_by_timestamps(tmp_path):
     flags = "--image_size", 8, "--val", 0, "--test", 0
     manifest = make(tmp_path, tmp_path / "out", "--fps", 10, *flags)
     shards = Shards(tmp_path / "out" / "train")
-    assert levels(shards) == [[0, 2, 3, 5, 7, 8, 9]] and shards.fps == 10
-    assert manifest["sources"][0]["rate"] == pytest.approx(9 / 0.7, rel=0.01)
+    # The last frame is the nearest to two ticks.
+    assert levels(shards) == [[0, 2, 3, 5, 7, 8, 9, 9]] and shards.fps == 10
+    # The median step has 70 ms.
+    assert manifest["sources"][0]["rate"] == pytest.approx(1 / 0.07, rel=0.01)
     assert manifest["dropped"]["skipped"] == 0  # uneven timestamps are no sign of a cut-off file
 
 
@@ -203,7 +205,8 @@ def test_differing_rates_are_told_and_the_first_is_stored(tmp_path, capsys):
     write_video(tmp_path / "b.mkv", numbered(8), rate=10)
     videos.report(make(tmp_path, tmp_path / "out", "--image_size", 8, "--val", 0, "--test", 0))
     assert "10 to 20 frames per second, the shards say 20" in capsys.readouterr().out
-    assert Shards(tmp_path / "out" / "train").fps == 20
+    shards = Shards(tmp_path / "out" / "train")
+    assert shards.fps == 20 and shards.rates.tolist() == [20, 10]
 
 
 def test_fps_above_the_source_keeps_all_and_says_so_once(tmp_path, capsys):

@@ -42,6 +42,19 @@ def test_there_and_back_everything_is_as_it_was(packed):
     assert not (packed / "again/val").exists()
 
 
+def test_the_frame_rate_of_each_video_is_kept(tmp_path):
+    with ShardWriter(tmp_path / "packed", fps=25.0) as writer:
+        for rate in (25.0, 5.0, float("nan"), 25.0):
+            writer.add(np.zeros((3, 8, 6, 3), np.uint8), rate=rate)
+    launch(tmp_path, "-m", "prepare.repack", "--source", "packed", "--out", "river")
+    launch(tmp_path, "-m", "prepare.repack", "--source", "river", "--out", "again")
+    before, between, after = (Shards(tmp_path / name) for name in ("packed", "river", "again"))
+    assert isinstance(between.files[0], RiverFile) and before.fps == between.fps == after.fps == 25
+    np.testing.assert_array_equal(before.rates, [25, 5, np.nan, 25])
+    np.testing.assert_array_equal(before.rates, between.rates)
+    np.testing.assert_array_equal(before.rates, after.rates)
+
+
 def test_what_lies_beside_the_frames_is_kept(packed):
     launch(
         packed,

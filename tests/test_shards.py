@@ -202,6 +202,46 @@ def test_frames_that_cannot_be_read_name_their_file(tmp_path):
         shards.read(0, np.array([1]))
 
 
+@pytest.mark.parametrize("shard_bytes", [1, 1000, 1 << 20])
+def test_each_video_has_its_frame_rate(tmp_path, shard_bytes):
+    frames = np.zeros((3, 8, 8, 3), np.uint8)
+    with ShardWriter(tmp_path / "s", fps=25.0, shard_bytes=shard_bytes) as writer:
+        writer.add(frames, rate=5.0)
+        writer.append(frames)
+        writer.add(frames)
+        writer.append(frames)
+        writer.append(frames)
+        writer.add(frames, rate=float("nan"))
+        writer.add(frames, rate=12.5)
+    shards = Shards(tmp_path / "s")
+    assert shards.lengths.tolist() == [6, 9, 3, 3]
+    np.testing.assert_array_equal(shards.rates, [5, 25, np.nan, 12.5])
+    assert shards.fps == 5
+
+
+def test_rates_are_stored_only_where_they_differ(tmp_path):
+    frames = np.zeros((3, 8, 8, 3), np.uint8)
+    for name, rate in (("one", None), ("same", 10.0), ("other", 20.0)):
+        with ShardWriter(tmp_path / name, fps=10.0) as writer:
+            writer.add(frames)
+            writer.add(frames, rate=rate)
+    one, same, other = (Shards(tmp_path / name) for name in ("one", "same", "other"))
+    assert one.paths[0].read_bytes() == same.paths[0].read_bytes()
+    assert "rates" not in one.files[0].file and "rates" in other.files[0].file
+    assert one.rates.tolist() == [10, 10] and other.rates.tolist() == [10, 20]
+    assert one.fingerprint() != other.fingerprint()
+
+
+def test_shards_without_frame_rates(tmp_path, make_shards):
+    write_packed(tmp_path / "shard_0001.hdf5", "frames", np.zeros((4, 8, 8, 3), np.uint8), [4], {})
+    assert np.isnan(Shards(tmp_path).rates).all() and Shards(tmp_path).fps is None
+    assert Shards(make_shards([4, 3])).rates.tolist() == [5, 5]
+    with h5py.File(tmp_path / "shard_0001.hdf5", "a") as file:
+        file["rates"] = [25.0, 24.0]
+    with pytest.raises(UserError, match="shard_0001.hdf5: `rates` .* beside `lengths`"):
+        Shards(tmp_path)
+
+
 @pytest.mark.parametrize("per_shard, files", [(1000, 1), (2, 2), (1, 3)])
 def test_river_writer(per_shard, files, tmp_path):
     frames = np.arange(60, dtype=np.uint8)[:, None, None, None] + np.zeros((60, 6, 5, 3), np.uint8)

@@ -119,12 +119,13 @@ class Index:
 def invented(stream: av.VideoStream, shown: np.ndarray) -> bool:
     """Return whether the presentation timestamps of an AVI are to be ignored.
 
-    AVIs have none. FFmpeg numbers the frames in the order of decoding, which is another one than
-    that of presentation if there are B-frames. shown: (frames,) the timestamps, in file order.
+    AVIs have none. FFmpeg derives them from the order of decoding. This fails for some codecs with
+    B-frames, whose order of presentation is another one. shown: (frames,) the timestamps, in the
+    order of decoding.
     """
     if stream.container.format.name != "avi":
         return False
-    return not len(shown) or bool(stream.codec_context.has_b_frames and (np.diff(shown) > 0).all())
+    return not stream.codec_context.has_b_frames or bool((np.diff(shown) > 0).all())
 
 
 def decoded_by(packet: av.Packet, refused: Callable[[], None] = lambda: None) -> Iterator:
@@ -170,17 +171,27 @@ def upright_size(frame: av.VideoFrame, aspect: float) -> tuple[int, int]:
     return (height, width) if turn in SIDEWAYS else (width, height)
 
 
+def has_alpha(frame: av.VideoFrame) -> bool:
+    return any(component.is_alpha for component in frame.format.components)
+
+
 def upright(frame: av.VideoFrame, aspect: float, reformat: Callable) -> Image.Image:
     """Convert a video frame to RGB with square pixels, and turn it by its display matrix.
+
+    A transparent frame is composed on white.
 
     reformat: method of a VideoReformatter that the frames of one film share, because its setup
     takes longer than the conversion of a frame.
     """
     width = width_of(frame, aspect)
+    format = "rgba" if has_alpha(frame) else "rgb24"
     if width == frame.width:
-        pixels = reformat(frame, format="rgb24")
+        pixels = reformat(frame, format=format)
     else:
-        pixels = reformat(frame, width, frame.height, format="rgb24", interpolation="BICUBIC")
+        pixels = reformat(frame, width, frame.height, format=format, interpolation="BICUBIC")
     image = Image.fromarray(pixels.to_ndarray())
+    if image.mode == "RGBA":
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image).convert("RGB")
     turn, _ = turn_of(frame)
     return image if turn is None else image.transpose(turn)

@@ -26,6 +26,7 @@ from prepare.container import (
     decoded_by,
     film_stream,
     film_streams,
+    has_alpha,
     invented,
     open_video,
     turn_of,
@@ -82,6 +83,7 @@ class Film:
     notes: list[str] = field(default_factory=list)
     # Set by read().
     decoded: int = 0  # frames decoded so far
+    broken: bool = False  # whether reading ended before the end of the film
     used: int = 0  # of them, those that were yielded
     repeated: int = 0  # times that a frame was yielded again, to keep to the frame rate
     corrupt: int = 0  # frames that the decoder flagged
@@ -203,6 +205,8 @@ def look_at(film: Film, frame: av.VideoFrame, stream: av.VideoStream) -> None:
         film.notes.append(f"its pixel aspect ratio {aspect:g} is not applied")
     if not turn_of(frame)[1]:
         film.notes.append("its display matrix is no multiple of a right angle, and is not applied")
+    if has_alpha(frame) and frame.to_ndarray(format="rgba")[..., 3].min() < 255:
+        film.notes.append("transparent; composed on white")
     film.size = upright_size(frame, film.aspect)
     films = len(film_streams(stream.container))
     if films > 1:
@@ -349,6 +353,7 @@ def read(
     else:
         kept = resample(film, frames, fps)
     last = -1
+    film.broken = True
     try:
         for part, (index, item) in kept:
             if index == last:
@@ -368,6 +373,7 @@ def read(
         raise Broken("not one frame could be decoded")
     if film.short:
         raise Broken(film.short)
+    film.broken = False
 
 
 def count(number: int, noun: str) -> str:
@@ -375,12 +381,21 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def lost_frames(film: Film) -> int:
+    """Return how many frames a film lacks, where the decoder met damage."""
+    if not (film.corrupt or film.refused or film.missing):
+        return 0
+    # After a break, the rest is counted nowhere.
+    undecoded = 0 if film.broken else film.frames - film.decoded
+    return max(film.missing + film.refused, film.missing + undecoded)
+
+
 def findings(film: Film) -> list[str]:
     """Return what a user has to know about a film that was read, one line each."""
     found = list(film.notes)
     if film.corrupt:
         found.append(f"{count(film.corrupt, 'damaged frame')}, says the decoder; kept")
-    lost = film.refused + film.missing
+    lost = lost_frames(film)
     if lost:
         found.append(f"{count(lost, 'frame')} lost to damage")
     step = film.steps.median if film.steps else 1 / (film.rate or 1)
@@ -392,8 +407,8 @@ def findings(film: Film) -> list[str]:
         )
     if film.joints:
         found.append(
-            f"its timestamps go back {count(film.joints, 'time')}, as in joined recordings; no "
-            "clip crosses a joint"
+            f"its timestamps go back {count(film.joints, 'time')}, as in joined recordings or "
+            "after damage; no clip crosses that point"
         )
     if film.uneven and not film.repeated:
         low, high = film.uneven

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from prepare.build import SPLITS
-from prepare.decode import Film, count
+from prepare.decode import Film, count, lost_frames
 
 LISTED = 200  # with more sources, the table names only those with a note
 DAMAGED = "lost to damage"
-INTERNAL = ("path", "images", "breaks", "data", "steps", "short", "part")
+INTERNAL = ("path", "images", "breaks", "data", "steps", "short", "part", "broken")
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Source(Film):
         reasons = {
             "left over": self.remainder,
             "between the ticks of --fps": self.decoded - self.used,
-            DAMAGED: self.refused + self.missing,
+            DAMAGED: lost_frames(self),
         }
         return {reason: frames for reason, frames in reasons.items() if frames}
 

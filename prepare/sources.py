@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from prepare.decode import Broken, Film, crop_boxes, findings, probe, read, why
+from prepare.decode import Broken, Film, count, crop_boxes, findings, lost_frames, probe, read, why
 from runtime.console import UserError, first_line
 
 ZIP_ERRORS = (
@@ -213,9 +213,12 @@ def frames_of(film: Film, size: int, crop: str) -> np.ndarray:
 
 
 def read_film(source: Source, size: int, crop: str) -> Video:
-    """Read a video file as one clip, or as one clip per part; raises Broken."""
+    """Read a video file as one clip per part; raises Broken, also if frames are lost to damage."""
     data = content(source)
     film = Film(Path(source.path), source.name, data=data)
     clips = clips_of(film, size, crop)
+    lost = lost_frames(film)
+    if lost:
+        raise Broken(f"{count(lost, 'frame')} lost to damage")
     note = "; ".join(findings(film)) or None
     return Video(digest([data]), clips, sum(map(len, clips)), film.rate, note)

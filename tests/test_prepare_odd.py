@@ -26,7 +26,7 @@ from test_prepare_videos import launch
 from prepare import timing, videos
 from prepare.container import TURNS
 from prepare.decode import Broken, Film, probe
-from prepare.sources import clips_of
+from prepare.sources import Source, clips_of, read_film
 from runtime.console import UserError
 from shards import Shards
 
@@ -302,6 +302,34 @@ def test_other_scripts_turn_and_part_videos_too(tmp_path):
     clips = clips_of(film, 16, "squeeze")
     assert [clip.shape for clip in clips] == [(5, 16, 16, 3), (5, 16, 16, 3)]
     assert np.abs(clips[0][0, 3, 3].astype(int) - (30, 30, 200)).max() < 8 and film.holes == 1
+
+
+def test_other_scripts_leave_out_a_damaged_video(tmp_path):
+    path = encode(tmp_path / "a.mp4", numbered_squares(40), options={"g": "10"})
+    damage(path, 0.4, 0.5)
+    source = Source("a.mp4", "train", str(path), size=path.stat().st_size)
+    with pytest.raises(Broken, match="lost to damage"):
+        read_film(source, 16, "squeeze")
+
+
+@pytest.mark.parametrize(
+    "name, codec, pixels", [("a.mov", "png", "rgba"), ("a.mkv", "ffv1", "bgra")]
+)
+def test_transparent_films_are_composed_on_white(tmp_path, name, codec, pixels):
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height = stream.width = 32
+        stream.pix_fmt = pixels
+        frame = np.zeros((32, 32, 4), np.uint8)
+        frame[:, 16:] = (200, 30, 30, 255)
+        for _ in range(4):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgba").reformat(format=pixels)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    manifest, shards = prepared(tmp_path, tmp_path / "out")
+    left, right = shards.read(0, slice(None))[2, 8, [3, 12]].tolist()
+    assert (left, right) == ([255] * 3, [200, 30, 30])
+    assert "transparent; composed on white" in notes(manifest)
 
 
 def test_the_film_is_used_and_not_the_cover(tmp_path):

@@ -74,14 +74,14 @@ def print_table(manifest: dict) -> None:
         print(f"  {name:{width}} {columns}  {remarks(entry)}".rstrip())
     if len(rows) < len(sources):
         rest = len(sources) - len(rows)
-        print(f"  … and {rest:,} more, in {manifest['options']['out']}/manifest.json")
+        print(f"  … and {rest:,} more, in {printable(manifest['options']['out'])}/manifest.json")
 
 
 def report(manifest: dict) -> None:
     """Print the summary of a manifest, and the table of its sources."""
     sources, args, fps = manifest["sources"], manifest["options"], manifest["fps"]
     print(
-        f"{args['out']}: {len(sources):,} sources, split by {manifest['split_rule']}, "
+        f"{printable(args['out'])}: {len(sources):,} sources, split by {manifest['split_rule']}, "
         f"{manifest['seconds']:.1f} s"
     )
     for split, size in manifest["splits"].items():

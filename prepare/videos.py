@@ -34,7 +34,7 @@ from prepare.decode import (
     read,
     why,
 )
-from prepare.outcome import Source, report
+from prepare.outcome import Source, printable, report
 from prepare.splits import digest, group_by_digest, split_at, split_sources, time_cuts
 from runtime.console import UserError, progress, run_command
 from runtime.folders import command_line, complete, write_manifest
@@ -224,7 +224,9 @@ def make(args: argparse.Namespace, command: str = "") -> dict:
         rule, cuts = plan(usable, args)
         fps = next((source.stored_rate for source in usable if source.stored_rate), None)
         writers = {
-            split: ShardWriter(partial / split, fps=fps, source=root.name, command=command)
+            split: ShardWriter(
+                partial / split, fps=fps, source=printable(root.name), command=command
+            )
             for split, share in zip(SPLITS, (1, args.val, args.test))
             if share
         }
@@ -352,7 +354,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
-    manifest = make(args, command_line("prepare.videos"))
+    manifest = make(args, printable(command_line("prepare.videos")))
     report(manifest)
     return int(not args.allow_skips and any(source["skipped"] for source in manifest["sources"]))
 

@@ -153,13 +153,14 @@ PROTOCOL = [
 
 def in_words(protocol: dict) -> list[str]:
     """Sentences; what they do not know follows by its name."""
-    said, told = [], set()
+    # The rates of the single clips would be a long list.
+    said, told = [], {"rates"}
     if {"name", "source", "clips", "rule"} <= protocol.keys():
         said = [
             f"{line[0].upper()}{line[1:]}."
             for line in [*protocols.in_words(protocol), protocol["source"]]
         ]
-        told = {field.name for field in dataclasses.fields(protocols.Protocol)} | {
+        told |= {field.name for field in dataclasses.fields(protocols.Protocol)} | {
             "samples_per_video",
             "fps",
             "metrics",

@@ -9,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import configs
+import data
 from batches.batch import to_frames, to_pixels
 from batches.frames import FrameTriples
 from batches.latents import (
@@ -31,7 +32,7 @@ from batches.windows import (
     span,
 )
 from runtime.console import UserError
-from shards import Shards, write_packed
+from shards import Shards, ShardWriter, write_packed
 
 TINY = {"data.clip": 6, "train.batch_size": 8}
 
@@ -364,3 +365,16 @@ def test_chunked_shards_cannot_be_mapped_and_are_read(make_shards):
     assert np.array_equal(shards.map_file(0), shards.read(0, slice(None))) and not isinstance(
         shards.map_file(0), np.memmap
     )
+
+
+def test_clips_have_the_rate_of_their_video(tmp_path):
+    with ShardWriter(tmp_path, fps=20.0) as writer:
+        for rate in (20.0, 5.0, 0.0):
+            writer.add(np.zeros((9, 8, 8, 3), np.uint8), rate=rate)
+    shards = Shards(tmp_path)
+    windows = spaced_windows(shards.lengths, 4, 1, 3)
+    rates = data.clip_rates(shards, windows, config(**{"data.skip": 1}))
+    # A video of unknown rate is shown at the first's.
+    assert rates == {"rates": [10, 2.5, 10]}
+    only_first = windows._replace(video=windows.video[:1], start=windows.start[:1])
+    assert data.clip_rates(shards, only_first, config()) == {}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import REPO
 
-from report import videos
+from report import results, videos
 
 av = pytest.importorskip("av")
 
@@ -59,6 +59,27 @@ def test_the_rate_is_that_of_the_results(monkeypatch, saved, command):
         json.dumps({"protocol": {"fps": 6.25}, "config": {}, "summary": {}, "horizon": {}})
     )
     assert written(monkeypatch, saved, command)[1] == 6.25
+
+
+def test_a_clip_of_another_rate_keeps_its_own(monkeypatch, saved, command):
+    protocol = {"fps": 25, "rates": [25, 5, 25, 12.5]}
+    (saved / "metrics.json").write_text(
+        json.dumps({"protocol": protocol, "config": {}, "summary": {}, "horizon": {}})
+    )
+    assert written(monkeypatch, saved, command, "--videos", 1)[1] == 5
+    assert written(monkeypatch, saved, command, "--videos", 3)[1] == 12.5
+    assert written(monkeypatch, saved, command, "--videos", 3, "--fps", 2)[1] == 2
+
+
+def test_results_write_each_clip_at_its_rate(monkeypatch, saved):
+    seen = {}
+    monkeypatch.setattr(
+        videos, "write_video", lambda path, frames, fps: seen.setdefault(path.name, fps)
+    )
+    truth, samples = np.load(saved / "truth.npy"), np.load(saved / "samples.npy")
+    results.write_videos(saved, truth, samples, [25, 5, 25, 12.5], "mp4")
+    rates = [seen[f"{k:03d}.mp4"] for k in range(4)]
+    assert rates == [25, 5, 25, 12.5] and seen["forecasts.mp4"] == 25
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.gif"])

@@ -1,6 +1,7 @@
 """prepare.videos on the files that people have: damaged, turned, uneven, joined, trimmed, twice."""
 
 import json
+import os
 import shutil
 from fractions import Fraction
 
@@ -493,6 +494,17 @@ def test_any_file_name(tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path / "in")
     args = videos.parse([f"--source={name}", f"--out={tmp_path / 'here'}", "--image_size=16"])
     assert videos.make(args)["sources"][0]["decoded"] == 10
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    encode(tmp_path / "a.mp4", greys(range(10)))
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    os.rename(tmp_path / "a.mp4", folder + b"/\xe9.mp4")
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/out\xe9")
+    done = launch("--source", os.fsdecode(folder), "--out", out, *ALL_TRAIN)
+    assert done.returncode == 0 and "\\udce9.mp4" in done.stdout, done.stderr
+    assert Shards(os.path.join(out, "train")).lengths.tolist() == [10]
 
 
 @pytest.mark.parametrize("rule", ["source", "time"])

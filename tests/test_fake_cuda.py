@@ -67,7 +67,7 @@ def latents(tmp_path):
 # -------------------------------------------------------------------- an update
 def run_updates(config: configs.Config, source, monkeypatch) -> None:
     """Two updates and averages as train.fit makes them, from batches of `source`."""
-    learner = train.begin(config, PROCESS, None, None)
+    learner = train.begin(config, PROCESS)
     forecaster = Forecaster(config, None, None, GPU)
 
     def set_gradients(loss: torch.Tensor) -> None:

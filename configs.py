@@ -6,15 +6,14 @@ No path here is absolute: all are relative to the folder that the command is run
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import difflib
 import re
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any
 
+from runtime import settings
 from runtime.console import UserError, nearest
+from runtime.settings import Group, update
 
 MODES = ("clips", "stream", "offline")  # of data.mode
 STRIDES = ("continuous", "chunked", "spaced")  # of data.windows
@@ -310,7 +309,7 @@ def at_least(group: str, low: float, **values: float) -> None:
 
 # ----------------------------------------------------------------------------------- shared section
 @dataclass(frozen=True)
-class Data:
+class Data(Group):
     root: str = "data/ball_stn"  # folder that holds train/, val/ and test/ with shards
     image_size: int = 32  # pixels, square
     clip: int = 30  # frames of a training window
@@ -399,7 +398,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Replay:
+class Replay(Group):
     """Replay of past windows, for data.mode=stream."""
 
     # windows that the reservoir holds: a number, a fraction of the stream's, full, or 0 for no
@@ -423,7 +422,7 @@ class Replay:
 
 
 @dataclass(frozen=True)
-class Vqvae:
+class Vqvae(Group):
     # small: our own, trained where absent. Published: taming_f8_small, taming_f8, taming_f16,
     # river. latents: the shards hold latents of Stable Diffusion's autoencoder
     kind: str = "small"
@@ -469,7 +468,7 @@ SIZES = {
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Group):
     # convnet, uvit, or joint: of a stream's windows, the second half at once given the first
     name: str = "convnet"
     # S, B (as published), L or XL: a uvit of 25, 98, 283 or 698 M parameters;
@@ -515,7 +514,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Flow:
+class Flow(Group):
     interpolant: str = "follmer"  # name in interpolants.TABLE
     c: float = 1.0  # size of the noise
     # output of the network: residual (of x_1) or drift (the target as published)
@@ -563,7 +562,7 @@ COMPILE = ("auto", "off", "default", *GRAPHS)
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Group):
     steps: int = 2_400  # updates; 0, for a stream: as many as the stream has windows
     batch_size: int = 32  # windows per update, over all processes
     lr: float = 1e-3  # learning rate
@@ -642,7 +641,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Group):
     steps: int = 5  # solver steps per frame
     # exact, exact2; ODE: euler, heun, rk4, dopri5; SDE: em, stochastic_heun. See solvers.py
     solver: str = "exact"
@@ -690,14 +689,14 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Output:
+class Output(Group):
     root: str = "outputs"  # folder for everything that a run writes
     # name of the run; empty: <dataset>-<interpolant>-<seed>, and -overfit or -<data.mode>
     run_id: str = ""
 
 
 @dataclass(frozen=True)
-class Wandb:
+class Wandb(Group):
     # online, offline or disabled; auto: online where a key is configured, else offline
     mode: str = "auto"
     entity: str = ""  # team or user on wandb
@@ -836,91 +835,20 @@ class Config:
 
 
 # ---------------------------------------------------------------------------------- flags to config
-def parse_value(name: str, text: str, kind: type) -> Any:
-    try:
-        if kind is bool:
-            return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
-        return kind(text.replace("_", "")) if kind in (int, float) else text
-    except (KeyError, ValueError):
-        raise UserError(f"{name} takes {kind.__name__}, got {text!r}") from None
-
-
 def settable() -> dict[str, type]:
-    """{"group.field": type} of everything that --set reaches."""
-    groups = {f.name: get_type_hints(Config)[f.name] for f in dataclasses.fields(Config)}
-    return {
-        f"{group}.{name}": kind
-        for group, cls in groups.items()
-        if dataclasses.is_dataclass(cls) and group != "latent"
-        for name, kind in get_type_hints(cls).items()
-    }
-
-
-def comments_of(source: str) -> dict[str, str]:
-    """{"Class.field": comment}: the comment lines directly above each field, or its trailing
-    comment.
-    """
-    lines = source.split("\n")
-    comments = {}
-    for node in ast.parse(source).body:
-        if not isinstance(node, ast.ClassDef):
-            continue
-        for item in node.body:
-            if not isinstance(item, ast.AnnAssign):
-                continue
-            trailing = lines[item.end_lineno - 1][item.end_col_offset :].strip()
-            above = []
-            at = item.lineno - 2
-            while lines[at].strip().startswith("#"):
-                above.insert(0, lines[at].strip().removeprefix("# "))
-                at -= 1
-            comments[f"{node.name}.{item.target.id}"] = " ".join(above) or trailing[2:]
-    return comments
-
-
-def describe_settings() -> str:
-    """Every setting with its default and its comment, group by group, for --help."""
-    comments = comments_of(Path(__file__).read_text())
-    lines = ["settings for --set, with their defaults (a dataset may change them):"]
-    last = ""
-    for name in settable():
-        group, attribute = name.split(".")
-        cls = get_type_hints(Config)[group]
-        if group != last:
-            lines += ["", f"{group}:"]
-            last = group
-        default = getattr(cls, attribute)
-        lines.append(f"  {name}={default}")
-        lines.append(f"      {comments[f'{cls.__name__}.{attribute}']}")
-    return "\n".join(lines)
+    """{"group.field": type} of every field that --set can set."""
+    return settings.settable(Config)
 
 
 def parse_overrides(items: list[str]) -> dict[str, Any]:
-    """["train.lr=1e-3", …] -> {"train.lr": 0.001, …}, typed; an unknown field is an error naming
-    the nearest known.
-    """
-    known, values = settable(), {}
-    for item in items:
-        name, equals, text = item.partition("=")
-        if not equals:
-            raise UserError(f"--set takes group.field=value, got {item!r}")
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1, cutoff=0.0)[0]
-            raise UserError(f"no field `{name}`; nearest known: {close}")
-        values[name] = parse_value(name, text, known[name])
-    return values
+    """["train.lr=1e-3", …] -> {"train.lr": 0.001, …}; UserError for an unknown field or type."""
+    return settings.parse_overrides(Config, items)
 
 
-def update(config: Config, values: dict[str, Any]) -> Config:
-    """A copy with {"group.field": value} set, checked again."""
-    groups: dict[str, dict] = {}
-    for name, value in values.items():
-        group, attribute = name.split(".")
-        groups.setdefault(group, {})[attribute] = value
-    return replace(
-        config,
-        **{group: replace(getattr(config, group), **items) for group, items in groups.items()},
-    )
+def describe_settings() -> str:
+    """Every setting with its default and its comment, for --help."""
+    title = "settings for --set, with their defaults (a dataset may change them):"
+    return f"{title}\n{settings.describe(Config)}"
 
 
 def build(dataset: str = "ball_stn", overrides: dict[str, Any] | None = None) -> Config:
@@ -938,40 +866,15 @@ def build(dataset: str = "ball_stn", overrides: dict[str, Any] | None = None) ->
     return update(Config(dataset=dataset), values)
 
 
-def to_dict(config: Config) -> dict:
+def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_dict(values: dict) -> Config:
-    """The inverse of to_dict, for a config read from a checkpoint. A field that this version lacks
-    is an error; one that the checkpoint lacks has its default, and flow.weight the only one there
-    was.
-    """
-    built = {}
-    for f in dataclasses.fields(Config):
-        kind, value = get_type_hints(Config)[f.name], values.get(f.name)
-        if value is None:
-            continue
-        if dataclasses.is_dataclass(kind):
-            known = {g.name for g in dataclasses.fields(kind)}
-            if unknown := sorted(set(value) - known):
-                raise UserError(
-                    f"the checkpoint's config has {f.name}.{unknown[0]}, which this version does "
-                    f"not know"
-                )
-            if kind is Flow and value.get("output") == "drift":
-                value = {"weight": "published", **value}
-            value = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
-        built[f.name] = value
-    return Config(**built)
-
-
-def differences(old: Config, new: Config, groups: tuple[str, ...]) -> list[str]:
-    """Fields of these groups in which two configs differ, as `group.field: old -> new`."""
-    return [
-        f"{group}.{f.name}: {getattr(a, f.name)!r} -> {getattr(b, f.name)!r}"
-        for group in groups
-        for a, b in [(getattr(old, group), getattr(new, group))]
-        for f in dataclasses.fields(a)
-        if getattr(a, f.name) != getattr(b, f.name)
-    ]
+def from_dict(values: dict[str, Any]) -> Config:
+    """The config of a checkpoint. A field that the checkpoint lacks has its default; UserError for
+    a field that this version lacks."""
+    flow = values.get("flow") or {}
+    # Checkpoints from before flow.weight existed.
+    if flow.get("output") == "drift":
+        values = {**values, "flow": {"weight": "published", **flow}}
+    return settings.from_dict(Config, values)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import configs
 from configs import Config
-from runtime import checkpoints, published
+from runtime import checkpoints, published, settings
 from runtime.console import UserError
 
 # what may change between two starts of a run without making it another run
@@ -40,7 +40,7 @@ def check_start(config: Config, ckpt: str) -> dict:
         )
     if not {"ema", "config"} <= state.keys():
         raise UserError(f"{ckpt}: not a checkpoint of main.py (it lacks ema or config)")
-    other = configs.differences(configs.from_dict(state["config"]), config, ("model", "flow"))
+    other = settings.differences(configs.from_dict(state["config"]), config, ("model", "flow"))
     free = {
         "flow.interpolant",
         "flow.c",
@@ -61,7 +61,7 @@ def check_start(config: Config, ckpt: str) -> dict:
 def check_same_run(old: Config, config: Config, dir: Path) -> None:
     changed = [
         d
-        for d in configs.differences(
+        for d in settings.differences(
             old, config, ("data", "replay", "vqvae", "model", "flow", "train")
         )
         if d.partition(":")[0] not in FREE

@@ -3,6 +3,7 @@
 import pytest
 
 import configs
+from runtime import settings
 from runtime.console import UserError
 
 
@@ -107,7 +108,7 @@ def test_unknown_dataset_offers_the_nearest():
 
 def test_differences_name_the_fields():
     old, new = configs.build(), configs.build(overrides={"train.lr": 5e-4, "model.width": 64})
-    assert configs.differences(old, new, ("model", "train")) == [
+    assert settings.differences(old, new, ("model", "train")) == [
         "model.width: 128 -> 64",
         "train.lr: 0.001 -> 0.0005",
     ]

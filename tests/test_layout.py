@@ -12,7 +12,13 @@ from conftest import REPO, TINY
 
 # From the ground up: a module may import those of its own layer and of the layers before it.
 LAYERS = [
-    ["runtime.console", "runtime.folders", "interpolants", "evaluation.metrics"],
+    [
+        "runtime.console",
+        "runtime.folders",
+        "runtime.settings",
+        "interpolants",
+        "evaluation.metrics",
+    ],
     ["shards", "solvers", "models"],
     ["configs"],
     ["runtime"],

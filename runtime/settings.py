@@ -11,14 +11,77 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from runtime.console import UserError
 
 
+# -------------------------------------------------------------------------------------------- rules
+class Rule(NamedTuple):
+    """A rule for the values of a setting, stated in its type: Annotated[int, Rule(...)]."""
+
+    text: str  # completes the sentence `sample.steps must be ...`
+    holds: Callable[[Any], Any]
+
+
+def at_least(low: float) -> Rule:
+    return Rule(f">= {low}", lambda value: value >= low)
+
+
+def matches(pattern: str, text: str) -> Rule:
+    return Rule(text, re.compile(pattern).fullmatch)
+
+
+Positive = Annotated[int, at_least(1)]
+NonNegative = Annotated[int, at_least(0)]
+OpenUnit = Annotated[float, Rule("in (0, 1)", lambda x: 0 < x < 1)]
+HalfOpenUnit = Annotated[float, Rule("in [0, 1)", lambda x: 0 <= x < 1)]
+ClosedUnit = Annotated[float, Rule("in [0, 1]", lambda x: 0 <= x <= 1)]
+
+
+def check(ok: Any, name: str, rule: str, value: object) -> None:
+    """Raise UserError unless `ok`: `name must be rule, got value`."""
+    if not ok:
+        raise UserError(f"{name} must be {rule}, got {value!r}")
+
+
+def check_choice(name: str, value: object, choices: Iterable) -> None:
+    """Raise UserError unless `value` is one of the choices."""
+    choices = list(choices)
+    *others, last = [str(choice) or "empty" for choice in choices]
+    check(value in choices, name, f"{', '.join(others)} or {last}", value)
+
+
 class Group:
-    """A group of settings. Every field has a default and a comment: lines above it, or behind."""
+    """A group of settings, in a dataclass named as the group.
+
+    Every field has a default, and a comment behind it or in the lines above it. A field is checked
+    by its type: a Literal by its choices, an Annotated type by its rules.
+    """
+
+    def __post_init__(self):
+        group = type(self).__name__.lower()
+        for attribute, kind in get_type_hints(type(self), include_extras=True).items():
+            name, value = f"{group}.{attribute}", getattr(self, attribute)
+            if get_origin(kind) is Literal:
+                check_choice(name, value, get_args(kind))
+            for rule in getattr(kind, "__metadata__", ()):
+                check(rule.holds(value), name, rule.text, value)
+
+
+# ----------------------------------------------------------------------------- reading and changing
+def preset(*presets: dict[str, Any], **groups: dict[str, Any]) -> dict[str, Any]:
+    """{"group.field": value} of the presets and of group={field: value}; the last value counts."""
+    values = {}
+    for earlier in presets:
+        values |= earlier
+    for group, fields in groups.items():
+        for name, value in fields.items():
+            values[f"{group}.{name}"] = value
+    return values
 
 
 def groups_of(config: type) -> dict[str, type]:
@@ -32,7 +95,9 @@ def settable(config: type) -> dict[str, type]:
     kinds = {}
     for group, cls in groups_of(config).items():
         for name, kind in get_type_hints(cls).items():
-            kinds[f"{group}.{name}"] = kind
+            # The choices of a Literal have one type.
+            choices = get_args(kind) if get_origin(kind) is Literal else ()
+            kinds[f"{group}.{name}"] = type(choices[0]) if choices else kind
     return kinds
 
 
@@ -108,9 +173,10 @@ def from_dict(config: type, values: dict[str, Any]) -> Any:
     return config(**built)
 
 
+# ----------------------------------------------------------------------------------------- --help
 def describe(config: type) -> str:
-    """List every setting with its default and its comment, by group."""
-    lines = []
+    """List every setting with its default and its comment, by group, for --help."""
+    lines = ["settings for --set, with their defaults (a dataset may change them):"]
     for group, cls in groups_of(config).items():
         lines += ["", f"{group}:"]
         for name, comment in comments_of(cls).items():

@@ -333,8 +333,8 @@ class Model(Group):
 
         super().__post_init__()
         check_choice("model.name", self.name, models.TABLE)
+        check_choice("model.size", self.size, ("", *SIZES))
         if self.name == "uvit":
-            check_choice("model.size", self.size, ("", *SIZES))
             check(self.width % 4 == 0, "model.width", "a multiple of 4 for uvit", self.width)
         else:
             check(self.size == "", "model.size", f"empty for {self.name}", self.size)

@@ -224,39 +224,41 @@ GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that repl
 @dataclass(frozen=True)
 class Data(Group):
     root: str = "data/ball_stn"  # folder that holds train/, val/ and test/ with shards
-    image_size: Annotated[int, at_least(8)] = 32  # pixels, square
+    image_size: Annotated[int, at_least(8)] = 32  # height and width of a frame, in pixels
     clip: Annotated[int, at_least(3)] = 30  # frames of a training window
-    skip: NonNegative = 0  # frames left out between two frames of a window
-    condition: Positive = 10  # frames given when forecasting
-    predict: Positive = 20  # frames forecast
-    # context frame in training: uniform over the past, recent:K, or log (log-uniform gap)
+    skip: NonNegative = 0  # frames skipped between two frames of a window
+    condition: Positive = 10  # given frames of a forecast
+    predict: Positive = 20  # frames to forecast
+    # how training draws a context frame from the frames before the reference. uniform.
+    # recent:K: one of the last K. log: with a log-uniform gap to the reference
     context: Context = "recent:3"
-    contexts: Positive = 1  # context frames K drawn for each forecast; only 1 has been tried
-    brightness: ClosedUnit = 0.0  # random factor 1 +- this, the same for all frames of a clip
-    contrast: ClosedUnit = 0.0  # as brightness
-    saturation: ClosedUnit = 0.0  # as brightness
-    # random shift +- this, in turns of the colour wheel
+    contexts: Positive = 1  # context frames of each prediction; only 1 has been tried
+    # random factor in [1 - x, 1 + x], the same for all frames of a clip
+    brightness: ClosedUnit = 0.0
+    contrast: ClosedUnit = 0.0  # as data.brightness
+    saturation: ClosedUnit = 0.0  # as data.brightness
+    # random shift in [-x, x], where 1 is a full turn of the colour wheel
     hue: Annotated[float, Rule("in [0, 0.5]", lambda x: 0 <= x <= 0.5)] = 0.0
     # random transforms of albumentations, the same for all frames of a clip, e.g.
-    # "HorizontalFlip:p=0.5 RandomResizedCrop:scale=0.8,1"
+    # "HorizontalFlip:p=0.5 RandomResizedCrop:scale=0.8,1"; empty: none
     augment: str = ""
-    skip_bad: bool = False  # warn and skip shards that cannot be opened; otherwise the run stops
-    # loader processes, used where augmentation rules out the latent cache
+    skip_bad: bool = False  # skip shards that cannot be opened, with a warning; else stop
+    # loader processes; used only with augmentation, which rules out the latent cache
     workers: NonNegative = 4
-    # balls or maze: generate the shards where they are absent; empty: do not
+    # stream to generate if there are no shards: balls or maze; empty: none
     generate: Literal["", "balls", "maze"] = ""
     stream: Positive = 100_000  # frames of the generated training stream
-    # frames of the generated val stream and of the generated test stream
+    # frames of each generated held-out stream, val and test
     held_out: Positive = 10_000
-    color_shift: bool = False  # the balls turn blue along their stream
+    color_shift: bool = False  # generated balls turn blue along the stream
     # clips: random clips. stream: all videos concatenated, visited once in order.
     # offline: the same windows in random order
     mode: Literal["clips", "stream", "offline"] = "clips"
-    # windows of a stream, clip frames each. continuous: one from every frame on.
-    # chunked: end to end. spaced: num_windows, evenly spaced
+    # where windows of data.clip frames start in a stream. continuous: at every frame.
+    # chunked: where the previous window ends. spaced: data.num_windows, evenly spaced
     windows: Literal["continuous", "chunked", "spaced"] = "continuous"
-    num_windows: NonNegative = 0  # number of windows for windows=spaced
-    # START:STOP, half-open range of the stream to train on; empty: all
+    num_windows: NonNegative = 0  # number of windows for data.windows=spaced
+    # frames of the stream to train on, a half-open range START:STOP; empty: all
     frames: Annotated[str, matches(r"(\d*:\d*)?", "START:STOP, or empty")] = ""
 
     def __post_init__(self):
@@ -282,27 +284,27 @@ class Data(Group):
 class Replay(Group):
     """Replay of past windows, for data.mode=stream."""
 
-    # windows that the reservoir holds: a number, a fraction of the stream's, full, or 0 for no
-    # replay
+    # capacity of the replay reservoir: a number of windows, a fraction of the stream's windows,
+    # full (all windows), or 0 for no replay
     size: ReplaySize = "0.05"
-    # windows of a batch that are the live window, each with its own triple and noise;
-    # the other windows are replayed
+    # items of a batch from the newest window, each with its own frames and noise; the other items
+    # come from the reservoir
     n_live: Positive = 1
 
 
 @dataclass(frozen=True)
 class Vqvae(Group):
-    # small: our own, trained where absent. Published: taming_f8_small, taming_f8, taming_f16,
-    # river. latents: the shards hold latents of Stable Diffusion's autoencoder
+    # architecture. small: our own, trained by main.py. taming_f8_small, taming_f8, taming_f16,
+    # river: published. latents: none, the shards hold latents of Stable Diffusion's autoencoder
     kind: str = "small"
-    ckpt: str = ""  # file with the weights; empty: the weights that this configuration trains
-    downsample: Literal[2, 4, 8, 16] = 4  # pixels per latent, in each direction
+    ckpt: str = ""  # file of the weights; empty: train them (small only)
+    downsample: Literal[2, 4, 8, 16] = 4  # image size divided by latent size
     channels: Positive = 4  # channels of a latent
     codes: Annotated[int, at_least(2)] = 1024  # entries of the codebook
-    # channels of its blocks
+    # channels of the blocks
     width: Annotated[int, Rule("a multiple of 8", lambda n: n > 0 and n % 8 == 0)] = 64
     depth: Positive = 2  # blocks in the encoder; the decoder has one more
-    steps: Positive = 1_400  # updates
+    steps: Positive = 1_400  # training updates
     batch_size: Positive = 64  # frames per update
     lr: OpenUnit = 3e-3  # learning rate
 
@@ -315,17 +317,18 @@ class Vqvae(Group):
 
 @dataclass(frozen=True)
 class Model(Group):
-    # convnet, uvit, or joint: of a stream's windows, the second half at once given the first
+    # velocity network. convnet: small and convolutional. uvit: RIVER's U-ViT. joint: a convnet that
+    # predicts the second half of a stream's window at once, given the first half
     name: str = "convnet"
-    # S, B (as published), L or XL: a uvit of 25, 98, 283 or 698 M parameters;
-    # sets name, width, depth, mid_depth and heads
+    # S, B (as published), L or XL: a uvit of 25, 98, 283 or 698 million parameters;
+    # sets model.name, width, depth, mid_depth and heads. empty: the values below
     size: str = ""
     width: Positive = 128  # channels (convnet) or token dimension (uvit)
-    depth: Positive = 2  # blocks on the way in and on the way out
-    mid_depth: Positive = 1  # blocks in between
+    depth: Positive = 2  # number of input blocks, and of output blocks
+    mid_depth: Positive = 1  # number of middle blocks
     heads: Positive = 4  # attention heads
-    dropout: HalfOpenUnit = 0.0  # dropout rate, in [0, 1)
-    # last normalization of uvit: ln, or bn as in RIVER's model for BAIR at 256 pixels
+    dropout: HalfOpenUnit = 0.0  # dropout rate
+    # normalisation before the output of uvit: ln, or bn as in RIVER's model for BAIR at 256 pixels
     out_norm: Literal["ln", "bn"] = "ln"
 
     def __post_init__(self):
@@ -348,12 +351,13 @@ class Model(Group):
 
 @dataclass(frozen=True)
 class Flow(Group):
-    interpolant: str = "follmer"  # name in interpolants.TABLE
-    # size of the noise
+    interpolant: str = "follmer"  # stochastic interpolant, see --interpolant
+    # scale of the noise coefficient gamma(s); unused by linear and trig
     c: Annotated[float, Rule("in (0, 1e6)", lambda x: 0 < x < 1e6)] = 1.0
-    # output of the network: residual (of x_1) or drift (the target as published)
+    # what the network predicts. residual: x_1 - x_0, or x_1 if the interpolant starts at noise,
+    # scaled to unit variance. drift: the published target
     output: str = "residual"
-    # weight of the squared error: published, velocity or uniform; see Interpolant.weight
+    # weight w(s) of the squared error: published, velocity or uniform, see interpolants.py
     weight: str = "velocity"
     # density of the flow time in training: uniform, or logit_normal (arXiv 2403.03206)
     times: Literal["uniform", "logit_normal"] = "uniform"
@@ -374,37 +378,38 @@ class Flow(Group):
 
 @dataclass(frozen=True)
 class Train(Group):
-    steps: NonNegative = 2_400  # updates; 0, for a stream: as many as the stream has windows
+    steps: NonNegative = 2_400  # updates; 0: one per window of the stream
     batch_size: Positive = 32  # windows per update, over all processes
     lr: OpenUnit = 1e-3  # learning rate
     warmup: NonNegative = 100  # updates of linear warm-up
     schedule: Literal["cosine", "constant"] = "cosine"  # after warm-up: cosine to 0, or constant
-    beta2: HalfOpenUnit = 0.99  # second beta of AdamW
-    # largest norm of the gradient
+    beta2: HalfOpenUnit = 0.99  # decay of AdamW's second moment
+    # maximum norm of the gradient; a larger gradient is scaled down
     clip_norm: Annotated[float, Rule("in (0, 1e9)", lambda x: 0 < x < 1e9)] = 1.0
     weight_decay: Annotated[float, at_least(0)] = 0.0  # weight decay of AdamW
-    ema: HalfOpenUnit = 0.995  # decay of the averaged weights, reached step by step
-    # of networks and published autoencoders: bf16 or float32;
-    # auto: bf16 where the hardware has it (AMX, GPU), else float32
+    ema: HalfOpenUnit = 0.995  # decay of the averaged weights; lower in the first updates
+    # arithmetic of the network and of published autoencoders: bf16 or float32;
+    # auto: bf16 if the hardware supports it (GPU, CPU with AMX), else float32
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    # torch.compile of the network: off, default, reduce-overhead (CUDA graphs), max-autotune;
-    # auto: default on GPUs for a uvit where a C compiler is found, else off
+    # mode of torch.compile: off, default, reduce-overhead (CUDA graphs), max-autotune;
+    # auto: default for a uvit on a GPU if there is a C compiler, else off
     compile: Compile = "auto"
-    # gradient accumulation: parts of a batch, computed one after the other to save memory
+    # gradient accumulation: parts into which a batch is split to save memory
     accumulate: Positive = 1
     recompute: bool = False  # activation checkpointing of each block: less memory, more computation
-    # FSDP2: weights, gradients, averages and optimizer sharded over the processes
+    # FSDP2: shard weights, gradients, averages and optimizer state over the processes
     shard: bool = False
-    log_every: Positive = 20  # updates between two logged losses
-    # updates between forecasts logged during training; 0: only at the end
+    log_every: Positive = 20  # updates between two rows of the log
+    # updates between two previews of forecasts; 0: none
     sample_every: NonNegative = 800
-    save_every: Positive = 100  # updates between checkpoints
-    keep: Positive = 2  # numbered checkpoints kept beside latest.pt
-    keep_every: NonNegative = 0  # updates between checkpoints that are kept for good; 0: none
-    # consecutive updates skipped for a gradient that is not finite, before the run stops
+    save_every: Positive = 100  # updates between two checkpoints
+    keep: Positive = 2  # numbered checkpoints to keep beside latest.pt
+    # updates between two checkpoints that are never deleted; 0: none
+    keep_every: NonNegative = 0
+    # number of consecutive updates without a finite gradient after which the run stops
     max_bad_steps: Positive = 20
-    seed: NonNegative = 0  # seed of all randomness
-    # train on one batch of clips, over and over, and sample from the same clips
+    seed: NonNegative = 0  # seed of weights, batches, noise and forecasts
+    # train on one batch of clips only and forecast the same clips; --overfit sets it
     overfit: bool = False
 
     def __post_init__(self):
@@ -418,45 +423,47 @@ class Train(Group):
 
 @dataclass(frozen=True)
 class Sample(Group):
-    steps: Positive = 5  # solver steps per frame
-    # exact, exact2; ODE: euler, heun, rk4, dopri5; SDE: em, stochastic_heun. See solvers.py
+    steps: Positive = 5  # solver steps per forecast frame
+    # ODE and SDE: exact, exact2. ODE: euler, heun, rk4, dopri5. SDE: em, stochastic_heun.
+    # See docs/sampling.md
     solver: str = "exact"
-    # 0 (ODE), sigma (as trained), follmer, or a number that scales sigma; auto: 0 for ODE solvers,
-    # sigma for SDE solvers; for exact and exact2 sigma from the reference, 0 from noise
+    # diffusion coefficient g(s). 0: ODE. sigma: SDE as trained. follmer: Föllmer process.
+    # A number: sigma times this number. auto: 0 for ODE solvers, sigma for SDE solvers; for exact
+    # and exact2 sigma if the interpolant starts at the reference, 0 if it starts at noise
     diffusion: str = "auto"
-    grid: str = "uniform"  # grid of the solver's steps: uniform, cosine or power:P, (k / N)^P
-    # begin at this flow time, from the last frame in place of the next (RIVER)
+    grid: str = "uniform"  # flow times of the steps: uniform, cosine or power:P, (k / N)^P
+    # flow time to start from, with the last frame in place of the next one (RIVER)
     warm_start: HalfOpenUnit = 0.0
-    # evaluate the network at this flow time in place of s = 0,
-    # where an output may hold nothing of x_1
+    # flow time at which the network is evaluated in place of s = 0, where its output may not
+    # depend on x_1
     first: HalfOpenUnit = 0.0
-    tolerance: OpenUnit = 1e-4  # error tolerance of dopri5, which chooses its number of steps
-    context: Context = "recent:3"  # as data.context, over the whole history
-    # step: draw the context at every network evaluation. frame: once per frame
+    tolerance: OpenUnit = 1e-4  # error tolerance of dopri5, which adapts its steps
+    context: Context = "recent:3"  # as data.context, from all frames so far
+    # when to draw a new context. step: at every network evaluation. frame: for every frame
     redraw: Literal["step", "frame"] = "step"
-    # decode and encode each forecast frame before the next, so that errors do not accumulate
+    # decode and encode each forecast frame before the next one, against accumulating errors
     reencode: bool = True
     num_videos: Positive = 64  # videos to forecast
     num_samples: Positive = 4  # futures per video
-    split: Literal["train", "val", "test"] = "test"  # train, val or test
-    format: Literal["mp4", "gif"] = "mp4"  # mp4 or gif
-    batch: Positive = 256  # videos x futures rolled out at once
-    # as train.compile, for sampling; pays for long roll-outs on a GPU
+    split: Literal["train", "val", "test"] = "test"  # split of the given frames: train, val or test
+    format: Literal["mp4", "gif"] = "mp4"  # format of the videos: mp4 or gif
+    batch: Positive = 256  # futures to forecast at once; lower it to save memory
+    # as train.compile, for forecasts; saves time in long roll-outs on a GPU
     compile: Compile = "off"
 
 
 @dataclass(frozen=True)
 class Output(Group):
-    root: str = "outputs"  # folder for everything that a run writes
-    # name of the run; empty: <dataset>-<interpolant>-<seed>, and -overfit or -<data.mode>
+    root: str = "outputs"  # folder of checkpoints, latents and results
+    # name of the run; empty: <dataset>-<interpolant>-<seed>, then -overfit or -<data.mode>
     run_id: str = ""
 
 
 @dataclass(frozen=True)
 class Wandb(Group):
-    # online, offline or disabled; auto: online where a key is configured, else offline
+    # online, offline or disabled; auto: online if an API key is configured, else offline
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    entity: str = ""  # team or user on wandb
+    entity: str = ""  # team or user on wandb; empty: your default
     project: str = "driftcast"  # project on wandb
 
 

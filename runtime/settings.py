@@ -12,11 +12,15 @@ import dataclasses
 import difflib
 import inspect
 import re
+import shutil
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from runtime.console import UserError
+
+INDENT = 6 * " "  # of the comments in --help
 
 
 # -------------------------------------------------------------------------------------------- rules
@@ -176,12 +180,18 @@ def from_dict(config: type, values: dict[str, Any]) -> Any:
 # ----------------------------------------------------------------------------------------- --help
 def describe(config: type) -> str:
     """List every setting with its default and its comment, by group, for --help."""
-    lines = ["settings for --set, with their defaults (a dataset may change them):"]
+    width = shutil.get_terminal_size().columns - 2
+    lines = [
+        "settings for --set, with their defaults",
+        "(a dataset may change them; --dry_run 1 prints the values of a run):",
+    ]
     for group, cls in groups_of(config).items():
         lines += ["", f"{group}:"]
         for name, comment in comments_of(cls).items():
             lines.append(f"  {group}.{name}={getattr(cls, name)}")
-            lines.append(f"      {comment}")
+            lines.append(
+                textwrap.fill(comment, width, initial_indent=INDENT, subsequent_indent=INDENT)
+            )
     return "\n".join(lines)
 
 

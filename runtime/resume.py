@@ -55,8 +55,7 @@ def check_start(config: Config, ckpt: str) -> dict:
     old = configs.from_dict(state["config"])
     if changed := changes(old, config, ("model", "flow"), FREE_TO_START):
         raise UserError(
-            f"{ckpt}: its network has other settings ({'; '.join(changed)}); "
-            "give these settings their old values"
+            f"{ckpt}: its network has other settings ({'; '.join(changed)}); use the old values"
         )
     return {"ema": state["ema"]}
 
@@ -67,7 +66,7 @@ def check_same_run(old: Config, config: Config, dir: Path) -> None:
     if changed := changes(old, config, groups, FREE_TO_RESUME):
         raise UserError(
             f"{dir} holds a run of other settings ({'; '.join(changed[:3])}); "
-            "give these settings their old values, or name a new run: --set output.run_id=NAME"
+            "use the old values, or name a new run: --set output.run_id=NAME"
         )
 
 

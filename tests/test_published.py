@@ -431,7 +431,7 @@ def test_training_starts_from_a_published_model(tmp_path):
     )
     with pytest.raises(UserError, match="flow.interpolant = linear, so follmer"):
         resume.check_start(configs.build("kth", sizes), str(path))
-    with pytest.raises(UserError, match="its network is another .model.depth: 2 -> 4"):
+    with pytest.raises(UserError, match="its network has other settings .model.depth: 2 -> 4"):
         resume.check_start(
             configs.build("kth", {**sizes, "model.depth": 4, "flow.interpolant": "linear"}),
             str(path),

@@ -232,7 +232,7 @@ class Data(Group):
     # how training draws a context frame from the frames before the reference. uniform.
     # recent:K: one of the last K. log: with a log-uniform gap to the reference
     context: Context = "recent:3"
-    contexts: Positive = 1  # context frames of each prediction; only 1 has been tried
+    contexts: Positive = 1  # context frames of each prediction (published: 1)
     # random factor in [1 - x, 1 + x], the same for all frames of a clip
     brightness: ClosedUnit = 0.0
     contrast: ClosedUnit = 0.0  # as data.brightness

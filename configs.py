@@ -30,6 +30,7 @@ from runtime.settings import (
 )
 
 
+# ------------------------------------------------------------------------------ presets, datasets
 class Dataset:
     """What a dataset changes in the defaults below, and how to get its files.
 
@@ -52,6 +53,8 @@ class Dataset:
         self.prepare = prepare
         self.fetch = fetch
 
+
+# {...} | {...} below is one group on two lines.
 
 # One pass over a stream, in windows of data.clip frames, the first half given.
 ONE_PASS = preset(
@@ -100,29 +103,19 @@ SMALL = preset(
     | {"redraw": "frame", "reencode": False},
 )
 
-# To add a dataset, add one entry here and one file in prepare/.
+# To add a dataset, add one entry here and one file in prepare/. Its shards are in data/<name>.
 DATASETS = {
-    "ball_stn": Dataset(
-        data={"root": "data/ball_stn", "generate": "balls"},
-        stream=STREAM_BALLS,
-    ),
-    "ball_nstn": Dataset(
-        data={"root": "data/ball_nstn", "generate": "balls", "color_shift": True},
-        stream=STREAM_BALLS,
-    ),
-    "wmaze": Dataset(
-        SMALL,
-        data={"root": "data/wmaze", "generate": "maze", "stream": 20_000, "held_out": 2_000},
-    ),
+    "ball_stn": Dataset(data={"generate": "balls"}, stream=STREAM_BALLS),
+    "ball_nstn": Dataset(data={"generate": "balls", "color_shift": True}, stream=STREAM_BALLS),
+    "wmaze": Dataset(SMALL, data={"generate": "maze", "stream": 20_000, "held_out": 2_000}),
     "moving_mnist": Dataset(
         SMALL,
-        data={"root": "data/moving_mnist", "condition": 10, "predict": 10},
+        data={"condition": 10, "predict": 10},
         prepare="python -m prepare.moving_mnist --out {root}",
     ),
     "clevrer_like": Dataset(
         SMALL,
         CLEVRER_CLIPS,
-        data={"root": "data/clevrer_like"},
         vqvae={"batch_size": 16, "steps": 2_000},
         train={"steps": 4_000},
         sample={"num_videos": 16, "steps": 5, "reencode": True},
@@ -132,8 +125,7 @@ DATASETS = {
     # Latents of frames of 768 x 1280 pixels, 10 frames per second.
     "plaicraft": Dataset(
         SMALL,
-        data={"root": "data/plaicraft", "image_size": 768, "clip": 20}
-        | {"condition": 10, "predict": 10},
+        data={"image_size": 768, "clip": 20, "condition": 10, "predict": 10},
         vqvae={"kind": "latents", "downsample": 8},
         train={"batch_size": 8},
         sample={"num_videos": 16, "num_samples": 2, "batch": 8},
@@ -142,13 +134,12 @@ DATASETS = {
     ),
     "videos": Dataset(
         SMALL,
-        data={"root": "data/videos"},
         prepare="python -m prepare.videos --source FOLDER_OF_VIDEOS --out {root} "
         "--image_size {size} --clip_length 24",
     ),
     "kth": Dataset(
         PUBLISHED,
-        data={"root": "data/kth", "image_size": 64, "clip": 40, "condition": 10, "predict": 30},
+        data={"image_size": 64, "clip": 40, "condition": 10, "predict": 30},
         vqvae={"kind": "taming_f8_small", "downsample": 8, "codes": 16384}
         | {"ckpt": "weights/river_kth_64/vqvae.ckpt"},
         prepare="python -m prepare.kth --source FOLDER_OF_KTH --out {root} --image_size {size}",
@@ -157,8 +148,7 @@ DATASETS = {
     "clevrer": Dataset(
         PUBLISHED,
         CLEVRER_CLIPS,
-        data={"root": "data/clevrer"}
-        | {"brightness": 0.1, "contrast": 0.1, "saturation": 0.1, "hue": 0.25},
+        data={"brightness": 0.1, "contrast": 0.1, "saturation": 0.1, "hue": 0.25},
         vqvae={"kind": "river", "ckpt": "weights/river_clevrer_128/vqvae.pth"},
         prepare="python -m prepare.clevrer --source FOLDER_OF_CLEVRER --out {root} "
         "--image_size {size}",
@@ -166,7 +156,7 @@ DATASETS = {
     ),
     "bair_64": Dataset(
         PUBLISHED_BAIR,
-        data={"root": "data/bair_64", "image_size": 64},
+        data={"image_size": 64},
         vqvae={"kind": "taming_f8_small", "downsample": 8, "channels": 4}
         | {"ckpt": "weights/river_bair_64/vqvae.ckpt"},
         model={"out_norm": "ln"},
@@ -175,7 +165,7 @@ DATASETS = {
     ),
     "bair_256": Dataset(
         PUBLISHED_BAIR,
-        data={"root": "data/bair_256", "image_size": 256},
+        data={"image_size": 256},
         vqvae={"kind": "taming_f16", "downsample": 16, "channels": 8}
         | {"ckpt": "weights/river_bair_256/vqvae.ckpt"},
         model={"out_norm": "bn"},
@@ -584,12 +574,12 @@ class Config:
 def build(dataset: str = "ball_stn", overrides: dict[str, Any] | None = None) -> Config:
     """The defaults, changed by the entry of DATASETS, then by model.size, then by the overrides.
 
-    overrides: {"group.field": value}.
+    overrides: {"group.field": value}. data.root is data/<dataset> unless it is overridden.
     """
     if dataset not in DATASETS:
         raise UserError(f"no dataset `{dataset}`{nearest(dataset, DATASETS)}")
     overrides = overrides or {}
-    values = dict(DATASETS[dataset].clips)
+    values = {"data.root": f"data/{dataset}"} | DATASETS[dataset].clips
     if overrides.get("data.mode", "clips") != "clips":
         values |= DATASETS[dataset].stream
     values |= preset(model=SIZES.get(overrides.get("model.size", ""), {})) | overrides

@@ -313,7 +313,7 @@ class Model(Group):
     # S, B (as published), L or XL: a uvit of 25, 98, 283 or 698 million parameters;
     # sets model.name, width, depth, mid_depth and heads. empty: the values below
     size: str = ""
-    width: Positive = 128  # channels (convnet) or token dimension (uvit)
+    width: Annotated[int, at_least(8)] = 128  # channels (convnet) or token dimension (uvit)
     depth: Positive = 2  # number of input blocks, and of output blocks
     mid_depth: Positive = 1  # number of middle blocks
     heads: Positive = 4  # attention heads

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 
 from runtime.console import UserError
 
-INDENT = 6 * " "  # of the comments in --help
+INDENT = "      "  # of the comments in --help
 
 
 # -------------------------------------------------------------------------------------------- rules

@@ -3,8 +3,12 @@ latent statistics."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import io
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,17 +21,21 @@ from torch import nn
 import configs
 from batches.batch import Batch
 from batches.frames import FrameTriples
-from batches.latents import LatentTriples, cache_latents, latent_dir
+from batches.latents import LatentTriples, cache_latents, encode_frames, latent_dir
 from batches.stream import StreamTriples, describe_stream_batch, windows_of
 from batches.windows import Windows, check_long_enough, describe_batch, spaced_windows
 from configs import DATASETS, Config, Latent
 from runtime import checkpoints
+from runtime.budget import seconds_per_item
 from runtime.console import UserError
 from runtime.process import Process
 from shards import Shards
 
 SPLITS = ("train", "val", "test")
 OVERFIT_CLIPS = 4
+PREVIEW_VIDEOS = 4
+# Frames that are generated to measure the rate of a generator.
+GENERATED = 500
 # Items from which the statistics of latents are measured; fewer if each frame must be encoded.
 MEASURED_ITEMS = 2_000
 MEASURED_ITEMS_AUGMENTED = 300
@@ -50,6 +58,21 @@ def mean_frame(
     """
     frames = random_frames(shards, min(2_000, int(shards.lengths.sum())), np.random.default_rng(0))
     return shown(frames[None])[0].mean(0).round().astype(np.uint8)
+
+
+class Clips(NamedTuple):
+    """Clips to preview forecasts on. frames: as read_clips. fps: frames per second."""
+
+    frames: np.ndarray
+    fps: float
+
+
+def preview_clips(config: Config, shards: Shards, windows: Windows | None) -> Clips:
+    """Read PREVIEW_VIDEOS clips of a split: the first of `windows`, or evenly spaced ones."""
+    whole = config.data.condition + config.data.predict
+    if windows is None:
+        windows = spaced_windows(shards.lengths, whole, config.data.skip, PREVIEW_VIDEOS)
+    return Clips(read_clips(shards, windows)[:PREVIEW_VIDEOS], frame_rate(shards, config))
 
 
 def frame_rate(shards: Shards, config: Config) -> float:
@@ -229,13 +252,74 @@ def ensure_latents(
     config: Config, shards: Shards, autoencoder: nn.Module, process: Process
 ) -> Path:
     """Encode each frame of a split once, unless done before -> the folder of the latents."""
-    weights = checkpoints.digest(autoencoder)
-    if getattr(autoencoder, "bf16", False):
-        weights += " bf16"
+    weights = cache_key(autoencoder)
     if process.first:
         cache_latents(shards, autoencoder.encode, weights, config.output.root, process.device)
     process.barrier()
     return latent_dir(shards, weights, config.output.root)
+
+
+def cache_key(autoencoder: nn.Module) -> str:
+    """Identify the encoder of cached latents: a digest of its weights, and its precision."""
+    bf16 = " bf16" if getattr(autoencoder, "bf16", False) else ""
+    return checkpoints.digest(autoencoder) + bf16
+
+
+def frames_to_generate(config: Config) -> int:
+    """Number of frames that `ensure_data` would generate."""
+    if not config.data.generate or Path(config.data.root).exists():
+        return 0
+    return config.data.stream + 2 * config.data.held_out
+
+
+def frames_to_encode(config: Config, shards: Shards | None, autoencoder: nn.Module | None) -> int:
+    """Number of frames that `ensure_latents` would encode. shards: the training split, if it
+    exists. autoencoder: the trained one, or None before its training."""
+    if config.data.augmented and not config.train.overfit:
+        return 0
+    if shards is None:
+        return config.data.stream
+    if autoencoder is None:
+        return int(shards.lengths.sum())
+    dir = latent_dir(shards, cache_key(autoencoder), config.output.root)
+    count = 0
+    for file, path in zip(shards.files, shards.paths):
+        if not (dir / path.name).exists():
+            count += int(file.lengths.sum())
+    return count
+
+
+def measure_encoding(config: Config, autoencoder: nn.Module, device: torch.device) -> float:
+    """Seconds per frame of encoding on this machine."""
+    size = config.data.image_size
+    frames = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), np.uint8)
+    return seconds_per_item(
+        lambda n: encode_frames(autoencoder.encode, frames[:n], device), len(frames), device
+    )
+
+
+def measure_generation(config: Config) -> float:
+    """Seconds per frame of the generator of a synthetic dataset."""
+    generator = importlib.import_module(f"prepare.{config.data.generate}")
+    # Without its progress bar.
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        began = time.perf_counter()
+        generator.make(f"{folder}/data", {"train": GENERATED}, size=config.data.image_size)
+        return (time.perf_counter() - began) / GENERATED
+
+
+def assume_latents(
+    config: Config, shards: Shards | None, autoencoder: nn.Module, device: torch.device
+) -> Config:
+    """The config with the shape of the latents, and without their statistics."""
+    if config.vqvae.kind == "latents":
+        shape = shards.shape
+    else:
+        size = config.data.image_size
+        frame = np.zeros((1, size, size, 3), np.uint8)
+        shape = encode_frames(autoencoder.encode, frame, device).shape[1:]
+    latent = Latent(tuple(shape), (0.0,) * shape[0], (1.0,) * shape[0])
+    return dataclasses.replace(config, latent=latent)
 
 
 def latents_of(

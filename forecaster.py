@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from configs import Config
 from interpolants import Interpolant
 from models.joint import apart, below
 from runtime import checkpoints, parallel, published
+from runtime.budget import seconds_per_item
 from runtime.console import UserError, progress
 from runtime.process import autocast, cast_weights, generator, uses_bf16
 from solvers import integrate
@@ -219,6 +221,24 @@ class Forecaster:
         if bar is not None:
             bar.close()
         return out.reshape(V, futures, *out.shape[1:])
+
+
+def measure_frame(config: Config, autoencoder: nn.Module, device: torch.device) -> float:
+    """Seconds per forecast frame of one future on this machine, with a new network and without
+    torch.compile. config.latent must hold the shape of the latents. Changes no file."""
+    sample = dataclasses.replace(config.sample, compile="off")
+    config = dataclasses.replace(config, sample=sample)
+    forecaster = Forecaster(config, build_net(config, device).eval(), autoencoder, device)
+    given, frames = config.halves or (2, 1)
+    most = min(sample.batch, sample.num_videos * sample.num_samples)
+    latents = torch.randn(most, given, *config.latent.shape, device=device)
+
+    def forecast(n: int) -> None:
+        future = forecaster.roll_out(latents[:n], frames, (0,))
+        with torch.no_grad():
+            to_frames(forecaster.to_pixels(future.flatten(0, 1)))
+
+    return seconds_per_item(forecast, most, device) / frames
 
 
 def as_drawn(drawn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import time
 from contextlib import nullcontext
 from pathlib import Path
+
+import torch
 
 import configs
 import data
@@ -18,10 +21,16 @@ from batches.transforms import ClipTransform
 from batches.windows import Windows
 from configs import DATASETS, Config
 from forecaster import load as load_forecaster
-from runtime import checkpoints, logs, resume
+from forecaster import measure_frame
+from report import videos
+from runtime import budget, checkpoints, logs, resume
+from runtime.budget import Stage
 from runtime.console import UserError, run_command
 from runtime.folders import stage_lock
 from runtime.process import Process, start
+
+# File in a run's folder with the numbers of updates that --minutes chose.
+PLAN = "plan.json"
 
 
 class Clock:
@@ -41,18 +50,21 @@ class Clock:
         return f"time           {laps}"
 
 
-def run(config: Config, ckpt: str | None = None) -> None:
-    """Run all stages: prepare, train, forecast. ckpt: a checkpoint whose weights to start from."""
+def run(config: Config, ckpt: str | None = None, minutes: float | None = None) -> None:
+    """Run all stages: prepare, train, forecast.
+
+    ckpt: a checkpoint whose weights to start from. minutes: shorten both trainings to fit.
+    """
     process = start()
     clock = Clock()
-    config, path, windows = train_network(config, process, ckpt, clock)
+    config, path, windows = train_network(config, process, ckpt, clock, minutes)
     if process.first:
         report_forecasts(config, path, windows, process, clock)
     process.close()
 
 
 def train_network(
-    config: Config, process: Process, ckpt: str | None, clock: Clock
+    config: Config, process: Process, ckpt: str | None, clock: Clock, minutes: float | None = None
 ) -> tuple[Config, Path, Windows | None]:
     """Run every stage up to a trained velocity network.
 
@@ -60,7 +72,10 @@ def train_network(
     --overfit (or None).
     """
     dir = checkpoint_dir(config)
+    config, planned = apply_plan(config, dir, process)
     state = check_before_work(config, dir, process, ckpt)
+    if minutes and not planned:
+        config = make_plan(config, minutes, dir, process)
     # Only one run at a time prepares data, VQVAE and latents below output.root.
     with stage_lock(config.output.root) if process.first else nullcontext():
         data.ensure_data(config, process)
@@ -69,6 +84,8 @@ def train_network(
         shards = data.open_split(config, "train")
         data.check_lengths(config, shards)
         config = data.with_steps(config, shards)
+        if process.first:
+            print(budget.describe_run(remaining_stages(config, process), time.time()), flush=True)
         autoencoder = vqvae.ensure_vqvae(config, shards, process)
         clock.lap("VQVAE")
 
@@ -78,7 +95,8 @@ def train_network(
         config = dataclasses.replace(config, latent=latent)
         clock.lap("latents")
 
-    path = train.fit(config, source, autoencoder, windows, process, dir, state)
+    clips = preview_clips(config, windows) if process.first else None
+    path = train.fit(config, source, autoencoder, clips, process, dir, state)
     clock.lap("training")
     return config, path, windows
 
@@ -118,7 +136,10 @@ def check_before_work(config: Config, dir: Path, process: Process, ckpt: str | N
         ClipTransform(config.data.augment, config.data.image_size)
     state = checkpoints.load_latest(dir)
     if state is None:
-        return {**resume.check_start(config, ckpt), "step": 0} if ckpt else None
+        if not ckpt:
+            return None
+        weights = resume.check_start(config, ckpt)["ema"]
+        return {"model": weights, "ema": weights, "step": 0}
     if ckpt and process.first:
         print(f"{dir} has a checkpoint and resumes from it; --ckpt {ckpt} is ignored")
     resume.check_same_run(configs.from_dict(state["config"]), config, dir)
@@ -138,6 +159,94 @@ def check_batch_size(config: Config, process: Process) -> None:
     )
 
 
+def preview_clips(config: Config, windows: Windows | None) -> data.Clips | None:
+    """The clips to preview forecasts on, from the split that the run forecasts in the end."""
+    if not config.train.sample_every:
+        return None
+    return data.preview_clips(config, data.open_split(config, config.sample.split), windows)
+
+
+# -------------------------------------------------------------------- time
+def remaining_stages(config: Config, process: Process) -> list[Stage]:
+    """The stages that are still to run, with rates measured on this machine in a few seconds.
+
+    Changes no file of the run and no random state.
+    """
+    device = process.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        shards = data.open_split(config, "train") if Path(config.data.root).exists() else None
+        vqvae_updates = vqvae.updates_left(config, shards)
+        autoencoder = vqvae.load_or_build(config, shards, device)
+        config = data.assume_latents(config, shards, autoencoder, device)
+        state = checkpoints.load_latest(checkpoint_dir(config))
+        updates = max(0, config.train.steps - (state["step"] if state else 0))
+        futures = config.sample.num_videos * config.sample.num_samples * config.data.predict
+        futures += train.preview_frames(config, updates)
+        finished = None if vqvae_updates else autoencoder
+        work = [
+            ("data", data.frames_to_generate(config), lambda: data.measure_generation(config)),
+            ("VQVAE", vqvae_updates, lambda: vqvae.measure_update(config, device)),
+            (
+                "latents",
+                data.frames_to_encode(config, shards, finished),
+                lambda: data.measure_encoding(config, autoencoder, device),
+            ),
+            (
+                "training",
+                updates,
+                lambda: train.measure_update(config, autoencoder, device, process.world),
+            ),
+            ("forecasts", futures, lambda: measure_frame(config, autoencoder, device)),
+            ("videos", config.sample.num_videos, lambda: videos.measure_writing(config)),
+        ]
+        stages = []
+        for name, count, measure in work:
+            if count:
+                stages.append(Stage(name, count, measure(), name in ("VQVAE", "training")))
+    return stages
+
+
+def apply_plan(config: Config, dir: Path, process: Process) -> tuple[Config, bool]:
+    """Change the numbers of updates as plan.json in the run's folder says. -> (config, whether
+    there is a plan)."""
+    plan = process.agree(budget.read_plan(dir / PLAN) if process.first else None)
+    if plan is None:
+        return config, False
+    if process.first:
+        print(budget.describe_plan(plan, dir / PLAN))
+    return configs.update(config, plan["settings"]), True
+
+
+def make_plan(config: Config, minutes: float, dir: Path, process: Process) -> Config:
+    """Shorten both trainings so that the run takes `minutes`, and write plan.json."""
+    if (dir / "latest.pt").exists():
+        raise UserError(
+            f"{dir} holds a run that was started without --minutes; "
+            "name a new run: --set output.run_id=NAME"
+        )
+    plan = None
+    if process.first:
+        plan = choose_updates(config, remaining_stages(config, process), minutes)
+        budget.write_plan(dir / PLAN, plan)
+        print(budget.describe_plan(plan, dir / PLAN))
+    plan = process.agree(plan)
+    return configs.update(config, plan["settings"])
+
+
+def choose_updates(config: Config, stages: list[Stage], minutes: float) -> dict:
+    """The plan of a run of `minutes`: both trainings shortened in proportion."""
+    share = budget.share_that_fits(stages, minutes)
+    settings = {
+        "vqvae.steps": config.vqvae.steps,
+        "train.steps": config.train.steps,
+        "train.warmup": config.train.warmup,
+        "train.sample_every": config.train.sample_every,
+    }
+    settings = {name: math.ceil(share * value) for name, value in settings.items()}
+    return {"minutes": minutes, "settings": settings}
+
+
+# -------------------------------------------------------------------- plan
 def plan(config: Config) -> list[str]:
     """What a run would do (--dry_run), as lines of text."""
     root, dir = Path(config.data.root), checkpoint_dir(config)
@@ -183,6 +292,11 @@ def main() -> None:
         help="1: learn one batch of clips by heart",
     )
     parser.add_argument("--ckpt", help="a checkpoint whose weights to start from")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="shorten both trainings so that the whole run takes about this long on this machine",
+    )
     parser.add_argument("--wandb_entity", default="")
     parser.add_argument("--wandb_project", default="driftcast")
     parser.add_argument(
@@ -198,7 +312,7 @@ def main() -> None:
         type=int,
         choices=(0, 1),
         default=0,
-        help="1: print the merged config and the plan",
+        help="1: print the merged config, the plan and the expected time; write no file",
     )
     args = parser.parse_args()
     flags = {
@@ -207,12 +321,48 @@ def main() -> None:
         "wandb.entity": args.wandb_entity,
         "wandb.project": args.wandb_project,
     }
-    config = configs.build(args.dataset, flags | configs.parse_overrides(args.set))
+    overrides = configs.parse_overrides(args.set)
+    config = configs.build(args.dataset, flags | overrides)
+    if args.minutes is not None:
+        config = check_minutes(args.minutes, config, overrides)
     if args.dry_run:
-        print(json.dumps(configs.to_dict(config), indent=1))
-        print("\n".join(plan(config)))
+        print_plan(config, args.minutes)
+    else:
+        run(config, args.ckpt, args.minutes)
+
+
+def check_minutes(minutes: float, config: Config, overrides: dict) -> Config:
+    """Check what --minutes goes with, and give the run a name of its own."""
+    if not 0 < minutes < math.inf:
+        raise UserError(f"--minutes must be > 0, got {minutes:g}")
+    chosen = {"train.steps", "vqvae.steps"} & overrides.keys()
+    if chosen:
+        raise UserError(f"--minutes chooses {min(chosen)}; leave one of the two out")
+    if not config.train.steps:
+        raise UserError(
+            "--minutes cannot shorten a run that visits the whole stream (train.steps=0); "
+            "lower data.stream in its place"
+        )
+    if config.output.run_id:
+        return config
+    return configs.update(config, {"output.run_id": f"{config.run_id}-{minutes:g}min"})
+
+
+def print_plan(config: Config, minutes: float | None) -> None:
+    """--dry_run: print the config, what a run would do, and the expected time."""
+    process = Process(0, 1, start().device)
+    dir = checkpoint_dir(config)
+    config, planned = apply_plan(config, dir, process)
+    print(json.dumps(configs.to_dict(config), indent=1))
+    print("\n".join(plan(config)))
+    if data.missing(config):
         return
-    run(config, args.ckpt)
+    stages = remaining_stages(config, process)
+    if minutes and not planned:
+        shortened = choose_updates(config, stages, minutes)
+        print(budget.describe_plan(shortened, dir / PLAN))
+        stages = budget.shorten(stages, budget.share_that_fits(stages, minutes))
+    print(budget.describe_run(stages, time.time()))
 
 
 if __name__ == "__main__":

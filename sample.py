@@ -1,8 +1,11 @@
 """The command that turns a checkpoint into forecasts.
 
+    python sample.py
     python sample.py --ckpt outputs/checkpoints/ball_stn-follmer-0/latest.pt
 
-writes samples as arrays, a video per clip, truth beside samples, a contact sheet and metrics.json.
+It writes samples as arrays, a video per clip, truth beside samples, a contact sheet, a page and
+metrics.json. Without --ckpt it samples from a small checkpoint of the bouncing balls, which is part
+of the repository, and generates the clips.
 """
 
 from __future__ import annotations
@@ -22,6 +25,16 @@ from report import results
 from report.terminal import horizon_table as table
 from runtime.console import UserError, run_command
 from runtime.process import start
+
+# The checkpoint of `python sample.py` without --ckpt; scripts/export_demo.py makes it.
+DEMO = Path(__file__).parent / "pretrained" / "ball_stn.pt"
+DEMO_SETTINGS = {
+    "data.root": "data/demo",
+    "data.stream": 2_000,
+    "data.held_out": 2_000,
+    "sample.num_videos": 8,
+    "sample.num_samples": 2,
+}
 
 
 def evaluate(
@@ -58,7 +71,9 @@ def evaluate(
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python sample.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--ckpt", required=True, help="a checkpoint of main.py, or a published one (see README)")
+    about_ckpt = "checkpoint of main.py, or a published one (docs/published.md); "
+    about_ckpt += "default: a small one of the bouncing balls, with clips generated for it"
+    add("--ckpt", help=about_ckpt)
     add("--dataset", default="", help="dataset of a published checkpoint, which does not name it")
     add("--interpolant", default="", help="interpolant of a published checkpoint")
     for flag, name in configs.SAMPLING_FLAGS.items():
@@ -79,17 +94,24 @@ def main() -> None:
         f"{name}={getattr(args, flag)}" for flag, name in flags if getattr(args, flag) is not None
     ]
     overrides = configs.parse_overrides([*given, *args.set])
+    ckpt = args.ckpt
+    if not ckpt:
+        ckpt = DEMO
+        overrides = DEMO_SETTINGS | overrides
+        print(f"no --ckpt given: sampling from {DEMO.name}, a small network of the bouncing balls")
     forecaster, step = load_forecaster(
-        args.ckpt, process.device, overrides, args.dataset, args.interpolant
+        ckpt, process.device, overrides, args.dataset, args.interpolant
     )
+    if not args.ckpt:
+        data.ensure_data(forecaster.config, process)
     out = results.folder(args.out) if args.out else None
     if out is not None:
         results.check_out(out)
     if process.world > 1:
         raise UserError("sample.py runs as one process; start it without torchrun")
-    result, out = evaluate(forecaster, step, out, ckpt=args.ckpt)
+    result, out = evaluate(forecaster, step, out, ckpt=ckpt)
     print(table(result))
-    print(results.paths(out, forecaster.config.sample.format, args.ckpt))
+    print(results.paths(out, forecaster.config.sample.format, ckpt))
 
 
 if __name__ == "__main__":

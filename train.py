@@ -3,11 +3,12 @@ its forecasts."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +18,14 @@ import configs
 import data
 from batches.batch import Batch
 from batches.stream import loss_parts
-from batches.windows import Windows, share, spaced_windows
+from batches.windows import share
 from configs import Config
 from evaluation import metrics
 from forecaster import Forecaster, build_net
 from interpolants import Interpolant
 from report import videos
 from runtime import checkpoints, logs, parallel
+from runtime.budget import seconds_per_item
 from runtime.console import Failure, progress
 from runtime.process import (
     Process,
@@ -35,7 +37,6 @@ from runtime.process import (
     stopped,
 )
 
-PREVIEW_VIDEOS = 4
 PREVIEW_FUTURES = 2
 
 
@@ -54,21 +55,21 @@ def fit(
     config: Config,
     source: data.Source,
     autoencoder: nn.Module,
-    windows: Windows | None,
+    clips: data.Clips | None,
     process: Process,
     dir: Path,
     start: dict | None,
 ) -> Path:
     """Train the velocity network up to update config.train.steps -> path of the checkpoint.
 
-    windows: the clips of the previews (overfitting), or None for held-out clips.
+    clips: the clips to preview, on the first process.
     start: the checkpoint to resume from, or the weights to start from, or None.
     """
     train = config.train
-    learner = begin(config, process, dir, start)
-    step = first_step(start, process, dir)
+    learner = begin(config, process)
     recent = logs.Recent(train.batch_size)
-    load_parts(start, config, recent, source, process)
+    parts = parts_of(config, learner, recent, source, process, dir)
+    step = load(start, parts, process, dir)
     if step >= train.steps:
         return dir / "latest.pt"
 
@@ -81,6 +82,7 @@ def fit(
         StopSignals(process) as signals,
         progress(train.steps, f"train {config.run_id}", "step", step) as bar,
     ):
+        log.write_page(train.sample_every)
         recent.restart_clock()
         for batch in source.batches(step, train.steps):
             recent.add(update(learner.net, learner.optimizer, forecaster, batch, step, process))
@@ -99,17 +101,11 @@ def fit(
                 log.row(step, **values, lr=learner.optimizer.param_groups[0]["lr"])
                 recent.clear()
             if to_save:
-                save(dir, config, learner, autoencoder, recent, source, step, process)
-                # The other processes wait for the disk here, not in the next all-reduce, which
-                # has a short timeout.
-                process.barrier()
+                save(dir, config, parts, autoencoder, step, process)
             if stop_signal:
                 break
             if train.sample_every and step % train.sample_every == 0 and not last:
-                ema = parallel.whole(learner.ema, process.first)
-                if process.first:
-                    preview(forecaster, ema, config, windows, step, dir, log)
-                process.barrier()
+                preview(forecaster, learner, clips, step, dir, log, process)
     # A launcher ends all processes when one ends: wait until the first has closed its files.
     process.barrier()
     if stop_signal:
@@ -117,19 +113,15 @@ def fit(
     return dir / "latest.pt"
 
 
-def begin(config: Config, process: Process, dir: Path, start: dict | None) -> Learner:
-    """Build the learner: with new weights, from a checkpoint of this run, or from the weights of
-    another run (--ckpt)."""
+def begin(config: Config, process: Process) -> Learner:
+    """Build the network, with new weights, and its optimizer."""
     train = config.train
     torch.manual_seed(seed_of(train.seed, "weights"))
     net = build_net(config, process.device)
-    if start:
-        checkpoints.load_weights(net, start.get("model", start["ema"]), dir)
     net.recompute = train.recompute
-    averages = start["ema"] if start else net.state_dict()
     spread = parallel.spread(net, config, process)
     weights = net.state_dict()
-    ema = {name: parallel.alike(averages[name], value) for name, value in weights.items()}
+    ema = {name: value.detach().clone() for name, value in weights.items()}
     optimizer = torch.optim.AdamW(
         net.parameters(),
         train.lr,
@@ -137,20 +129,7 @@ def begin(config: Config, process: Process, dir: Path, start: dict | None) -> Le
         weight_decay=train.weight_decay,
         fused=True,
     )
-    if start and "opt" in start:
-        parallel.load_optimizer(optimizer, start["opt"])
     return Learner(spread, weights, ema, optimizer)
-
-
-def first_step(start: dict | None, process: Process, dir: Path) -> int:
-    """Number of updates done before. Failure if the processes read different numbers."""
-    step = start["step"] if start else 0
-    if process.agree(step) != step:
-        raise Failure(
-            f"process {process.rank} read update {step} from {dir}, the first another: is it the "
-            "same folder on all machines?"
-        )
-    return step
 
 
 # -------------------------------------------------------------------- an update
@@ -219,6 +198,49 @@ def flow_loss(
     return interpolant.weight(s) * (output.float() - target).square().mean((1, 2, 3))
 
 
+def measure_update(
+    config: Config, autoencoder: nn.Module, device: torch.device, world: int
+) -> float:
+    """Seconds per update on this machine, for `world` processes, without torch.compile and without
+    the exchange of gradients. config.latent must hold the shape of the latents. Changes no file."""
+    C, h, w = config.latent.shape
+    past, future = config.halves or (config.data.contexts, 1)
+    process = Process(0, 1, device)
+    settings = dataclasses.replace(config.train, compile="off", accumulate=1)
+    config = dataclasses.replace(config, train=settings)
+    learner = begin(config, process)
+    given = torch.randn(config.train.batch_size, past, C, h, w, device=device)
+    frame = given[:, 0].repeat(1, 1, future, 1)
+    batch = Batch(frame, frame, given, torch.ones(given.shape[:2], device=device))
+
+    def make_update(n: int) -> None:
+        train = dataclasses.replace(config.train, batch_size=n)
+        forecaster = Forecaster(
+            dataclasses.replace(config, train=train), learner.net, nn.Identity(), device
+        )
+        part = Batch(*(values[:n] for values in batch))
+        update(learner.net, learner.optimizer, forecaster, part, 0, process)
+        average(learner.ema, learner.weights, 0, train.ema)
+
+    most = max(1, config.train.batch_size // world)
+    per_item = seconds_per_item(make_update, most, device)
+    if config.data.augmented:
+        # Augmented frames are encoded in every update.
+        per_item += (2 + past) * data.measure_encoding(config, autoencoder, device)
+    return per_item * most
+
+
+def preview_frames(config: Config, updates: int) -> int:
+    """Number of frames that the previews of the last `updates` updates forecast."""
+    train = config.train
+    if not train.sample_every:
+        return 0
+    first = train.steps - updates
+    # There is no preview after the last update.
+    previews = (train.steps - 1) // train.sample_every - first // train.sample_every
+    return max(previews, 0) * data.PREVIEW_VIDEOS * PREVIEW_FUTURES * config.data.predict
+
+
 def draw_noise(
     config: Config, x1: Tensor, step: int, device: torch.device, own: slice
 ) -> tuple[Tensor, Tensor]:
@@ -276,27 +298,27 @@ def summarize(
 
 def preview(
     forecaster: Forecaster,
-    ema: dict,
-    config: Config,
-    windows: Windows | None,
+    learner: Learner,
+    clips: data.Clips | None,
     step: int,
     dir: Path,
     log: logs.Log,
+    process: Process,
 ) -> None:
-    """Make a few forecasts with the averaged weights: a picture beside the checkpoints, a video in
-    wandb, and their scores in the log."""
-    forecaster.net.load_state_dict(ema)
-    shards = data.open_split(config, config.sample.split)
-    given, predict = config.data.condition, config.data.predict
-    if windows is None:
-        windows = spaced_windows(shards.lengths, given + predict, config.data.skip, PREVIEW_VIDEOS)
-    truth = data.read_clips(shards, windows)[:PREVIEW_VIDEOS]
-    key = (config.train.seed, "preview")
-    futures = forecaster.forecast(truth[:, :given], predict, PREVIEW_FUTURES, key, quiet=True)
-    truth = forecaster.shown(truth)
-    videos.contact_sheet(truth, futures).save(dir / f"forecasts_{step:08d}.png")
-    log.row(step, **score_preview(truth, futures))
-    log.video(step, "forecasts", videos.mosaic(truth, futures, rows=4), shards.fps or 10)
+    """Forecast a few clips with the averaged weights: a picture beside the checkpoints, a video in
+    wandb, and scores in the log. All processes call this function; the first one forecasts."""
+    ema = parallel.whole(learner.ema, process.first)
+    if process.first:
+        forecaster.net.load_state_dict(ema)
+        data = forecaster.config.data
+        given = clips.frames[:, : data.condition]
+        key = (forecaster.config.train.seed, "preview")
+        futures = forecaster.forecast(given, data.predict, PREVIEW_FUTURES, key, quiet=True)
+        truth = forecaster.shown(clips.frames)
+        log.picture(step, videos.contact_sheet(truth, futures))
+        log.row(step, **score_preview(truth, futures))
+        log.video(step, "forecasts", videos.mosaic(truth, futures, rows=4), clips.fps)
+    process.barrier()
 
 
 def score_preview(truth: np.ndarray, futures: np.ndarray) -> dict[str, float]:
@@ -316,53 +338,76 @@ def score_preview(truth: np.ndarray, futures: np.ndarray) -> dict[str, float]:
 
 
 # -------------------------------------------------------------------- checkpoints
-def parts_of(
-    config: Config, recent: logs.Recent, source: data.Source, step: int, device: torch.device
-) -> dict[str, tuple[Callable, Callable]]:
-    """The parts of a checkpoint besides the learner: {name: (function that saves, that loads)}."""
-    # Checkpoints of earlier versions hold the logged values in this order, without names.
-    names = ["loss", "grad_norm", *loss_parts(config, slice(0, config.train.batch_size))]
-    load_recent = partial(recent.load_state_dict, device=device, names=names)
+class Part(NamedTuple):
+    """A part of a checkpoint: save(step) gives its value, load(value) restores it."""
+
+    save: Callable[[int], object]
+    load: Callable[[Any], None]
+
+
+def learner_parts(learner: Learner, dir: Path) -> dict[str, Part]:
+    """The parts of a checkpoint that hold the learner. dir: for error messages."""
+    weights, ema, optimizer = learner.weights, learner.ema, learner.optimizer
     return {
-        "recent": (recent.state_dict, load_recent),
-        "replay": (partial(source.state_dict, step), source.load_state_dict),
+        "model": Part(lambda _: weights, partial(parallel.load_tensors, weights, where=dir)),
+        "ema": Part(lambda _: ema, partial(parallel.load_tensors, ema, where=dir)),
+        "opt": Part(lambda _: optimizer.state_dict(), partial(parallel.load_optimizer, optimizer)),
     }
 
 
-def load_parts(
-    start: dict | None, config: Config, recent: logs.Recent, source: data.Source, process: Process
-) -> None:
-    """Load the parts of a checkpoint besides the learner, as far as the checkpoint holds them."""
-    for name, (_, load) in parts_of(config, recent, source, 0, process.device).items():
+def parts_of(
+    config: Config,
+    learner: Learner,
+    recent: logs.Recent,
+    source: data.Source,
+    process: Process,
+    dir: Path,
+) -> dict[str, Part]:
+    """All parts of a checkpoint that training changes, by name."""
+    # Checkpoints of earlier versions hold the logged values in this order, without names.
+    names = ["loss", "grad_norm", *loss_parts(config, slice(0, config.train.batch_size))]
+    load_recent = partial(recent.load_state_dict, device=process.device, names=names)
+    return {
+        **learner_parts(learner, dir),
+        "recent": Part(lambda _: recent.state_dict(), load_recent),
+        "replay": Part(source.state_dict, source.load_state_dict),
+    }
+
+
+def load(start: dict | None, parts: dict[str, Part], process: Process, dir: Path) -> int:
+    """Load the parts that a checkpoint holds -> number of updates done before, 0 without one.
+
+    Failure if the processes read different numbers."""
+    step = start["step"] if start else 0
+    if process.agree(step) != step:
+        raise Failure(
+            f"process {process.rank} read update {step} from {dir}, the first another: is it the "
+            "same folder on all machines?"
+        )
+    for name, part in parts.items():
         if start and name in start:
-            load(start[name])
+            part.load(start[name])
+    return step
 
 
 def save(
     dir: Path,
     config: Config,
-    learner: Learner,
+    parts: dict[str, Part],
     autoencoder: nn.Module,
-    recent: logs.Recent,
-    source: data.Source,
     step: int,
     process: Process,
 ) -> None:
-    """Write a checkpoint. All processes call this, since each may hold a shard of the learner; the
-    first process writes."""
-    trained = {"model": learner.weights, "ema": learner.ema, "opt": learner.optimizer.state_dict()}
-    trained = parallel.whole(trained, process.first)
-    if not process.first:
-        return
-    parts = parts_of(config, recent, source, step, process.device)
-    state = {
-        **trained,
-        **{name: save_part() for name, (save_part, _) in parts.items()},
-        "step": step,
-        "config": configs.to_dict(config),
-        "rng": {"seed": config.train.seed},
-    }
+    """Write a checkpoint. All processes call this function, since each may hold a shard of the
+    learner; the first one writes, and the others wait for it."""
+    state = {}
+    for name, part in parts.items():
+        state[name] = parallel.whole(part.save(step), process.first)
+    state |= {"step": step, "config": configs.to_dict(config), "rng": {"seed": config.train.seed}}
     # Our own autoencoder is small: with it, the checkpoint is all that sampling needs.
     if config.vqvae.kind == "small":
         state["vqvae"] = autoencoder.state_dict()
-    checkpoints.save_checkpoint(dir, state, config.train.keep, config.train.keep_every)
+    if process.first:
+        checkpoints.save_checkpoint(dir, state, config.train.keep, config.train.keep_every)
+    # The others wait for the disk here, not in the next all-reduce, which has a short timeout.
+    process.barrier()

@@ -7,6 +7,7 @@ Every autoencoder has two methods:
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from configs import Config
 from models import autoencoders
 from models.autoencoders.layers import Published
 from runtime import checkpoints, logs, published
+from runtime.budget import seconds_per_item
 from runtime.console import UserError, progress
 from runtime.process import (
     Process,
@@ -33,6 +35,9 @@ from runtime.process import (
     uses_bf16,
 )
 from shards import Shards
+
+# Number of held-out frames on which the VQVAE is validated.
+HELD_OUT = 512
 
 
 def ensure_vqvae(config: Config, shards: Shards, process: Process) -> nn.Module:
@@ -98,6 +103,52 @@ def load(path: str | Path, kind: str = "small") -> nn.Module:
 
 
 # ----------------------------------------------------------------------------------------- training
+def updates_left(config: Config, shards: Shards | None) -> int:
+    """Number of updates that `ensure_vqvae` would make. shards: the training split, or None."""
+    if config.vqvae.ckpt or config.vqvae.kind == "latents":
+        return 0
+    state = checkpoints.load_latest(run_dir(config, shards)) if shards else None
+    return max(0, config.vqvae.steps - (state["step"] if state else 0))
+
+
+def load_or_build(config: Config, shards: Shards | None, device: torch.device) -> nn.Module:
+    """The frozen autoencoder if its training is over, else one with new weights."""
+    precision = config.train.precision
+    if updates_left(config, shards):
+        return freeze(build(config.vqvae), device, precision)
+    path = config.vqvae.ckpt
+    if not path and config.vqvae.kind != "latents":
+        path = run_dir(config, shards) / "latest.pt"
+    return freeze(load(path, config.vqvae.kind), device, precision)
+
+
+def measure_update(config: Config, device: torch.device) -> float:
+    """Seconds per update of `train` on this machine, validations included. Changes no file."""
+    vqvae, size = config.vqvae, config.data.image_size
+    module = build(vqvae).to(device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(module, vqvae)
+    pool = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), np.uint8)
+
+    def make_update(n: int) -> None:
+        batch = dataclasses.replace(config, vqvae=dataclasses.replace(vqvae, batch_size=n))
+        update(module, optimizer, pool, 0, batch, device)
+
+    per_frame = seconds_per_item(make_update, vqvae.batch_size, device)
+    validation = seconds_per_item(lambda n: validate(module, pool[:n], device), 64, device)
+    return per_frame * vqvae.batch_size + validation * HELD_OUT / validate_every(config)
+
+
+def validate_every(config: Config) -> int:
+    """Number of updates between two validations, which also save a checkpoint."""
+    return min(config.train.save_every, 200)
+
+
+def make_optimizer(module: nn.Module, vqvae: configs.Vqvae) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        module.parameters(), vqvae.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+    )
+
+
 def run_dir(config: Config, shards: Shards) -> Path:
     """The checkpoint folder of this configuration, trained on these frames."""
     key = repr((config.vqvae, config.data.image_size, config.train.seed, shards.fingerprint()))
@@ -144,21 +195,19 @@ def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> 
         return dir / "latest.pt"
     torch.manual_seed(seed_of(config.train.seed, "vqvae"))
     module = build(vqvae).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(
-        module.parameters(), vqvae.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True
-    )
+    optimizer = make_optimizer(module, vqvae)
     if state:
         checkpoints.load_weights(module, state["model"], dir)
         optimizer.load_state_dict(state["opt"])
     pool = frame_pool(shards, numpy_generator(config.train.seed, "vqvae-pool"))
-    held_out = data.random_frames(val, 512, numpy_generator(0, "vqvae-val"))
+    held_out = data.random_frames(val, HELD_OUT, numpy_generator(0, "vqvae-val"))
     log = logs.Log(dir, config, step)
     with progress(vqvae.steps, "train VQVAE", "step", step) as bar:
         while step < vqvae.steps:
             values = update(module, optimizer, pool, step, config, device)
             step += 1
             bar.update()
-            if step % min(config.train.save_every, 200) == 0 or step == vqvae.steps:
+            if step % validate_every(config) == 0 or step == vqvae.steps:
                 psnr = validate(module.eval(), held_out, device)
                 module.train()
                 mse = values["mse"].item()

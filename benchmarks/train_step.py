@@ -75,7 +75,7 @@ def flops(config: Config) -> int:
 def ours(config: Config, dir: Path, process: Process, repeats: int) -> float:
     """Seconds per step of the training loop."""
     source = LatentTriples(config, dir, process.device, process.rank, process.world)
-    learner = train.begin(config, process, dir, None)
+    learner = train.begin(config, process)
     forecaster = Forecaster(config, None, None, process.device)
     losses = []
     steps = itertools.count()

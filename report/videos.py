@@ -7,12 +7,15 @@ Frames are uint8 (H, W, 3). Conditioning frames have a green edge, forecast ones
 from __future__ import annotations
 
 import functools
+import tempfile
+import time
 from pathlib import Path
 
 import imageio.v2 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from configs import Config
 from runtime.console import has_package, print_once
 
 GIVEN, FORECAST = (40, 180, 70), (245, 140, 20)
@@ -199,3 +202,18 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
     ) as writer:
         for frame in frames:
             writer.append_data(frame)
+
+
+def measure_writing(config: Config) -> float:
+    """Seconds to draw and write the video of one clip on this machine."""
+    data, sample = config.data, config.sample
+    size = (data.image_size, data.image_size, 3)
+    truth = np.zeros((data.condition + data.predict, *size), np.uint8)
+    samples = np.zeros((sample.num_samples, data.predict, *size), np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"clip.{usable_format(sample.format)}"
+        # The first video also loads the font and the encoder.
+        for _ in range(2):
+            began = time.perf_counter()
+            write_video(path, side_by_side(truth, samples), 10)
+        return time.perf_counter() - began

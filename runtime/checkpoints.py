@@ -149,12 +149,19 @@ def load_latest(dir: Path) -> dict | None:
 def load_weights(
     module: torch.nn.Module, weights: dict, where: str | Path, assign: bool = False
 ) -> None:
-    """Load a state dict strictly. where: the file, for the error message.
+    """Load a state dict strictly, see `check_weights`.
 
-    Raises UserError that names the first three missing, unknown or wrongly shaped tensors. assign:
-    make these tensors the module's own, for a module built on the device `meta`.
+    assign: make these tensors the module's own, for a module built on the device `meta`.
     """
-    own = module.state_dict()
+    check_weights(module.state_dict(), weights, where)
+    module.load_state_dict(weights, assign=assign)
+
+
+def check_weights(own: dict, weights: dict, where: str | Path) -> None:
+    """Raise UserError if names or shapes of `weights` differ from those of the state dict `own`.
+
+    The error names the first three missing, unknown or wrongly shaped tensors. where: the file.
+    """
     wrong = [f"{name} is missing" for name in own if name not in weights]
     wrong += [f"{name} is unknown" for name in weights if name not in own]
     for name, value in own.items():
@@ -163,7 +170,6 @@ def load_weights(
     if wrong:
         first = "; ".join(wrong[:3])
         raise UserError(f"{where}: not weights of this architecture: {first} ({len(wrong)} in all)")
-    module.load_state_dict(weights, assign=assign)
 
 
 def digest(module: torch.nn.Module) -> str:

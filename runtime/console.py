@@ -8,7 +8,7 @@ import functools
 import importlib.util
 import os
 import sys
-from typing import Callable
+from collections.abc import Callable
 
 from tqdm import tqdm
 

@@ -14,10 +14,16 @@ from urllib.parse import urlparse
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 import configs
+from runtime import preview
 from runtime.console import UserError, has_package, print_once
+from runtime.folders import write_atomically
+
+# Seconds between two drawings of the loss curve.
+DRAW_EVERY = 10.0
 
 
 def wandb_mode(mode: str) -> str:
@@ -61,7 +67,7 @@ class Log:
     """
 
     def __init__(self, dir: Path, config: configs.Config, step: int, enabled: bool = True):
-        self.run, self.file = None, None
+        self.run, self.file, self.dir = None, None, dir
         if not enabled:
             return
         dir.mkdir(parents=True, exist_ok=True)
@@ -73,6 +79,7 @@ class Log:
             temporary.write_text("".join(row + "\n" for row in rows))
             os.replace(temporary, path)
         self.file = open(path, "a", buffering=1)
+        self.drawn = -math.inf
         mode = wandb_mode(config.wandb.mode)
         if mode != "disabled":
             self.run = start_wandb(dir, config, mode)
@@ -80,8 +87,24 @@ class Log:
     def row(self, step: int, **values: float) -> None:
         if self.file:
             self.file.write(json.dumps({"step": step, **values}) + "\n")
+            if time.monotonic() - self.drawn > DRAW_EVERY:
+                preview.draw_curve(self.dir)
+                self.drawn = time.monotonic()
         if self.run:
             self.run.log(values, step=step)
+
+    def write_page(self, sample_every: int) -> None:
+        """Write the page that shows the loss and the newest forecasts, preview.html."""
+        if self.file:
+            first = f"{sample_every:,}" if sample_every else "no"
+            preview.write_page(self.dir, self.dir.name, first)
+
+    def picture(self, step: int, image: Image.Image) -> None:
+        """Save a picture of forecasts, forecasts_STEP.png; preview.png is the newest one."""
+        if self.file:
+            for name in (f"forecasts_{step:08d}.png", "preview.png"):
+                with write_atomically(self.dir / name) as file:
+                    image.save(file, format="png")
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         """frames: (T, H, W, 3) uint8."""
@@ -105,6 +128,7 @@ class Log:
             # An error of a full disk has been raised before.
             with suppress(OSError):
                 self.file.close()
+                preview.draw_curve(self.dir)
         if self.run:
             self.run.finish(exit_code=code)
 

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._triton import has_triton
 
 from configs import GRAPHS, Config
+from runtime import checkpoints
 from runtime.console import UserError
 from runtime.process import Process
 
@@ -115,6 +116,16 @@ def alike(value: Tensor, own: Tensor) -> Tensor:
         value = value.detach().to(own.device).contiguous()
         return distribute_tensor(value, own.device_mesh, own.placements, src_data_rank=None)
     return torch.empty_like(own, requires_grad=False).copy_(value.detach())
+
+
+def load_tensors(own: dict[str, Tensor], values: dict[str, Tensor], where: str | Path) -> None:
+    """Copy full tensors into a state dict, which may be sharded. where: for the error message.
+
+    UserError if names or shapes differ. All processes call this function with the same values.
+    """
+    checkpoints.check_weights(own, values, where)
+    for name, tensor in own.items():
+        tensor.copy_(alike(values[name], tensor) if isinstance(tensor, DTensor) else values[name])
 
 
 def whole(state, keep: bool):

@@ -1,4 +1,5 @@
-"""Whether a checkpoint belongs to the run that is asked for."""
+"""Checks of a checkpoint against the config of the command: to resume a run, or to start from its
+weights."""
 
 from __future__ import annotations
 
@@ -6,11 +7,11 @@ from pathlib import Path
 
 import configs
 from configs import Config
-from runtime import checkpoints, published
+from runtime import checkpoints, published, settings
 from runtime.console import UserError
 
-# what may change between two starts of a run without making it another run
-FREE = {
+# Settings that a resumed run may change.
+FREE_TO_RESUME = {
     "data.workers",
     "data.held_out",
     "data.skip_bad",
@@ -27,47 +28,49 @@ FREE = {
     "train.shard",
     "model.size",
 }
+# Settings of model and flow that a run may change when it starts from the weights of another run.
+FREE_TO_START = {
+    "flow.interpolant",
+    "flow.c",
+    "flow.s_min",
+    "flow.weight",
+    "flow.times",
+    "model.dropout",
+    "model.size",
+}
 
 
 def check_start(config: Config, ckpt: str) -> dict:
-    """--ckpt: another run's averaged weights. -> {"ema"}; whether they fit the network is seen when
-    they are loaded.
+    """Read the averaged weights of another run, {"ema"}, to start from (--ckpt).
+
+    UserError if the file is no checkpoint, or if its network has other settings. Whether the
+    weights fit the network shows when they are loaded.
     """
     state = checkpoints.load_checkpoint(ckpt)
     if published.is_foreign(state):
-        state = published.checkpoint(
-            state, ckpt, config.dataset, {"flow.interpolant": config.flow.interpolant}
-        )
+        given = {"flow.interpolant": config.flow.interpolant}
+        state = published.checkpoint(state, ckpt, config.dataset, given)
     if not {"ema", "config"} <= state.keys():
         raise UserError(f"{ckpt}: not a checkpoint of main.py (it lacks ema or config)")
-    other = configs.differences(configs.from_dict(state["config"]), config, ("model", "flow"))
-    free = {
-        "flow.interpolant",
-        "flow.c",
-        "flow.s_min",
-        "flow.weight",
-        "flow.times",
-        "model.dropout",
-        "model.size",
-    }
-    clash = [d for d in other if d.partition(":")[0] not in free]
-    if clash:
+    old = configs.from_dict(state["config"])
+    if changed := changes(old, config, ("model", "flow"), FREE_TO_START):
         raise UserError(
-            f"{ckpt}: its network is another ({'; '.join(clash)}); set those fields as they were"
+            f"{ckpt}: its network has other settings ({'; '.join(changed)}); use the old values"
         )
     return {"ema": state["ema"]}
 
 
 def check_same_run(old: Config, config: Config, dir: Path) -> None:
-    changed = [
-        d
-        for d in configs.differences(
-            old, config, ("data", "replay", "vqvae", "model", "flow", "train")
-        )
-        if d.partition(":")[0] not in FREE
-    ]
-    if changed:
+    """UserError if the checkpoints in `dir`, of config `old`, belong to another run."""
+    groups = ("data", "replay", "vqvae", "model", "flow", "train")
+    if changed := changes(old, config, groups, FREE_TO_RESUME):
         raise UserError(
             f"{dir} holds a run of other settings ({'; '.join(changed[:3])}); "
-            "go on with those, or name a new run: --set output.run_id=NAME"
+            "use the old values, or name a new run: --set output.run_id=NAME"
         )
+
+
+def changes(old: Config, new: Config, groups: tuple[str, ...], free: set[str]) -> list[str]:
+    """The differences in these groups, `group.field: old -> new`, without the free settings."""
+    found = settings.differences(old, new, groups)
+    return [line for line in found if line.partition(":")[0] not in free]

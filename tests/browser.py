@@ -3,6 +3,7 @@ over HTTP, so the standard library suffices.
 """
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -132,8 +133,6 @@ class Browser:
             self.driver.wait()
             self.log.close()
             for pid in processes_of(self.folder):
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,13 +1,14 @@
-"""What several test files share: small shards, a tiny trained run, and a way to launch the real
-commands.
-"""
+"""What several test files share: small shards, a tiny trained run, and functions that run the real
+commands."""
 
 import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -44,19 +45,44 @@ TINY = [
 ]
 
 
+def run_group(args: list, timeout: float, **options) -> subprocess.CompletedProcess:
+    """Run a command and capture its output, as subprocess.run does. After `timeout` seconds the
+    command and its descendants are killed, and TimeoutExpired is raised."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A session of its own makes the command and its descendants one process group.
+    with subprocess.Popen(args, **pipes, start_new_session=True, **options) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except BaseException:
+            kill_group(process)
+            raise
+    return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    """Kill the process group that `process` leads."""
+    # torchrun starts its workers in sessions of their own, and ends them at SIGTERM.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=10)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def launch(
-    folder: Path, *command: str, check: bool = True, **env: str | None
+    folder: Path, *command: str, check: bool = True, timeout: float = 280, **env: str | None
 ) -> subprocess.CompletedProcess:
-    """Run `python COMMAND` of this repo in `folder`, as a user would. An environment variable given
-    as None is unset.
+    """Run `python COMMAND` of this repository in `folder`, as a user would.
+
+    An environment variable given as None is unset. check: AssertionError for an exit code other
+    than 0. timeout: in seconds.
     """
     script, *rest = command
     environment = {**os.environ, "PYTHONPATH": str(REPO), **env}
     environment = {name: value for name, value in environment.items() if value is not None}
     args = [sys.executable, script if script == "-m" else str(REPO / script), *rest]
-    done = subprocess.run(
-        args, cwd=folder, capture_output=True, text=True, env=environment, timeout=280
-    )
+    done = run_group(args, timeout, cwd=folder, env=environment)
     if check and done.returncode:
         raise AssertionError(
             f"{' '.join(command)} -> "
@@ -66,9 +92,8 @@ def launch(
 
 
 def reference_weights(names: dict) -> dict:
-    """The deterministic weights that the reference outputs were made with
-    (tests/data/README.md).
-    """
+    """The deterministic weights that the reference outputs were made with, see
+    tests/data/README.md."""
     import torch
 
     weights = {}
@@ -93,23 +118,21 @@ def tiny_run(tmp_path_factory) -> tuple[Path, str]:
 
 
 def copy_of(run: Path, to: Path, *runs: str) -> Path:
-    """A folder with the data, VQVAE and latents of a finished run, and of its checkpoints those
-    named.
-    """
+    """Copy the data, the VQVAE and the latents of a finished run, and the checkpoints of the named
+    runs, to a new folder. Returns the new folder."""
     vqvae = next((run / "outputs/checkpoints").glob("vqvae-*")).name
-    for part in (
-        "data",
-        "outputs/latents",
-        *(f"outputs/checkpoints/{name}" for name in (vqvae, *runs)),
-    ):
+    checkpoints = [f"outputs/checkpoints/{name}" for name in (vqvae, *runs)]
+    for part in ("data", "outputs/latents", *checkpoints):
         shutil.copytree(run / part, to / part)
     return to
 
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """command(folder, script, *arguments) -> (exit code, stderr) of a real command, run in this
-    process: for what ends before any work, and sooner so.
+    """command(folder, script, *arguments) -> (exit code, stderr) of a real command.
+
+    The command runs in this process, which is faster than `launch`: for commands that end before
+    they do any work.
     """
     from runtime.console import run_command
 
@@ -126,13 +149,13 @@ def command(monkeypatch, capsys):
 
 @pytest.fixture
 def make_shards(tmp_path):
-    """make_shards(lengths, size=8) -> a directory of packed shards; frame i of the split is filled
-    with i % 251.
-    """
+    """make_shards(lengths, size=8) -> a folder of packed shards. All pixels of frame i of the split
+    are i % 251."""
     from shards import ShardWriter
 
     def make(lengths, size=8, name="train", **options) -> Path:
-        dir, at = tmp_path / "data" / name, 0
+        dir = tmp_path / "data" / name
+        at = 0
         with ShardWriter(dir, fps=5.0, **options) as writer:
             for length in lengths:
                 values = (np.arange(at, at + length) % 251).astype(np.uint8)

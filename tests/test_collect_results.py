@@ -443,7 +443,7 @@ def test_a_sweep_of_three_interpolants_and_seeds(tmp_path, command):
     assert np.isclose(float(rows["Linear"]["crps"]), np.mean(seeds))
     assert np.isclose(float(rows["Linear"]["crps_se"]), np.std(seeds, ddof=1) / 3**0.5)
     text = (out / "index.html").read_text(encoding="utf-8")
-    links = [link for link in re.findall(r'(?:href|src)="(?!data:)([^"#]+)"', text)]
+    links = re.findall(r'(?:href|src)="(?!data:)([^"#]+)"', text)
     assert len(links) > 20 and all((out / link).exists() for link in links)
     assert len(imageio.mimread(out / "mosaic.mp4", memtest=False)) == 5
     before = os.stat(out).st_ino

@@ -1,32 +1,33 @@
-"""What a command prints for a mistake, and its exit code."""
+"""What a command prints for an error, and its exit code."""
 
 import pytest
 
 from runtime.console import UserError, has_package, run_command
 
 
-def leave(main) -> int:
+def exit_code(main) -> int:
     with pytest.raises(SystemExit) as caught:
         run_command(main)
     return caught.value.code
 
 
-def test_a_mistake_is_one_line_and_code_2(capsys):
+def test_a_user_error_prints_one_line_and_exits_with_2(capsys):
     def main():
         raise UserError("data/x: no such folder; choose another")
 
-    assert leave(main) == 2
+    assert exit_code(main) == 2
     assert capsys.readouterr().err == "error: data/x: no such folder; choose another\n"
 
 
-def test_a_path_that_cannot_be_used_is_one_line_and_code_2(capsys, tmp_path):
+def test_an_unusable_path_prints_one_line_and_exits_with_2(capsys, tmp_path):
     (tmp_path / "file").touch()
-    assert leave(lambda: (tmp_path / "file" / "below").mkdir()) == 2
+    assert exit_code(lambda: (tmp_path / "file" / "below").mkdir()) == 2
     assert "file/below: Not a directory" in capsys.readouterr().err
 
 
-def test_codes_pass_through_and_defects_are_not_hidden():
-    assert leave(lambda: None) == 0 and leave(lambda: 1) == 1
+def test_exit_codes_are_returned_and_bugs_keep_their_traceback():
+    assert exit_code(lambda: None) == 0
+    assert exit_code(lambda: 1) == 1
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 / 0)
 

@@ -1,7 +1,5 @@
-"""Several processes, on one node and on two: same data, same gradients, output of rank 0 only.
-
-Also: workers that are killed, and processes that share a GPU.
-"""
+"""Training with several processes, on one node and on two: data, gradients, output of rank 0,
+killed workers, shared GPUs."""
 
 import copy
 import os
@@ -18,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import REPO, TINY, copy_of, launch
+from conftest import REPO, TINY, copy_of, kill_group, launch, run_group
 
 import configs
 import train
@@ -50,18 +48,16 @@ def same(a: dict, b: dict, part: str = "model", atol: float = 0.0) -> bool:
 
 
 def torchrun(folder: Path, *command: str, processes: int = 2) -> None:
-    done = subprocess.run(
+    done = run_group(
         [*TORCHRUN, "--standalone", f"--nproc_per_node={processes}", *command],
         cwd=folder,
         env=ENV,
-        capture_output=True,
-        text=True,
         timeout=200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_the_gradient_of_two_is_that_of_one_with_the_whole_batch(folder):
+def test_two_processes_compute_the_gradient_of_one_with_the_whole_batch(folder):
     one = [*SETTINGS, "train.steps=1", "sample.num_videos=1"]
     launch(folder, "main.py", *one, "output.run_id=one")
     torchrun(folder, str(REPO / "main.py"), *one, "output.run_id=two")
@@ -84,7 +80,7 @@ def distance(a: dict, b: dict) -> float:
     return total.sqrt().item()
 
 
-def test_weights_split_over_two_processes_train_as_one_and_go_on_unsplit(folder):
+def test_sharded_weights_train_as_unsharded_ones_and_resume_without_shards(folder):
     steps = [
         *SETTINGS,
         "model.name=uvit",
@@ -93,24 +89,24 @@ def test_weights_split_over_two_processes_train_as_one_and_go_on_unsplit(folder)
         "sample.num_videos=1",
         "train.ema=0.5",
     ]
-    split = [*steps, "output.run_id=split", "train.sample_every=2"]
-    torchrun(folder, str(REPO / "main.py"), *split, "train.steps=3", "train.shard=1")
-    launch(folder, "main.py", *steps, "train.steps=3", "output.run_id=unsplit")
-    third = state(folder, "split")
-    plain = state(folder, "unsplit")
+    sharded = [*steps, "output.run_id=sharded", "train.sample_every=2"]
+    torchrun(folder, str(REPO / "main.py"), *sharded, "train.steps=3", "train.shard=1")
+    launch(folder, "main.py", *steps, "train.steps=3", "output.run_id=unsharded")
+    third = state(folder, "sharded")
+    plain = state(folder, "unsharded")
     # Three updates change a weight by 3e-3 at most.
     assert all(same(third, plain, part, atol=2e-4) for part in ("model", "ema"))
     for a, b in zip(third["opt"]["state"].values(), plain["opt"]["state"].values(), strict=True):
         assert torch.allclose(a["exp_avg"], b["exp_avg"], rtol=0, atol=1e-5)
         assert a.keys() == b.keys()
-    assert list((folder / "outputs/checkpoints/split").glob("forecasts_*2.png"))
+    assert list((folder / "outputs/checkpoints/sharded").glob("forecasts_*2.png"))
     # One process resumes from the full tensors that two have written.
-    launch(folder, "main.py", *split, "train.steps=6")
+    launch(folder, "main.py", *sharded, "train.steps=6")
     more = ["train.steps=9", "train.shard=1", "train.accumulate=2"]
-    torchrun(folder, str(REPO / "main.py"), *split, *more)
-    launch(folder, "main.py", *steps, "train.steps=9", "output.run_id=unsplit")
-    ninth = state(folder, "split")
-    plain = state(folder, "unsplit")
+    torchrun(folder, str(REPO / "main.py"), *sharded, *more)
+    launch(folder, "main.py", *steps, "train.steps=9", "output.run_id=unsharded")
+    ninth = state(folder, "sharded")
+    plain = state(folder, "unsharded")
     assert ninth["step"] == 9 and distance(ninth, plain) < 0.1 * distance(ninth, third)
 
 
@@ -131,7 +127,7 @@ assert not dist.is_initialized()
 """
 
 
-def test_a_bad_update_of_one_is_left_out_by_all(folder, tmp_path):
+def test_all_processes_skip_an_update_that_is_bad_in_one(folder, tmp_path):
     script = tmp_path / "poison.py"
     script.write_text(POISON.format(repo=str(REPO)))
     torchrun(folder, str(script), *SETTINGS, "output.run_id=poisoned", "sample.num_videos=1")
@@ -174,7 +170,7 @@ else:
 """
 
 
-def test_others_wait_long_for_a_stage_and_a_short_time_for_a_gradient(tmp_path):
+def test_the_timeout_of_a_stage_is_long_and_that_of_a_gradient_short(tmp_path):
     found = tmp_path / "found"
     script = tmp_path / "waiting.py"
     script.write_text(WAITING.format(repo=str(REPO), found=str(found)))
@@ -182,13 +178,23 @@ def test_others_wait_long_for_a_stage_and_a_short_time_for_a_gradient(tmp_path):
     assert "Timed out" in found.read_text()
 
 
-def test_others_wait_at_a_barrier_for_what_the_first_writes(folder, monkeypatch):
+def test_every_save_and_preview_is_followed_by_a_barrier(folder, monkeypatch):
     events = []
-    save = train.save
+    save, score = checkpoints.save_checkpoint, train.score_preview
     monkeypatch.chdir(folder)
     monkeypatch.setattr(Process, "barrier", lambda _: events.append("barrier"))
-    monkeypatch.setattr(train, "preview", lambda *_: events.append("preview"))
-    monkeypatch.setattr(train, "save", lambda *a: (save(*a), events.append("save")))
+
+    def save_checkpoint(dir, *rest):
+        save(dir, *rest)
+        if "vqvae" not in dir.name:
+            events.append("save")
+
+    def score_preview(*frames):
+        events.append("preview")
+        return score(*frames)
+
+    monkeypatch.setattr(checkpoints, "save_checkpoint", save_checkpoint)
+    monkeypatch.setattr(train, "score_preview", score_preview)
     settings = [*TINY, "train.sample_every=4", "output.run_id=barriers"]
     config = configs.build(overrides=configs.parse_overrides(settings))
     train_network(config, start(), None, Clock())
@@ -199,7 +205,7 @@ def test_others_wait_at_a_barrier_for_what_the_first_writes(folder, monkeypatch)
 
 @contextmanager
 def started(folder: Path, *command: str, restarts: int = 0) -> Iterator[subprocess.Popen]:
-    """A torchrun of two processes, killed when the block ends."""
+    """Start a torchrun of two processes, and kill it when the block ends."""
     command = [
         *TORCHRUN,
         "--standalone",
@@ -211,14 +217,22 @@ def started(folder: Path, *command: str, restarts: int = 0) -> Iterator[subproce
         *command,
     ]
     process = subprocess.Popen(
-        command, cwd=folder, env=ENV, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        command,
+        cwd=folder,
+        env=ENV,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
     )
     try:
         yield process
     finally:
-        for pid in (*workers(process), process.pid):
+        # torchrun starts its workers in sessions of their own.
+        for pid in workers(process):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        kill_group(process)
 
 
 def workers(process: subprocess.Popen) -> list[int]:
@@ -237,7 +251,7 @@ def connect_to(agent: dist.TCPStore) -> dist.TCPStore:
     return dist.TCPStore("localhost", agent.port, is_master=False)
 
 
-def test_processes_started_again_do_not_meet_what_dead_ones_left():
+def test_restarted_processes_do_not_read_entries_of_dead_ones():
     agent = dist.TCPStore("localhost", 0, is_master=True)
     # Three attempts. In the second, rank 1 may see the `welcome` entry of the first.
     orders = ((0, 1, 2), (2, 1, 0), (1, 0, 2))
@@ -275,18 +289,18 @@ def test_processes_that_share_a_gpu_are_all_refused(gpus, shared):
 
 
 @pytest.fixture
-def alone_of_two():
-    """A process that runs the code of several, in a group of one."""
+def first_of_two():
+    """A process that believes to be one of two, in a group of one."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield Process(0, 2, torch.device("cpu"))
     dist.destroy_process_group()
 
 
-def test_gradients_are_views_of_what_is_exchanged_and_the_same_after_each_update(alone_of_two):
+def test_gradients_are_views_of_the_exchanged_buffer_and_equal_those_of_one_process(first_of_two):
     config = configs.build(overrides={"train.compile": "off"})
     net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     plain = copy.deepcopy(net)
-    several = parallel.spread(net, config, alone_of_two)
+    several = parallel.spread(net, config, first_of_two)
     for _ in range(3):
         parts = torch.randn(2, 5, 3)
         for k, part in enumerate(parts, 1):
@@ -303,7 +317,7 @@ def test_gradients_are_views_of_what_is_exchanged_and_the_same_after_each_update
 
 
 @needs_proc
-def test_a_killed_worker_is_brought_back_to_the_same_weights(folder):
+def test_a_killed_worker_is_restarted_and_ends_with_the_same_weights(folder):
     more = ["train.steps=150", "train.save_every=20", "sample.num_videos=1"]
     torchrun(folder, str(REPO / "main.py"), *SETTINGS, *more, "output.run_id=whole")
     with started(folder, *more, "output.run_id=killed", restarts=2) as process:
@@ -321,47 +335,30 @@ def is_rank_1(pid: int) -> bool:
     return b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
 
-def test_two_nodes_are_as_good_as_two_processes(folder):
+def test_two_nodes_train_as_two_processes_on_one(folder):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    for name, launcher in (
-        ("processes", ["--standalone", "--nproc_per_node=2"]),
-        (
-            "nodes",
-            [
-                "--nnodes=2",
-                "--nproc_per_node=1",
-                "--rdzv_backend=c10d",
-                f"--rdzv_endpoint=localhost:{port}",
-                "--rdzv_id=7",
-                "--local-addr=localhost",
-            ],
-        ),
-    ):
-        command = [
-            *TORCHRUN,
-            *launcher,
-            str(REPO / "main.py"),
-            *SETTINGS,
-            f"output.run_id={name}",
-            "sample.num_videos=1",
-        ]
-        agents = [
-            subprocess.Popen(
-                command,
-                cwd=folder,
-                env=ENV,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for _ in range(2 if name == "nodes" else 1)
-        ]
-        printed = [agent.communicate(timeout=200) for agent in agents]
-        assert all(agent.returncode == 0 for agent in agents), printed
+    one_node = ["--standalone", "--nproc_per_node=2"]
+    node_of_two = [
+        "--nnodes=2",
+        "--nproc_per_node=1",
+        "--rdzv_backend=c10d",
+        f"--rdzv_endpoint=localhost:{port}",
+        "--rdzv_id=7",
+        "--local-addr=localhost",
+    ]
+    for name, flags, nodes in (("processes", one_node, 1), ("nodes", node_of_two, 2)):
+        settings = [*SETTINGS, f"output.run_id={name}", "sample.num_videos=1"]
+        command = [*TORCHRUN, *flags, str(REPO / "main.py"), *settings]
+        with ThreadPoolExecutor(nodes) as pool:
+            agents = [
+                pool.submit(run_group, command, 200, cwd=folder, env=ENV) for _ in range(nodes)
+            ]
+        done = [agent.result() for agent in agents]
+        assert all(agent.returncode == 0 for agent in done), done
         # Rank 0 alone prints the results.
-        assert "".join(out for out, _ in printed).count("crps / repeat last") == 1
+        assert "".join(agent.stdout for agent in done).count("crps / repeat last") == 1
     assert same(state(folder, "nodes"), state(folder, "processes"))
     # One process resumes alone.
     more = ["train.steps=15", "output.run_id=nodes", "sample.num_videos=1"]
@@ -370,7 +367,7 @@ def test_two_nodes_are_as_good_as_two_processes(folder):
 
 
 @needs_proc
-def test_a_signal_to_two_is_heeded_by_both(folder):
+def test_a_signal_to_one_process_stops_both(folder):
     more = ["train.steps=100000", "output.run_id=long", "data.hue=0.1", "data.workers=1"]
     with started(folder, *more) as process:
         wait_for(folder / "outputs/checkpoints/long/step_00000015.pt", process)

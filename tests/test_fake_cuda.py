@@ -1,7 +1,7 @@
 """An update, a roll-out and every autoencoder on fake CUDA tensors: no operation mixes devices, and
 the host never waits for the GPU.
 
-Backward passes are torch's own and are left out: every weight gets a gradient of zeros instead.
+Backward passes are torch's code and are not run: every weight gets a gradient of zeros instead.
 """
 
 import dataclasses
@@ -67,7 +67,7 @@ def latents(tmp_path):
 # -------------------------------------------------------------------- an update
 def run_updates(config: configs.Config, source, monkeypatch) -> None:
     """Two updates and averages as train.fit makes them, from batches of `source`."""
-    learner = train.begin(config, PROCESS, None, None)
+    learner = train.begin(config, PROCESS)
     forecaster = Forecaster(config, None, None, GPU)
 
     def set_gradients(loss: torch.Tensor) -> None:
@@ -134,7 +134,7 @@ def small_autoencoder():
 
 
 def run_roll_out(**options) -> int:
-    """A roll-out of two frames; -> the number of operations that it launches."""
+    """Roll out two frames. Returns the number of operations on the GPU."""
     config = small_config(**{"vqvae.kind": "small", "vqvae.ckpt": "", **options})
     net = build_net(config, GPU).eval()
     forecaster = Forecaster(config, net, small_autoencoder(), GPU)
@@ -155,14 +155,8 @@ def test_a_roll_out_waits_for_nothing(gpu, solver, interpolant):
     diffusions = {"0"} if solver in solvers.ODE else {"sigma", "follmer"}
     for diffusion in diffusions:
         for output in ("drift", "residual"):
-            run_roll_out(
-                **{
-                    "sample.solver": solver,
-                    "sample.diffusion": diffusion,
-                    "flow.output": output,
-                    "flow.interpolant": interpolant,
-                }
-            )
+            sampler = {"sample.solver": solver, "sample.diffusion": diffusion}
+            run_roll_out(**sampler, **{"flow.output": output, "flow.interpolant": interpolant})
 
 
 ROLL_OUTS = [
@@ -184,19 +178,11 @@ def test_roll_outs_of_all_kinds_wait_for_nothing(gpu, options):
 
 
 def test_solver_coefficients_launch_nothing(gpu):
-    """Both solvers evaluate the network once per step. The solver with more coefficients launches
-    no more operations than its noise needs."""
-    euler = run_roll_out(
-        **{"flow.interpolant": "linear", "sample.solver": "euler", "sample.steps": 4}
-    )
-    exact = run_roll_out(
-        **{
-            "flow.interpolant": "linear",
-            "sample.solver": "exact",
-            "sample.diffusion": "0",
-            "sample.steps": 4,
-        }
-    )
+    """Both solvers evaluate the network once per step. `exact` has more coefficients than `euler`
+    and launches at most four operations more per step."""
+    linear = {"flow.interpolant": "linear", "sample.steps": 4, "sample.diffusion": "0"}
+    euler = run_roll_out(**linear, **{"sample.solver": "euler"})
+    exact = run_roll_out(**linear, **{"sample.solver": "exact"})
     evaluations = 2 * 4
     assert abs(exact - euler) <= 4 * evaluations
 
@@ -219,7 +205,7 @@ def test_an_autoencoder_waits_for_nothing(gpu, kind):
     assert z.shape == latent.shape and x.dtype == torch.float32
 
 
-# -------------------------------------------------------------------- what must be found
+# -------------------------------------------------------------------- planted errors
 CAUGHT = (HostWait, DataDependentOutputException, RuntimeError)
 
 

@@ -1,4 +1,4 @@
-"""Formulas in float64 against autograd and closed forms."""
+"""Formulas of the interpolants, in float64, against autograd and closed forms."""
 
 import itertools
 import math
@@ -31,7 +31,7 @@ def test_derivatives_against_autograd(name, coefficient):
     assert torch.allclose(getattr(it, f"d_{coefficient}")(S), by_autograd, atol=1e-12)
 
 
-# alpha, beta, gamma of the table in DESIGN.md, at c = 0.1
+# (alpha, beta, gamma) as published, at c = 0.1.
 COEFFICIENTS = {
     "linear": lambda s: (0 * s, s, 1 - s),
     "follmer": lambda s: (1 - s, s**2, 0.1 * (1 - s) * s.sqrt()),
@@ -49,7 +49,7 @@ def test_coefficients_are_the_published_ones(name):
 
 
 @pytest.mark.parametrize("name", interpolants.TABLE)
-def test_interpolants_run_from_start_to_x1(name):
+def test_interpolants_go_from_the_start_to_x1(name):
     it = make(name)
     x0, x1, eps = batch()
     start, _ = it.interpolate(torch.zeros_like(S), x0, x1, eps)
@@ -73,7 +73,7 @@ def test_published_targets():
 
 
 @pytest.mark.parametrize("name, output", KINDS)
-def test_an_exact_output_gives_back_x1_and_eps(name, output):
+def test_the_exact_output_recovers_x1_and_eps(name, output):
     """With x_1 and eps known, the exact output is the target."""
     it = make(name, output)
     x0, x1, eps = batch()
@@ -85,8 +85,8 @@ def test_an_exact_output_gives_back_x1_and_eps(name, output):
     velocity = d_alpha * x0 + d_beta * x1 + d_gamma * eps
     assert torch.allclose(it.velocity(target, x, S, x0), velocity)
     for g in (it.sigma(S), 0.3 + S):
-        wanted = velocity + across(g**2 / 2, x) * it.score(target, x, S, x0)
-        assert torch.allclose(it.drift(target, x, S, x0, g), wanted)
+        expected = velocity + across(g**2 / 2, x) * it.score(target, x, S, x0)
+        assert torch.allclose(it.drift(target, x, S, x0, g), expected)
 
 
 @pytest.mark.parametrize("name", ("follmer", "follmer_linear"))
@@ -110,7 +110,7 @@ def test_everything_is_finite_at_the_start(name, output):
     if it.wiener:
         assert torch.isfinite(it.drift(target, x, s, x0, it.diffusion("follmer", s))).all()
     if name == "follmer" and output == "drift":
-        # beta'(0) = 0: the output holds nothing of x_1.
+        # beta'(0) = 0: the output does not depend on x_1.
         assert torch.equal(it.denoise(target, x, s, x0), x0)
 
 
@@ -137,12 +137,12 @@ def test_score_of_a_gaussian_is_the_analytic_one(name, output):
     mean = across(it.alpha(S), x) * x0 + across(it.beta(S), x) * 1.3
     x = (mean + across(variance.sqrt(), x) * x).requires_grad_()
     log_density = -((x - mean) ** 2 / across(2 * variance, x)).sum()
-    (wanted,) = torch.autograd.grad(log_density, x)
+    (expected,) = torch.autograd.grad(log_density, x)
     surprise = (x.detach() - mean) / across(variance, x)
     x1 = 1.3 + across(it.beta(S) * 0.25, x) * surprise
     eps = across(it.gamma(S), x) * surprise
     _, output = it.interpolate(S, x0, x1, eps)
-    assert torch.allclose(it.score(output, x.detach(), S, x0), wanted)
+    assert torch.allclose(it.score(output, x.detach(), S, x0), expected)
 
 
 def test_diffusion_and_memory_closed_forms():
@@ -217,8 +217,8 @@ def test_weights():
 
 
 @pytest.mark.parametrize("name", interpolants.TABLE)
-def test_the_weight_is_that_of_the_same_loss_whatever_the_output(name):
-    """An error of E[x_1|x] costs the same through either output, up to the constant k."""
+def test_the_weighted_loss_does_not_depend_on_the_output(name):
+    """An error of E[x_1|x] has the same loss with both outputs, up to the constant k."""
     s = S[S > 0.22]
     x0, x1, eps = (part[:15] for part in batch())
     wrong = x1 + 0.01

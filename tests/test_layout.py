@@ -3,16 +3,21 @@
 import ast
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPO, TINY
+from conftest import REPO, TINY, run_group
 
 # From the ground up: a module may import those of its own layer and of the layers before it.
 LAYERS = [
-    ["runtime.console", "runtime.folders", "interpolants", "evaluation.metrics"],
+    [
+        "runtime.console",
+        "runtime.folders",
+        "runtime.settings",
+        "interpolants",
+        "evaluation.metrics",
+    ],
     ["shards", "solvers", "models"],
     ["configs"],
     ["runtime"],
@@ -161,12 +166,10 @@ def test_lines_are_short():
 def test_training_loads_no_pages_and_no_plots(tmp_path):
     # With a preview of forecasts during training, which needs report.videos.
     settings = [*TINY, "train.sample_every=6"]
-    done = subprocess.run(
+    done = run_group(
         [sys.executable, "-c", RECORD_MODULES, "--set", *settings],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(REPO)},
-        capture_output=True,
-        text=True,
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-4000:]

@@ -1,4 +1,4 @@
-"""Velocity networks: the published one against its reference output, and properties of both."""
+"""Velocity networks: U-ViT against its reference output, and properties of all networks."""
 
 import json
 
@@ -16,22 +16,19 @@ def test_uvit_has_the_published_names_shapes_and_output():
     net = models.build("uvit", latent_shape=(4, 8, 8)).eval()
     assert {name: list(p.shape) for name, p in net.state_dict().items()} == names
     net.load_state_dict(reference_weights(names))
-    io = {
-        k: torch.from_numpy(v)
-        for k, v in np.load(DATA / "reference_io.npz").items()
-        if k.startswith("v8_")
-    }
+    arrays = np.load(DATA / "reference_io.npz")
+    keys = ("z", "t", "ref", "ctx", "gap", "out")
+    parts = (torch.from_numpy(arrays[f"v8_{key}"]) for key in keys)
+    z, s, reference, context, gap, expected = parts
     with torch.no_grad():
-        out = net(
-            io["v8_z"], io["v8_t"], io["v8_ref"], io["v8_ctx"][:, None], io["v8_gap"][:, None]
-        )
-    error = (out - io["v8_out"]).norm() / io["v8_out"].norm()
+        out = net(z, s, reference, context[:, None], gap[:, None])
+    error = (out - expected).norm() / expected.norm()
     assert error < 1e-4, error
 
 
 @pytest.mark.parametrize("K", [1, 3])
 @pytest.mark.parametrize("name", ["convnet", "uvit"])
-def test_every_input_matters_and_shapes_hold(name, K):
+def test_the_output_depends_on_every_input(name, K):
     torch.manual_seed(0)
     net = models.build(
         name,
@@ -43,7 +40,8 @@ def test_every_input_matters_and_shapes_hold(name, K):
         dropout=0.0,
         contexts=K,
     )
-    for p in net.parameters():  # away from the zero initialisation, where inputs cannot matter
+    # Some weights are zero at the start, which hides inputs.
+    for p in net.parameters():
         p.data.add_(0.05 * torch.randn_like(p))
     net.double().eval()
     z, ref = torch.randn(2, 5, 3, 6, 4, dtype=torch.float64).unbind(0)
@@ -65,7 +63,7 @@ def test_every_input_matters_and_shapes_hold(name, K):
         assert not torch.allclose(net(*changed), out, atol=1e-6)
 
 
-def test_convnet_starts_at_zero_and_items_do_not_mix():
+def test_the_first_output_of_the_convnet_is_zero_and_items_do_not_mix():
     torch.manual_seed(0)
     net = models.build("convnet", latent_shape=(4, 8, 8), width=16, depth=1, mid_depth=1, heads=2)
     x = torch.randn(3, 2, 4, 8, 8)
@@ -79,7 +77,7 @@ def test_convnet_starts_at_zero_and_items_do_not_mix():
 
 
 @pytest.mark.parametrize("name", ["convnet", "uvit"])
-def test_recomputing_gives_the_same_gradient_from_less_memory(name):
+def test_activation_checkpointing_gives_the_same_gradient_with_less_memory(name):
     torch.manual_seed(0)
     net = models.build(
         name, latent_shape=(4, 8, 8), width=32, depth=2, mid_depth=2, heads=2, dropout=0.1
@@ -101,7 +99,7 @@ def test_recomputing_gives_the_same_gradient_from_less_memory(name):
     assert len(net.blocks) == 6
 
 
-def test_written_out_attention_in_bf16_is_the_fused_one():
+def test_attention_in_bf16_agrees_with_the_fused_kernel():
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 65, 16).bfloat16().requires_grad_() for _ in range(3))
     with torch.no_grad():

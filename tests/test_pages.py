@@ -243,7 +243,7 @@ class TestInABrowser:
             color = browser.run(
                 "return getComputedStyle(document.querySelector('canvas')).borderTopColor"
             )
-            assert color == "rgb{}".format(videos.GIVEN if t < T - P else videos.FORECAST)
+            assert color == f"rgb{videos.GIVEN if t < T - P else videos.FORECAST}"
         assert browser.run("return window.hacked") is None and browser.errors() == []
 
     def test_play_moves_all_clips_and_pause_stops_them(self, browser, folder):

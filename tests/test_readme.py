@@ -15,7 +15,7 @@ README = (REPO / "README.md").read_text()
 DOCUMENTS = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 EVERY_DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
 PACKAGES = {file.parent.name for file in REPO.glob("*/__init__.py")}
-# Folders of the map that are no packages.
+# Folders of the map that are not packages.
 OTHER_FOLDERS = {"tests", "docs"}
 # prepare.plaicraft makes these flags from the names of the splits.
 SPLIT_FLAGS = {"test_players", "val_players"}

@@ -1,4 +1,4 @@
-"""A resumed run is bit for bit an uninterrupted run, and its data does not depend on the number of
+"""A resumed run equals an uninterrupted run bit for bit. Its batches do not depend on the number of
 processes."""
 
 import json
@@ -21,13 +21,13 @@ from shards import Shards
 CPU = torch.device("cpu")
 
 
-def pixels(x: torch.Tensor) -> torch.Tensor:
-    """Stands for an encoder."""
+def identity(x: torch.Tensor) -> torch.Tensor:
+    """Replaces an encoder."""
     return x
 
 
 def trained(folder, name, monkeypatch, *settings):
-    """The checkpoint of `python main.py --set TINY …`, without the sampling."""
+    """The checkpoint of `python main.py --set TINY …`. No forecasts are made."""
     monkeypatch.chdir(folder)
     overrides = configs.parse_overrides(
         [*TINY, "train.schedule=constant", f"output.run_id={name}", *settings]
@@ -42,7 +42,8 @@ def folder(tiny_run, tmp_path_factory):
 
 
 def assert_same(a: dict, b: dict) -> None:
-    assert a["step"] == b["step"] and a["opt"]["param_groups"] == b["opt"]["param_groups"]
+    assert a["step"] == b["step"]
+    assert a["opt"]["param_groups"] == b["opt"]["param_groups"]
     for part in ("model", "ema"):
         assert all(torch.equal(a[part][name], b[part][name]) for name in b[part])
     for k, slot in b["opt"]["state"].items():
@@ -50,11 +51,12 @@ def assert_same(a: dict, b: dict) -> None:
 
 
 def rows(folder, name) -> list[dict]:
+    """The rows of a run's log, without the rate."""
     lines = (folder / "outputs/checkpoints" / name / "metrics.jsonl").read_text().splitlines()
-    return [
-        {key: value for key, value in json.loads(line).items() if key != "samples_per_second"}
-        for line in lines
-    ]
+    found = [json.loads(line) for line in lines]
+    for row in found:
+        row.pop("samples_per_second", None)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -68,27 +70,25 @@ def rows(folder, name) -> list[dict]:
     ],
     ids=lambda settings: settings[0],
 )
-def test_stopped_and_gone_on_is_bit_for_bit_the_same(folder, monkeypatch, settings):
+def test_a_resumed_run_equals_an_uninterrupted_one(folder, monkeypatch, settings):
     name = settings[0].replace("=", "-")
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(Stopped, match="after update 6"),
-    ):
+
+    def stop_at_6(self, step: int, last: bool) -> int:
         # Update 6 lies between two logs and between two checkpoints.
-        patch.setattr(
-            StopSignals, "agreed", lambda self, step, last: signal.SIGTERM if step == 6 else 0
-        )
+        return signal.SIGTERM if step == 6 else 0
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="after update 6"):
+        patch.setattr(StopSignals, "agreed", stop_at_6)
         trained(folder, f"{name}-parts", monkeypatch, *settings)
     parts = trained(folder, f"{name}-parts", monkeypatch, *settings)
     whole = trained(folder, f"{name}-whole", monkeypatch, *settings)
     assert_same(parts, whole)
-    assert (
-        rows(folder, f"{name}-parts") == rows(folder, f"{name}-whole")
-        and len(rows(folder, f"{name}-whole")) == 3
-    )
+    logged = rows(folder, f"{name}-whole")
+    assert len(logged) == 3
+    assert rows(folder, f"{name}-parts") == logged
 
 
-def test_the_number_of_loader_workers_may_change(folder, monkeypatch):
+def test_a_resumed_run_may_have_another_number_of_loader_workers(folder, monkeypatch):
     jitter = ["data.hue=0.1", "data.contrast=0.2"]
     trained(folder, "workers-parts", monkeypatch, *jitter, "train.steps=6", "data.workers=2")
     parts = trained(folder, "workers-parts", monkeypatch, *jitter, "data.workers=0")
@@ -96,18 +96,19 @@ def test_the_number_of_loader_workers_may_change(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_the_data_of_a_step_does_not_depend_on_the_number_of_processes(folder, world, monkeypatch):
+def test_a_batch_does_not_depend_on_the_number_of_processes(folder, world, monkeypatch):
     monkeypatch.chdir(folder)
     config = configs.build(
         overrides=configs.parse_overrides([*TINY, "data.hue=0.3", "data.saturation=0.5"])
     )
     shards = Shards("data/ball_stn/train")
-    whole = next(FrameTriples(config, shards).batches(3, 4, pixels, CPU))
+    whole = next(FrameTriples(config, shards).batches(3, 4, identity, CPU))
     parts = [
-        next(FrameTriples(config, shards, rank, world).batches(3, 4, pixels, CPU))
+        next(FrameTriples(config, shards, rank, world).batches(3, 4, identity, CPU))
         for rank in range(world)
     ]
-    assert all(torch.equal(torch.cat(part), values) for part, values in zip(zip(*parts), whole))
+    for part, values in zip(zip(*parts), whole):
+        assert torch.equal(torch.cat(part), values)
     latents = next(folder.glob("outputs/latents/*/train"))
     whole = LatentTriples(config, latents, CPU).batch(3)
     parts = [LatentTriples(config, latents, CPU, rank, world) for rank in range(world)]
@@ -142,19 +143,15 @@ def test_checkpoints_are_kept_by_number_and_by_interval(folder, monkeypatch):
     ],
     ids=lambda settings: settings[0],
 )
-def test_a_cheaper_way_is_the_same_training(folder, monkeypatch, settings):
+def test_options_that_save_memory_or_time_do_not_change_the_gradient(folder, monkeypatch, settings):
     same = ["model.name=uvit", "model.dropout=0", "train.steps=6"]
     name = settings[0].partition("=")[0]
-    plain, other = (
-        trained(folder, "plain", monkeypatch, *same),
-        trained(folder, name, monkeypatch, *same, *settings),
-    )
+    plain = trained(folder, "plain", monkeypatch, *same)
+    other = trained(folder, name, monkeypatch, *same, *settings)
     first = {key: slot["exp_avg"] for key, slot in plain["opt"]["state"].items()}
     size = max(moment.abs().max() for moment in first.values())
     for key, moment in first.items():
-        assert torch.allclose(
-            other["opt"]["state"][key]["exp_avg"], moment, rtol=0, atol=1e-3 * size.item()
-        )
-    assert rows(folder, "plain")[0]["loss"] == pytest.approx(
-        rows(folder, name)[0]["loss"], rel=1e-4
-    )
+        own = other["opt"]["state"][key]["exp_avg"]
+        assert torch.allclose(own, moment, rtol=0, atol=1e-3 * size.item())
+    loss = rows(folder, name)[0]["loss"]
+    assert rows(folder, "plain")[0]["loss"] == pytest.approx(loss, rel=1e-4)

@@ -124,9 +124,7 @@ def test_a_swap_of_folders_that_was_interrupted_is_undone(tmp_path, monkeypatch,
 
 
 # -------------------------------------------------------------------------------------- shared work
-
-
-def test_several_share_the_parts_without_doing_one_twice(tmp_path):
+def test_several_threads_compute_every_part_once(tmp_path):
     done, parts = [], Parts(tmp_path / "parts", 12, lambda: False)
 
     def work(name: str, first: int) -> None:
@@ -148,7 +146,7 @@ def test_several_share_the_parts_without_doing_one_twice(tmp_path):
     assert parts.read()["k"].tolist() == np.repeat(np.arange(12), 2).tolist()
 
 
-def test_what_is_there_is_not_done_again_and_what_another_summed_up_ends_it(tmp_path):
+def test_finished_parts_are_skipped_and_a_finished_whole_ends_the_work(tmp_path):
     over = []
     parts = Parts(tmp_path / "parts", 3, lambda: bool(over))
     work = parts.ours()
@@ -158,7 +156,7 @@ def test_what_is_there_is_not_done_again_and_what_another_summed_up_ends_it(tmp_
     assert list(work) == []
 
 
-def test_one_process_writes_and_a_folder_that_has_gone_is_told(tmp_path):
+def test_one_process_writes_and_a_removed_folder_is_a_failure(tmp_path):
     parts, wrote = Parts(tmp_path / "parts", 1, lambda: bool(wrote)), []
     (tmp_path / "parts").mkdir()
     with lock(tmp_path) as ours:
@@ -176,7 +174,7 @@ def test_one_process_writes_and_a_folder_that_has_gone_is_told(tmp_path):
 
 
 # -------------------------------------------------------------------------------------------- locks
-def test_the_lock_of_one_is_refused_to_another_and_given_back(tmp_path):
+def test_a_held_lock_is_refused_and_a_released_lock_is_granted(tmp_path):
     with lock(tmp_path / "file") as first, lock(tmp_path / "file") as second:
         assert first and not second
     with lock(tmp_path / "file") as again:

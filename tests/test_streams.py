@@ -1,4 +1,4 @@
-"""Streams: windows at their edges, a reservoir that is uniform over the past, runs that resume."""
+"""Streams: edges of windows, uniformity of the reservoir, batches, resumed runs, joint networks."""
 
 import dataclasses
 import json
@@ -36,10 +36,11 @@ STREAM = [
 
 
 class Lengths:
-    """Stands for shards where only the lengths of the videos are read."""
+    """Replaces shards in tests that read only the lengths of the videos."""
 
     def __init__(self, *lengths: int):
-        self.dir, self.lengths = "train", np.array(lengths)
+        self.dir = "train"
+        self.lengths = np.array(lengths)
 
 
 def starts(lengths, clip, *options, **more) -> list[int]:
@@ -49,7 +50,7 @@ def starts(lengths, clip, *options, **more) -> list[int]:
 
 # -------------------------------------------------------------------- windows
 @pytest.mark.parametrize(
-    "lengths, stride, wanted",
+    "lengths, stride, expected",
     [
         ([12], "continuous", [0, 1, 2, 3, 4, 5, 6, 7]),
         ([5], "continuous", [0]),
@@ -60,17 +61,18 @@ def starts(lengths, clip, *options, **more) -> list[int]:
         ([11, 3, 5], "chunked", [0, 5, 14]),
     ],
 )
-def test_windows_of_five_frames(lengths, stride, wanted):
-    assert starts(lengths, 5, stride) == wanted
+def test_windows_of_five_frames(lengths, stride, expected):
+    assert starts(lengths, 5, stride) == expected
 
 
 @pytest.mark.parametrize(
-    "lengths, count, wanted",
+    "lengths, count, expected",
     [
         ([10], 2, [0, 5]),
-        ([15], 3, [0, 5, 10]),  # an exact fit: end to end
+        # Three windows fit exactly; with one frame more; with one frame less they overlap.
+        ([15], 3, [0, 5, 10]),
         ([16], 3, [0, 5, 11]),
-        ([14], 3, [0, 4, 9]),  # one frame over, one short: they overlap
+        ([14], 3, [0, 4, 9]),
         ([9], 1, [0]),
         ([9], 2, [0, 4]),
         ([9], 5, [0, 1, 2, 3, 4]),
@@ -79,8 +81,8 @@ def test_windows_of_five_frames(lengths, stride, wanted):
         ([7, 4, 6], 2, [0, 12]),
     ],
 )
-def test_spaced_windows_reach_from_the_first_frame_to_the_last(lengths, count, wanted):
-    assert starts(lengths, 5, "spaced", count) == wanted
+def test_spaced_windows_reach_from_the_first_frame_to_the_last(lengths, count, expected):
+    assert starts(lengths, 5, "spaced", count) == expected
 
 
 def test_spaced_windows_are_evenly_spaced():
@@ -89,7 +91,7 @@ def test_spaced_windows_are_evenly_spaced():
 
 
 @pytest.mark.parametrize(
-    "frames, stride, wanted",
+    "frames, stride, expected",
     [
         (":", "continuous", list(range(8)) + [12, 13]),
         (":5", "continuous", [0]),
@@ -101,15 +103,15 @@ def test_spaced_windows_are_evenly_spaced():
         ("2:", "chunked", [2, 7, 12]),
     ],
 )
-def test_a_range_of_frames_cuts_windows_off(frames, stride, wanted):
-    assert starts([12, 6], 5, stride, frames=frames) == wanted
+def test_windows_lie_within_the_range_of_frames(frames, stride, expected):
+    assert starts([12, 6], 5, stride, frames=frames) == expected
 
 
-def test_windows_with_frames_left_out():
-    assert starts([8], 3, skip=2) == [0, 1] and starts([14], 3, "chunked", skip=2) == [0, 7]
-    assert StreamWindows(Lengths(14), 3, "chunked", skip=2).rows(np.array([1])).tolist() == [
-        [7, 10, 13]
-    ]
+def test_windows_with_skipped_frames():
+    assert starts([8], 3, skip=2) == [0, 1]
+    assert starts([14], 3, "chunked", skip=2) == [0, 7]
+    windows = StreamWindows(Lengths(14), 3, "chunked", skip=2)
+    assert windows.rows(np.array([1])).tolist() == [[7, 10, 13]]
 
 
 @pytest.mark.parametrize(
@@ -121,41 +123,40 @@ def test_windows_with_frames_left_out():
         (("chunked", 0, "5:"), "4 frames within data.frames=5:, a window needs 5"),
     ],
 )
-def test_streams_that_are_too_short_are_named(options, message):
+def test_a_stream_that_is_too_short_is_refused(options, message):
     with pytest.raises(UserError, match=message):
         StreamWindows(Lengths(9), 5, *options)
 
 
 @pytest.mark.parametrize("key", ["frames", "latents"])
 @pytest.mark.parametrize("stride", ["continuous", "chunked", "spaced"])
-def test_items_hold_the_frames_that_they_name_across_shards(tmp_path, key, stride):
+def test_items_hold_their_frames_across_shards(tmp_path, key, stride):
     shape = (4, 4, 3) if key == "frames" else (3, 2, 2)
-    rows = (np.arange(60).reshape(-1, 1, 1, 1) * np.ones(shape)).astype(
-        "u1" if key == "frames" else "f2"
-    )
+    dtype = "u1" if key == "frames" else "f2"
+    rows = (np.arange(60).reshape(-1, 1, 1, 1) * np.ones(shape)).astype(dtype)
     with ShardWriter(tmp_path, key, shard_bytes=400) as writer:
         # A stream over many shards, then a second video.
         for start in range(0, 50, 10):
-            (writer.append if writer.videos else writer.add)(rows[start : start + 10])
+            write = writer.append if writer.videos else writer.add
+            write(rows[start : start + 10])
         writer.add(rows[50:])
     shards = Shards(tmp_path, key)
     assert len(shards.paths) > 2 and shards.lengths.tolist() == [50, 10]
-    windows = StreamWindows(shards, 7, stride, 13 * (stride == "spaced"))
+    windows = StreamWindows(shards, 7, stride, 13 if stride == "spaced" else 0)
     for k in range(len(windows)):
         item, places = windows[k]
-        assert (
-            item.shape == (7, *shape)
-            and (item[:, 0, 0, 0] == places).all()
-            and (np.diff(places) == 1).all()
-        )
-        assert places.dtype == np.int64 and (places[-1] < 50 or places[0] >= 50)
+        assert item.shape == (7, *shape)
+        assert places.dtype == np.int64
+        assert (item[:, 0, 0, 0] == places).all()
+        assert (np.diff(places) == 1).all()
+        assert places[-1] < 50 or places[0] >= 50
     with pytest.raises(IndexError):
         windows[len(windows)]
 
 
 # -------------------------------------------------------------------- reservoir
 @pytest.mark.parametrize(
-    "size, wanted",
+    "size, expected",
     [
         ("0", 0),
         ("7", 7),
@@ -166,8 +167,8 @@ def test_items_hold_the_frames_that_they_name_across_shards(tmp_path, key, strid
         ("full", 1000),
     ],
 )
-def test_capacity(size, wanted):
-    assert capacity(size, 1000) == wanted
+def test_capacity(size, expected):
+    assert capacity(size, 1000) == expected
 
 
 def filled(capacity: int, seen: int, seed: int = 0) -> Reservoir:
@@ -183,7 +184,9 @@ def test_the_reservoir_keeps_every_window_of_the_past_with_equal_probability(cap
     kept = np.stack(
         [np.bincount(filled(capacity, n, seed).slots, minlength=n) for seed in range(seeds)]
     )
-    assert kept.max() == 1 and (kept.sum(1) == capacity).all()  # never the same one twice
+    # No window is kept twice.
+    assert kept.max() == 1
+    assert (kept.sum(1) == capacity).all()
     p = capacity / n
     # Counts of a simple random sample without replacement. Their covariance is that of a
     # multinomial distribution, times (1-p) n/(n-1).
@@ -193,23 +196,26 @@ def test_the_reservoir_keeps_every_window_of_the_past_with_equal_probability(cap
     # All pairs are equally likely, with probability p (R-1) / (n-1).
     if capacity > 1:
         together = (kept.T @ kept)[np.triu_indices(n, 1)]
-        wanted = seeds * p * (capacity - 1) / (n - 1)
-        assert abs(together.mean() - wanted) < 1e-9 and together.std() < 1.15 * np.sqrt(wanted)
+        expected = seeds * p * (capacity - 1) / (n - 1)
+        assert abs(together.mean() - expected) < 1e-9 and together.std() < 1.15 * np.sqrt(expected)
 
 
-def test_replay_draws_all_of_the_past_alike():
+def test_replay_draws_every_window_of_the_past_with_equal_probability():
     n, seeds = 20, 6000
     drawn = [filled(5, n, seed).draw(1, np.random.default_rng(seed))[0] for seed in range(seeds)]
     statistic = ((np.bincount(drawn, minlength=n) - seeds / n) ** 2).sum() / (seeds / n)
-    assert 5.4 < statistic < 43.9  # chi-square with 19 degrees of freedom
+    # The 0.1 and 99.9 % points of chi-square with 19 degrees of freedom.
+    assert 5.4 < statistic < 43.9
 
 
-def test_a_full_reservoir_holds_everything_and_one_of_none_nothing():
-    assert filled(30, 12).slots[:12].tolist() == list(range(12)) and len(filled(30, 12)) == 12
-    assert sorted(filled(12, 12).slots) == list(range(12)) and len(filled(0, 5)) == 0
+def test_reservoirs_of_the_size_of_the_stream_and_of_size_0():
+    assert len(filled(30, 12)) == 12
+    assert filled(30, 12).slots[:12].tolist() == list(range(12))
+    assert sorted(filled(12, 12).slots) == list(range(12))
+    assert len(filled(0, 5)) == 0
 
 
-def test_the_reservoir_is_saved_as_it_was_when_windows_have_been_read_ahead():
+def test_a_saved_reservoir_does_not_hold_windows_that_were_read_ahead():
     states = [filled(6, seen).state_dict(seen) for seen in range(100)]
     ahead = filled(6, 99)
     for seen in (99, 80, 40, 7, 3):
@@ -227,13 +233,12 @@ def test_the_reservoir_is_saved_as_it_was_when_windows_have_been_read_ahead():
 # -------------------------------------------------------------------- batches
 @pytest.fixture
 def latents(tmp_path):
-    """A split of two videos, 50 and 30 frames; each latent holds its place in the stream."""
+    """A split of two videos of 50 and 30 frames. Every value of a latent is its place in the
+    stream."""
     with ShardWriter(tmp_path / "z", "latents") as writer:
-        for a, b in ((0, 50), (50, 80)):
-            writer.add(
-                np.arange(a, b, dtype=np.float16).reshape(-1, 1, 1, 1)
-                * np.ones((2, 3, 3), np.float16)
-            )
+        for first, end in ((0, 50), (50, 80)):
+            places = np.arange(first, end, dtype=np.float16).reshape(-1, 1, 1, 1)
+            writer.add(places * np.ones((2, 3, 3), np.float16))
     return tmp_path / "z"
 
 
@@ -253,59 +258,65 @@ def all_places(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return places(batch.target), places(batch.reference), places(batch.contexts[:, 0])
 
 
-def test_a_batch_is_the_live_window_and_windows_of_the_past(latents):
+def test_a_batch_holds_the_newest_window_and_windows_of_the_past(latents):
     for k, batch in enumerate(source(latents, "replay.n_live=2").batches(0, 60)):
         target, reference, context = all_places(batch)
         gap = batch.gaps[:, 0].numpy()
         assert (target - reference == 1).all()
         assert (reference - context == gap).all() and (gap >= 1).all()
-        first = k if k < 41 else k + 9  # windows do not cross from one video to the next
+        # No window crosses from one video to the next.
+        first = k if k < 41 else k + 9
         assert (context[:2] >= first).all() and (target[:2] < first + 10).all()
         assert (target[2:] < first + 10 - (k > 0)).all()
         assert (context < 50).all() == (target < 50).all() or (context // 50 == target // 50).all()
 
 
-def test_replay_comes_from_all_of_the_past(latents):
+def test_replay_covers_the_past(latents):
     batches = source(latents, "replay.size=full").batches(0, 41)
     drawn = np.concatenate([all_places(batch)[2][1:] for batch in batches])
     assert len(set(drawn)) > 20 and len(set(drawn[60:])) > 15
 
 
-def test_each_copy_of_the_live_window_has_a_triple_of_its_own(latents):
+def test_every_item_of_the_newest_window_has_its_own_triple(latents):
     batches = [all_places(batch) for batch in source(latents, "replay.size=0").batches(0, 40)]
     assert np.mean([len(set(target)) for target, _, _ in batches]) > 2
     for k, (target, _, context) in enumerate(batches):
         assert (context >= k).all() and (target < k + 10).all()
 
 
-def test_offline_batches_come_from_everywhere_and_in_no_order(latents):
+def test_offline_batches_cover_the_stream_in_random_order(latents):
     offline = source(latents, "data.mode=offline")
     first = np.concatenate([all_places(batch)[2] for batch in offline.batches(0, 200)])
     assert first.min() < 3 and first.max() > 75 and offline.state_dict(200) is None
-    again = [places(b[0]) for b in offline.batches(7, 9)]
-    assert all((a == places(b[0])).all() for a, b in zip(again, list(offline.batches(0, 9))[7:]))
+    again = offline.batches(7, 9)
+    for batch, other in zip(again, list(offline.batches(0, 9))[7:], strict=True):
+        assert (places(batch.target) == places(other.target)).all()
+
+    # `anywhere`, for the statistics of the latents, draws the same batches from a stream.
     live = source(latents)
-    assert all(
-        (places(a[0]) == places(b[0])).all()
-        for a, b in zip(live.anywhere(0, 5), offline.batches(0, 5))
-    )
-    assert live.reservoir.seen == 0  # what measures latents does not move the stream on
+    for batch, other in zip(live.anywhere(0, 5), offline.batches(0, 5), strict=True):
+        assert (places(batch.target) == places(other.target)).all()
+    assert live.reservoir.seen == 0
 
 
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("mode", ["stream", "offline"])
-def test_processes_share_the_batch_of_one(latents, mode, world):
+def test_the_shares_of_all_processes_make_the_batch_of_one(latents, mode, world):
     whole = list(source(latents, f"data.mode={mode}").batches(0, 30))
     parts = [source(latents, f"data.mode={mode}", rank=rank, world=world) for rank in range(world)]
     for batch, *shares in zip(whole, *(part.batches(0, 30) for part in parts)):
-        assert all(
-            torch.equal(torch.cat(pieces), wanted) for wanted, *pieces in zip(batch, *shares)
-        )
+        assert_joined(shares, batch)
     if mode == "stream":
         assert all(np.array_equal(part.reservoir.slots, parts[0].reservoir.slots) for part in parts)
 
 
-def test_halves_of_windows_lie_below_one_another(latents):
+def assert_joined(shares: list[Batch], whole: Batch) -> None:
+    """The shares of the processes, concatenated, are the whole batch."""
+    for expected, *pieces in zip(whole, *shares):
+        assert torch.equal(torch.cat(pieces), expected)
+
+
+def test_a_joint_batch_stacks_the_second_half_of_the_window(latents):
     joint = source(latents, "model.name=joint", "data.clip=5", "replay.size=0")
     (batch,) = joint.batches(0, 1)
     columns = [part[0, 1, :, 0].tolist() for part in (batch.target, batch.reference)]
@@ -316,12 +327,10 @@ def test_halves_of_windows_lie_below_one_another(latents):
         source(latents, "model.name=joint", rank=rank, world=2).batches(0, 9) for rank in range(2)
     ]
     for whole, *shares in zip(source(latents, "model.name=joint").batches(0, 9), *parts):
-        assert all(
-            torch.equal(torch.cat(pieces), wanted) for wanted, *pieces in zip(whole, *shares)
-        )
+        assert_joined(shares, whole)
 
 
-def test_a_stream_goes_on_from_what_was_consumed_not_from_what_was_read_ahead(latents):
+def test_a_stream_resumes_after_the_last_consumed_batch(latents):
     whole = list(source(latents).batches(0, 60))
     ahead = source(latents)
     reader = ahead.batches(0, 60)
@@ -329,14 +338,14 @@ def test_a_stream_goes_on_from_what_was_consumed_not_from_what_was_read_ahead(la
         next(reader)
     resumed = source(latents)
     resumed.load_state_dict(ahead.state_dict(25))
-    for batch, wanted in zip(resumed.batches(25, 60), whole[25:], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(batch, wanted))
+    for batch, expected in zip(resumed.batches(25, 60), whole[25:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(batch, expected))
     with pytest.raises(ValueError, match="at window 60, not at 25"):
         next(resumed.batches(25, 60))
 
 
 @pytest.mark.parametrize(
-    "size, rank, world, wanted",
+    "size, rank, world, expected",
     [
         ("5", 0, 1, {"loss_live": (0, 1), "loss_replay": (1, 4)}),
         ("0", 0, 1, {"loss_live": (0, 4)}),
@@ -345,12 +354,12 @@ def test_a_stream_goes_on_from_what_was_consumed_not_from_what_was_read_ahead(la
         ("0", 1, 2, {"loss_live": (0, 2)}),
     ],
 )
-def test_the_live_part_of_the_loss(size, rank, world, wanted):
+def test_parts_of_the_loss(size, rank, world, expected):
     config = configs.build(
         overrides={"data.mode": "stream", "train.batch_size": 4, "replay.size": size}
     )
     parts = loss_parts(config, share(4, rank, world))
-    assert {name: (part.start, part.stop) for name, part in parts.items()} == wanted
+    assert {name: (part.start, part.stop) for name, part in parts.items()} == expected
 
 
 # -------------------------------------------------------------------- settings
@@ -363,16 +372,13 @@ def test_published_settings_of_streams(dataset, clip, batch, live, size, mode):
     config = configs.build(dataset, {"data.mode": mode})
     assert (config.data.clip, config.data.image_size) == (clip, size)
     assert (config.train.batch_size, config.replay.n_live) == (batch, live)
-    assert (config.data.condition, config.data.predict, config.replay.size) == (
-        clip // 2,
-        clip // 2,
-        "0.05",
-    )
+    assert (config.data.condition, config.data.predict) == (clip // 2, clip // 2)
+    assert config.replay.size == "0.05"
     assert configs.from_dict(configs.to_dict(config)) == config
     assert configs.build(dataset, {"data.mode": mode, "data.clip": 8}).data.clip == 8
 
 
-def test_every_dataset_may_be_a_stream_and_none_is_by_default():
+def test_every_dataset_can_be_a_stream_and_none_is_by_default():
     for dataset in DATASETS:
         assert configs.build(dataset, {"data.mode": "stream"}).train.steps == 0
         assert configs.build(dataset).data.mode == "clips"
@@ -382,29 +388,32 @@ def test_every_dataset_may_be_a_stream_and_none_is_by_default():
     "items, message",
     [
         (["data.mode=live"], "data.mode must be clips, stream or offline"),
-        (["train.steps=0"], "train.steps must be >= 1, got 0"),
+        (["train.steps=0"], "train.steps must be >= 1 for data.mode=clips, got 0"),
         (["data.mode=stream", "replay.size=5%"], "replay.size must be"),
         (["replay.size=1.5"], "replay.size must be"),
         (
             ["data.mode=stream", "replay.n_live=3"],
-            "3 live windows do not fit in train.batch_size = 2",
+            "replay.n_live must be <= train.batch_size = 2, got 3",
         ),
-        (["data.mode=stream", "data.hue=0.1"], "data.mode=stream takes each frame as it is"),
-        (["data.mode=stream", "train.overfit=1"], "data.mode=clips only"),
+        (["data.mode=stream", "data.hue=0.1"], "data.mode=stream does not augment frames"),
+        (
+            ["data.mode=stream", "train.overfit=1"],
+            "data.mode must be clips for --overfit 1, got 'stream'",
+        ),
         (["data.windows=spaced"], "data.num_windows must be >= 1"),
-        (["data.num_windows=4"], "data.num_windows must be >= 1 with"),
+        (["data.num_windows=4"], "data.num_windows must be 0 for data.windows=continuous"),
         (
             ["model.name=joint"],
-            "model.name=joint forecasts half a window at once; it goes with data.mode=stream",
+            "data.mode must be stream or offline for model.name=joint, got 'clips'",
         ),
         (
             ["data.mode=stream", "model.name=joint", "data.condition=4"],
-            "is given 5 frames; set data.condition",
+            "data.condition must be >= 5 for model.name=joint and data.clip = 10, got 4",
         ),
         (["data.frames=0-5"], "data.frames must be START:STOP"),
     ],
 )
-def test_mistakes_are_named(items, message):
+def test_a_wrong_setting_is_refused_in_one_line(items, message):
     with pytest.raises(UserError) as caught:
         configs.build(overrides=configs.parse_overrides(items))
     assert message in str(caught.value) and "\n" not in str(caught.value)
@@ -426,11 +435,12 @@ def trained(folder, name, monkeypatch, *settings) -> dict:
 
 
 def rows(folder, name) -> list[dict]:
+    """The rows of a run's log, without the rate."""
     lines = (folder / "outputs/checkpoints" / name / "metrics.jsonl").read_text().splitlines()
-    return [
-        {key: value for key, value in json.loads(line).items() if key != "samples_per_second"}
-        for line in lines
-    ]
+    found = [json.loads(line) for line in lines]
+    for row in found:
+        row.pop("samples_per_second", None)
+    return found
 
 
 def same(a: dict, b: dict, *parts: str) -> bool:
@@ -448,12 +458,14 @@ def same(a: dict, b: dict, *parts: str) -> bool:
     ],
     ids=lambda settings: settings[0],
 )
-def test_stopped_in_the_stream_and_gone_on_is_bit_for_bit_the_same(folder, monkeypatch, settings):
+def test_a_resumed_stream_equals_an_uninterrupted_one(folder, monkeypatch, settings):
     name = settings[0].replace("=", "-")
+
+    def stop_at_6(self, step: int, last: bool) -> int:
+        return signal.SIGTERM if step == 6 else 0
+
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="after update 6"):
-        patch.setattr(
-            StopSignals, "agreed", lambda self, step, last: signal.SIGTERM if step == 6 else 0
-        )
+        patch.setattr(StopSignals, "agreed", stop_at_6)
         trained(folder, f"{name}-parts", monkeypatch, *settings)
     parts = trained(folder, f"{name}-parts", monkeypatch, *settings)
     whole = trained(folder, f"{name}-whole", monkeypatch, *settings)
@@ -461,40 +473,34 @@ def test_stopped_in_the_stream_and_gone_on_is_bit_for_bit_the_same(folder, monke
     if settings == ["data.mode=stream"]:
         assert whole["replay"]["seen"] == 12 and sorted(whole["replay"]["slots"]) != list(range(5))
         assert torch.equal(parts["replay"]["slots"], whole["replay"]["slots"])
-    logs = rows(folder, f"{name}-parts"), rows(folder, f"{name}-whole")
-    assert logs[0] == logs[1] and len(logs[0]) == 3
-    assert ("loss_live" in logs[0][0]) == (settings[0] != "data.mode=offline")
-    assert ("loss_replay" in logs[0][0]) == (
-        settings[0] not in ("data.mode=offline", "replay.size=0")
-    )
+    logged = rows(folder, f"{name}-whole")
+    assert len(logged) == 3
+    assert rows(folder, f"{name}-parts") == logged
+    assert ("loss_live" in logged[0]) == (settings[0] != "data.mode=offline")
+    has_replay = settings[0] not in ("data.mode=offline", "replay.size=0")
+    assert ("loss_replay" in logged[0]) == has_replay
 
 
-def test_a_run_is_over_when_the_stream_is(folder, monkeypatch):
+def test_a_run_ends_with_its_stream(folder, monkeypatch):
     short = ["data.frames=100:120", "train.steps=0"]
-    assert trained(folder, "short", monkeypatch, *short)["step"] == 13  # windows of 8 frames
-    assert trained(folder, "chunks", monkeypatch, *short, "data.windows=chunked")["step"] == 2
-    assert (
-        trained(folder, "spaced", monkeypatch, *short, "data.windows=spaced", "data.num_windows=4")[
-            "step"
-        ]
-        == 4
-    )
-    with pytest.raises(
-        UserError, match="train.steps = 14, but the stream of .* has 13 windows, each seen once"
-    ):
-        trained(folder, "long", monkeypatch, *short, "train.steps=14")
-    assert (
-        trained(folder, "offline", monkeypatch, *short, "data.mode=offline", "train.steps=14")[
-            "step"
-        ]
-        == 14
-    )
+
+    def steps(name: str, *settings: str) -> int:
+        return trained(folder, name, monkeypatch, *short, *settings)["step"]
+
+    # Windows of 8 frames in a stream of 20.
+    assert steps("short") == 13
+    assert steps("chunks", "data.windows=chunked") == 2
+    assert steps("spaced", "data.windows=spaced", "data.num_windows=4") == 4
+    message = "train.steps = 14, but the stream of .* has 13 windows, each seen once"
+    with pytest.raises(UserError, match=message):
+        steps("long", "train.steps=14")
+    assert steps("offline", "data.mode=offline", "train.steps=14") == 14
     with pytest.raises(UserError, match="holds a run of other settings .*replay.size: '5' -> '4'"):
-        trained(folder, "short", monkeypatch, *short, "replay.size=4")
+        steps("short", "replay.size=4")
 
 
 @pytest.mark.xdist_group("processes")
-def test_two_processes_train_on_the_stream_of_one(folder, monkeypatch):
+def test_two_processes_train_on_a_stream_as_one_does(folder, monkeypatch):
     settings = ["--set", *STREAM, "train.steps=8", "replay.size=3", "sample.num_videos=1"]
     trained(folder, "one", monkeypatch, "train.steps=8", "replay.size=3")
     launch(
@@ -512,22 +518,22 @@ def test_two_processes_train_on_the_stream_of_one(folder, monkeypatch):
         checkpoints.load_checkpoint(folder / "outputs/checkpoints" / name / "latest.pt")
         for name in ("one", "two")
     )
-    assert (
-        torch.equal(one["replay"]["slots"], two["replay"]["slots"]) and two["replay"]["seen"] == 8
-    )
-    losses = [
-        [row["loss_live"] for row in rows(folder, name)] for name in ("one", "two")
-    ]  # the first process has the live one
-    assert len(losses[0]) == 2 and np.allclose(*losses, rtol=1e-3)
+    assert two["replay"]["seen"] == 8
+    assert torch.equal(one["replay"]["slots"], two["replay"]["slots"])
+    # The first process, which writes the log, has the item of the newest window.
+    losses = [[row["loss_live"] for row in rows(folder, name)] for name in ("one", "two")]
+    assert len(losses[0]) == 2
+    assert np.allclose(*losses, rtol=1e-3)
 
 
-# -------------------------------------------------------------------- half a window at once
-class Straight(torch.nn.Module):
-    """Forecasts frames that each are one more than the frame before, and records the contexts."""
+# -------------------------------------------------------------------- joint networks
+class AddOne(torch.nn.Module):
+    """A network whose frames are each one more than the frame before. It records the contexts."""
 
     def __init__(self, k: float, seen: list):
         super().__init__()
-        self.k, self.seen = k, seen
+        self.k = k
+        self.seen = seen
 
     def forward(self, z, s, reference, contexts, gaps):
         self.seen.append(contexts[:, :, 0, 0, 0].tolist())
@@ -535,7 +541,7 @@ class Straight(torch.nn.Module):
         return (steps / self.k).expand_as(z)
 
 
-def test_a_joint_network_goes_on_from_its_own_frames():
+def test_a_joint_network_continues_from_its_own_frames():
     config = configs.build(
         overrides={
             "data.mode": "stream",
@@ -549,7 +555,7 @@ def test_a_joint_network_goes_on_from_its_own_frames():
     latent = configs.Latent((3, 2, 2), (0.0,) * 3, (1.0,) * 3, delta=2.0)
     seen = []
     forecaster = Forecaster(
-        dataclasses.replace(config, latent=latent), Straight(2.0, seen), None, CPU
+        dataclasses.replace(config, latent=latent), AddOne(2.0, seen), None, CPU
     )
     given = torch.arange(5.0).view(1, 5, 1, 1, 1).expand(2, 5, 3, 2, 2)
     future = forecaster.roll_out(given, 6, (0,))
@@ -561,7 +567,7 @@ def test_a_joint_network_goes_on_from_its_own_frames():
     assert seen[0][0] == [2, 3, 4] and np.allclose(seen[-1][0], [6, 7, 8])
 
 
-def test_the_joint_network_sees_its_past_and_no_more_than_that():
+def test_the_joint_network_depends_on_its_given_frames_only():
     torch.manual_seed(0)
     net = models.build(
         "joint", (3, 4, 4), given=2, future=3, width=16, depth=1, mid_depth=1, heads=2

@@ -141,7 +141,7 @@ def test_several_contexts_go_through_an_update_and_a_roll_out(name, tmp_path):
     batch = LatentTriples(config, tmp_path, CPU).batch(0)
     assert batch.contexts.shape == (4, K, 4, 8, 8) and batch.gaps.shape == (4, K)
     process = Process(0, 1, CPU)
-    learner = train.begin(config, process, tmp_path, None)
+    learner = train.begin(config, process)
     forecaster = Forecaster(config, learner.net, None, CPU)
     scalars = train.update(learner.net, learner.optimizer, forecaster, batch, 0, process)
     assert all(scalar.isfinite() for scalar in scalars.values())

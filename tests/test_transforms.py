@@ -23,7 +23,7 @@ def test_names_and_parameters_are_parsed():
     ]
 
 
-def test_all_frames_of_a_clip_are_transformed_alike():
+def test_all_frames_of_a_clip_get_the_same_transform():
     frame = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     clip = np.stack([frame] * 3)
     transform = ClipTransform("HorizontalFlip:p=0.5 RandomResizedCrop:scale=0.3,0.9", 16)
@@ -35,7 +35,7 @@ def test_all_frames_of_a_clip_are_transformed_alike():
     assert np.array_equal(transform(clip, 3), results[3])
 
 
-def test_a_flip_is_a_flip():
+def test_a_flip_reverses_the_columns():
     clip = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     assert np.array_equal(ClipTransform("HorizontalFlip:p=1", 8)(clip, 0), clip[:, :, ::-1])
 
@@ -50,22 +50,22 @@ def test_a_flip_is_a_flip():
         ("Compose", "no transform 'Compose'"),
     ],
 )
-def test_a_mistake_is_one_line(text, message):
+def test_a_wrong_transform_is_refused_in_one_line(text, message):
     with pytest.raises(UserError) as caught:
         ClipTransform(text, 16)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_frames_keep_their_size():
+def test_a_transform_that_changes_the_size_is_refused():
     transform = ClipTransform("CenterCrop:height=4:width=4", 8)
     with pytest.raises(UserError, match="must stay uint8"):
         transform(np.zeros((2, 8, 8, 3), np.uint8), 0)
 
 
-def test_clips_of_a_batch_are_transformed_alike_whatever_the_processes(tmp_path):
-    """All frames of a clip are flipped or none, and a share of a batch equals that of the whole."""
-    # A ramp from left to right, so that a flip is seen.
+def test_augmentation_does_not_depend_on_the_number_of_processes(tmp_path):
+    """Also: either all frames of a clip are flipped or none."""
+    # A ramp from left to right, so that a flip changes the first column.
     frame = np.broadcast_to(np.arange(16, dtype=np.uint8)[None, :, None], (16, 16, 3))
     with ShardWriter(tmp_path / "train") as writer:
         writer.add(np.stack([frame] * 20))

@@ -1,4 +1,4 @@
-"""The small VQVAE: shapes, codes, the contract of the frozen module, and training."""
+"""The small VQVAE: shapes, codebook, the frozen module, training."""
 
 from contextlib import nullcontext
 
@@ -27,7 +27,7 @@ def test_shapes_and_range(downsample):
     assert not any(p.requires_grad for p in module.parameters()) and not module.training
 
 
-def test_encode_comes_before_quantisation_and_decode_snaps_to_the_nearest_code():
+def test_decode_replaces_latents_by_the_nearest_codes_and_encode_does_not():
     torch.manual_seed(0)
     module = vqvae.freeze(SmallVQVAE(4, channels=2, codes=8, width=16, depth=1))
     z = module.encode(torch.randn(1, 3, 16, 16))
@@ -41,7 +41,7 @@ def test_encode_comes_before_quantisation_and_decode_snaps_to_the_nearest_code()
     assert torch.equal(module.decode(z), module.decode(snapped))
 
 
-def test_codebook_follows_its_latents_and_restarts_dead_codes():
+def test_codes_move_to_their_latents_and_dead_codes_restart():
     torch.manual_seed(0)
     book = Codebook(8, 2, decay=0.5)
     g = torch.Generator().manual_seed(0)
@@ -60,7 +60,7 @@ def test_codebook_follows_its_latents_and_restarts_dead_codes():
     assert torch.cdist(centres, book.codes).min(1).values.max() < 0.1
 
 
-def test_gradients_pass_straight_through_to_the_encoder():
+def test_the_encoder_gets_gradients_by_the_straight_through_estimator():
     module = SmallVQVAE(4, channels=2, codes=8, width=16, depth=1)
     loss, values = module.loss(torch.rand(2, 3, 16, 16), torch.Generator().manual_seed(0))
     loss.backward()
@@ -81,7 +81,7 @@ def config(tmp_path, **values):
     return configs.build(overrides=base | changes)
 
 
-def test_codes_are_chosen_alike_under_autocast():
+def test_autocast_does_not_change_the_chosen_codes():
     torch.manual_seed(0)
     book, z = Codebook(256, 4), torch.randn(8, 4, 16, 16)
     plain = nearest_index(z, book.codes)
@@ -106,7 +106,7 @@ class TF32(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("mode, offset", [(TF32, 0.0), (nullcontext, 30.0)])
-def test_codes_are_chosen_as_in_float64(mode, offset):
+def test_the_chosen_codes_are_those_of_float64(mode, offset):
     torch.manual_seed(0)
     codes = torch.randn(4096, 4) + offset
     z = torch.randn(16, 4, 16, 16) + offset
@@ -117,7 +117,7 @@ def test_codes_are_chosen_as_in_float64(mode, offset):
     assert torch.equal(index, torch.cdist(flat, codes.double(), compute_mode=exact).argmin(1))
 
 
-def test_an_update_of_the_codebook_does_not_wait_for_the_gpu():
+def test_the_host_does_not_wait_for_an_update_of_the_codebook():
     # A fake tensor has no values, so any operation that needs one on the host raises: bool(x), and
     # bincount.
     with FakeTensorMode(), torch.device("cuda"):
@@ -126,7 +126,7 @@ def test_an_update_of_the_codebook_does_not_wait_for_the_gpu():
     assert loss.device.type == values["perplexity"].device.type == "cuda"
 
 
-def test_training_stopped_half_way_goes_on_bit_for_bit(make_shards, tmp_path, monkeypatch):
+def test_a_resumed_training_equals_an_uninterrupted_one(make_shards, tmp_path, monkeypatch):
     shards = Shards(make_shards([60, 40], size=16))
     cpu = torch.device("cpu")
     path = vqvae.train(config(tmp_path / "a", train__save_every=20), shards, shards, cpu)
@@ -148,15 +148,14 @@ def test_training_stopped_half_way_goes_on_bit_for_bit(make_shards, tmp_path, mo
         assert torch.equal(parts["model"][name], whole["model"][name])
 
 
-def test_training_learns_and_a_finished_one_is_left_alone(make_shards, tmp_path):
+def test_training_learns_and_a_finished_training_is_not_repeated(make_shards, tmp_path):
     shards = Shards(make_shards([60, 40], size=16))
     cfg = config(tmp_path)
     cpu = torch.device("cpu")
     path = vqvae.train(cfg, shards, shards, cpu)
     whole = checkpoints.load_checkpoint(path)
-    # The images are grey, of all levels: an untrained module gives about 8 dB.
+    # An untrained module reaches about 8 dB on these grey images.
     assert whole["step"] == 60 and whole["psnr"] > 14
-    # A finished training is not run again.
     before = path.stat().st_mtime_ns
     assert vqvae.train(cfg, shards, shards, cpu) == path
     assert path.stat().st_mtime_ns == before
@@ -165,7 +164,7 @@ def test_training_learns_and_a_finished_one_is_left_alone(make_shards, tmp_path)
     assert vqvae.run_dir(config(tmp_path, vqvae__codes=33), shards) != vqvae.run_dir(cfg, shards)
 
 
-def test_wrong_files_are_named(tmp_path):
+def test_wrong_files_are_refused_by_name(tmp_path):
     torch.save({"model": {}}, tmp_path / "a.pt")
     with pytest.raises(UserError, match="a.pt: not a VQVAE checkpoint"):
         vqvae.load(tmp_path / "a.pt")
@@ -178,7 +177,7 @@ def test_wrong_files_are_named(tmp_path):
         vqvae.load(tmp_path / "b.pt")
 
 
-def test_a_pool_of_frames_stays_within_its_size_and_covers_the_split(make_shards):
+def test_the_pool_of_frames_is_limited_in_size_and_covers_the_split(make_shards):
     shards = Shards(make_shards([90, 70], size=8))
     assert len(vqvae.frame_pool(shards, np.random.default_rng(0))) == 160
     small = vqvae.frame_pool(shards, np.random.default_rng(0), max_bytes=64 * 8 * 8 * 3)

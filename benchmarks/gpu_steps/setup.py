@@ -166,7 +166,8 @@ class Loop:
         self.process = process or trial.process
         self.config = config
         self.source = source or LatentTriples(config, dir, trial.device)
-        self.learner = train.begin(config, self.process, dir, start)
+        self.learner = train.begin(config, self.process)
+        train.load(start, train.learner_parts(self.learner, dir), self.process, dir)
         self.forecaster = Forecaster(config, None, None, trial.device)
         self.step = 0
         self.scalars = {}

@@ -14,9 +14,9 @@ from models.autoencoders.layers import Published, nearest, norm, precise
 # dim: dimensions of a code. mult: width of each level, as a multiple of ch. attention: the level
 # with attention, which depends on the image size that the published model was built for.
 VARIANTS = {
-    "taming_f8_small": dict(dim=4, mult=(1, 2, 2, 4), attention=2),
-    "taming_f8": dict(dim=4, mult=(1, 2, 2, 4), attention=3),
-    "taming_f16": dict(dim=8, mult=(1, 1, 2, 2, 4), attention=4),
+    "taming_f8_small": {"dim": 4, "mult": (1, 2, 2, 4), "attention": 2},
+    "taming_f8": {"dim": 4, "mult": (1, 2, 2, 4), "attention": 3},
+    "taming_f16": {"dim": 8, "mult": (1, 1, 2, 2, 4), "attention": 4},
 }
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from runtime.console import UserError, first_line
+from runtime.console import UserError, first_line, printable
 from runtime.folders import write_atomically
 
 FORMAT_VERSION = 1
@@ -432,8 +432,8 @@ class ShardWriter:
         self.attrs = {
             "format_version": FORMAT_VERSION,
             "fps": fps or 0.0,
-            "source": source,
-            "command": command,
+            "source": printable(source),
+            "command": printable(command),
         }
         # The rate of the last video; 0 if unknown.
         self._rate = fps or 0.0

@@ -19,8 +19,9 @@ import numpy as np
 from PIL import Image
 
 from prepare import build, tfrecord
-from prepare.decode import Broken, natural
+from prepare.decode import Broken
 from prepare.frames import find_tree, read_tree, split_of
+from prepare.naming import natural
 from prepare.sources import Found, Source, Video, content, digest, files_below
 from runtime.console import UserError, run_command
 
@@ -56,7 +57,7 @@ def read_record(source: Source, size: int, camera: str) -> Video:
 
 
 def read(source: Source, args: argparse.Namespace) -> Video:
-    if source.path.endswith(".tfrecords"):
+    if source.path.lower().endswith(".tfrecords"):
         return read_record(source, args.image_size, args.camera)
     return read_tree(source, args.image_size, args.crop, args.extension)
 
@@ -64,7 +65,7 @@ def read(source: Source, args: argparse.Namespace) -> Video:
 def find_records(root: Path) -> Found:
     """Find the records of train/*.tfrecords and test/*.tfrecords."""
     found = Found()
-    paths = [path for path in files_below(root) if path.suffix == ".tfrecords"]
+    paths = [path for path in files_below(root) if path.suffix.lower() == ".tfrecords"]
     for path in sorted(paths, key=lambda path: (path.parent, natural(path))):
         name = path.relative_to(root).as_posix() if path != root else path.name
         place = split_of(name)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -36,7 +37,7 @@ import PIL
 from prepare.container import AV_VERSION
 from prepare.decode import Broken
 from prepare.sources import Found, Source, Video
-from runtime.console import Failure, UserError, progress
+from runtime.console import Failure, UserError, printable, progress
 from runtime.folders import check_range
 from shards import PATTERN, Shards, ShardWriter
 
@@ -180,6 +181,8 @@ def entry_of(name: str, split: str | None = None, skipped: str | None = None) ->
         "frames": 0,
         "videos": [],
         "note": None,
+        "damage": None,
+        "copy_of": None,
         "skipped": skipped,
     }
 
@@ -206,6 +209,9 @@ def write_videos(dir: Path, job: Job, recipe: Recipe, args: argparse.Namespace) 
         last = video_before(job, recipe, args)
         for source in job.sources:
             entries.append(entry_of(source.name, source.split))
+            if source.copy_of:
+                entries[-1]["copy_of"], last = source.copy_of, ""
+                continue
             try:
                 video = recipe.read(source, args)
             except Broken as error:
@@ -234,6 +240,7 @@ def write_videos(dir: Path, job: Job, recipe: Recipe, args: argparse.Namespace) 
                 sha256=video.sha256,
                 frames=video.decoded,
                 note=video.note,
+                damage=video.damage,
                 videos=[len(clip) for clip in video.clips],
             )
         if writer and writer.frames:
@@ -318,33 +325,28 @@ def write_all(
 
 
 def make(recipe: Recipe, found: Found, args: argparse.Namespace) -> dict:
-    """Write the shards and manifest.json to args.out by atomic rename; return the manifest."""
+    """Write the shards and manifest.json to args.out by atomic rename; return the manifest.
+
+    Of source videos with the same content in different splits, those of one split are kept.
+    """
     began, out = time.monotonic(), Path(args.out)
     partial = out.with_name(out.name + ".partial")
     found = found.limited(args.limit)
-    jobs = jobs_of(recipe, found.sources, args)
     # The notes of an earlier run tell which shards are complete.
     (partial / "notes").mkdir(parents=True, exist_ok=True)
     shutil.rmtree(partial / "work", ignore_errors=True)
-    done = {job.name: entries for job in jobs if (entries := finished(partial, job)) is not None}
-    rest = [job for job in jobs if job.name not in done]
-    before = sum(map(len, done.values()))
-    if done:
-        print(f"{partial}: {before:,} of {len(found.sources):,} {recipe.unit}s are done already")
+    for name, reason in found.broken:
+        print(f"{printable(name)}: {reason}; skipped", file=sys.stderr)
+    sources = found.sources
     try:
-        with (
-            progress(len(found.sources), recipe.dataset, recipe.unit.split()[-1], before) as bar,
-            contextlib.closing(
-                write_all(partial, rest, recipe._replace(facts={}), args)
-            ) as written,
-        ):
-            for name, reason in found.broken:
-                bar.write(f"{name}: {reason}; skipped", sys.stderr)
-            for job, entries in written:
-                done[job.name] = entries
-                bar.update(len(entries))
-                for entry in entries:
-                    print_problem(entry, bar)
+        while True:
+            jobs = jobs_of(recipe, sources, args)
+            done = write_unfinished(recipe, partial, jobs, args)
+            kept = leave_out_copies(jobs, done)
+            if kept == sources:
+                break
+            # The shards that hold copies are written again, without them.
+            sources = kept
     finally:
         shutil.rmtree(partial / "work", ignore_errors=True)
     entries = [entry for job in jobs for entry in done[job.name]]
@@ -352,11 +354,59 @@ def make(recipe: Recipe, found: Found, args: argparse.Namespace) -> dict:
     return finish(recipe, partial, jobs, entries, args, time.monotonic() - began)
 
 
+def write_unfinished(
+    recipe: Recipe, partial: Path, jobs: list[Job], args: argparse.Namespace
+) -> dict[str, list[dict]]:
+    """Write the shards that are not finished; return the entries of all jobs by name."""
+    done = {job.name: entries for job in jobs if (entries := finished(partial, job)) is not None}
+    rest = [job for job in jobs if job.name not in done]
+    total, before = sum(len(job.sources) for job in jobs), sum(map(len, done.values()))
+    if done:
+        print(f"{partial}: {before:,} of {total:,} {recipe.unit}s are done already")
+    written = write_all(partial, rest, recipe._replace(facts={}), args)
+    with (
+        progress(total, recipe.dataset, recipe.unit.split()[-1], before) as bar,
+        contextlib.closing(written),
+    ):
+        for job, entries in written:
+            done[job.name] = entries
+            bar.update(len(entries))
+            for entry in entries:
+                print_problem(entry, bar)
+    return done
+
+
+def leave_out_copies(jobs: list[Job], done: dict[str, list[dict]]) -> list[Source]:
+    """Return the sources of all jobs, with `copy_of` set for copies that are to be left out.
+
+    Of sources with the same content in different splits, those in test are kept, else in val: so
+    a split for evaluation stays whole, and no training frame is in it. Parts of longer videos are
+    kept.
+    """
+    pairs = [pair for job in jobs for pair in zip(job.sources, done[job.name], strict=True)]
+    first: dict[str, Source] = {}
+    for source, entry in pairs:
+        content = entry["sha256"]
+        other = first.get(content)
+        if content and (not other or SPLITS.index(source.split) > SPLITS.index(other.split)):
+            first[content] = source
+    kept = []
+    for source, entry in pairs:
+        original = first.get(entry["sha256"], source)
+        if original.split != source.split and not source.video:
+            source = dataclasses.replace(source, copy_of=original.name)
+        kept.append(source)
+    return kept
+
+
 def print_problem(entry: dict, bar) -> None:
+    name = printable(entry["name"])
     if entry["skipped"]:
-        bar.write(f"{entry['name']}: {entry['skipped']}; skipped", sys.stderr)
+        bar.write(f"{name}: {entry['skipped']}; skipped", sys.stderr)
+    elif entry["damage"]:
+        bar.write(f"{name}: {entry['damage']}; what comes before is kept", sys.stderr)
     elif entry["note"]:
-        bar.write(f"{entry['name']}: {entry['note']}", sys.stderr)
+        bar.write(f"{name}: {entry['note']}", sys.stderr)
 
 
 def finish(
@@ -396,6 +446,7 @@ def finish(
             for split, part in shards.items()
         },
         **recipe.facts,
+        "copies": copies(entries),
         "shared": shared(entries),
         "sources": entries,
         "seconds": round(seconds, 2),
@@ -404,6 +455,17 @@ def finish(
     os.replace(partial / "out", args.out)
     shutil.rmtree(partial, ignore_errors=True)
     return manifest
+
+
+def copies(entries: list[dict]) -> list[list[str]]:
+    """Return the names of source videos whose bytes are identical, also of those left out."""
+    by_content: dict[str, list[str]] = {}
+    contents = {entry["name"]: entry["sha256"] for entry in entries}
+    for entry in entries:
+        content = entry["sha256"] or contents.get(entry["copy_of"])
+        if content:
+            by_content.setdefault(content, []).append(entry["name"])
+    return [names for names in by_content.values() if len(names) > 1]
 
 
 def shared(entries: list[dict]) -> list[list[str]]:
@@ -433,11 +495,28 @@ def report(manifest: dict, args: argparse.Namespace, unit: str = "source video")
         )
     usable = "; the shards are complete and usable without them" if skipped else ""
     print(f"  skipped: {len(skipped):,} {unit}s{usable}")
-    for entry in skipped[:20]:
-        print(f"  {entry['name']}: {entry['skipped']}")
-    if len(skipped) > 20:
-        print(f"  … and {len(skipped) - 20:,} more, named in {args.out}/manifest.json")
+    list_names([f"{entry['name']}: {entry['skipped']}" for entry in skipped], args)
+    damaged = [entry for entry in manifest["sources"] if entry["damage"]]
+    if damaged:
+        print(f"  damaged: {len(damaged):,} {unit}s; the frames before the damage are kept")
+        list_names([f"{entry['name']}: {entry['damage']}" for entry in damaged], args)
+    left_out = sum(bool(entry["copy_of"]) for entry in manifest["sources"])
+    if manifest["copies"]:
+        print(
+            f"  the same video under several names: {len(manifest['copies']):,}; each is in one "
+            f"split only, {left_out:,} copies are left out"
+        )
+        list_names([", ".join(names) for names in manifest["copies"]], args)
     for names in manifest["shared"][:5]:
         more = f" and {len(names) - 4:,} more" if len(names) > 4 else ""
         print(f"  warning: the same video in different splits: {', '.join(names[:4])}{more}")
-    return int(bool(skipped or manifest["shared"]) and not getattr(args, "allow_skips", False))
+    failed = bool(skipped or damaged or manifest["shared"])
+    return int(failed and not getattr(args, "allow_skips", False))
+
+
+def list_names(lines: list[str], args: argparse.Namespace) -> None:
+    """Print the first 20 lines, and how many more the manifest names."""
+    for line in lines[:20]:
+        print(f"  {line}")
+    if len(lines) > 20:
+        print(f"  … and {len(lines) - 20:,} more, named in {args.out}/manifest.json")

@@ -17,7 +17,7 @@ from prepare import build
 from prepare.sources import Found, Source, Video, find, read_film
 from runtime.console import run_command
 
-NAME = re.compile(r"video_(\d{5})\.mp4", re.ASCII)
+NAME = re.compile(r"video_(\d{5})\.mp4", re.ASCII | re.IGNORECASE)
 LENGTH = 128  # frames of every video
 SIZES = {"train": 10_000, "val": 5_000, "test": 5_000}
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import io
 import math
-import re
 import zlib
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from prepare.container import (
     Broken,
@@ -55,6 +54,7 @@ PLAIN_CHUNKS = (
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 if av is not None:
     READ_ERRORS = (av.error.FFmpegError, *READ_ERRORS)
+WHITENED = "transparent; composed on white"
 MAX_GAP = 3.0  # a step over this many median steps is a hole
 WIDEST = 8  # a pixel aspect ratio above this, or below its inverse, is not believed
 # Transfer functions of HDR by their number in ITU-T H.273.
@@ -108,12 +108,6 @@ def crop_boxes(width: int, height: int, tile: int | None) -> list[tuple[int, int
     return [(x, y, x + side, y + side) for x, y in corners]
 
 
-def natural(path: PurePath) -> tuple:
-    """Sort key that sorts 2.png before 10.png."""
-    parts = re.split(r"(\d+)", path.name)
-    return [int(part) if k % 2 else part for k, part in enumerate(parts)], path.name
-
-
 def why(error: Exception) -> str:
     """Return the first line of an error's message."""
     message = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -127,7 +121,7 @@ def probe(film: Film) -> None:
         if film.images:
             film.frames = len(film.images)
             with Image.open(film.images[0]) as image:
-                film.size = image.size
+                film.size = image.size[::-1] if is_turned(image) else image.size
         else:
             if film.data is None and not film.path.stat().st_size:
                 raise Broken("an empty file")
@@ -206,7 +200,7 @@ def look_at(film: Film, frame: av.VideoFrame, stream: av.VideoStream) -> None:
     if not turn_of(frame)[1]:
         film.notes.append("its display matrix is no multiple of a right angle, and is not applied")
     if has_alpha(frame) and frame.to_ndarray(format="rgba")[..., 3].min() < 255:
-        film.notes.append("transparent; composed on white")
+        film.notes.append(WHITENED)
     film.size = upright_size(frame, film.aspect)
     films = len(film_streams(stream.container))
     if films > 1:
@@ -311,13 +305,28 @@ def png_pixels(data: bytes) -> np.ndarray | None:
     return frames[0].to_ndarray() if len(frames) == 1 and frames[0].format.name == "rgb24" else None
 
 
-def rgb(item: Path | io.BytesIO) -> Image.Image:
-    """Convert an image file to RGB; raises Broken for more than 8 bits per channel."""
+def is_turned(image: Image.Image) -> bool:
+    """Return whether the EXIF orientation of an image exchanges its width and its height."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+
+
+def rgb(film: Film, item: Path | io.BytesIO) -> Image.Image:
+    """Read an image file as upright RGB; raises Broken for more than 8 bits per channel.
+
+    The EXIF orientation is applied. A transparent image is composed on white.
+    """
     if isinstance(item, io.BytesIO) and (pixels := png_pixels(item.getvalue())) is not None:
         return Image.fromarray(pixels)
     with Image.open(item) as image:
         if image.mode.startswith(("I", "F")):
             raise Broken(f"{item.name}: pixels of mode {image.mode}, need 8 bits per channel")
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("RGBA", "LA", "PA", "La") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            if image.getextrema()[3][0] < 255 and WHITENED not in film.notes:
+                film.notes.append(WHITENED)
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
         return image.convert("RGB")
 
 
@@ -359,7 +368,7 @@ def read(
             if index == last:
                 film.repeated += 1
             else:
-                image = rgb(item) if film.images else upright(item, film.aspect, reformat)
+                image = rgb(film, item) if film.images else upright(item, film.aspect, reformat)
                 film.used += 1
             if image.size != film.size:
                 raise Broken(

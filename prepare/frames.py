@@ -3,7 +3,8 @@
     python -m prepare.frames --source kth_png --out data/kth --image_size 64
 
 The folders may also be in zips, for example `train.zip`. Frames are sorted by their numbers, with
-or without zero padding. For folders without train, val and test, use prepare.videos.
+or without zero padding; where numbers are missing, another video begins. For folders without train,
+val and test, use prepare.videos.
 """
 
 from __future__ import annotations
@@ -12,49 +13,23 @@ import argparse
 import functools
 import io
 import os
-import re
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from prepare import build
-from prepare.decode import Broken, Film, natural, why
+from prepare.decode import Broken, Film, count, why
+from prepare.naming import natural, put_in_order, select_kind
 from prepare.sources import (
     Found,
     Source,
     Video,
+    clips_of,
     digest,
     files_below,
-    frames_of,
     hidden,
     member_content,
     members,
 )
 from runtime.console import UserError, run_command
-
-
-def in_order(names: Iterable[str]) -> list[str]:
-    """Sort file names by their numbers; raises Broken for a repeated or a missing number."""
-    names = sorted(names, key=lambda name: natural(PurePosixPath(name)))
-    stems = [name.rpartition(".")[0] for name in names]
-    # Names of different forms, or without numbers, are not checked.
-    forms = {re.sub(r"\d+", "#", stem) for stem in stems}
-    if len(forms) > 1 or not re.search(r"\d", stems[0]):
-        return names
-    numbers = [[int(digits) for digits in re.findall(r"\d+", stem)] for stem in stems]
-    counting = [column for column in zip(*numbers) if len(set(column)) > 1]
-    if not counting and len(names) > 1:
-        raise Broken(f"frames {names[0]} and {names[1]} have the same number")
-    # Names with several changing numbers, e.g. a time in hours and minutes, are not checked.
-    if len(counting) == 1:
-        steps = [after - before for before, after in zip(counting[0], counting[0][1:])]
-        usual = sorted(steps)[len(steps) // 2] or 1
-        for k, step in enumerate(steps):
-            if step != usual:
-                same = (
-                    "have the same number" if not step else f"are {step} apart, the others {usual}"
-                )
-                raise Broken(f"frames {names[k]} and {names[k + 1]} {same}")
-    return names
 
 
 @functools.lru_cache(4)
@@ -71,22 +46,23 @@ def folders_in_zip(path: str, extension: str) -> dict[str, list[str]]:
 def split_of(path: str) -> tuple[str, str] | None:
     """Return (split, video) of a folder's path: `a/train/b/c` -> train, train/b/c."""
     parts = path.split("/")
-    at = next((k for k, part in enumerate(parts) if part in build.SPLITS), len(parts))
-    return (parts[at], "/".join(parts[at:])) if at < len(parts) - 1 else None
+    at = next((k for k, part in enumerate(parts) if part.lower() in build.SPLITS), len(parts))
+    return (parts[at].lower(), "/".join(parts[at:])) if at < len(parts) - 1 else None
 
 
 def find_tree(root: Path, extension: str) -> Found:
     """Find the folders of frames below a folder train, val or test, in numeric order."""
     # By name; a folder has priority over the same folder in a zip.
     found, broken = {}, []
-    if not root.exists():
-        raise UserError(f"{root}: no such file or folder")
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not hidden(name)]
-        place = split_of(Path(folder).relative_to(root).as_posix())
-        if place and any(name.lower().endswith(f".{extension}") for name in names):
-            found[place[1]] = Source(place[1], place[0], folder, stamp=os.stat(folder).st_mtime_ns)
-    for path in files_below(root):
+    # `walk` reports what it leaves out, so the folder is walked once.
+    files = list(files_below(root))
+    folders = {path.parent for path in files if path.name.lower().endswith(f".{extension}")}
+    for folder in folders - {root.parent}:
+        place = split_of(folder.relative_to(root).as_posix())
+        if place:
+            stamp = folder.stat().st_mtime_ns
+            found[place[1]] = Source(place[1], place[0], str(folder), stamp=stamp)
+    for path in files:
         if path.suffix.lower() != ".zip":
             continue
         try:
@@ -119,30 +95,39 @@ def natural_path(name: str) -> tuple:
 
 
 def read_tree(source: Source, size: int, crop: str, extension: str) -> Video:
-    """Read a folder of frames as one clip; raises Broken."""
-    if source.member or source.path.lower().endswith(".zip"):
-        names = in_order(folders_in_zip(source.path, extension)[source.member])
-        prefix = f"{source.member}/" if source.member else ""
-        contents = [member_content(source.path, prefix + name) for name in names]
-    else:
-        try:
-            names = in_order(
-                name
-                for name in os.listdir(source.path)
-                if name.lower().endswith(f".{extension}") and not hidden(name)
-            )
-            contents = [Path(source.path, name).read_bytes() for name in names]
-        except OSError as error:
-            raise Broken(f"{os.path.basename(error.filename or '')}: {why(error)}") from None
-    images = [io.BytesIO(content) for content in contents]
-    for image, name in zip(images, names):
-        image.name = name  # for messages
-    film = Film(Path(source.path), source.name, images)
+    """Read a folder of frames as one clip per part without missing numbers; raises Broken."""
+    in_zip = source.member or source.path.lower().endswith(".zip")
     try:
-        frames = frames_of(film, size, crop)
+        if in_zip:
+            names = folders_in_zip(source.path, extension)[source.member]
+        else:
+            there = os.listdir(source.path)
+            names = [name for name in there if name.lower().endswith(f".{extension}")]
+        names, note = select_kind(name for name in names if not hidden(name))
+        ordered = put_in_order(names)
+        if in_zip:
+            prefix = f"{source.member}/" if source.member else ""
+            contents = [member_content(source.path, prefix + name) for name in ordered.names]
+        else:
+            contents = [Path(source.path, name).read_bytes() for name in ordered.names]
+    except OSError as error:
+        raise Broken(f"{os.path.basename(error.filename or '')}: {why(error)}") from None
+    images = [io.BytesIO(content) for content in contents]
+    for image, name in zip(images, ordered.names):
+        image.name = name  # for messages
+    film = Film(Path(source.path), source.name, images, ordered.breaks)
+    film.notes += [*filter(None, [note]), *ordered.notes]
+    try:
+        clips = clips_of(film, size, crop)
     except Broken as error:
-        raise Broken(f"{names[max(film.decoded - 1, 0)]}: {error}") from None
-    return Video(digest(contents), [frames], len(frames))
+        raise Broken(f"{ordered.names[max(film.decoded - 1, 0)]}: {error}") from None
+    # A frame between two holes is no video.
+    alone = len(clips) - len(kept := [clip for clip in clips if len(clip) > 1 or len(clips) == 1])
+    if alone:
+        film.notes.append(f"{count(alone, 'frame')} alone between missing numbers; left out")
+    if not kept:
+        raise Broken("every second number is missing")
+    return Video(digest(contents), kept, film.decoded, note="; ".join(film.notes) or None)
 
 
 def read(source: Source, args: argparse.Namespace) -> Video:

@@ -23,8 +23,10 @@ from prepare.sources import Found, Source, Video, find, read_film
 from runtime.console import UserError, run_command
 
 ACTIONS = ("boxing", "handclapping", "handwaving", "jogging", "running", "walking")
-NAME = re.compile(r"(person(\d\d)_([a-z]+)_d([1-4]))_uncomp\.avi", re.ASCII)
+NAME = re.compile(r"(person(\d\d)_([a-z]+)_d([1-4]))_uncomp\.avi", re.ASCII | re.IGNORECASE)
 MISSING = "person13_handclapping_d3"  # not part of the dataset
+# The official file ends after some 305 of the 370 frames that its header announces.
+TRUNCATED = "person01_boxing_d4"
 OFFICIAL = {
     "train": (11, 12, 13, 14, 15, 16, 17, 18),
     "val": (1, 4, 19, 20, 21, 23, 24, 25),
@@ -56,8 +58,11 @@ def read_sequences(path: str) -> dict[str, tuple[tuple[int, int], ...]]:
         raise UserError(f"{path}: {error.strerror}") from None
     runs = {}
     line = r"^\s*(person\d\d_[a-z]+_d[1-4])\s+frames\s+(.*)$"
-    for name, rest in re.findall(line, text, re.M | re.ASCII):
+    for name, rest in re.findall(line, text, re.M | re.ASCII | re.IGNORECASE):
+        name = name.lower()
         ranges = re.findall(r"(\d+)\s*-\s*(\d+)", rest)
+        if name in runs:
+            raise UserError(f"{path}: {name} has two lines; remove one of them")
         runs[name] = tuple((int(first), int(last)) for first, last in ranges)
     if not runs:
         raise UserError(
@@ -85,7 +90,11 @@ def cut(frames, runs: tuple[tuple[int, int], ...]) -> tuple[list, str | None]:
 
 
 def read(source: Source, args: argparse.Namespace) -> Video:
-    video = read_film(source, args.image_size, args.crop)
+    """Read a file, or its labelled runs, up to the first damage; raises Broken."""
+    video = read_film(source, args.image_size, args.crop, keep_before_damage=True)
+    if TRUNCATED in source.name.lower() and video.damage:
+        note = f"the official file ends early ({video.damage}); what comes before is kept"
+        video = video._replace(damage=None, note="; ".join(filter(None, (video.note, note))))
     if args.sequences is None:
         return video
     clips, beyond = cut(np.concatenate(video.clips), source.detail)
@@ -97,13 +106,13 @@ def find_sources(args: argparse.Namespace) -> Found:
     matches, broken = find(Path(args.source), NAME, "person01_walking_d1_uncomp.avi and the like")
     sources = []
     for match, source in matches:
-        person, action, scenario = int(match[2]), match[3], int(match[4])
+        person, action, scenario = int(match[2]), match[3].lower(), int(match[4])
         if action in args.actions and 1 <= person <= 25:
             sources.append(
                 dataclasses.replace(
                     source,
                     split=split_of(args.split, person, scenario),
-                    detail=runs.get(match[1], ()),
+                    detail=runs.get(match[1].lower(), ()),
                 )
             )
     if not sources:
@@ -115,7 +124,7 @@ def find_sources(args: argparse.Namespace) -> Found:
     for person, action, scenario in itertools.product(range(1, 26), args.actions, range(1, 5)):
         expected.add(f"person{person:02d}_{action}_d{scenario}")
     expected -= {MISSING}
-    absent = sorted(expected - {match[1] for match, _ in matches})
+    absent = sorted(expected - {match[1].lower() for match, _ in matches})
     if absent:
         print(
             f"{args.source}: {len(absent)} of {len(expected)} files of KTH are not there, "

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from prepare.build import SPLITS
 from prepare.decode import Film, count, lost_frames
+from runtime.console import printable
 
 LISTED = 200  # with more sources, the table names only those with a note
 DAMAGED = "lost to damage"
@@ -36,11 +37,6 @@ class Source(Film):
             DAMAGED: lost_frames(self),
         }
         return {reason: frames for reason, frames in reasons.items() if frames}
-
-
-def printable(text: str) -> str:
-    """Return a text with escapes for the bytes of a file name that are not UTF-8."""
-    return text.encode("utf8", "backslashreplace").decode()
 
 
 def remarks(entry: dict) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -21,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from prepare.decode import Broken, Film, count, crop_boxes, findings, lost_frames, probe, read, why
-from runtime.console import UserError, first_line
+from runtime.console import UserError, first_line, printable
 
 ZIP_ERRORS = (
     zipfile.BadZipFile,
@@ -49,6 +50,7 @@ class Source:
     stamp: int = 0  # modification time of the file in nanoseconds
     detail: tuple = ()  # parameters for the reader of the dataset
     video: str = ""  # common name of consecutive sources that belong to one video
+    copy_of: str = ""  # name of the source of the same content in another split; it is left out
 
 
 class Video(NamedTuple):
@@ -59,6 +61,7 @@ class Video(NamedTuple):
     decoded: int  # frames of the source
     rate: float | None = None  # frames per second
     note: str | None = None  # a warning about a source that is used
+    damage: str | None = None  # reason why frames are missing from a source that is used
     extra: dict[str, np.ndarray] = {}  # arrays (T, ...) to store beside the frames of the one clip
 
 
@@ -86,15 +89,52 @@ def hidden(path: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in path.split("/"))
 
 
+def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield every folder below a root with the names of its files, both sorted.
+
+    Follows links. Hidden files and folders are left out. Prints a line for a link to nothing, for a
+    link to a folder that was read before, and for a folder that cannot be read.
+    """
+    seen = {os.path.realpath(root)}
+
+    def complain(error: OSError) -> None:
+        print(f"{printable(error.filename)}: {error.strerror}; left out", file=sys.stderr)
+
+    for folder, folders, names in os.walk(root, onerror=complain, followlinks=True):
+        entered = []
+        for name in sorted(folders):
+            path = os.path.join(folder, name)
+            if hidden(name):
+                continue
+            real = os.path.realpath(path)
+            # A folder without links is entered once anyway.
+            if os.path.islink(path) and real in seen:
+                note = "a link to a folder that is read already; left out"
+                print(f"{printable(path)}: {note}", file=sys.stderr)
+                continue
+            seen.add(real)
+            entered.append(name)
+        folders[:] = entered
+        files = []
+        for name in sorted(names):
+            if hidden(name):
+                continue
+            if os.path.exists(os.path.join(folder, name)):
+                files.append(name)
+            else:
+                path = printable(os.path.join(folder, name))
+                print(f"{path}: a link to nothing; left out", file=sys.stderr)
+        yield Path(folder), files
+
+
 def files_below(root: Path) -> Iterator[Path]:
-    """Yield the files below a folder, or the file itself, sorted, without hidden or linked ones."""
+    """Yield the files below a folder, or the file itself, as `walk` does."""
     if not root.exists():
-        raise UserError(f"{root}: no such file or folder")
+        raise UserError(f"{printable(root)}: no such file or folder")
     if root.is_file():
         yield root
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not hidden(name))
-        yield from (Path(folder, name) for name in sorted(names) if not hidden(name))
+    for folder, names in walk(root):
+        yield from (folder / name for name in names)
 
 
 @functools.lru_cache(4)
@@ -119,37 +159,43 @@ def find(
 ) -> tuple[list[tuple[re.Match, Source]], list[tuple[str, str]]]:
     """Find the files in folders and zips whose names match the pattern, sorted by name.
 
-    Returns [(match, source without a split)] and [(zip, reason why it cannot be read)]. If two
-    files have the same name, a file outside a zip has priority.
+    Returns [(match, source without a split)] and [(zip, reason why it cannot be read)]. The case of
+    names is ignored. A file outside a zip has priority over one in a zip; UserError if otherwise
+    two files have the same name.
     """
     found, broken = {}, []
+
+    def add(last: str, match: re.Match, source: Source) -> None:
+        other = found.get(last.lower())
+        if other is not None and bool(other[1].member) == bool(source.member):
+            raise UserError(
+                f"{printable(root)}: {other[1].name} and {source.name} have the same name; "
+                "move one of them away"
+            )
+        if other is None or other[1].member:
+            found[last.lower()] = (match, source)
+
     for path in files_below(root):
         name = str(path.relative_to(root)) if path != root else root.name
         if match := pattern.fullmatch(path.name):
             stat = path.stat()
-            found[path.name] = (
-                match,
-                Source(name, "", str(path), size=stat.st_size, stamp=stat.st_mtime_ns),
-            )
+            source = Source(name, "", str(path), size=stat.st_size, stamp=stat.st_mtime_ns)
+            add(path.name, match, source)
         elif path.suffix.lower() == ".zip":
             try:
                 for info in members(path):
                     # The pattern is for the name without folders.
                     last = info.filename.rpartition("/")[2]
-                    if (match := pattern.fullmatch(last)) and (
-                        last not in found or found[last][1].member
-                    ):
-                        found[last] = (
-                            match,
-                            Source(
-                                f"{name}/{info.filename}",
-                                "",
-                                str(path),
-                                info.filename,
-                                size=info.file_size,
-                                stamp=path.stat().st_mtime_ns,
-                            ),
+                    if match := pattern.fullmatch(last):
+                        source = Source(
+                            f"{name}/{info.filename}",
+                            "",
+                            str(path),
+                            info.filename,
+                            size=info.file_size,
+                            stamp=path.stat().st_mtime_ns,
                         )
+                        add(last, match, source)
             except Broken as error:
                 broken.append((name, str(error)))
     if not found:
@@ -190,20 +236,28 @@ def digest(parts: Iterable[bytes]) -> str:
     return sha256.hexdigest()
 
 
-def clips_of(film: Film, size: int, crop: str) -> list[np.ndarray]:
+def clips_of(
+    film: Film, size: int, crop: str, keep_before_damage: bool = False
+) -> list[np.ndarray]:
     """Decode all frames to one clip (T, size, size, 3) uint8 per part; raises Broken.
 
-    crop: squeeze the whole frame, or crop the centre square.
+    crop: squeeze the whole frame, or crop the centre square. keep_before_damage: where the file
+    breaks after its first frame, return the clips from before; film.broken is then True.
     """
     probe(film)
     box = crop_boxes(*film.size, None)[0] if crop == "center" else None
     clips, part = [], 0
-    for _, image in read(film):
-        if film.part != part:
-            clips.append([])
-            part = film.part
-        resized = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-        clips[-1].append(np.asarray(resized))
+    try:
+        for _, image in read(film):
+            if film.part != part:
+                clips.append([])
+                part = film.part
+            resized = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+            clips[-1].append(np.asarray(resized))
+    except Broken as error:
+        if not clips or not keep_before_damage:
+            raise
+        film.notes.append(str(error))
     return [np.stack(clip) for clip in clips]
 
 
@@ -212,13 +266,21 @@ def frames_of(film: Film, size: int, crop: str) -> np.ndarray:
     return np.concatenate(clips_of(film, size, crop))
 
 
-def read_film(source: Source, size: int, crop: str) -> Video:
-    """Read a video file as one clip per part; raises Broken, also if frames are lost to damage."""
+def read_film(source: Source, size: int, crop: str, keep_before_damage: bool = False) -> Video:
+    """Read a video file as one clip per part; raises Broken, also if frames are lost to damage.
+
+    keep_before_damage: return the frames before the first lost one, with the reason in `damage`.
+    """
     data = content(source)
     film = Film(Path(source.path), source.name, data=data)
-    clips = clips_of(film, size, crop)
+    clips = clips_of(film, size, crop, keep_before_damage)
     lost = lost_frames(film)
-    if lost:
-        raise Broken(f"{count(lost, 'frame')} lost to damage")
     note = "; ".join(findings(film)) or None
-    return Video(digest([data]), clips, sum(map(len, clips)), film.rate, note)
+    damage = None
+    if film.broken or lost:
+        damage = note or "damaged"
+        if not keep_before_damage:
+            raise Broken(f"{count(lost, 'frame')} lost to damage")
+        # Behind lost frames, the numbers of the frames are not those of the film.
+        clips, note = clips[:1], None
+    return Video(digest([data]), clips, sum(map(len, clips)), film.rate, note, damage)

@@ -11,7 +11,6 @@ and one clip of resized frames per tile. What became of every source is printed 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from contextlib import ExitStack
@@ -28,15 +27,16 @@ from prepare.decode import (
     Broken,
     crop_boxes,
     findings,
-    natural,
     own_rate,
     probe,
     read,
     why,
 )
-from prepare.outcome import Source, printable, report
+from prepare.naming import group_by_kind, put_in_order
+from prepare.outcome import Source, report
+from prepare.sources import walk
 from prepare.splits import digest, group_by_digest, split_at, split_sources, time_cuts
-from runtime.console import UserError, progress, run_command
+from runtime.console import UserError, printable, progress, run_command
 from runtime.folders import command_line, complete, write_manifest
 from shards import ShardWriter
 
@@ -72,23 +72,56 @@ def motion(clip: np.ndarray) -> float:
 
 
 def find_sources(root: Path) -> list[Source]:
-    """Return the videos, and the folders of at least two images and no video, sorted by path.
+    """Return the videos and the folders of images, sorted by path; links are followed.
 
-    Skips hidden files and folders, and does not follow linked folders.
+    The images of a folder are one video per kind (see prepare/naming.py), in the order of their
+    numbers. A source whose images cannot be put in order has `skipped` set. Prints a line for
+    images that belong to no video. Raises UserError if nothing is found.
     """
-    found = [Source(root, root.name)] if root.is_file() and root.suffix.lower() in VIDEOS else []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = [Path(folder, name) for name in names if not name.startswith(".")]
-        videos = [path for path in paths if path.suffix.lower() in VIDEOS]
-        images = sorted((path for path in paths if path.suffix.lower() in IMAGES), key=natural)
-        found += [Source(path, str(path.relative_to(root))) for path in videos]
-        if len(images) > 1 and not videos:
-            found.append(Source(Path(folder), str(Path(folder).relative_to(root)), images))
+    found = []
+    if root.is_file() and root.suffix.lower() in VIDEOS:
+        found.append(Source(root, root.name))
+    for folder, names in walk(root):
+        videos = [name for name in names if name.lower().endswith(VIDEOS)]
+        images = [name for name in names if name.lower().endswith(IMAGES)]
+        for name in videos:
+            found.append(Source(folder / name, str((folder / name).relative_to(root))))
+        if images and videos:
+            print(f"{printable(folder)}: holds videos, so its {len(images)} images are left out")
+        else:
+            found += image_sources(root, folder, images)
     if not found:
         lacks = f"no video ({' '.join(VIDEOS)}) and no folder of images ({' '.join(IMAGES)}) in it"
-        raise UserError(f"{root}: {lacks if root.exists() else 'no such file or folder'}")
+        missing = "no such file or folder"
+        raise UserError(f"{printable(root)}: {lacks if root.exists() else missing}")
     return sorted(found, key=lambda source: source.name)
+
+
+def image_sources(root: Path, folder: Path, names: list[str]) -> list[Source]:
+    """Return one source per kind of image in a folder that has at least two of the kind."""
+    kinds = group_by_kind(names)
+    several = {kind: members for kind, members in kinds.items() if len(members) > 1}
+    alone = [members[0] for members in kinds.values() if len(members) == 1]
+    place = folder.relative_to(root)
+    if len(alone) > 1 and not several:
+        source = Source(folder, str(place))
+        source.skipped = f"the names {alone[0]} and {alone[1]} do not tell the order of the images"
+        return [source]
+    if alone:
+        listed = ", ".join(alone[:3]) + (", …" if len(alone) > 3 else "")
+        print(f"{printable(folder)}: no video of {printable(listed)}, alone of its kind; left out")
+    sources = []
+    for kind, members in several.items():
+        source = Source(folder, str(place if len(several) == 1 else place / kind))
+        try:
+            ordered = put_in_order(members)
+            source.images = [folder / name for name in ordered.names]
+            source.breaks = ordered.breaks
+            source.notes += ordered.notes
+        except Broken as error:
+            source.skipped = str(error)
+        sources.append(source)
+    return sources
 
 
 class Cutter:
@@ -176,6 +209,8 @@ def survey(sources: list[Source], args: argparse.Namespace) -> list[Source]:
         for source in sources:
             source.max_gap = args.max_gap
             try:
+                if source.skipped:
+                    raise Broken(source.skipped)
                 probe(source)
                 if min(source.size) < (args.tile or 1):
                     raise Broken(
@@ -224,9 +259,7 @@ def make(args: argparse.Namespace, command: str = "") -> dict:
         rule, cuts = plan(usable, args)
         fps = next((source.stored_rate for source in usable if source.stored_rate), None)
         writers = {
-            split: ShardWriter(
-                partial / split, fps=fps, source=printable(root.name), command=command
-            )
+            split: ShardWriter(partial / split, fps=fps, source=root.name, command=command)
             for split, share in zip(SPLITS, (1, args.val, args.test))
             if share
         }

@@ -6,6 +6,7 @@ import difflib
 import errno
 import functools
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -73,12 +74,20 @@ def progress(total: int, desc: str, unit: str, initial: int = 0) -> tqdm:
     )
 
 
+def printable(text: object) -> str:
+    """The text with escapes for the bytes of a file name that are not UTF-8."""
+    return str(text).encode("utf8", "backslashreplace").decode()
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's main() and exit the process. Errors print as one line on stderr.
 
     Exit codes: 2 for a mistake of the user, 1 for a failure, 130 for Ctrl-C, and 75 (EX_TEMPFAIL:
     run the command again) for a run stopped by SIGTERM or SIGUSR1.
     """
+    # Names of files that are not UTF-8 print with escapes, as on stderr.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main() or 0
     except UserError as error:

@@ -1,0 +1,214 @@
+"""Put the images of a folder in order by their names alone.
+
+`group_by_kind` separates kinds of images (img_0001.png, flow_x_0001.png), and `put_in_order` sorts
+the names of one kind by their numbers and finds missing numbers. Neither opens a file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from fractions import Fraction
+from pathlib import PurePath
+from typing import NamedTuple
+
+from prepare.container import Broken
+
+# Digits of a name. A decimal number has one point, and is not part of a version such as 1.2.3.
+DIGITS = re.compile(r"[0-9]+")
+DECIMAL = re.compile(r"(?<![0-9.])([0-9]+)(?:\.([0-9]+))?(?![0-9.])")
+# In a counter, at least this share of the steps is the usual step.
+REGULAR = 0.8
+# In times, a step over this many median steps is a hole.
+MAX_GAP = 3
+# Names of missing numbers that a note lists.
+LISTED = 3
+
+
+class Ordered(NamedTuple):
+    """Names in order. breaks: indices of the names before which numbers are missing."""
+
+    names: list[str]
+    breaks: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def natural(path: PurePath) -> tuple:
+    """Sort key that sorts 2.png before 10.png."""
+    parts = re.split(r"([0-9]+)", path.name)
+    return [int(part) if k % 2 else part for k, part in enumerate(parts)], path.name
+
+
+def stem_of(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def kind_of(name: str) -> str:
+    """The name without its numbers, in lower case: img_#.png for IMG_0007.PNG."""
+    stem, _, ending = name.rpartition(".")
+    ending = {"jpeg": "jpg"}.get(ending.lower(), ending.lower())
+    return f"{re.sub(r'[0-9]+(?:[.][0-9]+)?', '#', stem).lower()}.{ending}"
+
+
+def group_by_kind(names: Iterable[str]) -> dict[str, list[str]]:
+    """Group names by `kind_of`, sorted by kind."""
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(names):
+        kinds.setdefault(kind_of(name), []).append(name)
+    return dict(sorted(kinds.items()))
+
+
+def put_in_order(names: Sequence[str]) -> Ordered:
+    """Sort the names of one kind by their numbers.
+
+    Raises Broken if two names have the same number, and if the numbers do not tell the order.
+    """
+    if len(names) < 2:
+        return Ordered(list(names))
+    values = numbers_of(names)
+    pairs = sorted(zip(values, names))
+    values, names = [value for value, _ in pairs], [name for _, name in pairs]
+    for k in range(1, len(names)):
+        if values[k] == values[k - 1]:
+            raise Broken(f"{names[k - 1]} and {names[k]} have the same number")
+    start = rolled_over_at(values, names)
+    if not start:
+        return with_breaks(names, values, ())
+    note = f"the counter rolls over after {names[-1]}: {names[0]} follows"
+    # After 9999 a counter starts again at 0 or at 1.
+    period = values[-1] + (1 if values[0] == 0 else 0)
+    values = values[start:] + [value + period for value in values[:start]]
+    return with_breaks(names[start:] + names[:start], values, (note,))
+
+
+def select_kind(names: Iterable[str]) -> tuple[list[str], str | None]:
+    """The names of the only kind of image that has several, and a note on single images of other
+    kinds. Raises Broken if several kinds have several images."""
+    kinds = group_by_kind(names)
+    several = {kind: members for kind, members in kinds.items() if len(members) > 1}
+    if len(several) > 1:
+        listed = ", ".join(list(several)[:LISTED])
+        raise Broken(f"holds {len(several)} kinds of images ({listed}); one folder per video")
+    if not several:
+        # One image, or images whose names have nothing in common.
+        alone = [members[0] for members in kinds.values()]
+        if len(alone) > 1:
+            raise Broken(f"the names {alone[0]} and {alone[1]} do not tell the order of the images")
+        return alone, None
+    ((kind, members),) = several.items()
+    rest = [other[0] for name, other in kinds.items() if name != kind]
+    note = f"{', '.join(rest[:LISTED])}: not of the kind {kind}; left out" if rest else None
+    return members, note
+
+
+def numbers_of(names: Sequence[str]) -> list[Fraction]:
+    """The number of each name that tells the order. Raises Broken if there is none."""
+    stems = [stem_of(name) for name in names]
+    decimals = decimal_numbers(stems)
+    if decimals is not None:
+        return decimals
+    rows = [[int(digits) for digits in DIGITS.findall(stem)] for stem in stems]
+    columns = [column for column in zip(*rows, strict=True) if len(set(column)) > 1]
+    if not columns:
+        raise Broken(f"{names[0]} and {names[1]} have the same number")
+    if len(columns) == 1:
+        return [Fraction(value) for value in columns[0]]
+    times = clock_times(stems)
+    if times is not None:
+        return times
+    # A counter beside other numbers: no value twice, and the same order as by all numbers.
+    order = sorted(range(len(names)), key=lambda k: [column[k] for column in columns])
+    for column in reversed(columns):
+        counted = [column[k] for k in order]
+        if all(before < after for before, after in zip(counted, counted[1:])):
+            return [Fraction(value) for value in column]
+    raise Broken(
+        f"several numbers change in its names, {names[0]} to {names[-1]}, so their order is "
+        "unknown; put each video into a folder of its own, or number the images by one counter"
+    )
+
+
+def decimal_numbers(stems: Sequence[str]) -> list[Fraction] | None:
+    """The decimal number that changes, of names such as 0.25; None if no name has a fraction."""
+    found = [DECIMAL.findall(stem) for stem in stems]
+    if not any(fraction for row in found for _, fraction in row):
+        return None
+    if len({len(row) for row in found}) != 1:
+        return None
+    changing = [column for column in zip(*found, strict=True) if len(set(column)) > 1]
+    if len(changing) != 1 or not any(fraction for _, fraction in changing[0]):
+        return None
+    wholes = {whole for whole, _ in changing[0]}
+    widths = {len(fraction) for _, fraction in changing[0]}
+    if len(wholes) == 1 and len(widths) > 1:
+        counters = sorted(int(fraction or 0) for _, fraction in changing[0])
+        if share_of_usual(counters) >= REGULAR and usual_step(counters) == 1:
+            # A counter without leading zeros after a constant prefix: v1.9, v1.10.
+            return [Fraction(int(fraction or 0)) for _, fraction in changing[0]]
+    return [Fraction(f"{whole}.{fraction or 0}") for whole, fraction in changing[0]]
+
+
+def clock_times(stems: Sequence[str]) -> list[Fraction] | None:
+    """Seconds of names whose digits are a date and a time, YYYYMMDDhhmmss and perhaps a fraction of
+    a second; None for other names."""
+    times = []
+    widths = set()
+    for stem in stems:
+        digits = "".join(DIGITS.findall(stem))
+        widths.add(len(digits))
+        try:
+            moment = datetime.strptime(digits[:14], "%Y%m%d%H%M%S")
+        except ValueError:
+            return None
+        if not 1970 <= moment.year < 2200:
+            return None
+        seconds = moment.replace(tzinfo=timezone.utc).timestamp()
+        times.append(Fraction(int(seconds)) + Fraction(f"0.{digits[14:] or 0}"))
+    return times if len(widths) == 1 else None
+
+
+def usual_step(values: Sequence[Fraction]) -> Fraction:
+    """The median step of sorted values."""
+    steps = sorted(after - before for before, after in zip(values, values[1:]))
+    return steps[(len(steps) - 1) // 2]
+
+
+def share_of_usual(values: Sequence[Fraction]) -> float:
+    """The share of the steps of sorted values that are the usual step."""
+    usual = usual_step(values)
+    steps = [after - before for before, after in zip(values, values[1:])]
+    return steps.count(usual) / len(steps)
+
+
+def rolled_over_at(values: Sequence[Fraction], names: Sequence[str]) -> int:
+    """Index of the first name before a roll-over of the counter (DSC_9998, 9999, 0001); 0 if it
+    does not roll over."""
+    widths = {len(digits) for name in names for digits in DIGITS.findall(stem_of(name))[-1:]}
+    if len(widths) != 1 or values[0] > 1 or values[-1] != 10 ** widths.pop() - 1:
+        return 0
+    gaps = [after - before for before, after in zip(values, values[1:])]
+    largest = max(gaps)
+    # The counter ends at 9999 and starts at 0 or 1, with one gap between.
+    usual = usual_step(values)
+    if largest <= 10 * usual or sum(gap > usual for gap in gaps) != 1:
+        return 0
+    return gaps.index(largest) + 1
+
+
+def with_breaks(names: list[str], values: Sequence[Fraction], notes: tuple[str, ...]) -> Ordered:
+    """Find the holes between sorted values."""
+    usual = usual_step(values)
+    counter = share_of_usual(values) >= REGULAR
+    breaks = []
+    for k in range(1, len(names)):
+        step = values[k] - values[k - 1]
+        if step != usual if counter else step > MAX_GAP * usual:
+            breaks.append(k)
+    if breaks:
+        pairs = [f"{names[k - 1]} and {names[k]}" for k in breaks[:LISTED]]
+        more = f" and {len(breaks) - LISTED} more" if len(breaks) > LISTED else ""
+        what = "numbers are missing, or irregular," if counter else "there is a hole in time"
+        note = f"{what} between {', '.join(pairs)}{more}; no clip crosses that point"
+        notes = (*notes, note)
+    return Ordered(names, tuple(breaks), notes)

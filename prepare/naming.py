@@ -111,7 +111,8 @@ def numbers_of(names: Sequence[str]) -> list[Fraction]:
     rows = [[int(digits) for digits in DIGITS.findall(stem)] for stem in stems]
     columns = [column for column in zip(*rows, strict=True) if len(set(column)) > 1]
     if not columns:
-        raise Broken(f"{names[0]} and {names[1]} have the same number")
+        lacks = "have the same number" if rows[0] else "hold no number that orders them"
+        raise Broken(f"{names[0]} and {names[1]} {lacks}")
     if len(columns) == 1:
         return [Fraction(value) for value in columns[0]]
     times = clock_times(stems)

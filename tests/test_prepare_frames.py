@@ -9,7 +9,7 @@ from PIL import Image
 from raw import png, psnr, walk
 
 from prepare import build, frames
-from prepare.decode import Broken, png_pixels, rgb
+from prepare.decode import WHITENED, Film, png_pixels, rgb
 from shards import Shards
 
 
@@ -44,31 +44,11 @@ def resized(array, size=64):
     )
 
 
-def test_in_order():
-    assert frames.in_order(["10.png", "9.png", "008.png"]) == ["008.png", "9.png", "10.png"]
-    assert frames.in_order(["a_15_2.png", "a_5_2.png", "a_10_2.png"]) == [
-        "a_5_2.png",
-        "a_10_2.png",
-        "a_15_2.png",
-    ]
-    assert frames.in_order(["1h59.png", "2h00.png"]) == ["1h59.png", "2h00.png"]
-    assert frames.in_order(["b.png", "a.png"]) == ["a.png", "b.png"] and frames.in_order(
-        ["x.png"]
-    ) == ["x.png"]
-    assert frames.in_order(["a_1.png", "b_1.png"]) == ["a_1.png", "b_1.png"]
-    for names, said in (
-        (["1.png", "01.png"], "same number"),
-        (["0.png", "1.png", "3.png", "4.png"], "2 apart, the others 1"),
-        (["1.png", "2.png", "02.png", "3.png"], "the same number"),
-    ):
-        with pytest.raises(Broken, match=said):
-            frames.in_order(names)
-
-
 def test_split_of():
     assert frames.split_of("x/train/b/c") == ("train", "train/b/c") and frames.split_of(
         "test/a"
     ) == ("test", "test/a")
+    assert frames.split_of("raw/Train/b") == ("train", "Train/b")
     assert frames.split_of("train") is frames.split_of("a/b") is frames.split_of(".") is None
 
 
@@ -116,7 +96,7 @@ def test_broken_videos_are_named_with_the_frame(raw, tmp_path, capsys):
         for t in range(6):
             (folder / f"{t}.png").write_bytes(png(walk()[k + t]))
     train = tmp_path / "raw/train"
-    (train / "0/3.png").unlink()
+    (train / "0/3.png").rename(train / "0/4_.png")
     (train / "1/4.png").write_bytes((train / "1/4.png").read_bytes()[:900])
     (train / "2/2.png").write_bytes(png(walk()[0, :50]))
     args = frames.parse(
@@ -124,7 +104,8 @@ def test_broken_videos_are_named_with_the_frame(raw, tmp_path, capsys):
     )
     manifest = frames.make(args)
     reasons = [entry["skipped"] for entry in manifest["sources"]]
-    assert "2.png and 4.png are 2 apart" in reasons[0] and reasons[1].startswith("4.png: ")
+    assert "kinds of images" in reasons[0] or "same number" in reasons[0]
+    assert reasons[1].startswith("4.png: ")
     assert reasons[2] == "2.png: frame 2 is 160x50, the first 160x120" and reasons[3] is None
     assert build.report(manifest, args) == 1 and Shards(
         tmp_path / "out/train"
@@ -136,7 +117,7 @@ def test_plain_pngs_have_a_quicker_way_with_the_same_pixels():
     Image.fromarray(walk()[3]).save(tagged, "png", dpi=(72, 72))
     assert (png_pixels(tagged.getvalue()) == walk()[3]).all()
     assert (png_pixels(plain) == walk()[3]).all() and (
-        np.asarray(rgb(io.BytesIO(plain))) == walk()[3]
+        np.asarray(rgb(Film(None, ""), io.BytesIO(plain))) == walk()[3]
     ).all()
     for mode in ("L", "P", "RGBA", "I;16"):
         other = io.BytesIO()
@@ -158,16 +139,152 @@ def test_plain_pngs_have_a_quicker_way_with_the_same_pixels():
         assert png_pixels(broken) is None
 
 
-def test_the_same_video_in_two_splits_is_told(raw, tmp_path, capsys):
-    for split in ("train", "test"):
-        (tmp_path / "raw" / split / "x").mkdir(parents=True)
-        for t in range(3):
-            (tmp_path / "raw" / split / "x" / f"{t}.png").write_bytes(png(walk()[t]))
-    args = frames.parse(
-        ["--source", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--workers", "1"]
-    )
-    assert build.report(frames.make(args), args) == 1
-    assert "warning: the same video in different splits: train/x, test/x" in capsys.readouterr().out
+def fill(folder, frames_of_video, pattern="{}.png"):
+    folder.mkdir(parents=True)
+    for t, frame in enumerate(frames_of_video):
+        (folder / pattern.format(t)).write_bytes(png(frame))
+
+
+def parse(tmp_path):
+    source, out = str(tmp_path / "raw"), str(tmp_path / "out")
+    return frames.parse(["--source", source, "--out", out, "--workers", "1"])
+
+
+def test_the_same_video_in_two_splits_is_kept_in_test_and_named(tmp_path, capsys):
+    fill(tmp_path / "raw/train/a", walk()[:5])
+    fill(tmp_path / "raw/train/x", walk()[10:13])
+    fill(tmp_path / "raw/val/x", walk()[10:13])
+    fill(tmp_path / "raw/test/copy of x", walk()[10:13], "{:04d}.png")
+    args = parse(tmp_path)
+    manifest = frames.make(args)
+    assert build.report(manifest, args) == 0
+    printed = capsys.readouterr().out
+    assert "train/x, val/x, test/copy of x" in printed and "2 copies are left out" in printed
+    assert Shards(tmp_path / "out/train").lengths.tolist() == [5]
+    assert Shards(tmp_path / "out/test").lengths.tolist() == [3]
+    assert not (tmp_path / "out/val").exists()
+    assert {entry["name"]: entry["copy_of"] for entry in manifest["sources"]} == {
+        "train/a": None,
+        "train/x": "test/copy of x",
+        "val/x": "test/copy of x",
+        "test/copy of x": None,
+    }
+
+
+def test_the_same_video_twice_in_one_split_is_kept_and_named(tmp_path, capsys):
+    fill(tmp_path / "raw/train/a", walk()[:5])
+    fill(tmp_path / "raw/train/b", walk()[:5])
+    args = parse(tmp_path)
+    assert build.report(frames.make(args), args) == 0
+    assert "train/a, train/b" in capsys.readouterr().out
+    assert Shards(tmp_path / "out/train").lengths.tolist() == [5, 5]
+
+
+def test_missing_numbers_part_the_video(tmp_path, capsys):
+    fill(tmp_path / "raw/train/a", walk()[:12])
+    for t in (4, 6, 7):
+        (tmp_path / f"raw/train/a/{t}.png").unlink()
+    args = parse(tmp_path)
+    manifest = frames.make(args)
+    assert build.report(manifest, args) == 0
+    # Frame 5 stands alone.
+    shards = Shards(tmp_path / "out/train")
+    assert shards.lengths.tolist() == [4, 4]
+    assert (shards.read(1, slice(None)) == resized(walk()[8:12])).all()
+    note = manifest["sources"][0]["note"]
+    assert "between 3.png and 5.png, 5.png and 8.png" in note and "1 frame alone" in note
+
+
+def test_several_kinds_of_images_are_refused(tmp_path):
+    fill(tmp_path / "raw/train/a", walk()[:4], "img_{:02d}.png")
+    for t in range(4):
+        (tmp_path / f"raw/train/a/flow_x_{t:02d}.png").write_bytes(png(walk()[20 + t]))
+    fill(tmp_path / "raw/train/b", walk()[:4])
+    args = parse(tmp_path)
+    manifest = frames.make(args)
+    assert "2 kinds of images (flow_x_#.png, img_#.png)" in manifest["sources"][0]["skipped"]
+    assert build.report(manifest, args) == 1
+
+
+def test_a_single_image_of_another_kind_is_left_out_and_named(tmp_path):
+    fill(tmp_path / "raw/train/a", walk()[:4])
+    (tmp_path / "raw/train/a/background.png").write_bytes(png(walk()[30]))
+    manifest = frames.make(parse(tmp_path))
+    assert "background.png: not of the kind #.png; left out" in manifest["sources"][0]["note"]
+    assert Shards(tmp_path / "out/train").lengths.tolist() == [4]
+
+
+def test_links_are_followed_once_and_dead_ones_named(tmp_path, capsys):
+    fill(tmp_path / "elsewhere", walk()[:4])
+    (tmp_path / "raw/train").mkdir(parents=True)
+    (tmp_path / "raw/train/a").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "raw/train/loop").symlink_to(tmp_path / "raw/train")
+    (tmp_path / "raw/train/dead").symlink_to(tmp_path / "nothing")
+    frames.make(parse(tmp_path))
+    assert Shards(tmp_path / "out/train").lengths.tolist() == [4]
+    err = capsys.readouterr().err
+    assert "loop: a link to a folder that is read already" in err
+    assert "dead: a link to nothing" in err
+
+
+def test_names_in_upper_case_are_read(tmp_path):
+    fill(tmp_path / "raw/TRAIN/A", walk()[:4], "F{}.PNG")
+    frames.make(parse(tmp_path))
+    assert Shards(tmp_path / "out/train").lengths.tolist() == [4]
+
+
+def saved(image, **options):
+    file = io.BytesIO()
+    image.save(file, "png", **options)
+    return file
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_images_are_composed_on_white(mode):
+    image = Image.new("RGBA", (8, 4), (200, 200, 200, 255))
+    image.paste((10, 10, 10, 0), (4, 0, 8, 4))
+    film = Film(None, "")
+    options = {}
+    if mode == "P":
+        image = Image.new("P", (8, 4), 0)
+        image.putpalette([200, 200, 200, 10, 10, 10])
+        image.paste(1, (4, 0, 8, 4))
+        options = {"transparency": 1}
+    elif mode != "RGBA":
+        image = image.convert(mode)
+    pixels = np.asarray(rgb(film, saved(image, **options)))
+    assert (pixels[:, :4] == 200).all() and (pixels[:, 4:] == 255).all()
+    assert film.notes == [WHITENED]
+
+
+def test_opaque_alpha_is_not_noted():
+    film = Film(None, "")
+    rgb(film, saved(Image.new("RGBA", (8, 4), (1, 2, 3, 255))))
+    assert film.notes == []
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation, tmp_path):
+    upright = np.zeros((48, 64, 3), np.uint8)
+    upright[:24, :32] = 255
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.swapaxes(0, 1),
+        6: np.rot90(upright),
+        7: upright.swapaxes(0, 1)[::-1, ::-1],
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    folder = tmp_path / "raw/train/a"
+    folder.mkdir(parents=True)
+    for t in range(2):
+        Image.fromarray(np.ascontiguousarray(stored)).save(folder / f"{t}.png", exif=exif)
+    frames.make(parse(tmp_path))
+    assert (Shards(tmp_path / "out/train").read(0, [0])[0] == resized(upright[None])[0]).all()
 
 
 def test_mistakes(raw, tmp_path, command):

@@ -175,13 +175,20 @@ def has_alpha(frame: av.VideoFrame) -> bool:
     return any(component.is_alpha for component in frame.format.components)
 
 
-def upright(frame: av.VideoFrame, aspect: float, reformat: Callable) -> Image.Image:
+def upright(
+    frame: av.VideoFrame,
+    aspect: float,
+    reformat: Callable,
+    turns: dict[int, Image.Transpose | None],
+) -> Image.Image:
     """Convert a video frame to RGB with square pixels, and turn it by its display matrix.
 
     A transparent frame is composed on white.
 
     reformat: method of a VideoReformatter that the frames of one film share, because its setup
-    takes longer than the conversion of a frame.
+    takes longer than the conversion of a frame. turns: a dictionary that the frames of one film
+    share, {angle of the frame: result of turn_of()}; a frame whose side data are read stays in
+    memory until Python's garbage collection.
     """
     width = width_of(frame, aspect)
     format = "rgba" if has_alpha(frame) else "rgb24"
@@ -193,5 +200,7 @@ def upright(frame: av.VideoFrame, aspect: float, reformat: Callable) -> Image.Im
     if image.mode == "RGBA":
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
-    turn, _ = turn_of(frame)
+    if frame.rotation not in turns:
+        turns[frame.rotation], _ = turn_of(frame)
+    turn = turns[frame.rotation]
     return image if turn is None else image.transpose(turn)

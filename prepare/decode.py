@@ -361,14 +361,17 @@ def read(
         kept = ((part, item) for part, _, item in frames)
     else:
         kept = resample(film, frames, fps)
-    last = -1
+    last, turns = -1, {}
     film.broken = True
     try:
         for part, (index, item) in kept:
             if index == last:
                 film.repeated += 1
             else:
-                image = rgb(film, item) if film.images else upright(item, film.aspect, reformat)
+                if film.images:
+                    image = rgb(film, item)
+                else:
+                    image = upright(item, film.aspect, reformat, turns)
                 film.used += 1
             if image.size != film.size:
                 raise Broken(

@@ -18,8 +18,9 @@ from prepare.container import Broken
 # Digits of a name. A decimal number has one point, and is not part of a version such as 1.2.3.
 DIGITS = re.compile(r"[0-9]+")
 DECIMAL = re.compile(r"(?<![0-9.])([0-9]+)(?:\.([0-9]+))?(?![0-9.])")
-# In a counter, at least this share of the steps is the usual step.
-REGULAR = 0.8
+# Times at a constant rate are rounded: their steps are multiples of the median step up to this
+# share of the median step.
+ROUNDED = 0.1
 # In times, a step over this many median steps is a hole.
 MAX_GAP = 3
 # Names of missing numbers that a note lists.
@@ -144,7 +145,8 @@ def decimal_numbers(stems: Sequence[str]) -> list[Fraction] | None:
     widths = {len(fraction) for _, fraction in changing[0]}
     if len(wholes) == 1 and len(widths) > 1:
         counters = sorted(int(fraction or 0) for _, fraction in changing[0])
-        if share_of_usual(counters) >= REGULAR and usual_step(counters) == 1:
+        steps = [after - before for before, after in zip(counters, counters[1:])]
+        if steps.count(1) > 0.8 * len(steps):
             # A counter without leading zeros after a constant prefix: v1.9, v1.10.
             return [Fraction(int(fraction or 0)) for _, fraction in changing[0]]
     return [Fraction(f"{whole}.{fraction or 0}") for whole, fraction in changing[0]]
@@ -175,13 +177,6 @@ def usual_step(values: Sequence[Fraction]) -> Fraction:
     return steps[(len(steps) - 1) // 2]
 
 
-def share_of_usual(values: Sequence[Fraction]) -> float:
-    """The share of the steps of sorted values that are the usual step."""
-    usual = usual_step(values)
-    steps = [after - before for before, after in zip(values, values[1:])]
-    return steps.count(usual) / len(steps)
-
-
 def rolled_over_at(values: Sequence[Fraction], names: Sequence[str]) -> int:
     """Index of the first name before a roll-over of the counter (DSC_9998, 9999, 0001); 0 if it
     does not roll over."""
@@ -189,27 +184,26 @@ def rolled_over_at(values: Sequence[Fraction], names: Sequence[str]) -> int:
     if len(widths) != 1 or values[0] > 1 or values[-1] != 10 ** widths.pop() - 1:
         return 0
     gaps = [after - before for before, after in zip(values, values[1:])]
-    largest = max(gaps)
-    # The counter ends at 9999 and starts at 0 or 1, with one gap between.
-    usual = usual_step(values)
-    if largest <= 10 * usual or sum(gap > usual for gap in gaps) != 1:
-        return 0
-    return gaps.index(largest) + 1
+    largest, second = max(gaps), sorted(gaps)[-2] if len(gaps) > 1 else 1
+    # The counter ends at 9999 and starts at 0 or 1, with one large gap between.
+    return gaps.index(largest) + 1 if largest > 10 * second else 0
 
 
 def with_breaks(names: list[str], values: Sequence[Fraction], notes: tuple[str, ...]) -> Ordered:
-    """Find the holes between sorted values."""
+    """Find the holes between sorted values.
+
+    In a counter, and in times at a constant rate, each number that is missing is a hole. In other
+    times, a step over MAX_GAP median steps is one.
+    """
     usual = usual_step(values)
-    counter = share_of_usual(values) >= REGULAR
-    breaks = []
-    for k in range(1, len(names)):
-        step = values[k] - values[k - 1]
-        if step != usual if counter else step > MAX_GAP * usual:
-            breaks.append(k)
+    ratios = [float((after - before) / usual) for before, after in zip(values, values[1:])]
+    regular = all(ratio > 0.5 and abs(ratio - round(ratio)) <= ROUNDED for ratio in ratios)
+    limit = 1.5 if regular else MAX_GAP
+    breaks = [k for k, ratio in enumerate(ratios, 1) if ratio > limit]
     if breaks:
         pairs = [f"{names[k - 1]} and {names[k]}" for k in breaks[:LISTED]]
         more = f" and {len(breaks) - LISTED} more" if len(breaks) > LISTED else ""
-        what = "numbers are missing, or irregular," if counter else "there is a hole in time"
+        what = "numbers are missing" if regular else "there is a hole in time"
         note = f"{what} between {', '.join(pairs)}{more}; no clip crosses that point"
         notes = (*notes, note)
     return Ordered(names, tuple(breaks), notes)

@@ -201,7 +201,7 @@ def test_broken_files_are_named_skipped_and_counted(raw, tmp_path, capsys):
     assert build.report(manifest, args) == 1
     said = capsys.readouterr()
     entries = manifest["sources"]
-    broken = [name_of(1, "walking", 2), name_of(2, "walking", 1)]
+    broken = [name_of(1, "walking", 3), name_of(2, "walking", 1)]
     # The third file is cut after a third; the frames before the cut are kept.
     (cut,) = [entry for entry in entries if entry["damage"]]
     assert cut["frames"] > 1

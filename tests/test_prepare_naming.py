@@ -17,7 +17,7 @@ ROLLED = [f"DSC_{n:04d}.JPG" for n in (9997, 9998, 9999)]
         ["008.png", "9.png", "10.png"],
         ["a_5_2.png", "a_10_2.png", "a_15_2.png"],
         ["0.png", "0.25.png", "0.5.png", "0.75.png", "1.png"],
-        ["0.png", "0.0333333.png", "0.0666667.png", "0.1.png", "1.2.png"],
+        ["0.png", "0.0333333.png", "0.0666667.png", "0.1.png", "0.133333.png"],
         ["frame_0.033.png", "frame_0.067.png", "frame_0.100.png"],
         ["v1.8.png", "v1.9.png", "v1.10.png", "v1.11.png"],
         ["frame.0009.png", "frame.0010.png", "frame.0011.png"],
@@ -63,6 +63,12 @@ def test_names_that_do_not_tell_the_order_are_refused(names, message):
         # Times in milliseconds at 30 frames per second, and a pause.
         ([0, 33, 67, 100, 133, 167, 200], ()),
         ([0, 33, 67, 100, 133, 300, 333, 367], (5,)),
+        ([0, 33, 67, 133, 167], (3,)),
+        # Times at a variable rate: a hole is a step over three times the median.
+        ([0, 20, 70, 110, 150, 215, 245, 280], ()),
+        ([0, 20, 70, 110, 150, 315, 345, 380], (5,)),
+        # One number missing after another.
+        ([0, 1, 2, 3, 5, 8, 9, 10, 11], (4, 5)),
         ([3, 4], ()),
     ],
 )

@@ -1,5 +1,6 @@
 """prepare.videos on the files that people have: damaged, turned, uneven, joined, trimmed, twice."""
 
+import gc
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ from test_prepare_videos import launch
 
 from prepare import timing, videos
 from prepare.container import TURNS
-from prepare.decode import Broken, Film, probe
+from prepare.decode import Broken, Film, probe, read
 from prepare.sources import Source, clips_of, read_film
 from runtime.console import UserError
 from shards import Shards
@@ -648,3 +649,21 @@ def test_a_folder_of_everything(tmp_path):
     assert at == len(shards) and not everything
     assert shards.fps == 24 and 5 in shards.rates
     assert launch(*flags[:3], tmp_path / "again", *flags[4:], "--allow_skips").returncode == 0
+
+
+# ------------------------------------------------------------------------------------------- memory
+@pytest.mark.parametrize("fps", [None, 10])
+@pytest.mark.parametrize("matrix", [(1, 0, 0, 1), (0, -1, -1, 0)])
+def test_no_more_than_a_few_frames_are_in_memory(tmp_path, fps, matrix):
+    path = turned(encode(tmp_path / "a.mp4", corners(80)), matrix)
+    film = Film(path, "a.mp4")
+    probe(film)
+    gc.collect()
+    gc.disable()
+    try:
+        most = 0
+        for _ in read(film, fps):
+            most = max(most, sum(type(item) is av.VideoFrame for item in gc.get_objects()))
+    finally:
+        gc.enable()
+    assert film.decoded == 80 and 1 <= most <= 8

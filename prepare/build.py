@@ -36,6 +36,8 @@ import PIL
 
 from prepare.container import AV_VERSION
 from prepare.decode import Broken
+from prepare.manifest import copies, entry_of, print_problem, shared
+from prepare.manifest import report as report
 from prepare.sources import Found, Source, Video
 from runtime.console import Failure, UserError, printable, progress
 from runtime.folders import check_range
@@ -173,20 +175,6 @@ def jobs_of(recipe: Recipe, sources: list[Source], args: argparse.Namespace) -> 
 
 
 # ---------------------------------------------------------------------------------------- one shard
-def entry_of(name: str, split: str | None = None, skipped: str | None = None) -> dict:
-    return {
-        "name": name,
-        "split": split,
-        "sha256": None,
-        "frames": 0,
-        "videos": [],
-        "note": None,
-        "damage": None,
-        "copy_of": None,
-        "skipped": skipped,
-    }
-
-
 def video_before(job: Job, recipe: Recipe, args: argparse.Namespace) -> str:
     """Return the video at the end of the previous shard that this shard may continue.
 
@@ -269,6 +257,9 @@ def write_shard(partial: Path, job: Job, recipe: Recipe, args: argparse.Namespac
         if made:
             final.parent.mkdir(parents=True, exist_ok=True)
             os.replace(made, final)
+        else:
+            # An earlier run, or an earlier pass, may have written one.
+            final.unlink(missing_ok=True)
         note = work / "note.json"
         note.write_text(json.dumps({"key": job.key, "shard": made is not None, "entries": entries}))
         os.replace(note, partial / "notes" / f"{job.name}.json")
@@ -399,16 +390,6 @@ def leave_out_copies(jobs: list[Job], done: dict[str, list[dict]]) -> list[Sourc
     return kept
 
 
-def print_problem(entry: dict, bar) -> None:
-    name = printable(entry["name"])
-    if entry["skipped"]:
-        bar.write(f"{name}: {entry['skipped']}; skipped", sys.stderr)
-    elif entry["damage"]:
-        bar.write(f"{name}: {entry['damage']}; what comes before is kept", sys.stderr)
-    elif entry["note"]:
-        bar.write(f"{name}: {entry['note']}", sys.stderr)
-
-
 def finish(
     recipe: Recipe, partial: Path, jobs: list[Job], entries: list[dict], args, seconds: float
 ) -> dict:
@@ -418,6 +399,8 @@ def finish(
     for stale in set((partial / "out").glob(f"*/{PATTERN}")) - wanted:
         stale.unlink()
     present = [split for split in SPLITS if any((partial / "out" / split).glob(PATTERN))]
+    for split in set(SPLITS) - set(present):
+        shutil.rmtree(partial / "out" / split, ignore_errors=True)
     if not present:
         reasons = [entry["skipped"] for entry in entries if entry["skipped"]]
         shutil.rmtree(partial)
@@ -455,68 +438,3 @@ def finish(
     os.replace(partial / "out", args.out)
     shutil.rmtree(partial, ignore_errors=True)
     return manifest
-
-
-def copies(entries: list[dict]) -> list[list[str]]:
-    """Return the names of source videos whose bytes are identical, also of those left out."""
-    by_content: dict[str, list[str]] = {}
-    contents = {entry["name"]: entry["sha256"] for entry in entries}
-    for entry in entries:
-        content = entry["sha256"] or contents.get(entry["copy_of"])
-        if content:
-            by_content.setdefault(content, []).append(entry["name"])
-    return [names for names in by_content.values() if len(names) > 1]
-
-
-def shared(entries: list[dict]) -> list[list[str]]:
-    """Return the names of source videos in different splits whose bytes are identical."""
-    by_content: dict[str, list[dict]] = {}
-    for entry in entries:
-        if entry["sha256"]:
-            by_content.setdefault(entry["sha256"], []).append(entry)
-    return [
-        [entry["name"] for entry in same]
-        for same in by_content.values()
-        if len({e["split"] for e in same}) > 1
-    ]
-
-
-def report(manifest: dict, args: argparse.Namespace, unit: str = "source video") -> int:
-    """Print the summary; return the exit code."""
-    skipped = [entry for entry in manifest["sources"] if entry["skipped"]]
-    print(
-        f"{args.out}: {len(manifest['sources']):,} {unit}s in {manifest['seconds']:.1f} s; "
-        f"{manifest['split_rule']}; {manifest['resize_rule']}"
-    )
-    for split, part in manifest["splits"].items():
-        print(
-            f"  {split:5} {part['videos']:9,} videos {part['frames']:11,} frames, "
-            f"{part['shortest']} to {part['longest']} each"
-        )
-    usable = "; the shards are complete and usable without them" if skipped else ""
-    print(f"  skipped: {len(skipped):,} {unit}s{usable}")
-    list_names([f"{entry['name']}: {entry['skipped']}" for entry in skipped], args)
-    damaged = [entry for entry in manifest["sources"] if entry["damage"]]
-    if damaged:
-        print(f"  damaged: {len(damaged):,} {unit}s; the frames before the damage are kept")
-        list_names([f"{entry['name']}: {entry['damage']}" for entry in damaged], args)
-    left_out = sum(bool(entry["copy_of"]) for entry in manifest["sources"])
-    if manifest["copies"]:
-        print(
-            f"  the same video under several names: {len(manifest['copies']):,}; each is in one "
-            f"split only, {left_out:,} copies are left out"
-        )
-        list_names([", ".join(names) for names in manifest["copies"]], args)
-    for names in manifest["shared"][:5]:
-        more = f" and {len(names) - 4:,} more" if len(names) > 4 else ""
-        print(f"  warning: the same video in different splits: {', '.join(names[:4])}{more}")
-    failed = bool(skipped or damaged or manifest["shared"])
-    return int(failed and not getattr(args, "allow_skips", False))
-
-
-def list_names(lines: list[str], args: argparse.Namespace) -> None:
-    """Print the first 20 lines, and how many more the manifest names."""
-    for line in lines[:20]:
-        print(f"  {line}")
-    if len(lines) > 20:
-        print(f"  … and {len(lines) - 20:,} more, named in {args.out}/manifest.json")

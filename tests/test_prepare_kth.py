@@ -7,6 +7,8 @@ import zipfile
 import numpy as np
 import pytest
 from conftest import launch
+from odd import encode
+from PIL import Image
 from raw import decoded, psnr, tree_bytes, walk, write_video, zipped
 
 from prepare import build, kth
@@ -215,6 +217,79 @@ def test_broken_files_are_named_skipped_and_counted(raw, tmp_path, capsys):
     assert [n for part in lengths(tmp_path / "kth").values() for n in part] == [
         entry["frames"] for entry in manifest["sources"] if not entry["skipped"]
     ]
+
+
+def truncate(path, share=0.75):
+    """Cut the end off a file."""
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+@pytest.mark.parametrize("name, code", [(name_of(1, "boxing", 4), 0), (name_of(1, "boxing", 3), 1)])
+def test_the_runs_before_the_break_of_a_truncated_file_are_kept(tmp_path, capsys, name, code):
+    (tmp_path / "raw").mkdir()
+    # A long film of key frames every twelve frames, as MPEG-4 in AVI.
+    film = np.concatenate([walk()[:60]] * 3)
+    encode(tmp_path / "raw" / name, film, "mpeg4", options={"g": "12"})
+    truncate(tmp_path / "raw" / name)
+    sequences = tmp_path / "00sequences.txt"
+    run = name.removesuffix("_uncomp.avi")
+    sequences.write_text(f"{run}\t\tframes\t1-40, 41-80, 81-170, 171-180\n")
+    for flags in ((), ("--sequences", sequences)):
+        args = kth.parse(
+            [
+                *("--source", str(tmp_path / "raw"), "--out", str(tmp_path / f"kth{len(flags)}")),
+                *("--workers", "1", *map(str, flags)),
+            ]
+        )
+        manifest = kth.make(args)
+        assert build.report(manifest, args) == code
+        printed = capsys.readouterr()
+        assert name in printed.err
+        assert (name in printed.out) == bool(code)
+        (entry,) = manifest["sources"]
+        assert bool(entry["damage"]) == bool(code)
+        assert not entry["skipped"] and (code or "ends early" in entry["note"])
+        kept = lengths(tmp_path / f"kth{len(flags)}")["train"]
+        if flags:
+            assert kept[:2] == [40, 40] and 0 < kept[2] < 90 and len(kept) == 3
+        else:
+            assert len(kept) == 1 and 80 < kept[0] < 170
+    got = Shards(tmp_path / "kth2/train").read(1, slice(0, 20))
+    want = [Image.fromarray(frame).resize((64, 64), Image.BICUBIC) for frame in film[40:60]]
+    assert psnr(got, np.stack([np.asarray(image) for image in want])) > 25
+
+
+def test_names_in_upper_case_are_read(tmp_path, raw):
+    source = tmp_path / "raw"
+    source.mkdir()
+    content = (raw / "walking" / name_of(1, "walking", 1)).read_bytes()
+    other = (raw / "walking" / name_of(2, "walking", 1)).read_bytes()
+    (source / "person01_walking_d1_uncomp.AVI").write_bytes(content)
+    (source / "Person02_Walking_d1_uncomp.avi").write_bytes(other)
+    sequences = tmp_path / "s.txt"
+    sequences.write_text("Person01_walking_d1 frames 1-5\nperson02_walking_d1 frames 2-4\n")
+    make(source, tmp_path / "kth", "--sequences", sequences)
+    assert lengths(tmp_path / "kth") == {"train": [5, 3]}
+
+
+def test_one_name_twice_is_an_error(tmp_path, raw, command):
+    content = (raw / "walking" / name_of(1, "walking", 1)).read_bytes()
+    for folder, name in (("a", name_of(1, "walking", 1)), ("b", name_of(1, "walking", 1).upper())):
+        (tmp_path / "raw" / folder).mkdir(parents=True)
+        (tmp_path / "raw" / folder / name).write_bytes(content)
+    code, error = command(tmp_path, "prepare/kth", "--source", "raw", "--out", "kth")
+    assert code == 2 and "have the same name" in error
+    assert "a/person01" in error and "b/PERSON01" in error
+
+
+def test_one_name_twice_in_sequences_is_an_error(tmp_path, raw, command):
+    (tmp_path / "s.txt").write_text(
+        "person01_walking_d1 frames 1-5, 6-9\nperson01_walking_d1 frames 1-3\n"
+    )
+    flags = ("--source", raw, "--out", "kth", "--sequences", "s.txt")
+    code, error = command(tmp_path, "prepare/kth", *flags)
+    assert code == 2 and "s.txt: person01_walking_d1 has two lines" in error
 
 
 def test_all_broken_is_a_mistake_and_leaves_nothing(tmp_path):

@@ -614,7 +614,34 @@ def folder_of_everything(folder):
         plain[:7],
         stamps=[0, 40, 120, 160, 200, 240, 280],
     )
+    folders_of_images(put)
     return everything
+
+
+def folders_of_images(put) -> None:
+    """Write one folder of images of every kind. put(name, levels, *words) -> its path."""
+
+    def save(name, levels, names, *words, values=None, **options):
+        path = put(name, levels, *words)
+        # Another kind of image in the folder has a name of its own.
+        path = path.parent if path.suffix == ".png" else path
+        path.mkdir(exist_ok=True)
+        values = [value for part in levels for value in part] if values is None else values
+        for value, image in zip(values, names):
+            Image.new("RGB", (64, 64), (value,) * 3).save(path / image, **options)
+        return path
+
+    save("alone", [[8, 16, 24]], ["1.png", "2.png", "3.PNG"])
+    save("cameras", [], ["a1_1.png", "a1_2.png", "a2_1.png"], "skipped: several", values=[0] * 3)
+    save("counter", [[48, 16, 24]], ["F_9998.png", "F_9999.png", "F_0001.png"], "rolls over")
+    save("kinds/flow_#.png", [[40, 80]], ["flow_1.png", "flow_2.png"])
+    save("kinds/img_#.png", [[8, 16]], ["img_1.png", "img_2.png"])
+    gap = ["f1.png", "f2.png", "f7.png", "f8.png"]
+    save("missing", [[8, 16], [24, 32]], gap, "numbers are missing between f2.png and f7.png")
+    save("times", [[32, 16, 24]], ["0.png", "0.5.png", "1.png"])
+    path = save("transparent", [[255, 255]], [], "composed on white")
+    for k in range(2):
+        Image.new("RGBA", (64, 64), (9, 9, 9, 0)).save(path / f"{k}.png")
 
 
 def test_a_folder_of_everything(tmp_path):

@@ -212,6 +212,9 @@ def metrics_of(args: argparse.Namespace, config: Config, protocol: Protocol) -> 
         unsuitable = set() if ball else set(measure.BALL)
         if not several:
             unsuitable.add("spread_skill")
+        if protocol.videos < 2:
+            print("fvd and kvd are left out: they compare sets of at least two videos")
+            unsuitable |= set(measure.SETS)
         return [name for name in measure.ALL if name not in unsuitable]
     if "spread_skill" in args.metrics and not several:
         raise UserError("spread_skill needs at least two samples per video, the protocol has one")
@@ -258,6 +261,8 @@ def check(source: Source, which: list[str]) -> None:
         raise UserError(
             "--reference autoencoded needs the autoencoder; name the checkpoint by --ckpt"
         )
+    if sets:
+        measure.check_set_size(protocol.videos)
     smallest = networks.NETS[protocol.lpips_net]
     if "lpips" in which and size < smallest:
         raise UserError(

@@ -13,6 +13,7 @@ import torch
 
 from evaluation import balls, metrics, networks, protocols
 from evaluation.protocols import Protocol
+from runtime.console import UserError
 
 SAMPLES = {
     "mse": False,
@@ -245,8 +246,9 @@ def between_sets(tables: Tables, protocol: Protocol, which: list[str], n: int) -
     autoencoder can have.
     """
     real, found = tables.get("i3d_real"), {}
-    if real is None or n * real.shape[1] < 2:
+    if real is None or not set(SETS) & set(which):
         return found
+    check_set_size(n)
     against = tables["i3d_autoencoded"] if protocol.reference == "autoencoded" else real
     pairs = {"": (tables["i3d_samples"], against)}
     if "i3d_autoencoded" in tables:
@@ -262,6 +264,15 @@ def between_sets(tables: Tables, protocol: Protocol, which: list[str], n: int) -
                 statistics[name](np.arange(n)), metrics.jackknife(statistics[name], n)
             )
     return found
+
+
+def check_set_size(videos: int) -> None:
+    """Raise UserError if FVD and KVD, which compare sets of videos, have too few."""
+    if videos < 2:
+        raise UserError(
+            f"fvd and kvd compare sets of at least two videos, there is {videos}: raise --videos, "
+            "or choose --metrics without them"
+        )
 
 
 def flat(x: np.ndarray) -> np.ndarray:

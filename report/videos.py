@@ -7,6 +7,7 @@ Frames are uint8 (H, W, 3). Conditioning frames have a green edge, forecast ones
 from __future__ import annotations
 
 import functools
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -27,6 +28,8 @@ CODECS = {
     ".mp4": {"codec": "libx264", "quality": 8, "output_params": ["-preset", "veryfast"]},
     ".avi": {"codec": "mjpeg", "quality": 9, "pixelformat": "yuvj444p"},
 }
+# A delay of two hundredths of a second is the shortest that browsers play.
+MOST_GIF_FPS = 50
 ENDINGS = (*CODECS, ".gif")
 
 
@@ -189,10 +192,31 @@ def usable_format(format: str) -> str:
     return "gif"
 
 
+def gif_delays(count: int, fps: float) -> tuple[int, list[int]]:
+    """Every how many frames to show in a GIF, and the delay of each shown frame in hundredths of a
+    second, so that the GIF lasts as long as `count` frames at `fps`.
+
+    GIF stores whole hundredths, and browsers slow down delays below two. So the delays differ by
+    one, and above 50 frames per second frames are left out.
+    """
+    every = math.ceil(fps / MOST_GIF_FPS)
+    shown = range(0, count, every)
+    # When each shown frame ends.
+    ends = [round(100 * min(k + every, count) / fps) for k in shown]
+    delays = [end - start for start, end in zip([0, *ends], ends)]
+    return every, [max(delay, 2) for delay in delays]
+
+
 def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
     """(T, H, W, 3) to an .mp4, an .avi or a .gif, by the name's ending."""
     if path.suffix == ".gif":
-        imageio.mimwrite(path, list(frames), duration=1000 / fps, loop=0)
+        every, delays = gif_delays(len(frames), fps)
+        if every > 1:
+            print_once(
+                f"GIFs show at most {MOST_GIF_FPS} frames per second: of {fps:g}, every "
+                f"{every}. frame is written (as .mp4, all)"
+            )
+        imageio.mimwrite(path, list(frames[::every]), duration=[10 * d for d in delays], loop=0)
         return
     frames = np.pad(
         frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), "edge"

@@ -12,8 +12,9 @@ import pytest
 import torch
 from conftest import REPO, copy_of, launch
 
+import configs
 import evaluate
-from evaluation import networks
+from evaluation import networks, protocols
 from forecaster import Forecaster
 from runtime.folders import Parts
 
@@ -142,6 +143,16 @@ def test_two_processes_at_once_end_in_one_result(folder):
     assert np.load(folder / "together/samples.npy").shape[0] == 20
 
 
+def test_by_default_fvd_of_one_video_is_left_out_and_named(capsys):
+    config = configs.build()
+    args = evaluate.parse(["--ckpt", CKPT])
+    for videos, named in ((1, True), (2, False)):
+        protocol = protocols.get("own", config, {"videos": videos})
+        which = evaluate.metrics_of(args, config, protocol)
+        assert ("fvd" in which) == ("kvd" in which) != named
+        assert ("fvd and kvd are left out" in capsys.readouterr().out) == named
+
+
 def test_fvd_alone_and_with_an_autoencoder_that_was_not_there_before(
     folder, here, monkeypatch, tmp_path
 ):
@@ -255,6 +266,10 @@ def test_killed_while_results_are_swapped_nothing_is_lost(folder, here, monkeypa
         ),
         (["--ckpt", CKPT, "--predict", "300"], "the longest video has 200 frames"),
         (["--ckpt", CKPT, "--videos", "0"], "videos must be >= 1"),
+        (
+            ["--ckpt", CKPT, "--predict", "12", "--videos", "1", "--metrics", "kvd", "mse"],
+            "fvd and kvd compare sets of at least two videos, there is 1",
+        ),
         (["--ckpt", CKPT, "--keep", "0"], "--keep must be >= 1"),
         (
             ["--ckpt", CKPT, "--metrics", "mse", "--out", "data"],

@@ -7,6 +7,7 @@ import torch
 from evaluation import measure, metrics, networks
 from evaluation.protocols import Protocol
 from prepare.balls import World, draw
+from runtime.console import UserError
 
 CPU = torch.device("cpu")
 
@@ -134,8 +135,12 @@ def test_what_fvd_looks_at(nets):
 
 def test_of_one_video_and_of_one_sample(nets):
     truth = balls_of(1, 15)
-    result = found(truth, truth[:, None, 3:], protocol(videos=1, samples=1), nets)
-    assert "fvd" not in result["summary"] and result["summary"]["mse"] == {"mean": 0.0, "se": 0.0}
+    alone = protocol(videos=1, samples=1)
+    with pytest.raises(UserError, match="at least two videos, there is 1"):
+        found(truth, truth[:, None, 3:], alone, nets, ["fvd"])
+    which = [name for name in measure.ALL if name not in measure.SETS]
+    result = found(truth, truth[:, None, 3:], alone, nets, which)
+    assert result["summary"]["mse"] == {"mean": 0.0, "se": 0.0}
     assert "spread_skill" not in result["summary"] and "rank_histogram" not in result
 
 

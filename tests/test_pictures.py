@@ -65,3 +65,50 @@ def test_the_liveliest_videos_come_first_by_what_was_given():
     truth[2, 4:] = 255  # and some that only the forecast could know of
     assert videos.liveliest(truth, 3).tolist() == [3, 1, 0, 2]
     assert videos.liveliest(truth, 1).tolist() == [3, 1, 0, 2]
+
+
+def delays_of(path):
+    """Delays of the frames of a GIF, in milliseconds."""
+    with Image.open(path) as gif:
+        delays = []
+        for k in range(gif.n_frames):
+            gif.seek(k)
+            delays.append(gif.info["duration"])
+    return delays
+
+
+@pytest.mark.parametrize(
+    "fps, every, delays",
+    [
+        (5, 1, {200}),
+        (10, 1, {100}),
+        (12.5, 1, {80}),
+        (24, 1, {40, 50}),
+        (25, 1, {40}),
+        (29.97, 1, {30, 40}),
+        (30, 1, {30, 40}),
+        (50, 1, {20}),
+        (60, 2, {30, 40}),
+        (120, 3, {20, 30}),
+    ],
+)
+def test_a_gif_lasts_as_long_as_the_film(tmp_path, fps, every, delays, capsys):
+    count = 60
+    frames = np.zeros((count, 16, 16, 3), np.uint8)
+    frames[:, :, :, 0] = np.arange(count)[:, None, None] * 4
+    videos.write_video(tmp_path / "a.gif", frames, fps)
+    found = delays_of(tmp_path / "a.gif")
+    assert len(found) == count // every
+    assert set(found) == delays
+    assert abs(sum(found) - 1000 * count / fps) <= 5
+    # At every time the GIF shows the frame that the film shows, up to one hundredth of a second.
+    ends = np.cumsum(found)
+    assert np.abs(ends - 1000 * every * np.arange(1, len(found) + 1) / fps).max() <= 5
+    assert ("every 2. frame" in capsys.readouterr().out) == (fps == 60)
+
+
+@pytest.mark.parametrize("count", [1, 2, 61])
+def test_a_gif_whose_last_frame_is_shown_for_less_long(count):
+    every, delays = videos.gif_delays(count, 60)
+    assert every == 2 and len(delays) == -(-count // 2)
+    assert abs(sum(delays) - 100 * count / 60) <= 1

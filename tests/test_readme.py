@@ -16,7 +16,7 @@ DOCUMENTS = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 EVERY_DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
 PACKAGES = {file.parent.name for file in REPO.glob("*/__init__.py")}
 # Folders of the map that are not packages.
-OTHER_FOLDERS = {"tests", "docs"}
+OTHER_FOLDERS = {"tests", "docs", "pretrained"}
 # prepare.plaicraft makes these flags from the names of the splits.
 SPLIT_FLAGS = {"test_players", "val_players"}
 # Flags of torchrun and srun.

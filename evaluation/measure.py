@@ -1,6 +1,4 @@
-"""What is measured of forecasts: a part of the videos at a time, then summed up over all of
-them.
-"""
+"""Measure forecasts: tables of metrics for a part of the videos, then summaries over all parts."""
 
 from __future__ import annotations
 
@@ -15,35 +13,34 @@ from evaluation import balls, metrics, networks, protocols
 from evaluation.protocols import Protocol
 from runtime.console import UserError
 
-SAMPLES = {
-    "mse": False,
-    "psnr": True,
-    "ssim": True,
-    "lpips": False,
-}  # judged one by one; is more better?
+# Metrics of single samples.
+SAMPLES = ("mse", "psnr", "ssim", "lpips")
+# Metrics of the ensemble of a video.
 ENSEMBLES = ("crps", "energy")
-SETS = ("fvd", "kvd")  # of all videos together
+# Distances between sets of videos.
+SETS = ("fvd", "kvd")
+# Metrics of bouncing balls.
 BALL = ("minade", "colorkl", "two_balls")
 ALL = (*SAMPLES, *ENSEMBLES, "spread_skill", *SETS, *BALL)
 
 
 @dataclasses.dataclass
 class Networks:
-    """Those that metrics look through; None where none of theirs is asked for."""
+    """The networks that metrics need; None for a network that no chosen metric needs."""
 
     i3d: torch.nn.Module | None
     lpips: torch.nn.Module | None
     device: torch.device
-    known: dict[bytes, np.ndarray] | None = (
-        None  # I3D's logits by digest of a video, where the same come again
-    )
+    # I3D's logits by the digest of a video, for callers that measure the same videos repeatedly
+    known: dict[bytes, np.ndarray] | None = None
 
 
 NO_NETWORKS = Networks(None, None, torch.device("cpu"))
-# the metrics of sample.py and main.py
+# The metrics of sample.py and main.py.
 SCORES = ["mse", "psnr", "crps"]
 
-Tables = dict[str, np.ndarray]  # of one part, or of all: the first axis is the video
+# Arrays by name, whose first axis is the video; of one part, or of all videos.
+Tables = dict[str, np.ndarray]
 
 
 def measure(
@@ -56,36 +53,48 @@ def measure(
     autoencode: Callable[[np.ndarray], np.ndarray] | None,
     seed: int,
 ) -> Tables:
-    """truth (v, C + T, H, W, 3), samples (v, S, T, H, W, 3), mean frame (H, W, 3) if there is one,
-    all uint8. autoencode: frames through encoder and decoder, if there are such. seed: of what is
-    broken by chance in rank histograms.
+    """Measure a part of the videos -> tables of the metrics in `which`.
+
+    truth: (v, C + T, H, W, 3) uint8, C given frames and T to forecast. samples: (v, S, T, H, W, 3)
+    uint8. mean: the mean training frame (H, W, 3) uint8, for that baseline, or None. autoencode:
+    maps frames (n, H, W, 3) uint8 through encoder and decoder, or None. seed: of the ranks of ties
+    in rank histograms.
     """
-    rows = [
-        pixels(t, s, mean, which, nets, np.random.default_rng([seed, k]))
-        for k, (t, s) in enumerate(zip(truth, samples))
-    ]
+    rows = []
+    for k, (t, s) in enumerate(zip(truth, samples)):
+        rows.append(measure_pixels(t, s, mean, which, nets, np.random.default_rng([seed, k])))
     tables = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     if nets.i3d is not None:
-        T = samples.shape[2]
-        given = truth[:, :-T]
-        compared = samples[:, : protocol.compared]
-        whole = np.concatenate([given[:, None].repeat(compared.shape[1], 1), compared], 2)
-        sets = {"i3d_real": truth[:, None], "i3d_samples": whole}
-        if autoencode is not None:
-            future = autoencode(truth[:, -T:].reshape(-1, *truth.shape[2:])).reshape(
-                truth[:, -T:].shape
-            )
-            sets["i3d_autoencoded"] = np.concatenate([given, future], 1)[
-                :, None
-            ]  # given frames as forecasts have them
-        for name, videos in sets.items():
-            tables[name] = seen_by_i3d(pieces(videos, T, protocol), nets)
+        for name, videos in videos_for_i3d(truth, samples, protocol, autoencode).items():
+            tables[name] = i3d_logits(cut_into_pieces(videos, samples.shape[2], protocol), nets)
     if set(which) & set(BALL):
-        tables |= of_balls(truth, samples)
+        tables |= measure_balls(truth, samples)
     return tables
 
 
-def pixels(
+def videos_for_i3d(
+    truth: np.ndarray,
+    samples: np.ndarray,
+    protocol: Protocol,
+    autoencode: Callable[[np.ndarray], np.ndarray] | None,
+) -> dict[str, np.ndarray]:
+    """The sets of videos (v, k, C + T, H, W, 3) that FVD and KVD compare, by the names of their
+    tables of logits. All begin with the true given frames."""
+    T = samples.shape[2]
+    given, future = truth[:, :-T], truth[:, -T:]
+    compared = samples[:, : protocol.compared]
+    given_of_samples = given[:, None].repeat(compared.shape[1], 1)
+    sets = {
+        "i3d_real": truth[:, None],
+        "i3d_samples": np.concatenate([given_of_samples, compared], 2),
+    }
+    if autoencode is not None:
+        coded = autoencode(future.reshape(-1, *future.shape[2:])).reshape(future.shape)
+        sets["i3d_autoencoded"] = np.concatenate([given, coded], 1)[:, None]
+    return sets
+
+
+def measure_pixels(
     truth: np.ndarray,
     samples: np.ndarray,
     mean: np.ndarray | None,
@@ -93,7 +102,8 @@ def pixels(
     nets: Networks,
     rng: np.random.Generator,
 ) -> Tables:
-    """Of one video: metrics of its samples, and of the baselines."""
+    """Measure the samples (S, T, H, W, 3) and the baselines of one video -> {metric: (S, T) or
+    (T,)}. The baselines have one sample."""
     T = samples.shape[1]
     y = truth[None, -T:].astype(np.float32) / 255
     forecasts = {"": samples, "_repeat_last": truth[-T - 1][None, None].repeat(T, 1)}
@@ -104,7 +114,7 @@ def pixels(
         x = frames[None].astype(np.float32) / 255
         for name in which:
             if name == "lpips":
-                found[name + suffix] = perceptual(frames, truth[-T:], nets)
+                found[name + suffix] = measure_lpips(frames, truth[-T:], nets)
             elif name in (*SAMPLES, *ENSEMBLES):
                 found[name + suffix] = getattr(metrics, name)(x, y)[0]
     x = samples[None].astype(np.float32) / 255
@@ -117,18 +127,19 @@ def pixels(
     return found
 
 
-def perceptual(samples: np.ndarray, truth: np.ndarray, nets: Networks) -> np.ndarray:
-    """LPIPS of (S, T, H, W, 3) against (T, H, W, 3) -> (S, T)"""
+def measure_lpips(samples: np.ndarray, truth: np.ndarray, nets: Networks) -> np.ndarray:
+    """LPIPS of samples (S, T, H, W, 3) against the truth (T, H, W, 3) -> (S, T)."""
     S, T = samples.shape[:2]
     flat = samples.reshape(-1, *samples.shape[2:])
-    return networks.lpips_distance(
-        nets.lpips, flat, np.concatenate([truth] * S), nets.device
-    ).reshape(S, T)
+    repeated = np.concatenate([truth] * S)
+    return networks.lpips_distance(nets.lpips, flat, repeated, nets.device).reshape(S, T)
 
 
-def pieces(videos: np.ndarray, T: int, protocol: Protocol) -> np.ndarray:
-    """What I3D is shown of (v, k, C + T, H, W, 3), of which T are forecast: (v, k * n, length, H,
-    W, 3), n pieces that follow on one another; frames that are left at the end stay out.
+def cut_into_pieces(videos: np.ndarray, T: int, protocol: Protocol) -> np.ndarray:
+    """Cut videos (v, k, C + T, H, W, 3) into n consecutive pieces for I3D -> (v, k * n, length, H,
+    W, 3).
+
+    The given frames count if protocol.fvd_given. Frames that do not fill a piece are dropped.
     """
     frames = videos if protocol.fvd_given else videos[:, :, -T:]
     length = protocol.fvd_chunk or frames.shape[2]
@@ -137,26 +148,24 @@ def pieces(videos: np.ndarray, T: int, protocol: Protocol) -> np.ndarray:
     return frames[:, :, : n * length].reshape(v, k * n, length, *shape)
 
 
-def seen_by_i3d(videos: np.ndarray, nets: Networks) -> np.ndarray:
-    """(v, k, length, H, W, 3) -> logits (v, k, 400)"""
+def i3d_logits(videos: np.ndarray, nets: Networks) -> np.ndarray:
+    """Videos (v, k, length, H, W, 3) uint8 -> I3D's logits (v, k, 400)."""
     flat = videos.reshape(-1, *videos.shape[2:])
     if nets.known is None:
-        found = networks.i3d_features(nets.i3d, flat, nets.device)
-    else:
-        keys = [
-            hashlib.blake2b(np.ascontiguousarray(video), digest_size=16).digest() for video in flat
-        ]
-        if new := [k for k, key in enumerate(keys) if key not in nets.known]:
-            nets.known |= zip(
-                [keys[k] for k in new], networks.i3d_features(nets.i3d, flat[new], nets.device)
-            )
-        found = np.stack([nets.known[key] for key in keys])
-    return found.reshape(*videos.shape[:2], -1)
+        return networks.i3d_features(nets.i3d, flat, nets.device).reshape(*videos.shape[:2], -1)
+    keys = []
+    for video in flat:
+        keys.append(hashlib.blake2b(np.ascontiguousarray(video), digest_size=16).digest())
+    new = [k for k, key in enumerate(keys) if key not in nets.known]
+    if new:
+        logits = networks.i3d_features(nets.i3d, flat[new], nets.device)
+        nets.known |= zip([keys[k] for k in new], logits)
+    return np.stack([nets.known[key] for key in keys]).reshape(*videos.shape[:2], -1)
 
 
-def of_balls(truth: np.ndarray, samples: np.ndarray) -> Tables:
-    """Where balls go, in pixels, and how their colours change: of what is seen in the frames, of
-    the truth's as of samples'.
+def measure_balls(truth: np.ndarray, samples: np.ndarray) -> Tables:
+    """Find the balls in true and sampled frames, and compare their tracks (in pixels) and the
+    changes of their colours.
     """
     V, S, T = samples.shape[:3]
     places, colors = balls.follow(*balls.find(truth))
@@ -164,14 +173,10 @@ def of_balls(truth: np.ndarray, samples: np.ndarray) -> Tables:
     seen, seen_colors = balls.find(samples.reshape(V * S, *samples.shape[2:]))
     two = (seen_colors != balls.LOST).all(-1).reshape(V, S, T)
     seen, seen_colors = balls.follow(seen, seen_colors, start)
-    last = (
-        colors[:, None, -T - 1 : -T].repeat(S, 1).reshape(V * S, 1, -1)
-    )  # a ball may change in the first forecast frame
-    modelled = (
-        balls.transitions(np.concatenate([last, seen_colors], 1))
-        .reshape(V, S, *[len(balls.RGB)] * 2)
-        .sum(1)
-    )
+    # With the last given frame, since a colour may change in the first forecast frame.
+    last = colors[:, None, -T - 1 : -T].repeat(S, 1).reshape(V * S, 1, -1)
+    changes = balls.transitions(np.concatenate([last, seen_colors], 1))
+    modelled = changes.reshape(V, S, *changes.shape[1:]).sum(1)
     return {
         "minade": metrics.min_ade(seen.reshape(V, S, T, *seen.shape[2:]), places[:, -T:]),
         "two_balls": two.mean(1),
@@ -181,9 +186,9 @@ def of_balls(truth: np.ndarray, samples: np.ndarray) -> Tables:
 
 
 def score(truth: np.ndarray, samples: np.ndarray, mean: np.ndarray | None = None) -> dict:
-    """The metrics that need no network, averaged over samples, as in metrics.json.
+    """Measure the metrics that need no network, averaged over samples -> parts of metrics.json.
 
-    Arguments as for `measure`. The standard error of a summary is by bootstrap over videos.
+    Arguments as for `measure`.
     """
     protocol = protocols.PROTOCOLS["own"]
     tables = measure(truth, samples, mean, protocol, SCORES, NO_NETWORKS, None, seed=0)
@@ -193,27 +198,25 @@ def score(truth: np.ndarray, samples: np.ndarray, mean: np.ndarray | None = None
 
 # --------------------------------------------------------------------------------------- summing up
 def summarize(tables: Tables, protocol: Protocol, which: list[str]) -> dict:
-    """{"summary": {metric: {"mean", "se"}}, "horizon": {metric: (T,)}, "horizon_se": {metric:
-    (T,)}, …}. A summary's se is by bootstrap over videos (of fvd and kvd by jackknife), that of a
-    frame of the horizon is the mean's.
+    """Summarize the tables of all videos.
+
+    -> {"summary": {metric: {"mean", "se"}}, "horizon": {metric: (T,)}, "horizon_se": {metric:
+    (T,)}, "ratio_to_repeat_last": ..., and histograms}. The standard error of a summary is by
+    bootstrap over videos, that of FVD and KVD by jackknife, that of a horizon is the mean's.
     """
     rng = np.random.default_rng(0)
+    n = len(next(iter(tables.values())))
     summary, horizon, errors = {}, {}, {}
     for name, values in tables.items():
         base = name.removesuffix("_repeat_last").removesuffix("_mean_frame")
         if base in SAMPLES:
-            values = metrics.chosen(values, protocol.rule, SAMPLES[base])
+            values = metrics.chosen(values, protocol.rule, metrics.ABOUT[base][2] == "higher")
         elif base not in (*ENSEMBLES, "two_balls") or base not in which:
             continue
-        summary[name] = over_videos(lambda i, values=values: values[i].mean(), len(values), rng)
+        summary[name] = over_videos(lambda i, values=values: values[i].mean(), n, rng)
         horizon[name] = values.mean(0).tolist()
-        errors[name] = (
-            values.std(0, ddof=1) / np.sqrt(len(values))
-            if len(values) > 1
-            else np.zeros(values.shape[1])
-        ).tolist()
+        errors[name] = standard_errors(values).tolist()
     result = {"summary": summary, "horizon": horizon, "horizon_se": errors}
-    n = len(next(iter(tables.values())))
     if "spread" in tables:
         a, b = tables["spread"], tables["skill"]
         summary["spread_skill"] = over_videos(lambda i: metrics.spread_skill(a[i], b[i]), n, rng)
@@ -224,16 +227,12 @@ def summarize(tables: Tables, protocol: Protocol, which: list[str]) -> dict:
     if "minade" in which:
         summary["minade"] = over_videos(lambda i: tables["minade"][i].mean(), n, rng)
     if "colorkl" in which:
+        true, modelled = tables["colors_true"], tables["colors_modelled"]
         summary["colorkl"] = over_videos(
-            lambda i: metrics.transition_kl(
-                tables["colors_true"][i].sum(0), tables["colors_modelled"][i].sum(0)
-            ),
-            n,
-            rng,
+            lambda i: metrics.transition_kl(true[i].sum(0), modelled[i].sum(0)), n, rng
         )
-        result["color_transitions"] = {
-            name: tables[f"colors_{name}"].sum(0).tolist() for name in ("true", "modelled")
-        }
+        counts = {"true": true.sum(0).tolist(), "modelled": modelled.sum(0).tolist()}
+        result["color_transitions"] = counts
     summary |= between_sets(tables, protocol, which, n)
     result["ratio_to_repeat_last"] = {
         name: ratio(tables, name, protocol) for name in ("mse", "crps") if name in tables
@@ -241,9 +240,16 @@ def summarize(tables: Tables, protocol: Protocol, which: list[str]) -> dict:
     return result
 
 
+def standard_errors(values: np.ndarray) -> np.ndarray:
+    """The standard error over videos of each column of (V, T); 0 for one video."""
+    if len(values) < 2:
+        return np.zeros(values.shape[1])
+    return values.std(0, ddof=1) / np.sqrt(len(values))
+
+
 def between_sets(tables: Tables, protocol: Protocol, which: list[str], n: int) -> dict:
-    """FVD and KVD of the samples, and of autoencoded videos: the best that a forecast through this
-    autoencoder can have.
+    """FVD and KVD of the samples, and those of autoencoded videos, which bound what a forecast
+    through this autoencoder can reach.
     """
     real, found = tables.get("i3d_real"), {}
     if real is None or not set(SETS) & set(which):
@@ -259,10 +265,9 @@ def between_sets(tables: Tables, protocol: Protocol, which: list[str], n: int) -
             "fvd": lambda i, a=a, b=b: metrics.fvd(flat(a[i]), flat(b[i])),
             "kvd": lambda i, sums=sums: metrics.kvd_of(sums, i, i),
         }
-        for name in [name for name in SETS if name in which]:
-            found[name + suffix] = value_of(
-                statistics[name](np.arange(n)), metrics.jackknife(statistics[name], n)
-            )
+        for name in set(SETS) & set(which):
+            mean = statistics[name](np.arange(n))
+            found[name + suffix] = value_of(mean, metrics.jackknife(statistics[name], n))
     return found
 
 
@@ -276,16 +281,19 @@ def check_set_size(videos: int) -> None:
 
 
 def flat(x: np.ndarray) -> np.ndarray:
+    """Merge all axes but the last."""
     return x.reshape(-1, x.shape[-1])
 
 
 def over_videos(
     statistic: Callable[[np.ndarray], float], n: int, rng: np.random.Generator
 ) -> dict[str, float | None]:
+    """Value and bootstrapped standard error of statistic(indices of videos)."""
     return value_of(statistic(np.arange(n)), metrics.bootstrap(statistic, n, rng))
 
 
 def value_of(mean: float, se: float) -> dict[str, float | None]:
+    """An entry of a summary; None in place of values that are not finite."""
     return {
         "mean": float(mean) if np.isfinite(mean) else None,
         "se": se if np.isfinite(se) else None,
@@ -293,7 +301,7 @@ def value_of(mean: float, se: float) -> dict[str, float | None]:
 
 
 def ratio(tables: Tables, name: str, protocol: Protocol) -> dict:
-    """To the error of repeating the last frame, over all frames and by horizon."""
+    """Ratio of a metric to that of repeating the last frame, over all frames and per frame."""
     values, base = tables[name], tables[f"{name}_repeat_last"]
     if name in SAMPLES:
         values, base = metrics.chosen(values, protocol.rule, False), base[:, 0]

@@ -1,7 +1,7 @@
 """Metrics of forecasts: pure functions on arrays. Pixels are in [0, 1].
 
-V videos, S samples (futures) of each, T forecast frames. What judges a sample by itself is (V, S,
-T), what judges the samples of a video together (V, T), what judges all videos together one number.
+V videos, S samples (futures) per video, T forecast frames. A metric of single samples returns an
+array (V, S, T), a metric of the ensemble of a video (V, T), and a metric of all videos a number.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ABOUT = {
     "colorkl": ("ColorKL", "nats", "lower"),
     "two_balls": ("two balls seen", "", "higher"),
 }
-# suffix of a metric's name: label of the baseline, scored on the same clips
+# suffix of a metric's name -> label of the baseline, which is scored on the same clips
 BASELINES = {
     "_repeat_last": "repeat last frame",
     "_mean_frame": "mean frame",
@@ -35,7 +35,7 @@ BASELINES = {
 
 
 def own_metrics(table: dict) -> list[str]:
-    """The metrics of the forecasts in a table that also holds those of the baselines."""
+    """The names of a table of metrics, without those of the baselines."""
     return [name for name in table if not name.endswith(tuple(BASELINES))]
 
 
@@ -46,34 +46,35 @@ def mse(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def psnr(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB of each frame; a perfect one counts as 100 dB. Shapes as for
-    mse.
-    """
+    """Peak signal-to-noise ratio of each frame in dB, at most 100. Shapes as for mse."""
     return -10 * np.log10(np.maximum(mse(samples, truth), 1e-10))
 
 
 def ssim(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Structural similarity of each frame, at most 1, as torchmetrics has it: Gaussian window of 11
-    pixels, sigma 1.5, edges reflected (Wang et al. 2004). Shapes as for mse.
+    """Structural similarity of each frame, at most 1 (Wang et al. 2004). Shapes as for mse.
+
+    Computed by torchmetrics: Gaussian window of 11 pixels, sigma 1.5, reflected edges.
     """
     import torch
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    x, y = np.broadcast_arrays(samples, truth[:, None])
-    x, y = (
-        torch.from_numpy(np.ascontiguousarray(a, np.float32)).flatten(0, 2).permute(0, 3, 1, 2)
-        for a in (x, y)
-    )
-    parts = [
-        structural_similarity_index_measure(a, b, data_range=1.0, reduction="none").reshape(-1)
-        for a, b in zip(x.split(256), y.split(256))
-    ]
+    def images(frames: np.ndarray) -> torch.Tensor:
+        frames = torch.from_numpy(np.ascontiguousarray(frames, np.float32))
+        return frames.flatten(0, 2).permute(0, 3, 1, 2)
+
+    x, y = map(images, np.broadcast_arrays(samples, truth[:, None]))
+    parts = []
+    # A few frames at a time, to limit the memory.
+    for a, b in zip(x.split(256), y.split(256)):
+        part = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
+        parts.append(part.reshape(-1))
     return torch.cat(parts).numpy().reshape(samples.shape[:3])
 
 
 def chosen(values: np.ndarray, rule: str, higher_is_better: bool) -> np.ndarray:
-    """(V, S, T) -> (V, T) by a rule: `mean` over samples, `first` sample, or the sample that is
-    `best` over its frames.
+    """Reduce a metric (V, S, T) to (V, T).
+
+    rule: `mean` over samples; the `first` sample; or the sample whose mean over frames is `best`.
     """
     if rule == "mean":
         return values.mean(1)
@@ -85,65 +86,72 @@ def chosen(values: np.ndarray, rule: str, higher_is_better: bool) -> np.ndarray:
 
 # ---------------------------------------------------------------------------------------- ensembles
 def crps(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Continuous ranked probability score per pixel, averaged over pixels: E|X - y| - E|X - X'| /
-    2, the second term over distinct samples, so that the estimate is unbiased whatever their number
-    (Gneiting and Raftery 2007, eq. 21; Ferro 2014). Of one sample it is the absolute error. Shapes
-    as for mse -> (V, T).
+    """Continuous ranked probability score per pixel, averaged over pixels. Shapes as for mse ->
+    (V, T).
+
+    E|X - y| - E|X - X'| / 2 (Gneiting and Raftery 2007, eq. 21). The second expectation is over
+    pairs of different samples, so that the estimate is unbiased for any S (Ferro 2014). For S = 1
+    the score is the absolute error.
     """
     S = samples.shape[1]
     error = np.abs(samples - truth[:, None]).mean((1, *PIXELS))
     if S == 1:
         return error
-    # sum over pairs i < j of |x_i - x_j| = sum over k of (2k - S + 1) x_(k), x_(k) sorted
+    # For sorted x, the sum of |x_i - x_j| over pairs i < j is the sum of (2k - S + 1) x_k over k.
     rank = (2 * np.arange(S) - S + 1).astype(samples.dtype).reshape(1, S, *[1] * (samples.ndim - 2))
     pairs = (np.sort(samples, axis=1) * rank).sum(1).mean(PIXELS)
     return error - pairs / (S * (S - 1))
 
 
 def energy(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Energy score of whole frames: E|X - y| - E|X - X'| / 2 in the root mean square over a frame's
-    values, over distinct samples (Gneiting and Raftery 2007, eq. 22). It sees what crps does not:
-    whether pixels go together. Shapes as for mse -> (V, T).
+    """Energy score of whole frames (Gneiting and Raftery 2007, eq. 22). Shapes as for mse ->
+    (V, T).
+
+    E|X - y| - E|X - X'| / 2, where |.| is the root mean square over the values of a frame and the
+    second expectation is over pairs of different samples. Unlike the CRPS, the score depends on the
+    correlation between pixels.
     """
     V, S, T = samples.shape[:3]
     x = samples.reshape(V, S, T, -1).swapaxes(1, 2).astype(np.float64)
     error = np.sqrt(((x - truth.reshape(V, T, 1, -1)) ** 2).mean(-1)).mean(-1)
     if S == 1:
         return error
-    pairs = sum(
-        np.sqrt(((x[:, :, :k] - x[:, :, k : k + 1]) ** 2).mean(-1)).sum(-1) for k in range(1, S)
-    )
+    pairs = 0.0
+    for k in range(1, S):
+        differences = x[:, :, :k] - x[:, :, k : k + 1]
+        pairs = pairs + np.sqrt((differences**2).mean(-1)).sum(-1)
     return error - pairs / (S * (S - 1))
 
 
 def spread(samples: np.ndarray) -> np.ndarray:
-    """Variance between samples, averaged over pixels, times (S + 1) / S: what the squared error of
-    their mean would be on average, were the truth one of them (Fortin et al. 2014). -> (V, T); 0 of
-    one sample.
+    """Variance over samples, averaged over pixels, times (S + 1) / S. (V, S, T, H, W, 3) -> (V, T);
+    0 for S = 1.
+
+    This is the expected squared error of the ensemble mean if the truth has the distribution of the
+    samples (Fortin et al. 2014).
     """
     S = samples.shape[1]
-    return (
-        samples.var(1, ddof=1).mean(PIXELS) * (S + 1) / S
-        if S > 1
-        else np.zeros((len(samples), samples.shape[2]))
-    )
+    if S == 1:
+        return np.zeros((len(samples), samples.shape[2]))
+    return samples.var(1, ddof=1).mean(PIXELS) * (S + 1) / S
 
 
 def skill(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Squared error of the mean over samples. Shapes as for mse -> (V, T)."""
+    """Squared error of the ensemble mean. Shapes as for mse -> (V, T)."""
     return ((samples.mean(1) - truth) ** 2).mean(PIXELS)
 
 
 def spread_skill(spread: np.ndarray, skill: np.ndarray) -> float:
-    """Ratio of root mean spread and skill over whatever is given: 1 where the ensemble is as wide
-    as its error, below where it is too sure of itself.
+    """The root of mean spread / mean skill: 1 for a calibrated ensemble, below 1 if the samples
+    differ too little from each other (overconfidence).
     """
     return float(np.sqrt(spread.mean() / max(skill.mean(), 1e-12)))
 
 
 def rank_histogram(samples: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """How often the truth of a pixel is the k-th among its samples, k = 0..S, ties broken at
-    random: flat for samples that are drawn as the truth is (Hamill 2001). -> (S + 1,) counts.
+    """Count the rank of each true pixel value among its samples -> (S + 1,) counts (Hamill 2001).
+
+    Ties get a random rank. The histogram is flat if truth and samples have the same distribution.
     """
     below = (samples < truth[:, None]).sum(1)
     ties = (samples == truth[:, None]).sum(1)
@@ -153,8 +161,10 @@ def rank_histogram(samples: np.ndarray, truth: np.ndarray, rng: np.random.Genera
 
 
 def min_ade(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Displacement averaged over frames and objects, of the best sample. samples: (V, S, T,
-    objects, 2), truth: (V, T, objects, 2), in one unit -> (V,) in the same.
+    """Minimum average displacement error: the distance to the truth, averaged over frames and
+    objects, of the best sample of each video.
+
+    samples: (V, S, T, objects, 2), truth: (V, T, objects, 2) -> (V,), in the same unit.
     """
     return np.linalg.norm(samples - truth[:, None], axis=-1).mean((2, 3)).min(1)
 
@@ -163,32 +173,36 @@ def min_ade(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def frechet_distance(
     mean: np.ndarray, cov: np.ndarray, other_mean: np.ndarray, other_cov: np.ndarray
 ) -> float:
-    """Squared Fréchet distance of two Gaussians, in float64: |m - m'|^2 + tr(C + C' - 2 (C
-    C')^(1/2)) (Dowson and Landau 1982). By square roots of symmetric matrices, so that a singular
-    covariance is no trouble.
+    """Squared Fréchet distance of two Gaussians, in float64 (Dowson and Landau 1982):
+    |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)).
+
+    Uses roots of symmetric matrices only, so that a covariance may be singular.
     """
     root, other_root = (symmetric_root(np.asarray(c, np.float64)) for c in (cov, other_cov))
     difference = np.asarray(mean, np.float64) - other_mean
-    cross = np.linalg.svd(
-        root @ other_root, compute_uv=False
-    ).sum()  # tr (C C')^(1/2), the nuclear norm of this product
+    # tr (C C')^(1/2) is the nuclear norm of the product of the roots.
+    cross = np.linalg.svd(root @ other_root, compute_uv=False).sum()
     return float(difference @ difference + np.trace(cov) + np.trace(other_cov) - 2 * cross)
 
 
 def symmetric_root(cov: np.ndarray) -> np.ndarray:
+    """The symmetric square root of a positive semi-definite matrix."""
     values, vectors = np.linalg.eigh((cov + cov.T) / 2)
     return (vectors * np.sqrt(values.clip(0))) @ vectors.T
 
 
 def fvd(features: np.ndarray, other: np.ndarray) -> float:
     """Fréchet video distance (Unterthiner et al. 2018) between two sets of I3D logits, (n, 400) and
-    (m, 400), n, m >= 2. The covariances, mostly singular, are never formed: the nuclear norm of
-    what centred features share is the same number.
+    (m, 400), with n, m >= 2.
+
+    Computed from the centred features A and B instead of their covariances, which are singular for
+    n < 400: tr (C C')^(1/2) is the nuclear norm of A B^T.
     """
     a, b = (np.asarray(x, np.float64) for x in (features, other))
     difference = a.mean(0) - b.mean(0)
     a, b = ((x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (a, b))
     total = (a**2).sum() + (b**2).sum()
+    # The triangular factor of A has the same A^T A, and fewer rows.
     a, b = (np.linalg.qr(x, mode="r") if len(x) > x.shape[1] else x for x in (a, b))
     return float(
         difference @ difference + total - 2 * np.linalg.svd(a @ b.T, compute_uv=False).sum()
@@ -196,9 +210,10 @@ def fvd(features: np.ndarray, other: np.ndarray) -> float:
 
 
 def kvd(features: np.ndarray, other: np.ndarray) -> float:
-    """Kernel video distance: the unbiased squared maximum mean discrepancy under the kernel (x.y /
-    d + 1)^3 of KID (Binkowski et al. 2018) on I3D logits, (n, d) and (m, d), n, m >= 2. It can be
-    below 0.
+    """Kernel video distance of I3D logits, (n, d) and (m, d), with n, m >= 2.
+
+    The unbiased estimate of the squared maximum mean discrepancy with KID's kernel (x.y / d + 1)^3
+    (Binkowski et al. 2018). It can be negative.
     """
     return kvd_of(
         KernelSums(features[:, None], other[:, None]),
@@ -208,8 +223,8 @@ def kvd(features: np.ndarray, other: np.ndarray) -> float:
 
 
 class KernelSums:
-    """Of kvd's kernel, over the logits of each pair of videos, (V, k, d) and (W, l, d): all that
-    leaving videos out needs.
+    """Sums of kvd's kernel for each pair of videos, so that videos can be left out without
+    computing the kernel again. features: (V, k, d), k logits per video; other: (W, l, d).
     """
 
     def __init__(self, features: np.ndarray, other: np.ndarray):
@@ -231,7 +246,7 @@ class KernelSums:
 
 
 def kvd_of(sums: KernelSums, i: np.ndarray, j: np.ndarray) -> float:
-    """kvd of the videos i of one set and j of the other."""
+    """kvd between the videos with the indices i of the first set and j of the second."""
     total = 0.0
     for (blocks, diagonal), size, chosen in zip(sums.within, sums.sizes, (i, j)):
         n = size * len(chosen)
@@ -242,11 +257,13 @@ def kvd_of(sums: KernelSums, i: np.ndarray, j: np.ndarray) -> float:
 
 
 def transition_kl(true: np.ndarray, modelled: np.ndarray) -> float:
-    """ColorKL: the mean over old colours of KL(true || modelled) in nats between the chances of the
-    next colour, of counts (colours, colours) [old, new] of changes. Half a count is added to each
-    of the modelled, so that what never came has a chance; old colours that the truth never left do
-    not count, and NaN comes of a truth without a change. Of few changes it is not 0 for a perfect
-    model: two draws of 100 differ by some hundredths.
+    """ColorKL: KL(true || modelled) in nats between the distributions of the next colour, averaged
+    over old colours. NaN if the true colours never change.
+
+    true, modelled: counts of changes [old, new], (colours, colours). Each modelled count is
+    increased by a half, so that no probability is zero. An old colour that never changes in the
+    truth is left out. For few changes the value is above 0 even for a perfect model: some
+    hundredths for 100 changes.
     """
     off = ~np.eye(len(true), dtype=bool)
     found = []
@@ -261,8 +278,8 @@ def transition_kl(true: np.ndarray, modelled: np.ndarray) -> float:
 def bootstrap(
     statistic: Callable[[np.ndarray], float], n: int, rng: np.random.Generator, repeats: int = 200
 ) -> float:
-    """Standard error of statistic(indices) over n videos, drawn again with replacement (Efron
-    1979). 0 for one video.
+    """Standard error of statistic(indices) by resampling n videos with replacement (Efron 1979); 0
+    for one video.
     """
     if n < 2:
         return 0.0
@@ -271,9 +288,11 @@ def bootstrap(
 
 
 def jackknife(statistic: Callable[[np.ndarray], float], n: int) -> float:
-    """Standard error of statistic(indices) over n videos, each left out in turn (Efron and Stein
-    1981): for distances between sets, whose bootstrap takes a video that is drawn twice for two
-    that are alike and gives about double.
+    """Standard error of statistic(indices) by leaving out each of n videos in turn (Efron and Stein
+    1981); NaN for n < 3.
+
+    Used for distances between sets: there the bootstrap gives about twice the error, because a
+    video that is drawn twice counts as two equal videos.
     """
     if n < 3:
         return float("nan")
@@ -282,7 +301,7 @@ def jackknife(statistic: Callable[[np.ndarray], float], n: int) -> float:
 
 
 def summarize(per_video: np.ndarray) -> dict[str, float]:
-    """(V, T) -> mean and its standard error over videos."""
+    """The mean of a metric (V, T), and its standard error over videos."""
     values = per_video.mean(1)
     se = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
     return {"mean": float(values.mean()), "se": se}

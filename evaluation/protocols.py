@@ -1,8 +1,6 @@
-"""How forecasts are evaluated, by name: two numbers can be compared where their protocols are the
-same, and only there.
+"""Evaluation protocols by name. Compare two numbers only if their protocols are equal.
 
-A protocol goes into metrics.json whole. Where a paper leaves something open, `source` says what was
-chosen.
+metrics.json holds the whole protocol. If a paper leaves a choice open, `source` states our choice.
 """
 
 from __future__ import annotations
@@ -19,27 +17,28 @@ from runtime.console import UserError
 @dataclass(frozen=True)
 class Protocol:
     name: str
-    source: str  # where it comes from, and what that leaves open
-    datasets: tuple[str, ...]  # those it is made for; empty: any
-    condition: int = 0  # frames given; 0: as many as the checkpoint's config has
-    predict: int = 0  # frames forecast; likewise
+    source: str  # publication, and our choices where it leaves them open
+    datasets: tuple[str, ...]  # datasets that it is made for; empty: any
+    condition: int = 0  # given frames; 0: data.condition of the checkpoint
+    predict: int = 0  # frames to forecast; 0: data.predict of the checkpoint
     split: str = "test"
-    videos: int = 256  # clips, or as many as there are
-    samples: int = 4  # futures of each
-    clips: str = "spaced"  # `spaced` evenly over the split without overlap, or `random` ones
-    # clips of all videos laid end to end, where those `spaced` overlap if they must; or the first
-    stream: bool = False
-    # that there are: `continuous`, one from every frame on, or `chunked`, end to end
-    frames: str = ""  # of a stream: START:STOP, the part that clips are taken from; empty: all
-    seed: int = 0  # of the clips, if random, and of the noise
-    # of mse, psnr, ssim, lpips: `mean` over samples, `first`, or the `best` of each video and
-    # metric
+    videos: int = 256  # number of clips, or all clips if there are fewer
+    samples: int = 4  # futures per clip
+    # where clips start. spaced: evenly over the split, without overlap. random: anywhere.
+    # For a stream also the first `videos` windows: continuous (one at every frame) or chunked (end
+    # to end); spaced windows of a stream may overlap
+    clips: str = "spaced"
+    stream: bool = False  # treat all videos of the split as one stream
+    frames: str = ""  # part of the stream to take clips from, START:STOP; empty: all
+    seed: int = 0  # seed of random clips and of the noise
+    # how mse, psnr, ssim and lpips treat the samples of a clip: the mean, the first, or the best
+    # one for each metric
     rule: str = "mean"
-    lpips_net: str = "alex"  # its backbone: `alex` or `vgg`
-    fvd_given: bool = False  # do the given frames count in FVD and KVD, too
-    fvd_chunk: int = 0  # frames of a clip that I3D looks at; 0: all at once
-    fvd_samples: int = 1  # futures of each video that are compared; 0: all
-    reference: str = "real"  # FVD against `real` videos, or against `autoencoded` ones
+    lpips_net: str = "alex"  # backbone of LPIPS: alex or vgg
+    fvd_given: bool = False  # whether FVD and KVD include the given frames
+    fvd_chunk: int = 0  # frames per piece that I3D gets; 0: the whole clip
+    fvd_samples: int = 1  # futures per clip that FVD and KVD compare; 0: all
+    reference: str = "real"  # videos that FVD and KVD compare with: real or autoencoded
 
     def __post_init__(self):
         positive = ("videos", "samples")
@@ -51,13 +50,13 @@ class Protocol:
                 )
         if 0 < self.fvd_chunk < 10:
             raise UserError(
-                f"protocol {self.name}: fvd_chunk must be 0 or >= 10, got {self.fvd_chunk}: I3D "
-                f"needs 10 frames"
+                f"protocol {self.name}: fvd_chunk must be 0 or >= 10 (I3D needs 10 frames), got "
+                f"{self.fvd_chunk}"
             )
         if self.frames and not self.stream:
             raise UserError(
-                f"protocol {self.name} is not of a stream, so --frames does not go with it; see "
-                f"lifelong_stream"
+                f"protocol {self.name} does not evaluate a stream and takes no --frames; use "
+                "--protocol lifelong_stream"
             )
         if re.fullmatch(r"(\d*:\d*)?", self.frames) is None:
             raise UserError(f"protocol {self.name}: frames must be START:STOP, got {self.frames}")
@@ -76,12 +75,13 @@ class Protocol:
 
     @property
     def compared(self) -> int:
-        """Futures of each video that FVD looks at."""
+        """Number of futures per clip that FVD and KVD compare."""
         return min(self.fvd_samples or self.samples, self.samples)
 
     def told(self, which: list[str]) -> dict:
-        """For metrics.json, with the names of the metrics that were measured; of a stream only
-        where there is one, as in older results, which stay comparable.
+        """The fields for metrics.json, with the names of the measured metrics in `which`.
+
+        The fields of streams are left out for other protocols, as in results of earlier versions.
         """
         left_out = ("datasets",) if self.stream else ("datasets", "stream", "frames")
         fields = {
@@ -92,12 +92,12 @@ class Protocol:
         return {**fields, "metrics": which}
 
 
-TOLD = {"samples": "samples_per_video"}  # fields that metrics.json names otherwise
+TOLD = {"samples": "samples_per_video"}  # field -> its name in metrics.json
 FIELDS = {TOLD.get(field.name, field.name) for field in dataclasses.fields(Protocol)} | {"metrics"}
 
 
 def in_words(told: dict) -> list[str]:
-    """What `told` gave, as lines for a person."""
+    """Describe a protocol, as in metrics.json, in a few lines."""
     S = told["samples_per_video"]
     lpips = f" and lpips ({told['lpips_net']})" if "lpips" in told["metrics"] else ""
     where = f" of the stream's frames {told['frames'] or ':'}" if told.get("stream") else ""
@@ -105,8 +105,7 @@ def in_words(told: dict) -> list[str]:
         f"protocol {told['name']}: {told['videos']} {told['split']} clips{where} "
         f"({told['clips']}, seed {told['seed']}), "
         f"{S} samples each, {told['condition']} -> {told['predict']} frames",
-        f"of mse, psnr, ssim{lpips} the {told['rule']} of the samples counts; crps and energy are "
-        f"unbiased",
+        f"mse, psnr, ssim{lpips}: the {told['rule']} of the samples; crps and energy: unbiased",
     ]
     if {"fvd", "kvd"} & set(told["metrics"]):
         frames = f"{told['fvd_chunk']}-frame pieces of the" if told["fvd_chunk"] else "the"
@@ -116,9 +115,8 @@ def in_words(told: dict) -> list[str]:
             else f"{frames} forecast frames"
         )
         lines.append(
-            f"fvd and kvd look at {counted}, {min(told['fvd_samples'] or S, S)} of {S} samples a "
-            f"clip, against "
-            f"{told['reference']} videos"
+            f"fvd and kvd: {counted}, {min(told['fvd_samples'] or S, S)} of {S} samples per clip, "
+            f"against {told['reference']} videos"
         )
     return lines
 
@@ -127,18 +125,16 @@ BALLS, KTH, BAIR = ("ball_stn", "ball_nstn"), ("kth",), ("bair_64", "bair_256")
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol("own", "the checkpoint's own task, whatever it was trained on", ()),
+        Protocol("own", "the task that the checkpoint was trained on", ()),
         Protocol(
             "lifelong_ball", "ours, for the balls of lifelong learning", BALLS, 10, 20, videos=64
         ),
         Protocol(
             "lifelong_stream",
-            "after Yoo et al. 2024 (arXiv 2406.04814): windows as long as those of the training, "
-            "the first "
-            "half given, minADE of the best of 3 samples. Ours: 100 windows from the stream's "
-            "first frame to its last, and "
-            "FVD and KVD of the first sample with the given frames, without which I3D would have "
-            "too few",
+            "Yoo et al. 2024 (arXiv 2406.04814): windows of the length used in training, the first "
+            "half given, minADE of the best of 3 samples. Our choices: 100 windows, evenly spaced "
+            "over the stream; FVD and KVD of the first sample, including the given frames, because "
+            "I3D needs 10 frames",
             (),
             videos=100,
             samples=3,
@@ -147,10 +143,9 @@ PROTOCOLS = {
         ),
         Protocol(
             "srvp_kth",
-            "Franceschi et al. 2020 and their test.py: 1,000 random clips, the best of 100 "
-            "samples by each "
-            "metric, FVD of the first sample with the given frames. Their clips are drawn by "
-            "file, ours over all shards",
+            "Franceschi et al. 2020 and their test.py: 1,000 random clips, the best of 100 samples "
+            "for each metric, FVD of the first sample including the given frames. They draw clips "
+            "per file, we draw them over all shards",
             KTH,
             10,
             30,
@@ -163,9 +158,8 @@ PROTOCOLS = {
         ),
         Protocol(
             "river_kth",
-            "Davtyan et al. 2023: as others do, but only forecast frames count in FVD. Left open "
-            "there and "
-            "chosen here: 256 clips, the best of 100 samples as in srvp_kth, FVD of the first",
+            "Davtyan et al. 2023: the usual metrics, FVD of the forecast frames only. Our choices: "
+            "256 clips, the best of 100 samples as in srvp_kth, FVD of the first sample",
             KTH,
             10,
             30,
@@ -174,9 +168,8 @@ PROTOCOLS = {
         ),
         Protocol(
             "pfi_kth",
-            "Chen et al. 2024 (arXiv 2403.13724): FVD over 256 test videos. Left open there and "
-            "chosen here: one "
-            "sample each, only forecast frames",
+            "Chen et al. 2024 (arXiv 2403.13724): FVD over 256 test videos. Our choices: one "
+            "sample per video, forecast frames only",
             KTH,
             10,
             30,
@@ -185,9 +178,8 @@ PROTOCOLS = {
         Protocol("pfi_clevrer", "as pfi_kth", ("clevrer",), 2, 14, samples=1),
         Protocol(
             "bair",
-            "the usual one, of Denton and Fergus 2018 and Rakhimov et al. 2020: 256 test videos, "
-            "100 samples of each, "
-            "all of them in FVD with the given frame (16 frames)",
+            "Denton and Fergus 2018, Rakhimov et al. 2020: 256 test videos, 100 samples each; FVD "
+            "of all samples, including the given frame (16 frames)",
             BAIR,
             1,
             15,
@@ -201,8 +193,8 @@ PROTOCOLS = {
 
 
 def get(name: str, config: configs.Config, changes: dict) -> Protocol:
-    """The protocol of that name for a checkpoint's config. What `changes` differs in goes into its
-    name: it is another.
+    """The protocol `name` for a checkpoint's config, with changed fields, which become part of the
+    protocol's name.
     """
     if name not in PROTOCOLS:
         raise UserError(f"no protocol `{name}`{nearest(name, PROTOCOLS)}")
@@ -210,22 +202,18 @@ def get(name: str, config: configs.Config, changes: dict) -> Protocol:
     if protocol.datasets and config.dataset not in protocol.datasets:
         raise UserError(
             f"protocol {name} is for {' and '.join(protocol.datasets)}, the checkpoint is of "
-            f"{config.dataset}; "
-            "--protocol own is for any"
+            f"{config.dataset}; use --protocol own"
         )
-    changes = {
-        key: value
-        for key, value in changes.items()
-        if value is not None and value != getattr(protocol, key)
-    }
-    full_name = "-".join(
-        [name, *(f"{field}_{value}".replace(":", "-") for field, value in sorted(changes.items()))]
-    )
-    protocol = dataclasses.replace(protocol, **changes, name=full_name)
-    half, own = config.data.clip // 2, config.data
-    condition, predict = (
-        (half, own.clip - half) if protocol.stream else (own.condition, own.predict)
-    )
+    changed, full_name = {}, name
+    for field, value in sorted(changes.items()):
+        if value is not None and value != getattr(protocol, field):
+            changed[field] = value
+            full_name += f"-{field}_{value}".replace(":", "-")
+    protocol = dataclasses.replace(protocol, **changed, name=full_name)
+    condition, predict = config.data.condition, config.data.predict
+    if protocol.stream:
+        condition = config.data.clip // 2
+        predict = config.data.clip - condition
     return dataclasses.replace(
         protocol, condition=protocol.condition or condition, predict=protocol.predict or predict
     )

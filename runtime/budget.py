@@ -54,9 +54,7 @@ def seconds_per_item(work: Callable[[int], object], most: int, device: torch.dev
     n = 1
     while True:
         # The first call with a new size also allocates buffers and selects kernels.
-        first = seconds(n, calls=1)
-        if first > 4 * ENOUGH:
-            return first / n
+        seconds(n, calls=1)
         taken = seconds(n, calls=1)
         if taken > ENOUGH or n == most:
             break

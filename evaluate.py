@@ -310,7 +310,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--ckpt", help="checkpoint to sample from; with --results, for its autoencoder")
     add("--results", help="results folder with stored samples, which is measured and rewritten")
     known = ", ".join(protocols.PROTOCOLS)
-    add("--protocol", help=f"{known} (default: own). See README and evaluation/protocols.py")
+    add("--protocol", help=f"{known} (default: own); see docs/evaluation.md")
     every = ", ".join(measure.ALL)
     add("--metrics", nargs="+", help=f"of {every} (default: all that suit the dataset)")
     for field in dataclasses.fields(Protocol):
@@ -327,7 +327,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help=f"folder of the metric networks, made by `{networks.COMMAND}` (default "
         f"weights/metrics)",
     )
-    add("--i3d", type=Path, help="another file of I3D's weights, e.g. i3d_torchscript.pt")
+    add("--i3d", type=Path, help="another safetensors file of I3D's weights")
     add("--out", help="results folder; default: that of sample.py with the protocol's name added")
     add("--dataset", default="", help="dataset of a published checkpoint, which does not name it")
     add("--interpolant", default="", help="interpolant of a published checkpoint")

@@ -1,5 +1,5 @@
-"""What is seen in frames of bouncing balls: where two balls are, of which colour, and how colours
-follow on one another.
+"""Find the two bouncing balls in frames, follow them over time, and count their changes of
+colour.
 """
 
 from __future__ import annotations
@@ -10,30 +10,33 @@ import torch.nn.functional as F
 
 from prepare.balls import BALLS, BOX, RADIUS, RGB
 
-LOST = -1  # the colour of a ball that is not there, or of no colour of theirs
+LOST = -1  # the colour of a ball that is not found, or that has none of the three colours
 
 
 def find(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(…, H, W, 3) uint8 -> centres (…, 2, 2) float32 in pixels (x, y), colours (…, 2) int: indices
-    of RGB, or LOST.
+    """Find the balls in frames (…, H, W, 3) uint8.
+
+    -> centres (…, 2, 2) float32 in pixels (x, y), and colours (…, 2) int, indices of RGB or LOST.
     """
     *lead, H, W, _ = frames.shape
     flat = frames.reshape(-1, H, W, 3)
-    parts = [
-        find_in(torch.from_numpy(flat[k : k + 4096]).float() / 255)
-        for k in range(0, len(flat), 4096)
-    ]
+    parts = []
+    for k in range(0, len(flat), 4096):
+        parts.append(find_in(torch.from_numpy(flat[k : k + 4096]).float() / 255))
     places, colors = (torch.cat(part).numpy() for part in zip(*parts))
     return places.reshape(*lead, BALLS, 2), colors.reshape(*lead, BALLS)
 
 
 def find_in(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The brightest disc, then the brightest beside it; each centre is then the centre of gravity
-    of what is near it.
+    """Find the balls in frames (N, H, W, 3) in [0, 1] -> centres (N, 2, 2), colours (N, 2).
+
+    The brightest disc is the first ball, the brightest disc beside it the second. Each centre is
+    then refined to the centre of gravity of the pixels near it.
     """
     N, H, W, _ = frames.shape
     r = RADIUS / BOX * W
-    bright = frames[..., :2].amax(-1)  # not blue, which all balls of a shifted stream have
+    # Without the blue channel, which all balls of a shifted stream have in common.
+    bright = frames[..., :2].amax(-1)
     y, x = torch.meshgrid(torch.arange(H) + 0.5, torch.arange(W) + 0.5, indexing="ij")
     reach = int(np.ceil(r))
     offset = torch.arange(-reach, reach + 1.0)
@@ -42,7 +45,8 @@ def find_in(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     for _ in range(BALLS):
         score, place = F.conv2d(left[:, None], disc[None, None], padding=reach).flatten(1).max(1)
         centres.append(torch.stack([place % W, place // W], -1) + 0.5)
-        there.append(score > 0.6 * disc.sum())  # of what a whole ball would give
+        # A whole ball gives disc.sum().
+        there.append(score > 0.6 * disc.sum())
         left = left * (distance(x, y, centres[-1]) > 1.3 * r)
     places, there = torch.stack(centres, 1), torch.stack(there, 1)  # (N, 2, 2), (N, 2)
     for _ in range(4):
@@ -62,15 +66,17 @@ def find_in(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def distance(x: torch.Tensor, y: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
-    """Of each pixel to centres (N, 2): (N, H, W)."""
+    """Distance of each pixel to centres (N, 2) -> (N, H, W)."""
     return ((x - centre[:, :1, None]) ** 2 + (y - centre[:, 1:, None]) ** 2).sqrt()
 
 
 def follow(
     places: np.ndarray, colors: np.ndarray, start: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same, with the two balls of each frame in the order of the frame before: (N, T, 2, 2),
-    (N, T, 2). start (N, 2, 2): where they were before the first.
+    """Order the two balls of each frame as in the frame before, by distance.
+
+    places: (N, T, 2, 2), colors: (N, T, 2) -> the same, reordered. start: (N, 2, 2), the places in
+    the frame before the first.
     """
     places, colors = places.copy(), colors.copy()
     before = places[:, 0] if start is None else start
@@ -83,8 +89,8 @@ def follow(
 
 
 def transitions(colors: np.ndarray) -> np.ndarray:
-    """Changes of colour along tracks (…, T, balls) -> counts (…, 3, 3) [old, new], over T and
-    balls.
+    """Count the changes of colour along tracks (…, T, balls) -> (…, 3, 3) [old, new], summed over T
+    and balls.
     """
     old, new = colors[..., :-1, :], colors[..., 1:, :]
     change = (old != new) & (old != LOST) & (new != LOST)

@@ -1,12 +1,10 @@
-"""The networks that metrics look through: I3D, of which FVD and KVD compare features, and LPIPS.
+"""The networks that metrics use: I3D, whose logits FVD and KVD compare, and LPIPS.
 
-Their weights lie in safetensors files that `python -m prepare.metric_weights` makes.
+`python -m prepare.metric_weights` makes the safetensors files with their weights.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import warnings
 from collections import OrderedDict
 from pathlib import Path
@@ -24,16 +22,12 @@ from runtime.console import UserError, first_line
 from runtime.process import uses_bf16
 
 COMMAND = "python -m prepare.metric_weights"
-SIDE, MIN_FRAMES, CLASSES = 224, 10, 400  # pixels, frames and Kinetics classes of I3D
-# size of i3d_torchscript.pt in bytes, and its SHA-256
-TORCHSCRIPT = 51_235_320, "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
-NETS = {
-    "alex": 31,
-    "vgg": 16,
-}  # networks of LPIPS, and the smallest frames that they can see, in pixels
+# I3D: height and width in pixels, minimum number of frames, Kinetics classes.
+SIDE, MIN_FRAMES, CLASSES = 224, 10, 400
+# Backbone of LPIPS -> minimum height and width in pixels.
+NETS = {"alex": 31, "vgg": 16}
 
-
-# channels: in, of branch 0, of the two convolutions of branch 1, of those of branch 2, of branch 3
+# Block of I3D -> channels: input, branch 0, branch 1 (two convolutions), branch 2 (two), branch 3.
 MIXED = {
     "Mixed_3b": (192, 64, 96, 128, 16, 32, 32),
     "Mixed_3c": (256, 128, 128, 192, 32, 96, 64),
@@ -45,34 +39,33 @@ MIXED = {
     "Mixed_5b": (832, 256, 160, 320, 32, 128, 128),
     "Mixed_5c": (832, 384, 192, 384, 48, 128, 128),
 }
+# Block -> kernel and stride of the max-pool before it.
 POOLED = {
     "Mixed_3b": ((1, 3, 3), (1, 2, 2)),
     "Mixed_4b": ((3, 3, 3), (2, 2, 2)),
     "Mixed_5b": ((2, 2, 2), (2, 2, 2)),
-}  # kernel and stride of the max-pool in front of a block
+}
 
 
 # ---------------------------------------------------------------------------------------------- I3D
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's "SAME": (before, after) that make ceil(size / stride) windows fit, the odd one
-    after.
+    """Padding (before, after) of TensorFlow's "SAME": ceil(size / stride) windows fit, and an odd
+    pixel goes after.
     """
     total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
     return total // 2, total - total // 2
 
 
 def same_max_pool(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """Max-pool of (B, C, T, H, W) under "SAME". What is padded never is the maximum; ceil_mode
-    stands for the odd one.
+    """Max-pool of (B, C, T, H, W) with "SAME" padding. Padding is never the maximum; ceil_mode
+    covers the odd pixel.
     """
     before = [same_padding(size, k, s)[0] for size, k, s in zip(x.shape[2:], kernel, stride)]
     return F.max_pool3d(x, kernel, stride, before, ceil_mode=True)
 
 
 class Unit(nn.Module):
-    """Convolution under "SAME", batch norm without scale, ReLU. Weights under the names of the
-    original's.
-    """
+    """Convolution with "SAME" padding, batch normalisation without scale, ReLU."""
 
     def __init__(self, width: int, out: int, kernel: int = 1, stride: int = 1):
         super().__init__()
@@ -84,7 +77,7 @@ class Unit(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """The batch norm into weight and bias, in float64."""
+        """Merge the batch normalisation into weight and bias, in float64."""
         scale = (self.var.double() + 1e-3).rsqrt()
         self.weight.copy_(self.weight.double() * scale.view(-1, 1, 1, 1, 1))
         self.bias.copy_(self.bias.double() - self.mean.double() * scale)
@@ -94,9 +87,8 @@ class Unit(nn.Module):
         kernel = self.weight.shape[-1]
         last = x.is_contiguous(memory_format=torch.channels_last_3d)
         if kernel == 1 and self.folded and last:
-            return (
-                F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1).relu_()
-            )
+            x = F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias)
+            return x.movedim(-1, 1).relu_()
         pads = [same_padding(size, kernel, self.stride) for size in x.shape[2:]]
         padding = [before for before, _ in pads]
         if any(before != after for before, after in pads):
@@ -104,8 +96,7 @@ class Unit(nn.Module):
         x = F.conv3d(x, self.weight, self.bias if self.folded else None, self.stride, padding)
         if not self.folded:
             x = F.batch_norm(x, self.mean, self.var, None, self.bias, eps=1e-3)
-        # on one thread conv3d leaves the layout of what comes in, and all that follows would be
-        # slower
+        # With one thread, conv3d returns another memory layout, in which later layers are slower.
         return (x.contiguous(memory_format=torch.channels_last_3d) if last else x).relu_()
 
 
@@ -114,7 +105,7 @@ def chain(**modules: nn.Module) -> nn.Sequential:
 
 
 class Mixed(nn.Module):
-    """Four branches side by side, channels one after another."""
+    """Four parallel branches, concatenated along the channels."""
 
     def __init__(self, width: int, out0: int, in1: int, out1: int, in2: int, out2: int, out3: int):
         super().__init__()
@@ -131,7 +122,7 @@ class Mixed(nn.Module):
 
 
 class I3D(nn.Module):
-    """Inception-I3D of RGB, trained on Kinetics-400 (Carreira and Zisserman, arXiv 1705.07750)."""
+    """Inception-I3D for RGB, trained on Kinetics-400 (Carreira and Zisserman, arXiv 1705.07750)."""
 
     bf16, layout = False, torch.contiguous_format
 
@@ -144,13 +135,14 @@ class I3D(nn.Module):
         self.Logits = chain(Conv3d_0c_1x1=nn.Conv3d(1024, CLASSES, 1))
 
     def fold(self) -> I3D:
+        """Merge all batch normalisations into the convolutions."""
         for module in self.modules():
             if isinstance(module, Unit) and not module.folded:
                 module.fold()
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, T, 224, 224) in [-1, 1], T >= 9 -> logits (B, 400), the mean over time."""
+        """(B, 3, T, 224, 224) in [-1, 1], T >= 9 -> logits (B, 400), averaged over time."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16), exact_convolutions():
             x = self.Conv3d_1a_7x7(x.contiguous(memory_format=self.layout))
             x = same_max_pool(x, (1, 3, 3), (1, 2, 2))
@@ -161,25 +153,13 @@ class I3D(nn.Module):
                 return self.Logits(F.avg_pool3d(x.float(), (2, 7, 7), 1)).mean((2, 3, 4))
 
 
-class Scripted(nn.Module):
-    """i3d_torchscript.pt, called as I3D is."""
-
-    def __init__(self, inner: nn.Module):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        with exact_convolutions():
-            return self.inner(x, rescale=False, resize=False, return_features=True)
-
-
 def exact_convolutions():
-    """float32 is float32 on a GPU too, not TF32: features are to be compared between machines."""
+    """Disable TF32 on GPUs, so that features can be compared between machines."""
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Of a safetensors file."""
+    """Read a safetensors file."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; make it by `{COMMAND}`")
     try:
@@ -194,48 +174,27 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def load_i3d(
     path: str | Path, device: torch.device | str = "cpu", precision: str = "float32"
 ) -> nn.Module:
-    """Frozen, (B, 3, T, 224, 224) in [-1, 1] -> logits (B, 400): from i3d.safetensors, or from the
-    i3d_torchscript.pt that others use. precision: as train.precision, for the first; its float32
-    features are the ones to publish.
+    """Load the frozen I3D from i3d.safetensors: (B, 3, T, 224, 224) in [-1, 1] -> logits (B, 400).
+
+    precision: as train.precision. Published figures need float32 features.
     """
     path, device = Path(path), torch.device(device)
-    if path.suffix in (".pt", ".pth"):
-        return load_torchscript(path, device)
     weights, model = read_weights(path), I3D()
     checkpoints.load_weights(model, weights, path)
     model.bf16 = uses_bf16(precision, device)
-    if device.type == "cpu":  # half the time there; on a GPU cuDNN has few float32 kernels for it
+    # On a CPU this layout takes half the time; on GPUs cuDNN has few float32 kernels for it.
+    if device.type == "cpu":
         model.layout = torch.channels_last_3d
     return model.fold().to(device, memory_format=model.layout).eval().requires_grad_(False)
 
 
-def load_torchscript(path: Path, device: torch.device) -> nn.Module:
-    """It holds a program, so that only the one file is let in, known by its size and SHA-256."""
-    size, sha256 = TORCHSCRIPT
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give the i3d.safetensors that `{COMMAND}` makes")
-    content = path.read_bytes() if path.stat().st_size == size else b""
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(
-            f"{path}: not the i3d_torchscript.pt of {size:,} bytes whose SHA-256 begins with "
-            f"{sha256[:8]}; give "
-            f"the i3d.safetensors that `{COMMAND}` makes"
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated
-        return (
-            Scripted(torch.jit.load(io.BytesIO(content), map_location=device))
-            .eval()
-            .requires_grad_(False)
-        )
-
-
 def to_i3d(videos: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """(B, T, H, W, 3) uint8 -> (B, 3, T, 224, 224) in [-1, 1]. Each frame is resized bilinearly
-    with half-pixel centres and no antialiasing: F.interpolate's align_corners=False, as FVD is
-    computed in PyTorch. TensorFlow 1 had no half-pixel centres: its frames lie (224 / H - 1) / 2
-    pixels off, which moved the logits of a 64-pixel clip by a fifth of their norm. Compare figures
-    of one convention only.
+    """Resize videos (B, T, H, W, 3) uint8 for I3D -> (B, 3, T, 224, 224) in [-1, 1].
+
+    Bilinear with half-pixel centres and without antialiasing (F.interpolate, align_corners=False),
+    as in PyTorch implementations of FVD. TensorFlow 1 has no half-pixel centres: its frames are
+    shifted by (224 / H - 1) / 2 pixels, which changed the logits of a 64-pixel clip by a fifth of
+    their norm. Do not compare figures of the two conventions.
     """
     B, T, H, W, _ = videos.shape
     frames = torch.tensor(videos).to(device).view(B * T, H, W, 3).permute(0, 3, 1, 2)
@@ -250,16 +209,16 @@ def i3d_features(
     batch: int = 8,
     bar: tqdm | None = None,
 ) -> np.ndarray:
-    """(N, T, H, W, 3) uint8, T >= 10 -> logits (N, 400) float32, of frames as to_i3d makes them.
-    batch: videos that go through together, which takes some 4 MB per frame of each. bar: of
-    console.progress, in videos.
+    """I3D's logits of videos (N, T, H, W, 3) uint8, T >= 10 -> (N, 400) float32.
+
+    batch: videos per call; each needs some 4 MB per frame. bar: progress bar, counted in videos.
     """
     if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] != 3:
         raise ValueError(f"videos must be (N, T, H, W, 3) uint8, not {videos.shape} {videos.dtype}")
     if videos.shape[1] < MIN_FRAMES:
         raise UserError(
             f"I3D needs videos of at least {MIN_FRAMES} frames, these have {videos.shape[1]}; "
-            f"forecast more frames"
+            "forecast more frames"
         )
     features = np.empty((len(videos), CLASSES), np.float32)
     with torch.inference_mode():
@@ -273,28 +232,31 @@ def i3d_features(
 
 # -------------------------------------------------------------------------------------------- LPIPS
 def load_lpips(dir: str | Path, net: str = "alex", device: torch.device | str = "cpu") -> nn.Module:
-    """LPIPS v0.1 (Zhang et al., arXiv 1801.03924), frozen: (B, 3, H, W) twice, in [-1, 1] -> (B, 1,
-    1, 1). net: alex, the one to publish, or vgg. Backbone and heads are those of
-    lpips_<net>.safetensors in `dir`; nothing is downloaded.
+    """Load the frozen LPIPS v0.1 (Zhang et al., arXiv 1801.03924) from lpips_<net>.safetensors in
+    `dir`: two images (B, 3, H, W) in [-1, 1] -> (B, 1, 1, 1).
+
+    net: alex (the usual choice for publications) or vgg. Nothing is downloaded.
     """
     if net not in NETS:
         raise UserError(f"LPIPS has no network {net!r}; choose one of {', '.join(NETS)}")
     path = Path(dir) / f"lpips_{net}.safetensors"
     weights = read_weights(path)
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it calls torchvision by old names
+        # lpips uses deprecated names of torchvision.
+        warnings.simplefilter("ignore")
         try:
-            import lpips  # here, not above: it brings in scipy
+            import lpips  # imported late: it imports scipy
         except ModuleNotFoundError:
             raise UserError(
-                "LPIPS needs the package lpips, which is not installed: pip install "
-                "lpips==0.1.4, or choose "
-                "--metrics without lpips"
+                "LPIPS needs the package lpips, which is not installed: pip install lpips==0.1.4, "
+                "or choose --metrics without lpips"
             ) from None
         model = lpips.LPIPS(pretrained=False, net=net, pnet_rand=True, verbose=False)
-    heads = {
-        f"lins.{name[3:]}": value for name, value in weights.items() if name.startswith("lin")
-    }  # it has them twice
+    # The module holds its heads under two names.
+    heads = {}
+    for name, value in weights.items():
+        if name.startswith("lin"):
+            heads[f"lins.{name[3:]}"] = value
     scaling = model.scaling_layer.state_dict(prefix="scaling_layer.")
     checkpoints.load_weights(model, {**weights, **heads, **scaling}, path, assign=True)
     return model.to(device).eval().requires_grad_(False)
@@ -307,9 +269,7 @@ def lpips_distance(
     device: torch.device | str = "cpu",
     batch: int = 32,
 ) -> np.ndarray:
-    """Distance of each frame of one to its like of the other, (N, H, W, 3) uint8 both -> (N,)
-    float32.
-    """
+    """LPIPS between corresponding frames of a and b, both (N, H, W, 3) uint8 -> (N,) float32."""
     if (
         a.shape != b.shape
         or a.ndim != 4
@@ -318,7 +278,7 @@ def lpips_distance(
         or b.dtype != np.uint8
     ):
         raise ValueError(
-            f"frames must be (N, H, W, 3) uint8 of one shape, not {a.shape} {a.dtype} and "
+            f"frames must be (N, H, W, 3) uint8 of equal shapes, got {a.shape} {a.dtype} and "
             f"{b.shape} {b.dtype}"
         )
     least = NETS[model.pnet_type]
@@ -332,7 +292,6 @@ def lpips_distance(
         for start in range(0, len(a), batch):
             part = slice(start, start + batch)
             pair = [torch.tensor(x[part]).to(device).permute(0, 3, 1, 2) for x in (a, b)]
-            distance[part] = (
-                model(*(x.float().mul_(2 / 255).sub_(1) for x in pair)).flatten().cpu().numpy()
-            )
+            pair = [x.float().mul_(2 / 255).sub_(1) for x in pair]
+            distance[part] = model(*pair).flatten().cpu().numpy()
     return distance

@@ -170,7 +170,7 @@ def test_fvd_alone_and_with_an_autoencoder_that_was_not_there_before(
     assert set(first["summary"]) == {"fvd", "fvd_autoencoder"} and first["summary"]["fvd"]["se"] > 0
     assert (
         first["protocol"]["i3d"].startswith("i3d.safetensors")
-        and "fvd and kvd look at the forecast frames" in printed
+        and "fvd and kvd: the forecast frames" in printed
     )
     without = json.loads((folder / "far/metrics.json").read_text())
     without["protocol"]["checkpoint"] = "gone.pt"

@@ -241,9 +241,8 @@ def test_videos_that_are_too_short_or_of_another_kind_are_refused():
 # -------------------------------------------------------------------------------------------- files
 def test_files_that_are_no_weights_are_named_with_the_command(tmp_path):
     (tmp_path / "damaged.safetensors").write_bytes(b"no")
-    (tmp_path / "i3d_torchscript.pt").write_bytes(b"no")
     save_file({"a": torch.ones(1)}, tmp_path / "other.safetensors")
-    for name in ("none.safetensors", "none.pt", "damaged.safetensors", "i3d_torchscript.pt"):
+    for name in ("none.safetensors", "damaged.safetensors"):
         with pytest.raises(UserError, match=f"{name}: .*python -m prepare.metric_weights"):
             networks.load_i3d(tmp_path / name)
     with pytest.raises(UserError, match="other.safetensors: not weights of this architecture"):
@@ -252,35 +251,6 @@ def test_files_that_are_no_weights_are_named_with_the_command(tmp_path):
         networks.load_lpips(tmp_path)
     with pytest.raises(UserError, match="no network 'squeeze'"):
         networks.load_lpips(tmp_path, "squeeze")
-
-
-class Script(torch.nn.Module):
-    """Called as i3d_torchscript.pt is."""
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        rescale: bool = True,
-        resize: bool = True,
-        return_features: bool = False,
-    ):
-        assert not rescale and not resize and return_features
-        return x.mean((2, 3, 4))
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-def test_the_torchscript_of_others_is_let_in_by_its_size_and_sha256_alone(tmp_path, monkeypatch):
-    path = tmp_path / "i3d_torchscript.pt"
-    torch.jit.save(torch.jit.script(Script()), path)
-    with pytest.raises(UserError, match="not the i3d_torchscript.pt of 51,235,320 bytes"):
-        networks.load_i3d(path)
-    monkeypatch.setattr(networks, "TORCHSCRIPT", (path.stat().st_size, "not this"))
-    with pytest.raises(UserError, match="SHA-256 begins with not thi"):
-        networks.load_i3d(path)
-    sha256 = networks.hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(networks, "TORCHSCRIPT", (path.stat().st_size, sha256))
-    x = torch.rand(2, 3, 10, 4, 4)
-    assert torch.allclose(networks.load_i3d(path)(x), x.mean((2, 3, 4)))
 
 
 # --------------------------------------------------------------------------- with published weights

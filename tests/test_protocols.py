@@ -50,10 +50,10 @@ def test_a_changed_protocol_has_another_name():
         ("srvp_kth", {}, "protocol srvp_kth is for kth, the checkpoint is of ball_stn"),
         ("own", {"videos": 0}, "videos must be >= 1, got 0"),
         ("own", {"rule": "worst"}, "rule must be one of mean, first, best"),
-        ("own", {"fvd_chunk": 4}, "fvd_chunk must be 0 or >= 10, got 4"),
+        ("own", {"fvd_chunk": 4}, "must be 0 or >= 10 .I3D needs 10 frames., got 4"),
         ("own", {"fvd_samples": -1}, "fvd_samples must be >= 0"),
     ],
 )
-def test_mistakes_are_told(name, changes, message):
+def test_mistakes_are_named(name, changes, message):
     with pytest.raises(UserError, match=message):
         protocols.get(name, configs.build("ball_stn"), changes)

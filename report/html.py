@@ -1,15 +1,15 @@
-"""The shell of every page: head, policy, style sheet, tables, links."""
+"""What all pages share: the document with its style sheet and security policy, tables, links."""
 
 from __future__ import annotations
 
-import os
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from runtime.folders import write_atomically
+
 WEB = Path(__file__).parent / "web"
-# what the browser may load: `alone` nothing from anywhere, `folder` pictures and videos beside the
-# page
+# What the browser may load. alone: nothing. folder: pictures and videos beside the page.
 POLICIES = {
     "alone": (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -44,8 +44,9 @@ def document(title: str, body: str, policy: str = "alone") -> str:
 
 
 def grid(head: list[str], body: list[str], label: str) -> str:
-    """A table that scrolls sideways. Cells of `head` and rows of `body` are HTML; label: for screen
-    readers.
+    """A table that scrolls horizontally.
+
+    Cells of `head` and rows of `body` are HTML. label: the name that screen readers announce.
     """
     cells = "".join(f"<th scope='col'>{cell}</th>" for cell in head)
     rows = "\n".join(body)
@@ -63,12 +64,12 @@ def row(first: str, cells: list[str], kind: str = "") -> str:
 
 
 def link(target: str, text: str) -> str:
+    """A link to a file beside the page."""
     return f'<a href="{escape(quote(target))}">{escape(text)}</a>'
 
 
 def write_page(file: Path, text: str) -> Path:
-    """Atomic: a temporary file, then a rename."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
+    """Write a page atomically; returns its path."""
+    with write_atomically(file) as page:
+        page.write(text.encode())
     return file

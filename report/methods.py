@@ -1,5 +1,5 @@
-"""Runs that differ in nothing but their seed are one method, and methods measured in the same way
-are one table.
+"""Group results: runs that differ only in their seed form a method, and methods that were measured
+under the same protocol form a table.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import configs
 from report.results import missing_part
 from runtime.console import UserError
 
-# the protocol's fields that are a choice of the method and not a condition of the comparison, and
-# those that are neither
+# Fields of the protocol that describe the sampler, so they belong to the method.
 SAMPLER = (
     "solver",
     "diffusion",
@@ -35,8 +34,9 @@ SAMPLER = (
     "reencode",
     "updates",
 )
+# Fields of the protocol that neither describe the method nor decide what can be compared.
 MEASURED = ("checkpoint", "network_evaluations_per_frame", "fps", "source", "metrics")
-# settings that leave the outcome as it is, are told by the protocol, or name a place
+# Settings that do not change the result, that the protocol states, or that are paths.
 APART = re.compile(
     r"(output|wandb|latent)\.|dataset$|vqvae\.ckpt$|"
     r"data\.(root|workers|skip_bad|condition|predict|skip|image_size)$|"
@@ -48,32 +48,33 @@ APART = re.compile(
 # --------------------------------------------------------------------------------- runs and methods
 @dataclass
 class Run:
+    """One result: what a metrics.json holds."""
+
     folder: Path
-    protocol: dict[str, Any]  # what must agree in a table
-    settings: dict[str, Any]  # what makes a method, the seed apart
+    protocol: dict[str, Any]  # equal for all runs of a table
+    settings: dict[str, Any]  # equal for all runs of a method; without the seed
     seed: Any
-    summary: dict[
-        str, tuple[float, float]
-    ]  # {metric: (mean, standard error over videos, or NaN)}; only finite means
+    # {metric: (mean, standard error over videos, or NaN)}; finite means only
+    summary: dict[str, tuple[float, float]]
     horizon: dict[str, np.ndarray]  # {metric: (T,)}, NaN where nothing was measured
     checkpoint: str = ""
     fps: float = 10.0
-    time: float = 0.0  # when it was written
+    time: float = 0.0  # modification time of metrics.json
 
 
 class Score(NamedTuple):
     mean: float
     se: float
-    n: int  # runs that have it
-    over: str  # what the standard error is over: seeds, videos, or nothing
+    n: int  # number of runs with the metric
+    over: str  # the standard error is over `seeds` or `videos`; empty: there is none
 
 
 @dataclass
 class Method:
     runs: list[Run]  # one per seed
-    automatic: str = ""  # name, from what sets it apart
+    automatic: str = ""  # name made of the settings that distinguish the method
     nickname: str = ""
-    named: set[str] = field(default_factory=set)  # the settings told by its name
+    named: set[str] = field(default_factory=set)  # settings that the name states
 
     @property
     def name(self) -> str:
@@ -84,26 +85,26 @@ class Method:
         return self.runs[0].settings
 
     def score(self, metric: str) -> Score:
-        """Over the seeds that have it; of a single one with its standard error over videos."""
-        got = [run.summary[metric] for run in self.runs if metric in run.summary]
-        if len(got) <= 1:
-            mean, se = got[0] if got else (math.nan, math.nan)
-            return Score(mean, se, len(got), "videos" if math.isfinite(se) else "")
-        means = np.array([mean for mean, _ in got])
-        return Score(
-            float(means.mean()), float(means.std(ddof=1) / np.sqrt(len(means))), len(means), "seeds"
-        )
+        """Mean and standard error over the seeds with this metric. For a single seed, the standard
+        error is that over videos.
+        """
+        scores = [run.summary[metric] for run in self.runs if metric in run.summary]
+        if len(scores) <= 1:
+            mean, se = scores[0] if scores else (math.nan, math.nan)
+            return Score(mean, se, len(scores), "videos" if math.isfinite(se) else "")
+        means = np.array([mean for mean, _ in scores])
+        se = float(means.std(ddof=1) / np.sqrt(len(means)))
+        return Score(float(means.mean()), se, len(means), "seeds")
 
     def horizon(self, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """(mean (T,), standard error over seeds (T,), NaN of one seed)."""
+        """Mean (T,) and standard error (T,) over seeds, NaN for one seed; None if not measured."""
         rows = [run.horizon[metric] for run in self.runs if metric in run.horizon]
         rows = np.array([row for row in rows if len(row) == len(rows[0])])
         if not rows.size or np.isnan(rows).all():
             return None
-        n = len(rows)
-        return rows.mean(0), rows.std(0, ddof=1) / np.sqrt(n) if n > 1 else np.full(
-            rows.shape[1], np.nan
-        )
+        if len(rows) == 1:
+            return rows[0], np.full(rows.shape[1], np.nan)
+        return rows.mean(0), rows.std(0, ddof=1) / np.sqrt(len(rows))
 
 
 @dataclass
@@ -113,85 +114,77 @@ class Table:
 
 
 def number(value: Any) -> float:
-    """NaN for what is no finite number."""
-    usable = (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    )
-    return float(value) if usable else math.nan
+    """The value as a float; NaN if it is not a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
+    return float(value) if math.isfinite(value) else math.nan
 
 
 def flat(nested: dict, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dicts: {"a": {"b": 1}} -> {"a.b": 1}."""
     out: dict[str, Any] = {}
     for key, value in nested.items():
-        out.update(
-            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
+        if isinstance(value, dict):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = value
     return out
 
 
 def canonical(value: Any) -> str:
+    """A text that is equal for equal values; 1 equals 1.0."""
     return json.dumps(float(value) if type(value) is int else value, sort_keys=True)
 
 
 @functools.cache
 def usual_settings() -> dict[str, Any]:
-    """{group.field: default}: what a result from before a setting existed was made with."""
-    groups = {
-        name: kind
-        for name, kind in get_type_hints(configs.Config).items()
-        if dataclasses.is_dataclass(kind)
-    }
-    return {
-        f"{group}.{f.name}": f.default
-        for group, kind in groups.items()
-        for f in dataclasses.fields(kind)
-    }
+    """{group.field: default}: the values of settings that a result of an earlier version lacks."""
+    defaults = {}
+    for group, kind in get_type_hints(configs.Config).items():
+        if dataclasses.is_dataclass(kind):
+            defaults |= {f"{group}.{f.name}": f.default for f in dataclasses.fields(kind)}
+    return defaults
 
 
 def run_of(result: Any, folder: Path, time: float = 0.0) -> Run:
-    """A metrics.json as read -> the run; a ValueError says what is wrong with it."""
+    """The run of a metrics.json as read from JSON. ValueError: what is wrong with the file."""
     if missing := missing_part(result, ("protocol", "config", "summary")):
         raise ValueError(f"holds no `{missing}`")
     protocol, config = flat(result["protocol"]), flat(result["config"])
     horizon = result.get("horizon") or {}
-    settings = {
-        **usual_settings(),
-        **config,
-        **{f"sample.{key}": protocol[key] for key in SAMPLER if key in protocol},
-    }
-    asked = {
-        "dataset": config.get("dataset"),
-        "image_size": config.get("data.image_size"),
-        **{key: value for key, value in protocol.items() if key not in (*SAMPLER, *MEASURED)},
-    }
-    entries = {
-        name: value if isinstance(value, dict) else {"mean": value}
-        for name, value in result["summary"].items()
-    }
-    scores = {
-        name: (number(entry.get("mean")), number(entry.get("se")))
-        for name, entry in entries.items()
-    }
-    curves = {
-        name: np.array([number(v) for v in values])
-        for name, values in horizon.items()
-        if isinstance(values, list)
-    }
+    settings = usual_settings() | config
+    settings |= {f"sample.{key}": protocol[key] for key in SAMPLER if key in protocol}
+    compared = {"dataset": config.get("dataset"), "image_size": config.get("data.image_size")}
+    for key, value in protocol.items():
+        if key not in (*SAMPLER, *MEASURED):
+            compared[key] = value
+    summary = {}
+    for name, entry in result["summary"].items():
+        entry = entry if isinstance(entry, dict) else {"mean": entry}
+        mean = number(entry.get("mean"))
+        if math.isfinite(mean):
+            summary[name] = (mean, number(entry.get("se")))
+    curves = {}
+    for name, values in horizon.items():
+        if isinstance(values, list):
+            curves[name] = np.array([number(value) for value in values])
     return Run(
         folder,
-        asked,
-        {key: value for key, value in settings.items() if not APART.match(key)},
-        config.get("train.seed"),
-        {name: score for name, score in scores.items() if math.isfinite(score[0])},
-        curves,
-        str(protocol.get("checkpoint") or ""),
-        number(protocol.get("fps")),
-        time,
+        protocol=compared,
+        settings={key: value for key, value in settings.items() if not APART.match(key)},
+        seed=config.get("train.seed"),
+        summary=summary,
+        horizon=curves,
+        checkpoint=str(protocol.get("checkpoint") or ""),
+        fps=number(protocol.get("fps")),
+        time=time,
     )
 
 
 def same_clips(a: Run, b: Run) -> bool:
-    """Repeating the last frame scores the same on the same clips and on no others."""
+    """Whether two runs were measured on the same clips: the score of repeating the last frame
+    depends on the clips only.
+    """
     for name in ("mse_repeat_last", "psnr_repeat_last", "crps_repeat_last"):
         if name in a.horizon and name in b.horizon:
             x, y = a.horizon[name], b.horizon[name]
@@ -200,58 +193,44 @@ def same_clips(a: Run, b: Run) -> bool:
 
 
 def tabulate(runs: list[Run]) -> tuple[list[Table], list[str]]:
-    """-> a table per protocol, its methods named by what sets them apart; and what a person should
-    be warned of.
-    """
-    groups: list[list[Run]] = []
+    """Group runs into one table per protocol and set of clips -> (tables, warnings)."""
+    # {protocol: groups of runs on the same clips}
+    by_protocol: dict[str, list[list[Run]]] = {}
     for run in runs:
-        home = next(
-            (
-                group
-                for group in groups
-                if canonical(group[0].protocol) == canonical(run.protocol)
-                and same_clips(group[0], run)
-            ),
-            None,
-        )
-        home.append(run) if home is not None else groups.append([run])
+        groups = by_protocol.setdefault(canonical(run.protocol), [])
+        for group in groups:
+            if same_clips(group[0], run):
+                group.append(run)
+                break
+        else:
+            groups.append([run])
     tables, warnings = [], []
-    for k, group in enumerate(groups):
-        twins = [
-            j
-            for j, other in enumerate(groups)
-            if canonical(other[0].protocol) == canonical(group[0].protocol)
-        ]
-        protocol = {
-            **group[0].protocol,
-            **({"clip_set": twins.index(k) + 1} if len(twins) > 1 else {}),
-        }
-        methods, told = methods_of(group)
-        tables.append(Table(protocol, methods))
-        warnings += told
+    for groups in by_protocol.values():
+        for k, group in enumerate(groups, 1):
+            clip_set = {"clip_set": k} if len(groups) > 1 else {}
+            methods, found = methods_of(group)
+            tables.append(Table(group[0].protocol | clip_set, methods))
+            warnings += found
     return tables, warnings
 
 
 def differing(tables: list[Table]) -> list[str]:
-    """A warning of protocols that do not agree."""
-    fields = [
-        f"{key} ({', '.join(values)})"
-        for key, values in spread([table.protocol for table in tables]).items()
+    """A warning if the protocols of the tables differ."""
+    fields = []
+    for key, values in spread([table.protocol for table in tables]).items():
+        fields.append(f"{key} ({', '.join(values)})")
+    if not fields:
+        return []
+    return [
+        f"the protocols of the results differ in {'; '.join(fields)}: {len(tables)} tables, whose "
+        "numbers cannot be compared with each other"
     ]
-    return (
-        [
-            f"the results' protocols differ in {'; '.join(fields)}: {len(tables)} tables, not to "
-            f"be compared with one "
-            "another"
-        ]
-        if fields
-        else []
-    )
 
 
 def methods_of(runs: list[Run]) -> tuple[list[Method], list[str]]:
-    """Runs of one protocol -> (methods, warnings); of two results with one seed the later is
-    taken.
+    """Group runs of one protocol into methods -> (methods, warnings).
+
+    Of two results with the same settings and seed, the later one counts.
     """
     groups: dict[str, dict[str, Run]] = {}
     warnings = []
@@ -259,122 +238,102 @@ def methods_of(runs: list[Run]) -> tuple[list[Method], list[str]]:
         seeds = groups.setdefault(canonical(run.settings), {})
         if (older := seeds.get(canonical(run.seed))) is not None:
             warnings.append(
-                f"{older.folder} differs in no setting from {run.folder}, which is later and "
-                f"taken in its place"
+                f"{older.folder} has the same settings as {run.folder}, which is later and "
+                "replaces it"
             )
         seeds[canonical(run.seed)] = run
-    methods = [
-        Method([seeds[seed] for seed in sorted(seeds, key=natural)]) for seeds in groups.values()
-    ]
-    name(methods)
+    methods = []
+    for seeds in groups.values():
+        methods.append(Method([seeds[seed] for seed in sorted(seeds, key=natural)]))
+    name_methods(methods)
     for method in methods:
-        if len(method.runs) > len({run.checkpoint for run in method.runs}) and all(
-            run.checkpoint for run in method.runs
-        ):
+        checkpoints = [run.checkpoint for run in method.runs]
+        if all(checkpoints) and len(set(checkpoints)) < len(checkpoints):
             warnings.append(
-                f"{method.automatic}: several seeds of one checkpoint "
-                f"({method.runs[0].checkpoint}), so that the "
-                "standard error is over samplings of it and not over trainings"
+                f"{method.automatic}: several seeds of one checkpoint ({checkpoints[0]}), so the "
+                "standard error is over samplings, not over trainings"
             )
     return sorted(methods, key=lambda method: natural(method.automatic)), warnings
 
 
 def natural(text: str) -> list:
-    """Sorts steps=5 before steps=10."""
-    return [
-        (float(part), "") if re.fullmatch(r"[\d.]*\d", part) else (math.inf, part)
-        for part in re.split(r"(\d+(?:\.\d+)?)", text)
-        if part
-    ]
+    """A sort key that sorts steps=5 before steps=10."""
+    key = []
+    for part in re.split(r"(\d+(?:\.\d+)?)", text):
+        if part:
+            is_number = re.fullmatch(r"[\d.]*\d", part)
+            key.append((float(part), "") if is_number else (math.inf, part))
+    return key
 
 
 # -------------------------------------------------------------------------------------------- names
 def shown(value: Any) -> str:
+    """The value as text, without trailing zeros."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def spread(fields: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """{field: its different values} of those that are not the same in all."""
-    keys = dict.fromkeys(key for own in fields for key in own)
-    values = {key: list(dict.fromkeys(canonical(own.get(key)) for own in fields)) for key in keys}
-    return {
-        key: [shown(json.loads(value)) for value in own]
-        for key, own in values.items()
-        if len(own) > 1
-    }
+    """{field: its different values}, for the fields that differ between the dicts."""
+    differing = {}
+    for key in dict.fromkeys(key for own in fields for key in own):
+        values = dict.fromkeys(canonical(own.get(key)) for own in fields)
+        if len(values) > 1:
+            differing[key] = [shown(json.loads(value)) for value in values]
+    return differing
 
 
 def short(key: str, keys: Iterable[str]) -> str:
-    """`sample.steps` is steps; of other fields, the group is left out where that leaves no
-    doubt.
-    """
+    """The name of a setting without its group, if that is unambiguous: `steps` is sample.steps."""
     last = key.split(".")[-1]
     rivals = [other for other in keys if other != key and other.split(".")[-1] == last]
     clear = key.startswith("sample.") or not rivals and f"sample.{last}" not in usual_settings()
     return last if clear else key
 
 
-def name(methods: list[Method]) -> None:
-    """The interpolant, and of those that share it the fewest settings that tell them apart, found
-    greedily.
+def name_methods(methods: list[Method]) -> None:
+    """Name methods by their interpolant and, if several share it, by few settings that distinguish
+    them, chosen greedily.
     """
+    groups = ("flow", "sample", "model", "train")
     kinds: dict[str, list[Method]] = {}
     for method in methods:
         kinds.setdefault(str(method.settings.get("flow.interpolant")), []).append(method)
     for kind, own in kinds.items():
-        differing, chosen = list(spread([method.settings for method in own])), []
-        differing.sort(
-            key=lambda key: (
-                ("flow.", "sample.", "model.", "train.").index(prefix)
-                if (prefix := key.split(".")[0] + ".") in ("flow.", "sample.", "model.", "train.")
-                else 4
-            )
-        )
+        differing = list(spread([method.settings for method in own]))
+        # Ties are broken by the order of the groups.
+        ranks = {group: rank for rank, group in enumerate(groups)}
+        differing.sort(key=lambda key: ranks.get(key.split(".")[0], len(groups)))
 
-        def told(method: Method, keys: list[str]) -> tuple[str, ...]:
-            return tuple(canonical(method.settings.get(key)) for key in keys)
+        def distinguished(keys: list[str], own: list[Method] = own) -> int:
+            """How many different names the settings `keys` give."""
+            names = set()
+            for method in own:
+                names.add(tuple(canonical(method.settings.get(key)) for key in keys))
+            return len(names)
 
-        while len({told(method, chosen) for method in own}) < len(own):
-            chosen.append(
-                max(
-                    differing, key=lambda key: len({told(method, [*chosen, key]) for method in own})
-                )
-            )
+        chosen: list[str] = []
+        while distinguished(chosen) < len(own):
+            chosen.append(max(differing, key=lambda key: distinguished([*chosen, key])))
         for method in own:
             parts = [f"{short(key, differing)}={shown(method.settings.get(key))}" for key in chosen]
-            method.automatic, method.named = (
-                ", ".join([kind, *parts]),
-                {"flow.interpolant", *chosen},
-            )
+            method.automatic = ", ".join([kind, *parts])
+            method.named = {"flow.interpolant", *chosen}
 
 
 def rename(tables: list[Table], pairs: list[str], only: bool = False) -> list[Table]:
-    """OLD=NEW renames and puts in that order what is called OLD, or begins with it; `only` leaves
-    the rest out.
+    """Give methods nicknames by pairs OLD=NEW, and sort them in the order of the pairs.
+
+    OLD is the automatic name of a method, or its beginning up to a comma. only: drop the methods
+    without a nickname. UserError if a pair names no method, or if two methods of a table get the
+    same name.
     """
     order: dict[int, int] = {}
     methods = [method for table in tables for method in table.methods]
     for rank, pair in enumerate(pairs):
-        cuts = [(pair[:at], pair[at + 1 :].strip()) for at in range(len(pair)) if pair[at] == "="]
-        exact = [
-            (old, new, [m for m in methods if m.automatic == old]) for old, new in reversed(cuts)
-        ]
-        begun = [
-            (old, new, [m for m in methods if m.automatic.startswith(old + ",")])
-            for old, new in reversed(cuts)
-        ]
-        hits = [hit for hit in (*exact, *begun) if hit[1] and hit[2]]
-        if not hits:
-            known = list(dict.fromkeys(m.automatic for m in methods))
-            close = difflib.get_close_matches(pair.split("=")[0], known, 1, cutoff=0)
-            raise UserError(
-                f"--nicknames {pair}: no method of that name; give OLD=NEW, OLD nearest: "
-                f"{close[0]} "
-                f"(all: {'; '.join(known)})"
-            )
-        old, new, found = hits[0]
+        old, new, found = match_pair(pair, methods)
         for method in found:
-            method.nickname, order[id(method)] = new + method.automatic[len(old) :], rank
+            method.nickname = new + method.automatic[len(old) :]
+            order[id(method)] = rank
     for table in tables:
         table.methods.sort(key=lambda method: order.get(id(method), len(pairs)))
         if only:
@@ -382,23 +341,47 @@ def rename(tables: list[Table], pairs: list[str], only: bool = False) -> list[Ta
         names = [method.name for method in table.methods]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(
-                f"--nicknames gives two methods of one table the name {twice[0]}; name them apart"
+                f"--nicknames gives two methods of a table the name {twice[0]}; choose different "
+                "names"
             )
     return [table for table in tables if table.methods]
 
 
+def match_pair(pair: str, methods: list[Method]) -> tuple[str, str, list[Method]]:
+    """Split OLD=NEW, where OLD may contain `=` -> (old, new, the methods called OLD)."""
+    cuts = [(pair[:k], pair[k + 1 :].strip()) for k, sign in enumerate(pair) if sign == "="]
+    # The longest OLD first, and whole names before beginnings.
+    for whole in (True, False):
+        for old, new in reversed(cuts):
+            found = []
+            for method in methods:
+                name = method.automatic
+                if name == old if whole else name.startswith(old + ","):
+                    found.append(method)
+            if new and found:
+                return old, new, found
+    known = list(dict.fromkeys(method.automatic for method in methods))
+    close = difflib.get_close_matches(pair.split("=")[0], known, 1, cutoff=0)
+    raise UserError(
+        f"--nicknames {pair}: no method has that name; write OLD=NEW; nearest OLD: {close[0]} "
+        f"(all: {'; '.join(known)})"
+    )
+
+
 def differences(table: Table) -> dict[str, list[str]]:
-    """{setting: its value in each method} of those in which the methods differ."""
+    """{setting: its value in each method}, for the settings in which the methods differ."""
     keys = spread([method.settings for method in table.methods])
-    return {
-        short(key, keys): [shown(method.settings.get(key)) for method in table.methods]
-        for key in keys
-    }
+    values = {}
+    for key in keys:
+        values[short(key, keys)] = [shown(method.settings.get(key)) for method in table.methods]
+    return values
 
 
-def untold(table: Table) -> list[str]:
-    """Settings in which the methods differ without their names saying so."""
+def unstated(table: Table) -> list[str]:
+    """The settings in which the methods differ and that the names do not state."""
     keys = spread([method.settings for method in table.methods])
-    return [
-        short(key, keys) for key in keys if not all(key in method.named for method in table.methods)
-    ]
+    found = []
+    for key in keys:
+        if not all(key in method.named for method in table.methods):
+            found.append(short(key, keys))
+    return found

@@ -1,13 +1,11 @@
-"""A results folder: its path, written whole, read and checked."""
+"""Results folders: their paths, atomic writes, reads with checks."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +15,18 @@ from evaluation.metrics import own_metrics
 from forecaster import Forecaster
 from report import page, plots, videos
 from runtime.console import UserError, first_line, progress
+from runtime.folders import replace_folder, restore_folder
 
 
 def require(file: Path) -> Path:
+    """The path, if the file exists; else UserError."""
     if not file.is_file():
         raise UserError(f"{file}: no such file; name a results folder that sample.py wrote")
     return file
 
 
 def read_array(file: Path, axes: int) -> np.ndarray:
-    """uint8, left on the disk."""
+    """Map a uint8 array with that number of axes from the disk. UserError if it is not one."""
     try:
         array = np.load(require(file), mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -47,7 +47,7 @@ def read_array(file: Path, axes: int) -> np.ndarray:
 
 
 def read_arrays(dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """-> truth (V, T, H, W, 3) and samples (V, S, T - condition, H, W, 3), uint8."""
+    """Read truth (V, T, H, W, 3) and samples (V, S, T - condition, H, W, 3), uint8."""
     samples, truth = read_array(dir / "samples.npy", 6), read_array(dir / "truth.npy", 5)
     V, T, *frame = truth.shape
     if (
@@ -58,15 +58,13 @@ def read_arrays(dir: Path) -> tuple[np.ndarray, np.ndarray]:
     ):
         raise UserError(
             f"{dir}: samples {samples.shape} and truth {truth.shape} do not go together; sample "
-            f"again"
+            "again"
         )
     return truth, samples
 
 
 def missing_part(result: object, parts: tuple[str, ...]) -> str | None:
-    """The first of `parts` that a metrics.json lacks or that is not an object; None if all are
-    present.
-    """
+    """The first of `parts` that is no object of metrics.json; None if all are."""
     for part in parts:
         if not isinstance(result, dict) or not isinstance(result.get(part), dict):
             return part
@@ -74,6 +72,7 @@ def missing_part(result: object, parts: tuple[str, ...]) -> str | None:
 
 
 def read_metrics(dir: Path) -> dict:
+    """Read metrics.json. UserError if it is damaged or incomplete."""
     file = require(dir / "metrics.json")
     try:
         result = json.loads(file.read_text())
@@ -86,11 +85,12 @@ def read_metrics(dir: Path) -> dict:
 
 
 def config_of(result: dict, dir: Path) -> configs.Config:
+    """The config in metrics.json. UserError if it is not a config of this program."""
     try:
         return configs.from_dict(result["config"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{dir / 'metrics.json'}: its config is none of this program's ({first_line(error)})"
+            f"{dir / 'metrics.json'}: its config cannot be read ({first_line(error)})"
         ) from None
 
 
@@ -104,7 +104,7 @@ def frame_rate_of(protocol: dict, clip: int | None = None) -> float:
 
 
 def run_id(config: dict) -> str:
-    """As configs.Config.run_id has it, of a config that may be older than this program."""
+    """The run id of a config as in metrics.json, which may be of an earlier version."""
     flow, train, output = (config.get(group, {}) for group in ("flow", "train", "output"))
     default = (
         f"{config.get('dataset', '?')}-{flow.get('interpolant', '?')}-{train.get('seed', '?')}"
@@ -113,6 +113,9 @@ def run_id(config: dict) -> str:
 
 
 def results_dir(forecaster: Forecaster, step: int) -> Path:
+    """The default results folder of a sampler; its name holds the settings that differ from the
+    defaults.
+    """
     config, sample = forecaster.config, forecaster.config.sample
     sampler = f"{config.model.name}-{step}_{sample.solver}-{config.diffusion}-{sample.steps}"
     usual = configs.Sample()
@@ -146,39 +149,23 @@ RESULTS = {
 
 
 def folder(name: str) -> Path:
-    """That of a flag: one that can be renamed, no link and no dot."""
+    """The path of a results folder given by a flag, resolved if it is a link, `.` or `..`, because
+    the folder is replaced by renaming.
+    """
     path = Path(name)
     return path.resolve() if path.is_symlink() or not path.name or path.name == ".." else path
 
 
 def check_out(out: Path) -> None:
-    """That nothing else is overwritten; and what an interrupted swap set aside comes back."""
-    if not out.exists() and beside(out, "old").exists():
-        os.replace(beside(out, "old"), out)
+    """Restore a folder whose replacement was interrupted.
+
+    UserError if the folder holds anything but results, which would be lost.
+    """
+    restore_folder(out)
     if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= RESULTS):
         raise UserError(
-            f"{out} exists and holds other things than results; choose another folder by --out"
+            f"{out} exists and holds other things than results; choose another folder with --out"
         )
-
-
-def beside(out: Path, ending: str) -> Path:
-    return out.with_name(f"{out.name}.{ending}")
-
-
-@contextmanager
-def replaced(out: Path) -> Iterator[Path]:
-    """A folder to fill, which replaces `out` at the end of the block. check_out undoes an
-    interrupted replacement.
-    """
-    partial, old = beside(out, "partial"), beside(out, "old")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(partial, out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_results(
@@ -196,14 +183,14 @@ def write_results(
     fps: of the videos; format: mp4, avi or gif; latents: latents of the samples in batches, if the
     data are latents.
     """
-    with replaced(out) as partial:
+    with replace_folder(out) as partial:
         np.save(partial / "samples.npy", samples)
         np.save(partial / "truth.npy", truth)
         if latents:
             shape = (*samples.shape[:3], *latents[0].shape[2:])
             np.save(partial / "latents.npy", np.concatenate(latents).reshape(shape))
         elif (out / "latents.npy").exists():
-            # the same samples are measured again
+            # The same samples are measured again.
             shutil.copyfile(out / "latents.npy", partial / "latents.npy")
         rates = [fps] * len(truth)
         if "rates" in result["protocol"]:
@@ -220,7 +207,7 @@ def write_results(
 def write_videos(
     dir: Path, truth: np.ndarray, samples: np.ndarray, rates: list[float], format: str
 ) -> None:
-    """A contact sheet and a mosaic of the six liveliest clips, and a video per clip.
+    """Write a video per clip, and a contact sheet and a mosaic of the six clips with most motion.
 
     rates: frames per second of each clip; the mosaic has the first.
     """
@@ -237,18 +224,18 @@ def write_videos(
 
 
 def paths(out: Path, format: str, ckpt: str | Path) -> str:
-    latents = [
-        f"latents        {out / 'latents.npy'} (samples; pictures and metrics are of what they "
-        f"look like: through an "
-        "AutoencoderKL, if vqvae.ckpt names the folder of one, else a linear preview)"
+    """The lines that a command prints at its end: what it wrote, and where."""
+    lines = [
+        f"page           {out / 'index.html'}",
+        f"video          {out / f'forecasts.{videos.usable_format(format)}'}",
+        f"contact sheet  {out / 'contact_sheet.png'}",
+        f"metrics        {out / 'metrics.json'}",
+        f"checkpoint     {ckpt}",
     ]
-    return "\n".join(
-        [
-            *latents * (out / "latents.npy").exists(),
-            f"page           {out / 'index.html'}",
-            f"video          {out / f'forecasts.{videos.usable_format(format)}'}",
-            f"contact sheet  {out / 'contact_sheet.png'}",
-            f"metrics        {out / 'metrics.json'}",
-            f"checkpoint     {ckpt}",
-        ]
-    )
+    if (out / "latents.npy").exists():
+        latents = (
+            f"latents        {out / 'latents.npy'} (the samples; pictures and metrics are of "
+            "decoded frames: by the AutoencoderKL in vqvae.ckpt, else by a linear preview)"
+        )
+        lines.insert(0, latents)
+    return "\n".join(lines)

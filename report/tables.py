@@ -1,4 +1,4 @@
-"""A table of methods as Markdown, LaTeX and rows of CSV."""
+"""Write a table of methods as Markdown, as LaTeX and as rows of CSV."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evaluation.metrics import ABOUT, BASELINES
-from report.methods import Method, Score, Table, differences, shown, untold
+from report.methods import Method, Score, Table, differences, shown, unstated
 from report.style import ARROWS
 from runtime.console import UserError
 
@@ -18,8 +18,8 @@ class Cell(NamedTuple):
     mean: str  # empty: not measured
     se: str = ""
     best: bool = False
-    mark: str = ""  # a dagger: the standard error is over videos
-    n: int = 0  # seeds, where the metric has fewer than the method
+    mark: str = ""  # a dagger: the standard error is over videos, not over seeds
+    n: int = 0  # number of seeds with this metric, if fewer than the method has; else 0
 
 
 class Row(NamedTuple):
@@ -34,154 +34,152 @@ def label(metric: str) -> str:
 
 
 def direction(metric: str) -> str:
-    """Which values are better: lower, higher or one. An unknown metric counts as an error:
-    lower.
-    """
+    """Which values are better: lower, higher or one. For an unknown metric: lower."""
     return ABOUT[metric][2] if metric in ABOUT else "lower"
 
 
 def metrics_of(tables: list[Table], wanted: list[str]) -> list[str]:
-    """Those asked for, or all that there are, the well-known ones first."""
-    there = {
-        name
-        for table in tables
-        for method in table.methods
-        for run in method.runs
-        for name in run.summary
-        if not name.endswith(tuple(BASELINES))
-    }
+    """The wanted metrics, or all metrics of the results, those in ABOUT first. UserError if no
+    result has a wanted metric.
+    """
+    there = set()
+    for table in tables:
+        for method in table.methods:
+            for run in method.runs:
+                there |= {name for name in run.summary if not name.endswith(tuple(BASELINES))}
     if missing := [name for name in wanted if name not in there]:
         raise UserError(
-            f"--metrics {missing[0]}: in none of the results; those that are: "
+            f"--metrics {missing[0]}: in none of the results; they have "
             f"{', '.join(sorted(there)) or 'none'}"
         )
-    return list(dict.fromkeys(wanted)) or [name for name in ABOUT if name in there] + sorted(
-        there - ABOUT.keys()
-    )
+    if wanted:
+        return list(dict.fromkeys(wanted))
+    return [name for name in ABOUT if name in there] + sorted(there - ABOUT.keys())
 
 
 def measured(table: Table, metrics: list[str]) -> list[str]:
-    """Those that a result of this table has."""
+    """The metrics that some result of this table has."""
     return [metric for metric in metrics if any(method.score(metric).n for method in table.methods)]
 
 
 def baseline(table: Table, metric: str) -> Score:
-    """Of the first run that has it: it is the same for all."""
-    got = (
-        run.summary[metric]
-        for method in table.methods
-        for run in method.runs
-        if metric in run.summary
-    )
-    mean, se = next(got, (math.nan, math.nan))
+    """The score of a baseline, which is the same for all runs: that of the first run with it."""
+    mean, se = math.nan, math.nan
+    for method in table.methods:
+        for run in method.runs:
+            if metric in run.summary and math.isnan(mean):
+                mean, se = run.summary[metric]
     return Score(mean, se, int(math.isfinite(mean)), "videos" if math.isfinite(se) else "")
 
 
 def baselines(table: Table, metrics: list[str]) -> dict[str, list[Score]]:
-    """{its name: a score per metric} of those measured in any of them."""
-    rows = {
-        label: [baseline(table, metric + suffix) for metric in metrics]
-        for suffix, label in BASELINES.items()
-    }
-    return {name: scores for name, scores in rows.items() if any(score.n for score in scores)}
+    """{label of the baseline: a score per metric}, without baselines that were not measured."""
+    rows = {}
+    for suffix, label in BASELINES.items():
+        scores = [baseline(table, metric + suffix) for metric in metrics]
+        if any(score.n for score in scores):
+            rows[label] = scores
+    return rows
 
 
 def decimals(scores: list[Score]) -> int:
-    """Two significant digits of the median standard error; without one, four of the largest
-    mean.
+    """Number of decimals to print: two significant digits of the median standard error, or four of
+    the largest mean if there is no standard error. At most 10.
     """
     errors = [score.se for score in scores if score.se > 0]
-    size = (
-        float(np.median(errors))
-        if errors
-        else max((abs(score.mean) for score in scores if score.n), default=0.0)
-    )
-    return min(10, max(0, (1 if errors else 3) - math.floor(math.log10(size)))) if size > 0 else 2
+    if errors:
+        size, digits = float(np.median(errors)), 2
+    else:
+        size, digits = max((abs(score.mean) for score in scores if score.n), default=0.0), 4
+    if size <= 0:
+        return 2
+    return min(10, max(0, digits - 1 - math.floor(math.log10(size))))
 
 
 def fixed(value: float, digits: int) -> str:
-    """Without a minus before a zero; empty for NaN."""
+    """Format with a fixed number of decimals, without negative zeros; empty for NaN."""
     text = "" if math.isnan(value) else f"{value:.{digits}f}"
     return text.removeprefix("-") if text and float(text) == 0 else text
 
 
 def best(means: list[str], metric: str) -> list[bool]:
-    """Which of these, as they are printed, are best: ties all are."""
-    sign = -1 if direction(metric) == "higher" else 1
-    loss = [
-        math.inf
-        if not text
-        else round(abs(float(text) - 1), 10)
-        if direction(metric) == "one"
-        else sign * float(text)
-        for text in means
-    ]
-    return [len(means) > 1 and value < math.inf and value == min(loss) for value in loss]
+    """Whether each printed mean is the best, or equal to it."""
+    losses = []
+    for text in means:
+        if not text:
+            losses.append(math.inf)
+        elif direction(metric) == "one":
+            losses.append(round(abs(float(text) - 1), 10))
+        else:
+            losses.append(-float(text) if direction(metric) == "higher" else float(text))
+    return [len(means) > 1 and loss < math.inf and loss == min(losses) for loss in losses]
 
 
 def column(table: Table, metric: str) -> tuple[list[Cell], int]:
-    """A cell per method, and the digits behind the point."""
+    """The cell of each method, and the number of decimals."""
     scores = [method.score(metric) for method in table.methods]
     digits = decimals(scores)
     means = [fixed(score.mean, digits) for score in scores]
-    return [
-        Cell(
-            mean,
-            fixed(score.se, digits),
-            top,
-            "†" * (score.over == "videos"),
-            score.n * (0 < score.n < len(method.runs)),
-        )
-        for mean, score, top, method in zip(means, scores, best(means, metric), table.methods)
-    ], digits
+    cells = []
+    for method, score, mean, top in zip(table.methods, scores, means, best(means, metric)):
+        mark = "†" if score.over == "videos" else ""
+        n = score.n if score.n < len(method.runs) else 0
+        cells.append(Cell(mean, fixed(score.se, digits), top, mark, n))
+    return cells, digits
 
 
 def rows(table: Table, metrics: list[str]) -> list[Row]:
-    """Methods, then the baselines: no contestants, so never best."""
+    """The rows of the methods, then those of the baselines, which are never marked as best."""
     columns = [column(table, metric) for metric in metrics]
-    out = [
-        Row(method.name, str(len(method.runs)), [cells[k] for cells, _ in columns])
-        for k, method in enumerate(table.methods)
-    ]
-    return out + [
-        Row(
-            name,
-            "",
-            [Cell(fixed(score.mean, digits)) for score, (_, digits) in zip(scores, columns)],
-            True,
-        )
-        for name, scores in baselines(table, metrics).items()
-    ]
+    found = []
+    for k, method in enumerate(table.methods):
+        cells = [cells[k] for cells, _ in columns]
+        found.append(Row(method.name, str(len(method.runs)), cells))
+    for name, scores in baselines(table, metrics).items():
+        cells = []
+        for score, (_, digits) in zip(scores, columns):
+            cells.append(Cell(fixed(score.mean, digits)))
+        found.append(Row(name, "", cells, baseline=True))
+    return found
 
 
 def heading(protocol: dict[str, Any]) -> str:
-    """What a table's numbers are of."""
-    own, units = (
-        dict(protocol),
-        {"dataset": "", "videos": " videos", "samples_per_video": " futures each"},
-    )
-    parts = [f"{own.pop(key)}{unit}" for key, unit in units.items() if own.get(key) is not None]
-    if own.get("condition") is not None and own.get("predict") is not None:
-        parts.append(f"{own.pop('condition')} → {own.pop('predict')} frames")
-    return ", ".join(
-        parts
-        + [f"{key} {shown(value)}" for key, value in own.items() if value not in (None, 0, "")]
-    )
+    """Describe the protocol that all numbers of a table share."""
+    rest = dict(protocol)
+    parts = []
+    units = {"dataset": "", "videos": " videos", "samples_per_video": " futures each"}
+    for key, unit in units.items():
+        if rest.get(key) is not None:
+            parts.append(f"{rest.pop(key)}{unit}")
+    if rest.get("condition") is not None and rest.get("predict") is not None:
+        parts.append(f"{rest.pop('condition')} → {rest.pop('predict')} frames")
+    for key, value in rest.items():
+        if value not in (None, 0, ""):
+            parts.append(f"{key} {shown(value)}")
+    return ", ".join(parts)
 
 
 def notes(table: Table, metrics: list[str]) -> list[str]:
-    cells = [cell for row in rows(table, metrics) for cell in row.cells]
-    own = [method.score(metric).over for method in table.methods for metric in metrics]
-    said = ["mean ± standard error over seeds"] if "seeds" in own else []
-    said += ["† of one seed, the standard error being over videos"] if "videos" in own else []
-    said += ["(n) the seeds that have it"] if any(cell.n for cell in cells) else []
-    said += ["bold: best, and what rounds to it"] if any(cell.best for cell in cells) else []
-    more = (
-        [f"The methods differ in {', '.join(untold(table))} too, which their names do not say."]
-        if untold(table)
-        else []
-    )
-    return [f"{said[0][0].upper()}{'; '.join(said)[1:]}."] * bool(said) + more
+    """The notes below a table: what its marks mean, and what the methods' names do not state."""
+    own_rows = rows(table, metrics)
+    over = {method.score(metric).over for method in table.methods for metric in metrics}
+    legend = []
+    if "seeds" in over:
+        legend.append("mean ± standard error over seeds")
+    if "videos" in over:
+        legend.append("† one seed, standard error over videos")
+    if any(cell.n for row in own_rows for cell in row.cells):
+        legend.append("(n) number of seeds with this metric")
+    if any(cell.best for row in own_rows for cell in row.cells):
+        legend.append("bold: best value, and values that round to the same")
+    found = []
+    if legend:
+        text = "; ".join(legend)
+        found.append(f"{text[0].upper()}{text[1:]}.")
+    hidden = unstated(table)
+    if hidden:
+        found.append(f"The methods also differ in {', '.join(hidden)}, which their names omit.")
+    return found
 
 
 def escape_markdown(text: str) -> str:
@@ -189,33 +187,23 @@ def escape_markdown(text: str) -> str:
 
 
 def markdown(table: Table, metrics: list[str]) -> str:
-    def written(cell: Cell) -> str:
-        text = f"{cell.mean} ± {cell.se}" if cell.se else cell.mean or "–"
-        return (
-            f"**{text}**" * cell.best
-            + text * (not cell.best)
-            + cell.mark
-            + f" ({cell.n})" * bool(cell.n)
-        )
+    """The table in Markdown, below its heading and above its notes."""
 
-    head = [
-        "method",
-        "seeds",
-        *(escape_markdown(label(metric)) + ARROWS[direction(metric)] for metric in metrics),
-    ]
+    def write_cell(cell: Cell) -> str:
+        text = f"{cell.mean} ± {cell.se}" if cell.se else cell.mean or "–"
+        text = f"**{text}**" if cell.best else text
+        count = f" ({cell.n})" if cell.n else ""
+        return text + cell.mark + count
+
+    head = ["method", "seeds"]
+    for metric in metrics:
+        head.append(escape_markdown(label(metric)) + ARROWS[direction(metric)])
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
-    lines += [
-        [escape_markdown(row.name), row.seeds, *map(written, row.cells)]
-        for row in rows(table, metrics)
-    ]
+    for row in rows(table, metrics):
+        lines.append([escape_markdown(row.name), row.seeds, *map(write_cell, row.cells)])
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return "\n\n".join(
-        [
-            escape_markdown(heading(table.protocol)),
-            body,
-            *map(escape_markdown, notes(table, metrics)),
-        ]
-    )
+    below = [escape_markdown(note) for note in notes(table, metrics)]
+    return "\n\n".join([escape_markdown(heading(table.protocol)), body, *below])
 
 
 LATEX = {
@@ -237,32 +225,32 @@ def escape_latex(text: str) -> str:
 
 
 def latex(table: Table, metrics: list[str]) -> str:
-    """A booktabs tabular, to be put into a table environment."""
+    """The table as a booktabs tabular, for a table environment."""
     arrows = {"higher": r" $\uparrow$", "lower": r" $\downarrow$", "one": r" $\to 1$"}
 
-    def written(cell: Cell) -> str:
+    def write_cell(cell: Cell) -> str:
+        if not cell.mean:
+            return "--"
         text = rf"{cell.mean} \pm {cell.se}" if cell.se else cell.mean
         text = rf"\mathbf{{{text}}}" if cell.best else text
-        return (
-            "$" + text + r"^{\dagger}" * bool(cell.mark) + "$" + f" ({cell.n})" * bool(cell.n)
-            if text
-            else "--"
-        )
+        mark = r"^{\dagger}" if cell.mark else ""
+        count = f" ({cell.n})" if cell.n else ""
+        return f"${text}{mark}${count}"
 
-    own = rows(table, metrics)
-    lines = [[escape_latex(row.name), row.seeds, *map(written, row.cells)] for row in own]
-    body = [" & ".join(line) + r" \\" for line in lines]
-    methods = sum(not row.baseline for row in own)
-    body[methods:] = [r"\midrule", *body[methods:]] if methods < len(own) else []
-    head = [
-        "method",
-        "seeds",
-        *(escape_latex(label(metric)) + arrows[direction(metric)] for metric in metrics),
-    ]
-    said = [
-        rf"\multicolumn{{{len(head)}}}{{l}}{{\footnotesize {escape_latex(note)}}} \\"
-        for note in notes(table, metrics)
-    ]
+    head = ["method", "seeds"]
+    for metric in metrics:
+        head.append(escape_latex(label(metric)) + arrows[direction(metric)])
+    body = []
+    for row in rows(table, metrics):
+        # A rule above the first baseline.
+        if row.baseline and r"\midrule" not in body:
+            body.append(r"\midrule")
+        line = [escape_latex(row.name), row.seeds, *map(write_cell, row.cells)]
+        body.append(" & ".join(line) + r" \\")
+    below = []
+    for note in notes(table, metrics):
+        text = rf"\footnotesize {escape_latex(note)}"
+        below.append(rf"\multicolumn{{{len(head)}}}{{l}}{{{text}}} \\")
     return "\n".join(
         [
             f"% {' '.join(heading(table.protocol).split())}",
@@ -272,41 +260,36 @@ def latex(table: Table, metrics: list[str]) -> str:
             r"\midrule",
             *body,
             r"\bottomrule",
-            *said,
+            *below,
             r"\end{tabular}",
         ]
     )
 
 
 def records(tables: list[Table], metrics: list[str]) -> tuple[list[dict], list[dict]]:
-    """Rows of CSV: (one per run, one per method or baseline)."""
+    """The rows of CSV: (one per run, one per method or baseline)."""
     of_runs, of_methods = [], []
     for k, table in enumerate(tables, 1):
         settings = differences(table)
         for j, method in enumerate(table.methods):
             who = {"table": k, "method": method.name, "automatic": method.automatic}
             for run in method.runs:
-                own = {
-                    key: value
-                    for key, value in scored(Method([run]), metrics).items()
-                    if not key.endswith(("_n", "_over"))
-                }
+                own = {}
+                for key, value in columns_of(Method([run]), metrics).items():
+                    if not key.endswith(("_n", "_over")):
+                        own[key] = value
                 of_runs.append({**who, "seed": run.seed, "folder": str(run.folder), **own})
-            own = {f"setting {key}": values[j] for key, values in settings.items()}
-            of_methods.append({**who, "seeds": len(method.runs), **scored(method, metrics), **own})
+            own = columns_of(method, metrics)
+            own |= {f"setting {key}": values[j] for key, values in settings.items()}
+            of_methods.append({**who, "seeds": len(method.runs), **own})
         for name, scores in baselines(table, metrics).items():
-            of_methods.append(
-                {
-                    "table": k,
-                    "method": name,
-                    "seeds": 0,
-                    **{m: score.mean for m, score in zip(metrics, scores)},
-                }
-            )
+            means = {metric: score.mean for metric, score in zip(metrics, scores)}
+            of_methods.append({"table": k, "method": name, "seeds": 0, **means})
     return of_runs, of_methods
 
 
-def scored(method: Method, metrics: list[str]) -> dict[str, Any]:
+def columns_of(method: Method, metrics: list[str]) -> dict[str, Any]:
+    """The columns of CSV with the scores of a method."""
     out: dict[str, Any] = {}
     for metric in metrics:
         score = method.score(metric)

@@ -16,7 +16,6 @@ import json
 import math
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -26,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from report import comparison, summary_page, tables, videos
 from report.methods import Run, Table, differing, rename, run_of, tabulate
 from runtime.console import UserError, progress, run_command
+from runtime.folders import replace_folder, restore_folder
 
 # Names of the files that this command writes.
 OURS = re.compile(
@@ -99,6 +99,7 @@ def folder_of(root: str, name: str) -> Path:
             f"--name {name!r} is not the name of a folder; use letters, digits, -, _ and ."
         )
     out = Path(root) / "summarized" / name
+    restore_folder(out)
     if out.exists() and not is_ours(out):
         raise UserError(
             f"{out} exists and holds other things than a summary; choose another --name"
@@ -185,44 +186,45 @@ def write_mosaic(table: Table, number: int, path: Path, clips: int) -> tuple[boo
 def write(
     out: Path, found: list[Table], metrics: list[str], warnings: list[str], clips: int
 ) -> tuple[str, list[str]]:
-    """Write tables, pictures, page and summary.json to `out`, by an atomic rename of the folder.
+    """Write tables, pictures, page and summary.json to `out`, which is replaced atomically.
 
     Returns (the tables in Markdown, notes on what was left out).
     """
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with replace_folder(out) as partial:
+        return write_summary(partial, out.name, found, metrics, warnings, clips)
 
+
+def write_summary(
+    dir: Path, name: str, found: list[Table], metrics: list[str], warnings: list[str], clips: int
+) -> tuple[str, list[str]]:
+    """Fill the folder of a summary. name: the title of its page. Returns as `write`."""
     shown = [tables.measured(table, metrics) for table in found]
     text = "\n\n".join(tables.markdown(*pair) for pair in zip(found, shown))
     latex = "\n\n".join(tables.latex(*pair) for pair in zip(found, shown))
     of_runs, of_methods = tables.records(found, metrics)
-    (partial / "table.md").write_text(text + "\n", encoding="utf-8")
-    (partial / "table.tex").write_text(
+    (dir / "table.md").write_text(text + "\n", encoding="utf-8")
+    (dir / "table.tex").write_text(
         "% needs \\usepackage{booktabs}\n" + latex + "\n", encoding="utf-8"
     )
-    write_csv(partial / "runs.csv", of_runs)
-    write_csv(partial / "methods.csv", of_methods)
+    write_csv(dir / "runs.csv", of_runs)
+    write_csv(dir / "methods.csv", of_methods)
 
-    pictures, notes = write_pictures(found, shown, partial, clips)
+    pictures, notes = write_pictures(found, shown, dir, clips)
     sections = []
     for k, (table, own, files) in enumerate(zip(found, shown, pictures), 1):
-        sections.append(summary_page.section(table, own, files, out, k))
+        sections.append(summary_page.section(table, own, files, dir, k))
     texts = ["table.md", "table.tex", "runs.csv", "methods.csv", "summary.json"]
-    page = summary_page.page(out.name, sections, found, warnings + notes, texts)
-    (partial / "index.html").write_text(page, encoding="utf-8")
+    page = summary_page.page(name, sections, found, warnings + notes, texts)
+    (dir / "index.html").write_text(page, encoding="utf-8")
     summary = {
         "warnings": warnings + notes,
         "tables": [table.protocol for table in found],
         "methods": [without_nan(record) for record in of_methods],
         "runs": [without_nan(record) for record in of_runs],
     }
-    (partial / "summary.json").write_text(
+    (dir / "summary.json").write_text(
         json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8"
     )
-
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(partial, out)
     return text, notes
 
 

@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from forecaster import load as load_forecaster
 from report import plots, results
 from runtime import logs
 from runtime.console import UserError, progress, run_command
+from runtime.folders import write_atomically
 from runtime.process import Process, start
 from shards import Shards
 
@@ -134,10 +134,9 @@ class Rows:
     def add(self, row: dict) -> None:
         self.rows = sorted([*self.rows, row], key=lambda row: (row["updates"], row["segment"]))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name("forgetting.json.partial")
         content = {"plan": self.plan, "rows": self.rows}
-        partial.write_text(json.dumps(content, indent=1, allow_nan=False))
-        os.replace(partial, self.path)
+        with write_atomically(self.path) as file:
+            file.write(json.dumps(content, indent=1, allow_nan=False).encode())
 
 
 def output_folder(forecaster: Forecaster, step: int) -> Path:
@@ -157,9 +156,7 @@ def curves(
     forecaster, step = load_forecaster(last, process.device, overrides)
     config = forecaster.config
     if config.data.mode == "clips":
-        raise UserError(
-            f"{run} was trained on clips, not along a stream; see data.mode in the README"
-        )
+        raise UserError(f"{run} was trained on clips, not along a stream; see docs/lifelong.md")
     shards = data.open_split(config, "train")
     trained_on = windows_of(config, shards)
     total = int(shards.lengths.sum())

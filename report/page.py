@@ -1,5 +1,5 @@
-"""Web pages of results: each one file that holds all it shows, opens from the disk and asks no
-network for anything.
+"""Write the web page of a results folder: one file that contains all pictures and clips, opens from
+the disk and loads nothing from the network.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from report.style import with_unit
 from runtime.console import progress
 
 LIMIT = 40 << 20  # bytes of clips in one page
-OPEN = 6  # clips that are not folded away
+OPEN = 6  # clips that are not in a collapsed section
 SPEEDS = {0.25: "¼", 0.5: "½", 1: "1", 2: "2", 4: "4"}
 
 
@@ -38,8 +38,8 @@ def columns_of(frames: int) -> int:
 
 
 def sheet(truth: np.ndarray, samples: np.ndarray) -> str:
-    """Truth (T, H, W, 3), then samples (S, P, H, W, 3), frame by frame in the rows of one lossless
-    picture: a data URI.
+    """A data URI of one lossless picture that holds all frames of a clip in rows: the truth (T, H,
+    W, 3), then the samples (S, P, H, W, 3).
     """
     frames = np.concatenate([truth, samples.reshape(-1, *truth.shape[1:])])
     N, H, W, _ = frames.shape
@@ -47,25 +47,25 @@ def sheet(truth: np.ndarray, samples: np.ndarray) -> str:
     rows = -(-N // columns)
     grid = np.zeros((rows * columns, H, W, 3), np.uint8)
     grid[:N] = frames
-    image = Image.fromarray(
-        grid.reshape(rows, columns, H, W, 3).swapaxes(1, 2).reshape(rows * H, columns * W, 3)
-    )
-    format = "webp" if max(image.size) < 16384 else "png"  # WebP ends there
+    grid = grid.reshape(rows, columns, H, W, 3).swapaxes(1, 2)
+    image = Image.fromarray(grid.reshape(rows * H, columns * W, 3))
     file = io.BytesIO()
-    image.save(
-        file, format, **({"lossless": True, "quality": 50, "method": 2} if format == "webp" else {})
-    )
-    return data_uri(file.getvalue(), f"image/{format}")
+    # WebP is limited to 16,383 pixels.
+    if max(image.size) < 16384:
+        image.save(file, "webp", lossless=True, quality=50, method=2)
+        return data_uri(file.getvalue(), "image/webp")
+    image.save(file, "png")
+    return data_uri(file.getvalue(), "image/png")
 
 
 def embedded(data: dict, id: str) -> str:
-    """JSON for a script; no string in it can end the element."""
+    """A script element with JSON, in which no string can end the element."""
     text = json.dumps(data).replace("</", "<\\/")
     return f'<script type="application/json" id="{id}">{text}</script>'
 
 
 def picture(content: bytes, alt: str, wide: bool = False) -> str:
-    """wide: on a phone it keeps a legible size, and scrolls."""
+    """A PNG as an image element. wide: scrolls on a narrow screen instead of shrinking."""
     image = f'<img src="{data_uri(content, "image/png")}" alt="{escape(alt)}">'
     if wide:
         return (
@@ -77,27 +77,29 @@ def picture(content: bytes, alt: str, wide: bool = False) -> str:
 
 # ----------------------------------------------------------------------------- metrics and protocol
 def decimals(entry: dict) -> int | None:
-    """As many as the standard error gives a meaning to."""
+    """Number of decimals that the standard error justifies: two of its significant digits. None
+    without a standard error.
+    """
     se = entry.get("se")
-    return min(max(1 - math.floor(math.log10(se)), 0), 8) if se and math.isfinite(se) else None
+    if not se or not math.isfinite(se):
+        return None
+    return min(max(1 - math.floor(math.log10(se)), 0), 8)
 
 
 def number(entry: dict | None, digits: int | None = None) -> str:
-    """{"mean", "se"} as a person reads it; a dash for what is not there."""
+    """{"mean", "se"} as HTML; a dash for a missing value."""
     value = (entry or {}).get("mean")
     if value is None or not math.isfinite(value):
         return "–"
-    text = f"{value:.{digits}f}" if digits is not None else f"{value:.4g}"
-    return text + (
-        f' <span class="se">± {entry["se"]:.{digits}f}</span>'
-        if entry.get("se") and digits is not None
-        else ""
-    )
+    if digits is None:
+        return f"{value:.4g}"
+    error = f' <span class="se">± {entry["se"]:.{digits}f}</span>' if entry.get("se") else ""
+    return f"{value:.{digits}f}{error}"
 
 
 def against(own: dict, baseline: dict | None, unit: str, higher: bool | None) -> str:
-    """A cell: the forecast against a baseline, as a difference where higher is better, else as a
-    ratio.
+    """A cell that compares the forecast with a baseline: their difference if higher values are
+    better, else their ratio.
     """
     value, base = own.get("mean"), (baseline or {}).get("mean")
     if None in (value, base) or not math.isfinite(value - base) or (not higher and base == 0):
@@ -114,6 +116,7 @@ def label(metric: str) -> str:
 
 
 def metrics_table(summary: dict) -> str:
+    """The metrics of the forecasts beside those of the baselines, as HTML."""
     baselines = []
     for suffix in BASELINES:
         if any(name.endswith(suffix) for name in summary):
@@ -131,63 +134,56 @@ def metrics_table(summary: dict) -> str:
     return grid(["metric", "forecast", *labels, "forecast against repeating"], rows, "Metrics")
 
 
-# sentences of the protocol, and what each is left out for where it is 0 or False
+# (sentence about fields of the protocol, field without which the sentence is left out)
 PROTOCOL = [
-    ("{skip} frames of the source are skipped between one and the next.", "skip"),
+    ("Between two frames, {skip} frames of the source are skipped.", "skip"),
     (
-        "Sampled by the solver {solver} with diffusion {diffusion}, {steps} steps on a {grid} "
-        "grid: "
-        "{network_evaluations_per_frame:.4g} evaluations of the network a frame.",
+        "Sampler: solver {solver}, diffusion {diffusion}, {steps} steps on a {grid} grid, "
+        "{network_evaluations_per_frame:.4g} network evaluations per frame.",
         "steps",
     ),
-    ("Begun at flow time {warm_start}.", "warm_start"),
-    ("Context frame: {context}, drawn anew every {redraw}.", "context"),
-    (
-        "A forecast frame passes through the autoencoder’s pixels before it is forecast from.",
-        "reencode",
-    ),
+    ("Sampling starts at flow time {warm_start}.", "warm_start"),
+    ("Context frame: {context}, drawn for every {redraw}.", "context"),
+    ("Each forecast frame is decoded and encoded again before the next one.", "reencode"),
     ("Weights after {updates:,} updates.", "updates"),
     ("Checkpoint: {checkpoint}.", "checkpoint"),
 ]
 
 
 def in_words(protocol: dict) -> list[str]:
-    """Sentences; what they do not know follows by its name."""
+    """Describe a protocol in sentences. Fields without a sentence follow as `name: value`."""
     # The rates of the single clips would be a long list.
-    said, told = [], {"rates"}
+    sentences, covered = [], {"rates"}
     if {"name", "source", "clips", "rule"} <= protocol.keys():
-        said = [
-            f"{line[0].upper()}{line[1:]}."
-            for line in [*protocols.in_words(protocol), protocol["source"]]
-        ]
-        told |= {field.name for field in dataclasses.fields(protocols.Protocol)} | {
-            "samples_per_video",
-            "fps",
-            "metrics",
-        }
-    for sentence, unless in PROTOCOL:
-        names = {field for _, field, _, _ in Formatter().parse(sentence) if field} | {unless}
+        for line in [*protocols.in_words(protocol), protocol["source"]]:
+            sentences.append(f"{line[0].upper()}{line[1:]}.")
+        covered |= {field.name for field in dataclasses.fields(protocols.Protocol)}
+        covered |= {"samples_per_video", "fps", "metrics"}
+    for sentence, condition in PROTOCOL:
+        names = {field for _, field, _, _ in Formatter().parse(sentence) if field} | {condition}
         if names <= protocol.keys():
-            told |= names
-            if protocol[unless]:
-                said.append(sentence.format(**protocol))
-    rest = [f"{name}: {value}" for name, value in protocol.items() if name not in told]
-    return said + ["; ".join(rest) + "."] * bool(rest)
+            covered |= names
+            if protocol[condition]:
+                sentences.append(sentence.format(**protocol))
+    rest = [f"{name}: {value}" for name, value in protocol.items() if name not in covered]
+    if rest:
+        sentences.append("; ".join(rest) + ".")
+    return sentences
 
 
 def settings(config: dict) -> str:
-    """As --set takes them, one a line."""
+    """All settings as `group.field=value` lines, as --set takes them."""
     lines = []
+
+    def add(name: str, value: object) -> None:
+        lines.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
+
     for group, fields in config.items():
-        pairs = (
-            {f"{group}.{name}": value for name, value in fields.items()}
-            if isinstance(fields, dict)
-            else {group: fields}
-        )
-        lines += [
-            f"{name}={value if isinstance(value, str) else json.dumps(value)}"
-            for name, value in pairs.items()
-        ]
+        if isinstance(fields, dict):
+            for name, value in fields.items():
+                add(f"{group}.{name}", value)
+        else:
+            add(group, fields)
     return "\n".join(lines)
 
 
@@ -206,7 +202,9 @@ CONTROLS = """<div class="bar" role="group" aria-label="Playback of all clips">
 
 
 def pick(truth: np.ndarray, samples: np.ndarray, limit: int) -> tuple[list[int], list[str]]:
-    """-> the clips that fit into `limit` bytes, those that move most first, and their sheets."""
+    """Choose the clips that fit into `limit` bytes, those with most motion first -> (their indices,
+    their sheets). At least one clip.
+    """
     clips, sheets, size = [], [], 0
     order = videos.liveliest(truth, truth.shape[1] - samples.shape[2])
     with progress(len(order), "write page", "clip") as bar:
@@ -222,7 +220,10 @@ def pick(truth: np.ndarray, samples: np.ndarray, limit: int) -> tuple[list[int],
 
 
 def player(truth: np.ndarray, samples: np.ndarray, futures: int, fps: float, limit: int) -> str:
-    """The clips with their controls. futures: samples shown of each."""
+    """The clips with the controls that play them, as HTML.
+
+    futures: samples to show of each clip. limit: as for `pick`.
+    """
     V, T, H, W, _ = truth.shape
     S, P = samples.shape[1:3]
     shown = samples[:, :futures]
@@ -236,46 +237,22 @@ def player(truth: np.ndarray, samples: np.ndarray, futures: int, fps: float, lim
         "height": H,
         "columns": columns_of(T + shown.shape[1] * P),
     }
-    speeds = "".join(
-        f'<option value="{value}"{" selected" * (value == 1)}>{name}×</option>'
-        for value, name in SPEEDS.items()
-    )
-    words = [
-        f"Truth and {shown.shape[1]} of {S} samples" if S > shown.shape[1] else "Truth and samples",
-        "; green edge: given frames, orange edge: forecast. ",
-        f"{len(clips)} of {V} clips, those that move most in their given frames, so that the page "
-        f"stays small enough to "
-        "send."
-        if len(clips) < V
-        else "The clips that move most in their given frames come first.",
-        f" {fps:g} frames a second at speed 1×. Space plays and pauses, the arrow keys step.",
-    ]
-    names = ["truth", *(f"sample {k + 1}" for k in range(shown.shape[1]))]
-    sections = []
-    for v in clips:
-        boxes = "".join(
-            f'<figure><canvas width="{W}" height="{H}" role="img" aria-label="clip {v}, '
-            f'{name}"></canvas>'
-            f"<figcaption>{name}</figcaption></figure>"
-            for name in names
-        )
-        sections.append(
-            f'<section class="clip" aria-label="clip {v}"><h3>clip {v}</h3>'
-            f'<div class="tracks">{boxes}</div></section>'
-        )
+    speeds = []
+    for value, name in SPEEDS.items():
+        selected = " selected" if value == 1 else ""
+        speeds.append(f'<option value="{value}"{selected}>{name}×</option>')
+    sections = [clip_section(v, shown.shape[1], W, H) for v in clips]
     if len(sections) > OPEN:
-        sections[OPEN:] = [
-            f"<details><summary>{len(sections) - OPEN} more clips</summary>",
-            *sections[OPEN:],
-            "</details>",
-        ]
+        more = f"<details><summary>{len(sections) - OPEN} more clips</summary>"
+        sections = [*sections[:OPEN], more, *sections[OPEN:], "</details>"]
+    about = describe_clips(len(clips), V, shown.shape[1], S, fps)
+    width = W * videos.scale_of(H, 128) + 8
     return "\n".join(
         [
-            f"<h2>Videos</h2>\n<p class='soft'>{''.join(words)}</p>\n<noscript><p>They need "
-            f"JavaScript.</p></noscript>",
-            '<div id="player" data-phase="given" style="--shown: '
-            f'{W * videos.scale_of(H, 128) + 8}px">',
-            CONTROLS.format(frames=T, share=100 * (T - P) / T, speeds=speeds),
+            f"<h2>Videos</h2>\n<p class='soft'>{about}</p>",
+            "<noscript><p>The videos need JavaScript.</p></noscript>",
+            f'<div id="player" data-phase="given" style="--shown: {width}px">',
+            CONTROLS.format(frames=T, share=100 * (T - P) / T, speeds="".join(speeds)),
             *sections,
             "</div>",
             embedded(data, "sheets"),
@@ -284,8 +261,39 @@ def player(truth: np.ndarray, samples: np.ndarray, futures: int, fps: float, lim
     )
 
 
+def describe_clips(clips: int, of_clips: int, samples: int, of_samples: int, fps: float) -> str:
+    """The text above the videos: how many clips and samples are shown, and how to play them."""
+    shown = "Truth and samples"
+    if samples < of_samples:
+        shown = f"Truth and {samples} of {of_samples} samples"
+    order = "Clips with the most motion in their given frames come first."
+    if clips < of_clips:
+        order = (
+            f"{clips} of {of_clips} clips, those with the most motion in their given frames, so "
+            "that the page stays small enough to send."
+        )
+    return (
+        f"{shown}; green edge: given frames, orange edge: forecast. {order} {fps:g} frames per "
+        "second at speed 1×. Space plays and pauses, the arrow keys step."
+    )
+
+
+def clip_section(v: int, samples: int, width: int, height: int) -> str:
+    """The canvases of clip v, of the truth and of each sample."""
+    figures = []
+    for name in ["truth", *(f"sample {k + 1}" for k in range(samples))]:
+        figures.append(
+            f'<figure><canvas width="{width}" height="{height}" role="img" '
+            f'aria-label="clip {v}, {name}"></canvas><figcaption>{name}</figcaption></figure>'
+        )
+    return (
+        f'<section class="clip" aria-label="clip {v}"><h3>clip {v}</h3>'
+        f'<div class="tracks">{"".join(figures)}</div></section>'
+    )
+
+
 def horizon_picture(dir: Path, result: dict) -> str:
-    """curves.png of the folder, or drawn here where it has none."""
+    """The plot of metrics against the predicted frame, from curves.png or drawn here."""
     if (dir / "curves.png").is_file():
         content = (dir / "curves.png").read_bytes()
     elif own_metrics(result["horizon"]):
@@ -300,16 +308,15 @@ def horizon_picture(dir: Path, result: dict) -> str:
 
 
 def result_page(dir: Path, fps: float | None = None, futures: int = 8, limit: int = LIMIT) -> Path:
-    """Write dir/index.html from what the results folder holds, and return it. fps of the clips: as
-    the protocol says, or 10; futures: at most so many samples of a clip; limit: bytes of clips,
-    above which the liveliest are taken.
+    """Write dir/index.html from the files of a results folder; returns its path.
+
+    fps: frames per second of the clips; default: the protocol's. futures: samples to show of each
+    clip, at most. limit: bytes of clips; if they are more, those with most motion are shown.
     """
     result, (truth, samples) = results.read_metrics(dir), results.read_arrays(dir)
     config, protocol = result["config"], result["protocol"]
-    dataset, interpolant = (
-        config.get("dataset", "?"),
-        config.get("flow", {}).get("interpolant", "?"),
-    )
+    dataset = config.get("dataset", "?")
+    interpolant = config.get("flow", {}).get("interpolant", "?")
     run = results.run_id(config)
     parts = [
         f"<h1>{escape(f'{dataset} · {interpolant}')}</h1>\n<p class='soft'>run {escape(run)}</p>",
@@ -319,22 +326,17 @@ def result_page(dir: Path, fps: float | None = None, futures: int = 8, limit: in
         player(truth, samples, futures, fps or results.frame_rate_of(protocol), limit),
         horizon_picture(dir, result),
     ]
+    rank_alt = "Histogram of the truth’s rank among the samples"
+    sheet_alt = "Contact sheet: time runs to the right, truth above samples"
     for name, title, alt in (
-        ("rank_histogram", "Spread", "Histogram of the truth’s rank among the samples"),
-        (
-            "contact_sheet",
-            "Contact sheet",
-            "Contact sheet: time runs to the right, truth above samples",
-        ),
+        ("rank_histogram", "Spread", rank_alt),
+        ("contact_sheet", "Contact sheet", sheet_alt),
     ):
-        if (dir / f"{name}.png").is_file():
-            parts.append(
-                f"<h2>{title}</h2>\n"
-                + picture((dir / f"{name}.png").read_bytes(), alt, wide=name == "contact_sheet")
-            )
-    parts.append(
-        f"<details><summary>Config</summary><pre>{escape(settings(config))}</pre></details>"
-    )
-    return write_page(
-        dir / "index.html", document(f"{dataset} {interpolant} {run}", "\n".join(parts))
-    )
+        file = dir / f"{name}.png"
+        if file.is_file():
+            image = picture(file.read_bytes(), alt, wide=name == "contact_sheet")
+            parts.append(f"<h2>{title}</h2>\n{image}")
+    config_text = escape(settings(config))
+    parts.append(f"<details><summary>Config</summary><pre>{config_text}</pre></details>")
+    title = f"{dataset} {interpolant} {run}"
+    return write_page(dir / "index.html", document(title, "\n".join(parts)))

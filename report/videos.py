@@ -1,7 +1,6 @@
-"""Forecasts as a person looks at them: truth beside samples, moving (MP4, AVI or GIF) and as a
-contact sheet.
+"""Draw forecasts: videos (MP4, AVI or GIF) of the truth beside samples, and contact sheets.
 
-Frames are uint8 (H, W, 3). Conditioning frames have a green edge, forecast ones an orange edge.
+Frames are (H, W, 3) uint8. Given frames have a green edge, forecast frames an orange edge.
 """
 
 from __future__ import annotations
@@ -39,7 +38,9 @@ def enlarge(frames: np.ndarray, factor: int) -> np.ndarray:
 
 
 def framed(frames: np.ndarray, condition: int, factor: int) -> np.ndarray:
-    """(T, H, W, 3) enlarged, with an edge that tells the first `condition` frames from the rest."""
+    """Enlarge frames (T, H, W, 3) and add an edge: green for the first `condition` frames, orange
+    for the others.
+    """
     T, H, W, _ = frames.shape
     out = np.empty((T, H * factor + 2 * GAP, W * factor + 2 * GAP, 3), np.uint8)
     out[:condition], out[condition:] = GIVEN, FORECAST
@@ -52,36 +53,36 @@ def scale_of(size: int, wanted: int) -> int:
 
 
 def tracks(truth: np.ndarray, samples: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """[(label, (T, H, W, 3))]: the truth and each sample, the sample's conditioning frames being
-    the truth's.
+    """[(label, (T, H, W, 3))] of the truth and of each sample, which begins with the true given
+    frames.
     """
     condition = len(truth) - samples.shape[1]
-    named = [
-        (f"sample {k + 1}", np.concatenate([truth[:condition], s])) for k, s in enumerate(samples)
-    ]
-    return [("truth", truth), *named]
+    named = [("truth", truth)]
+    for k, sample in enumerate(samples, 1):
+        named.append((f"sample {k}", np.concatenate([truth[:condition], sample])))
+    return named
 
 
 def liveliest(truth: np.ndarray, condition: int) -> np.ndarray:
-    """Indices of videos (V, T, H, W, 3), those that move most in their first `condition` frames
-    first: what can be seen to move there can be judged in a forecast.
+    """Indices of videos (V, T, H, W, 3), sorted by the motion in their first `condition` frames,
+    largest first. The forecast of motion that can be seen can be judged.
     """
-    given = truth[:, : max(2, condition)]
-    return np.argsort(
-        [-np.abs(np.diff(video.astype(np.int16), axis=0)).mean() for video in given], kind="stable"
-    )
+    motion = []
+    for video in truth[:, : max(2, condition)]:
+        motion.append(np.abs(np.diff(video.astype(np.int16), axis=0)).mean())
+    return np.argsort(-np.array(motion), kind="stable")
 
 
 @functools.cache
 def font():
-    """The font of matplotlib: that of Pillow lacks letters such as ö."""
+    """The font of matplotlib, since that of Pillow lacks letters such as ö."""
     from matplotlib import font_manager
 
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 10)
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """The text in lines of at most `width` pixels; longer words are cut."""
+    """Wrap a text into lines of at most `width` pixels, and break longer words."""
     length, lines = font().getlength, [""]
     for word in text.split():
         pieces = list(word) if length(word) > width else [word]
@@ -95,7 +96,7 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 def header(lines: list[str], height: int, width: int) -> np.ndarray:
-    """(height, width, 3) with the lines at the bottom."""
+    """Draw lines of text at the bottom of an image (height, width, 3)."""
     image = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(image)
     for k, line in enumerate(reversed(lines)):
@@ -106,8 +107,8 @@ def header(lines: list[str], height: int, width: int) -> np.ndarray:
 def labelled_columns(
     columns: list[tuple[str, np.ndarray]], condition: int, factor: int
 ) -> np.ndarray:
-    """[(label, clips (V, T, H, W, 3))] -> frames (T, H', W', 3): a column per label, a row per
-    clip, edges coloured.
+    """Draw [(label, clips (V, T, H, W, 3))] as frames (T, H', W', 3): a column per label, a row per
+    clip, with coloured edges.
     """
     stacks = []
     for _, clips in columns:
@@ -126,8 +127,9 @@ def labelled_columns(
 def side_by_side(
     truth: np.ndarray, samples: np.ndarray, wanted: int = 128, with_truth: bool = True
 ) -> np.ndarray:
-    """One video: truth (T, H, W, 3) | samples (S, T - condition, H, W, 3) -> labelled frames (T,
-    H', W', 3).
+    """Draw one clip: truth (T, H, W, 3) beside samples (S, T - condition, H, W, 3).
+
+    -> labelled frames (T, H', W', 3). wanted: approximate width of a column in pixels.
     """
     condition, factor = len(truth) - samples.shape[1], scale_of(truth.shape[1], wanted)
     shown = tracks(truth, samples)[0 if with_truth else 1 :]
@@ -135,8 +137,8 @@ def side_by_side(
 
 
 def mosaic(truth: np.ndarray, samples: np.ndarray, rows: int = 6) -> np.ndarray:
-    """The first videos stacked: truth (V, T, …), samples (V, S, T - condition, …) -> (T, H', W',
-    3).
+    """Stack the first `rows` clips: truth (V, T, …), samples (V, S, T - condition, …) -> frames (T,
+    H', W', 3).
     """
     wanted = 128 if len(truth) <= 2 else 96
     stacked = [side_by_side(t, s, wanted) for t, s in zip(truth[:rows], samples[:rows])]
@@ -146,27 +148,22 @@ def mosaic(truth: np.ndarray, samples: np.ndarray, rows: int = 6) -> np.ndarray:
 def contact_sheet(
     truth: np.ndarray, samples: np.ndarray, rows: int = 4, columns: int = 12
 ) -> Image.Image:
-    """Time runs to the right: the last conditioning frames and the forecast, truth above its
-    samples.
+    """Draw `rows` clips with time to the right: the last given frames and the forecast, the truth
+    above at most three samples. columns: number of frames, evenly spaced.
     """
     condition, T = truth.shape[1] - samples.shape[2], truth.shape[1]
-    shown = np.unique(
-        np.linspace(max(0, condition - 3), T - 1, min(columns, T)).round().astype(int)
-    )
-    shown = np.unique(np.append(shown, condition))  # the first forecast frame always
+    shown = np.linspace(max(0, condition - 3), T - 1, min(columns, T)).round().astype(int)
+    # Always with the first forecast frame.
+    shown = np.unique(np.append(shown, condition))
     factor, margin = scale_of(truth.shape[2], 64), 60
     cell_h, cell_w = truth.shape[2] * factor + 2 * GAP, truth.shape[3] * factor + 2 * GAP
-    lines = [
-        (v, label, frames)
-        for v in range(min(rows, len(truth)))
-        for label, frames in tracks(truth[v], samples[v][:3])
-    ]
-    breaks = len({v for v, _, _ in lines})
-    sheet = Image.new(
-        "RGB",
-        (margin + cell_w * len(shown), HEADER + cell_h * len(lines) + 8 * (breaks - 1)),
-        PAPER,
-    )
+    lines = []
+    clips = min(rows, len(truth))
+    for v in range(clips):
+        for label, frames in tracks(truth[v], samples[v][:3]):
+            lines.append((v, label, frames))
+    height = HEADER + cell_h * len(lines) + 8 * (clips - 1)
+    sheet = Image.new("RGB", (margin + cell_w * len(shown), height), PAPER)
     pen, y, previous = ImageDraw.Draw(sheet), HEADER, 0
     for k, t in enumerate(shown):
         pen.text((margin + k * cell_w + GAP, 2), f"t={t + 1 - condition:+d}", INK)
@@ -180,24 +177,22 @@ def contact_sheet(
 
 
 def usable_format(format: str) -> str:
-    """mp4, avi or gif, as asked; gif, with one line, where the encoder of the others is not
-    installed.
-    """
+    """The format, or gif, with one printed line, if the encoder of mp4 and avi is not installed."""
     if format == "gif" or has_package("imageio_ffmpeg"):
         return format
     print_once(
         f"imageio-ffmpeg is not installed, so videos are GIFs; for {format}: pip install "
-        f"imageio-ffmpeg"
+        "imageio-ffmpeg"
     )
     return "gif"
 
 
 def gif_delays(count: int, fps: float) -> tuple[int, list[int]]:
-    """Every how many frames to show in a GIF, and the delay of each shown frame in hundredths of a
-    second, so that the GIF lasts as long as `count` frames at `fps`.
+    """Plan a GIF that lasts as long as `count` frames at `fps` -> (stride, delays): show every
+    stride-th frame, each for its delay in hundredths of a second.
 
-    GIF stores whole hundredths, and browsers slow down delays below two. So the delays differ by
-    one, and above 50 frames per second frames are left out.
+    GIF stores whole hundredths, so delays differ by one. Browsers slow down delays below two, so
+    above 50 frames per second the stride is larger than 1.
     """
     every = math.ceil(fps / MOST_GIF_FPS)
     shown = range(0, count, every)
@@ -208,7 +203,7 @@ def gif_delays(count: int, fps: float) -> tuple[int, list[int]]:
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
-    """(T, H, W, 3) to an .mp4, an .avi or a .gif, by the name's ending."""
+    """Write frames (T, H, W, 3) as .mp4, .avi or .gif, chosen by the ending of the path."""
     if path.suffix == ".gif":
         every, delays = gif_delays(len(frames), fps)
         if every > 1:

@@ -155,7 +155,7 @@ def test_the_protocol_is_told_in_words_and_the_config_as_settings():
     said = page.in_words({**told, "skip": 0, "reencode": True, "checkpoint": "", "odd": 7})
     assert (
         said[0].startswith("Protocol own-videos_3: 3 test clips")
-        and "Fvd and kvd look at the forecast frames" in said[2]
+        and "Fvd and kvd: the forecast frames" in said[2]
     )
     assert said[3:] == [
         "The checkpoint's own task, whatever it was trained on.",

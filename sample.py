@@ -3,9 +3,8 @@
     python sample.py
     python sample.py --ckpt outputs/checkpoints/ball_stn-follmer-0/latest.pt
 
-It writes samples as arrays, a video per clip, truth beside samples, a contact sheet, a page and
-metrics.json. Without --ckpt it samples from a small checkpoint of the bouncing balls, which is part
-of the repository, and generates the clips.
+It writes samples as arrays, a video per clip, a contact sheet, a page and metrics.json. Without
+--ckpt it samples from a small checkpoint of the bouncing balls and generates the clips.
 """
 
 from __future__ import annotations
@@ -71,9 +70,8 @@ def evaluate(
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python sample.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    about_ckpt = "checkpoint of main.py, or a published one (docs/published.md); "
-    about_ckpt += "default: a small one of the bouncing balls, with clips generated for it"
-    add("--ckpt", help=about_ckpt)
+    about_ckpt = "checkpoint of main.py, or a published one (docs/published.md); default: a small "
+    add("--ckpt", default=DEMO, help=about_ckpt + "one of the bouncing balls, with clips made here")
     add("--dataset", default="", help="dataset of a published checkpoint, which does not name it")
     add("--interpolant", default="", help="interpolant of a published checkpoint")
     for flag, name in configs.SAMPLING_FLAGS.items():
@@ -89,29 +87,26 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args, process = parse(), start()
-    flags = configs.SAMPLING_FLAGS.items()
-    given = [
-        f"{name}={getattr(args, flag)}" for flag, name in flags if getattr(args, flag) is not None
-    ]
-    overrides = configs.parse_overrides([*given, *args.set])
-    ckpt = args.ckpt
-    if not ckpt:
-        ckpt = DEMO
+    if process.world > 1:
+        raise UserError("sample.py runs as one process; start it without torchrun")
+    given = vars(args)
+    flags = [f"{n}={given[f]}" for f, n in configs.SAMPLING_FLAGS.items() if given[f] is not None]
+    overrides = configs.parse_overrides([*flags, *args.set])
+    demo = args.ckpt == DEMO
+    if demo:
+        print(f"no --ckpt: sampling from {DEMO.name}, a small network of the bouncing balls")
         overrides = DEMO_SETTINGS | overrides
-        print(f"no --ckpt given: sampling from {DEMO.name}, a small network of the bouncing balls")
     forecaster, step = load_forecaster(
-        ckpt, process.device, overrides, args.dataset, args.interpolant
+        args.ckpt, process.device, overrides, args.dataset, args.interpolant
     )
-    if not args.ckpt:
+    if demo:
         data.ensure_data(forecaster.config, process)
     out = results.folder(args.out) if args.out else None
     if out is not None:
         results.check_out(out)
-    if process.world > 1:
-        raise UserError("sample.py runs as one process; start it without torchrun")
-    result, out = evaluate(forecaster, step, out, ckpt=ckpt)
+    result, out = evaluate(forecaster, step, out, ckpt=args.ckpt)
     print(table(result))
-    print(results.paths(out, forecaster.config.sample.format, ckpt))
+    print(results.paths(out, forecaster.config.sample.format, args.ckpt))
 
 
 if __name__ == "__main__":

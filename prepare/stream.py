@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from prepare.sources import hidden
 from runtime.console import UserError, first_line, progress, run_command
 from runtime.folders import command_line, complete, write_manifest
 from shards import ShardWriter
@@ -83,20 +84,25 @@ def open_chunk(path: Path) -> np.ndarray:
     return chunk
 
 
+def chunks_in(folder: Path) -> list[Path]:
+    """Return the .npy files of a folder, sorted by number."""
+    paths = [path for path in folder.iterdir() if path.suffix.lower() == ".npy"]
+    return sorted((path for path in paths if not hidden(path.name)), key=by_number)
+
+
 def open_split(folder: Path, seed: str | None) -> Stream:
     """Open the chunks of train/<seed>, or of train itself."""
     seeds = sorted(
-        (path for path in folder.iterdir() if path.is_dir() and any(path.glob("*.npy"))),
-        key=by_number,
+        (path for path in folder.iterdir() if path.is_dir() and chunks_in(path)), key=by_number
     )
-    paths = sorted(folder.glob("*.npy"), key=by_number)
+    paths = chunks_in(folder)
     name = ""
     if not paths and seeds:
         name = seeds[0].name if seed is None else seed
         if name not in (path.name for path in seeds) or (seed is None and len(seeds) > 1):
             known = ", ".join(path.name for path in seeds)
             raise UserError(f"{folder}: holds streams of the seeds {known}; choose one by --seed")
-        paths = sorted((folder / name).glob("*.npy"), key=by_number)
+        paths = chunks_in(folder / name)
     if not paths:
         raise UserError(f"{folder}: no .npy chunks in it, nor in a folder per seed")
     chunks = [(path, open_chunk(path)) for path in paths]

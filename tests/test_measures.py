@@ -108,7 +108,10 @@ def test_numbers_are_those_of_the_metrics(nets):
 
 def test_what_fvd_looks_at(nets):
     videos = np.arange(2 * 25)[:, None].reshape(2, 1, 25, 1, 1, 1).repeat(3, -1)
-    of = lambda **fields: measure.cut_into_pieces(videos, 22, protocol(**fields))[..., 0, 0, 0]  # noqa: E731
+
+    def of(**fields):
+        return measure.cut_into_pieces(videos, 22, protocol(**fields))[..., 0, 0, 0]
+
     assert of().shape == (2, 1, 22) and of()[0, 0, 0] == 3
     assert of(fvd_given=True)[0, 0].tolist() == list(range(25))
     assert of(fvd_chunk=10)[0].tolist() == [

@@ -380,3 +380,16 @@ def test_the_command_says_that_these_are_latents(raw, tmp_path, monkeypatch, cap
     assert (
         "steve" not in json.dumps(json.loads((tmp_path / "out/manifest.json").read_text())).lower()
     )
+
+
+def test_endings_in_upper_case_and_linked_sessions_are_read(raw, tmp_path):
+    make(raw, tmp_path / "plain")
+    for path in list(raw.rglob("*.pt")):
+        path.rename(path.with_suffix(".PT"))
+    first = next(path.parent for path in sorted(raw.rglob("encoded_video")))
+    first.rename(tmp_path / "elsewhere")
+    first.symlink_to(tmp_path / "elsewhere")
+    make(raw, tmp_path / "upper")
+    for split in ("train", "val", "test"):
+        if (tmp_path / "plain" / split).exists():
+            assert same(videos(tmp_path / "upper", split), *videos(tmp_path / "plain", split))

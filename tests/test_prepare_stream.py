@@ -142,3 +142,13 @@ def test_what_is_missing_or_damaged_is_named_and_nothing_is_left(source, command
         (folder / "config.json").write_text(text)
         refused(message)
     refused("--limit must be", "--limit", "0")
+
+
+def test_endings_in_upper_case_and_linked_folders_are_read(source, tmp_path, monkeypatch):
+    folder = source()
+    for path in (folder / "train/7").iterdir():
+        path.rename(path.with_suffix(".NPY"))
+    (folder / "train/7").rename(tmp_path / "elsewhere")
+    (folder / "train/7").symlink_to(tmp_path / "elsewhere")
+    run(monkeypatch)
+    assert Shards(tmp_path / "d/train").lengths.tolist() == [25]

@@ -14,6 +14,7 @@ import data
 import interpolants
 import train
 import vqvae
+from batches.frames import check_shared_memory, report_lost_workers
 from batches.transforms import ClipTransform
 from batches.windows import Windows
 from configs import DATASETS, Config
@@ -45,7 +46,8 @@ def run(config: Config, ckpt: str | None = None) -> None:
     """Run all stages: prepare, train, forecast. ckpt: a checkpoint whose weights to start from."""
     process = start()
     clock = Clock()
-    config, path, windows = train_network(config, process, ckpt, clock)
+    with report_lost_workers(checkpoint_dir(config)):
+        config, path, windows = train_network(config, process, ckpt, clock)
     if process.first:
         report_forecasts(config, path, windows, process, clock)
     process.close()
@@ -114,6 +116,8 @@ def check_before_work(config: Config, dir: Path, process: Process, ckpt: str | N
     if process.first:
         logs.wandb_mode(config.wandb.mode)
     check_batch_size(config, process)
+    if config.data.augmented and not config.train.overfit:
+        check_shared_memory(config)
     if config.data.augment:
         ClipTransform(config.data.augment, config.data.image_size)
     state = checkpoints.load_latest(dir)

@@ -36,16 +36,20 @@ def save_checkpoint(dir: Path, state: dict, keep: int, keep_every: int = 0) -> P
         full_disk = "write" in str(error) or "unexpected pos" in str(error)
         if isinstance(error, RuntimeError) and not full_disk:
             raise
-        last = max(dir.glob("step_*.pt"), default=None)
-        found = f"the last good checkpoint is {last}; " if last else ""
         raise Failure(
-            f"{path}: cannot be written ({first_line(error)}); {found}"
+            f"{path}: cannot be written ({first_line(error)}); {last_checkpoint(dir)}"
             "make room, then run the same command again"
         ) from None
     for old in sorted(dir.glob("step_*.pt"))[:-keep]:
         if not keep_every or int(old.stem.partition("_")[2]) % keep_every:
             old.unlink()
     return path
+
+
+def last_checkpoint(dir: Path) -> str:
+    """Part of an error message: the last numbered checkpoint in a folder; "" if there is none."""
+    last = max(dir.glob("step_*.pt"), default=None)
+    return f"the last good checkpoint is {last}; " if last else ""
 
 
 def point_latest(path: Path) -> None:
@@ -81,8 +85,8 @@ INERT = ("configs.Config", "pytorch_lightning.callbacks.")
 
 # The parts of a checkpoint that hold named tensors.
 WEIGHTS = ("model", "ema", "state_dict", "vqvae")
-# Modules that torch puts around a network, and whose names enter those of the weights: data-parallel
-# (DDP) and averaged models, compiled modules, FSDP, activation checkpointing.
+# Modules that torch puts around a network, and whose names become part of the weights' names:
+# DDP and averaged models, compiled modules, FSDP, activation checkpointing.
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
@@ -136,7 +140,9 @@ def without_wrappers(weights: dict, path: str | Path) -> dict:
         if isinstance(name, str):
             name = ".".join(part for part in name.split(".") if part not in WRAPPERS)
         if name in found:
-            raise UserError(f"{path}: holds {name} both with and without a prefix such as `module.`")
+            raise UserError(
+                f"{path}: holds {name} both with and without a prefix such as `module.`"
+            )
         found[name] = value
     return found
 

@@ -1,16 +1,25 @@
 """Index arithmetic at its edges, batches as a function of (seed, step), contents of the caches."""
 
 import os
+import signal
 import threading
+import time
+import types
 
 import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import batches.frames
 import configs
 from batches.batch import to_frames, to_pixels
-from batches.frames import FrameTriples
+from batches.frames import (
+    FrameTriples,
+    check_shared_memory,
+    report_lost_workers,
+    shared_memory_bytes,
+)
 from batches.latents import (
     LatentStore,
     LatentTriples,
@@ -30,7 +39,7 @@ from batches.windows import (
     spaced_windows,
     span,
 )
-from runtime.console import UserError
+from runtime.console import Failure, UserError
 from shards import Shards, write_packed
 
 TINY = {"data.clip": 6, "train.batch_size": 8}
@@ -364,3 +373,96 @@ def test_chunked_shards_cannot_be_mapped_and_are_read(make_shards):
     assert np.array_equal(shards.map_file(0), shards.read(0, slice(None))) and not isinstance(
         shards.map_file(0), np.memmap
     )
+
+
+# -------------------------------------------------------------------- loader workers
+def source_with(make_shards, getitem, monkeypatch, **values):
+    """Batches of two loader workers, which run `getitem` in place of reading batch k."""
+    # A test before may have ended with torch's handler of SIGCHLD taken away.
+    monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_SIGCHLD_handler_set", False)
+    monkeypatch.setattr(FrameTriples, "__getitem__", lambda self, k: getitem(k))
+    cfg = config(data__workers=2, data__hue=0.1, data__image_size=8, **values)
+    source = FrameTriples(cfg, Shards(make_shards([20])))
+    return source.batches(0, 100, lambda x: x[:, :, :2, :2], torch.device("cpu"))
+
+
+def frames_and_gaps():
+    return np.zeros((8, 3, 8, 8, 3), np.uint8), np.ones((8, 1), np.float32)
+
+
+@pytest.mark.parametrize(
+    "end, message",
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), r"worker \(pid.* killed by signal: Killed"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), r"worker \(pid.*Segmentation fault"),
+        (lambda: os.kill(os.getpid(), signal.SIGBUS), r"Bus error.*/dev/shm is full"),
+        (lambda: os._exit(3), r"worker \(pid.*exited unexpectedly"),
+        (lambda: time.sleep(60), r"timed out after 2 seconds: no loader worker gave a batch"),
+    ],
+)
+def test_a_worker_that_dies_or_hangs_is_a_failure_that_names_the_checkpoint(
+    make_shards, tmp_path, monkeypatch, end, message
+):
+    def getitem(k):
+        if k == 4:
+            end()
+        return frames_and_gaps()
+
+    monkeypatch.setattr(batches.frames, "WORKER_TIMEOUT", 2)
+    (tmp_path / "step_00000200.pt").touch()
+    source = source_with(make_shards, getitem, monkeypatch)
+    with pytest.raises(Failure, match=message) as caught, report_lost_workers(tmp_path):
+        for _ in source:
+            # The error may come here: torch raises it in the handler of SIGCHLD.
+            time.sleep(0.01)
+    text = str(caught.value)
+    assert "\n" not in text and f"last good checkpoint is {tmp_path}/step_00000200.pt" in text
+    assert "data.workers" in text
+
+
+@pytest.mark.parametrize(
+    "error, kind, message",
+    [
+        (ValueError("two\nlines"), Failure, "a loader worker failed: .*lines; data.workers=0"),
+        (KeyError("name"), Failure, "a loader worker failed: KeyError: 'name'"),
+        (MemoryError(), Failure, "a loader worker failed: MemoryError"),
+        (OSError(5, "Input/output error"), Failure, "worker failed: OSError: .*Input/output error"),
+        (UserError("shard_0001.hdf5: damaged"), UserError, "^shard_0001.hdf5: damaged$"),
+    ],
+)
+def test_an_exception_in_a_worker_is_one_line(make_shards, monkeypatch, error, kind, message):
+    def getitem(k):
+        raise error
+
+    with pytest.raises(kind, match=message) as caught:
+        list(source_with(make_shards, getitem, monkeypatch))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_the_training_itself_keeps_its_traceback(tmp_path):
+    with pytest.raises(RuntimeError, match="shapes"), report_lost_workers(tmp_path):
+        raise RuntimeError("shapes do not match")
+
+
+def test_shared_memory_that_is_too_small_is_found_before_any_work(monkeypatch):
+    """Docker's 64 MB, and the published settings of CLEVRER: 256 items of 3 frames of 128 px."""
+    size = {"data__image_size": 128, "train__batch_size": 256}
+    cfg = config(data__workers=4, data__hue=0.1, **size)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    batch = 256 * 3 * 128 * 128 * 3
+    assert 10 * batch < shared_memory_bytes(cfg) < 10.1 * batch
+
+    def room(free):
+        return lambda _: types.SimpleNamespace(f_bavail=free // 4096, f_frsize=4096)
+
+    monkeypatch.setattr(os, "statvfs", room(64 << 20))
+    message = r"/dev/shm has 67.1 MB of free room.*data.workers=4.* need 377.*--shm-size=1g"
+    with pytest.raises(UserError, match=message):
+        check_shared_memory(cfg)
+    check_shared_memory(config(data__workers=0, **size))
+    monkeypatch.setattr(os, "statvfs", room(400 << 20))
+    check_shared_memory(cfg)
+    # Two processes of torchrun share the room.
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="need 755"):
+        check_shared_memory(cfg)

@@ -58,7 +58,7 @@ PREFIXES = ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "
 
 
 def wrapped_inside(weights: dict, name: str) -> dict:
-    """Names of a network whose submodules were wrapped one by one: a.b.weight -> a.NAME.b.weight."""
+    """Rename the weights of a network with wrapped submodules: a.b.weight -> a.NAME.b.weight."""
     found = {}
     for key, value in weights.items():
         first, _, rest = key.partition(".")
@@ -451,7 +451,7 @@ def test_training_starts_from_a_published_model(tmp_path):
         )
 
 
-# ----------------------------------------------------------------- compiled and data-parallel networks
+# --------------------------------------------------------------- compiled, data-parallel networks
 def wrapped(weights: dict, how: str) -> dict:
     """Rename weights: a prefix, or the name of a wrapper around every submodule."""
     if how.endswith("."):
@@ -497,7 +497,7 @@ def test_every_part_of_a_checkpoint_loses_its_prefixes(tmp_path):
     names = ("weight", "bias")
     compiled = torch.compile(torch.nn.Sequential(torch.compile(net))).state_dict()
     assert all("_orig_mod" in name for name in compiled)
-    parts = {part: compiled for part in ("model", "ema", "vqvae", "state_dict")}
+    parts = dict.fromkeys(("model", "ema", "vqvae", "state_dict"), compiled)
     torch.save({**parts, "opt": {"module.x": 1}, "step": 3}, tmp_path / "c.pt")
     state = checkpoints.load_checkpoint(tmp_path / "c.pt")
     for part in parts:

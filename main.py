@@ -14,9 +14,9 @@ import data
 import interpolants
 import train
 import vqvae
-from batches.frames import check_shared_memory, report_lost_workers
 from batches.transforms import ClipTransform
 from batches.windows import Windows
+from batches.workers import check_shared_memory
 from configs import DATASETS, Config
 from forecaster import load as load_forecaster
 from runtime import checkpoints, logs, resume
@@ -46,8 +46,7 @@ def run(config: Config, ckpt: str | None = None) -> None:
     """Run all stages: prepare, train, forecast. ckpt: a checkpoint whose weights to start from."""
     process = start()
     clock = Clock()
-    with report_lost_workers(checkpoint_dir(config)):
-        config, path, windows = train_network(config, process, ckpt, clock)
+    config, path, windows = train_network(config, process, ckpt, clock)
     if process.first:
         report_forecasts(config, path, windows, process, clock)
     process.close()

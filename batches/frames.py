@@ -3,11 +3,7 @@ jitter on the device."""
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,18 +13,11 @@ from torch import Tensor
 from batches.batch import Batch
 from batches.transforms import ClipTransform
 from batches.windows import Windows, check_long_enough, draw_batch, share
+from batches.workers import read_batches
 from configs import Config, Data
-from runtime.checkpoints import last_checkpoint
-from runtime.console import Failure, UserError, first_line
 from runtime.process import numpy_generator, seed_of, to_device
 from shards import Shards
 
-# Batches that each loader worker reads ahead.
-PREFETCH = 2
-# Seconds to wait for a batch of the loader workers, before the run ends with an error.
-WORKER_TIMEOUT = 600
-SHARED_MEMORY = Path("/dev/shm")
-PAGE = 4096
 GRAY = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 
 
@@ -175,111 +164,10 @@ class FrameTriples(torch.utils.data.Dataset):
         read the frames; the device encodes them."""
         per_item = 2 + self.config.data.contexts
         dataset = FrameTriples(self.config, self.shards, fixed=self.fixed) if whole else self
-        workers = worker_count(self.config.data)
-        loader = torch.utils.data.DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=range(start, stop),
-            worker_init_fn=own_group,
-            num_workers=workers,
-            prefetch_factor=PREFETCH if workers else None,
-            timeout=WORKER_TIMEOUT if workers else 0,
-            pin_memory=device.type == "cuda",
-        )
-        for k, (frames, gaps) in enumerate(iterate(loader), start):
+        items = read_batches(dataset, self.config, start, stop, device)
+        for k, (frames, gaps) in enumerate(items, start):
             with torch.no_grad():
                 pixels = dataset.jittered(frames.to(device, non_blocking=True), k).flatten(0, 1)
                 z = encode(pixels.contiguous(memory_format=torch.channels_last))
             z = z.float().unflatten(0, (-1, per_item))
             yield Batch(z[:, 0], z[:, 1], z[:, 2:], gaps.to(device, non_blocking=True))
-
-
-# -------------------------------------------------------------------- loader workers
-def worker_count(data: Data) -> int:
-    """Number of loader processes."""
-    return min(data.workers, os.cpu_count() or 1)
-
-
-def own_group(_worker: int) -> None:
-    """Move a worker into its own process group. A SIGTERM to the group of the training then does
-    not end the worker, which the training needs for one more batch."""
-    os.setpgid(0, 0)
-
-
-def shared_memory_bytes(config: Config) -> int:
-    """Shared memory that the loader workers of one process take at most, in bytes.
-
-    Workers hand batches over in shared memory. PREFETCH batches per worker are being read or wait,
-    and the process holds two: that of the update, and the next one.
-    """
-    B, size = config.train.batch_size, config.data.image_size
-    # A process reads whole batches when it measures the latents.
-    frames = B * (2 + config.data.contexts) * size * size * 3
-    gaps = B * config.data.contexts * 4
-    # torch rounds each array up to pages, and adds a header.
-    batch = sum(-(-n // PAGE) * PAGE + PAGE for n in (frames, gaps))
-    return (PREFETCH * worker_count(config.data) + 2) * batch
-
-
-def check_shared_memory(config: Config) -> None:
-    """Raise UserError if the batches of the loader workers do not fit in the shared memory.
-
-    Without this check, a worker would lose its batch, and the run would wait for it.
-    """
-    if not worker_count(config.data) or not SHARED_MEMORY.is_dir():
-        return
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    need = processes * shared_memory_bytes(config)
-    disk = os.statvfs(SHARED_MEMORY)
-    free = disk.f_bavail * disk.f_frsize
-    if free < need:
-        raise UserError(
-            f"{SHARED_MEMORY} has {free / 1e6:,.1f} MB of free room, but the batches of "
-            f"data.workers={config.data.workers} loader processes need {need / 1e6:,.1f} MB; "
-            f"enlarge it (docker run --shm-size={-(-need // 10**9)}g), or set data.workers lower "
-            "(0: no loader processes) or train.batch_size lower"
-        )
-
-
-def iterate(loader: torch.utils.data.DataLoader) -> Iterator:
-    """Iterate over a loader. An exception in a worker becomes an error of one line: a UserError as
-    it is, any other as Failure."""
-    try:
-        yield from loader
-    except Exception as error:
-        if "in DataLoader worker process" not in str(error):
-            raise
-        # torch appends the traceback of the worker, which ends with "TYPE: MESSAGE".
-        line = str(error).strip().splitlines()[-1]
-        if isinstance(error, UserError):
-            raise UserError(line.removeprefix("runtime.console.UserError: ")) from None
-        raise Failure(
-            f"a loader worker failed: {line}; data.workers=0 shows the full traceback"
-        ) from None
-
-
-@contextmanager
-def report_lost_workers(dir: Path) -> Iterator[None]:
-    """Raise Failure if a loader worker was killed, or gave no batch for WORKER_TIMEOUT seconds.
-
-    torch raises RuntimeError at whatever line the main thread is then. dir: the folder of the
-    checkpoints, of which the error names the last.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        line = first_line(error)
-        if not line.startswith("DataLoader "):
-            raise
-        # torch's handler raises again for each further worker that ends.
-        if hasattr(signal, "SIGCHLD"):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        cause = "usually for lack of memory (see `dmesg`)"
-        if "timed out" in line:
-            cause = "no loader worker gave a batch: is the disk reachable?"
-        elif "Bus error" in line:
-            cause = f"{SHARED_MEMORY} is full"
-        raise Failure(
-            f"{line.rstrip('. ')}: {cause}; {last_checkpoint(dir)}set data.workers lower (0: no "
-            "loader processes), then run the same command again"
-        ) from None

@@ -7,6 +7,7 @@ import errno
 import functools
 import importlib.util
 import os
+import select
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+STANDARD_OUTPUTS = (1, 2)  # file descriptors of stdout and stderr
 SIGPIPE = 13  # the signal's number, which Windows does not define
 
 
@@ -169,18 +171,18 @@ def stop_on_signals() -> Iterator[None]:
 # ----------------------------------------------------------------------------------- closed outputs
 def output_is_closed() -> bool:
     """Whether the reader of stdout or of stderr has closed its end of the pipe."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            # What could not be written is still in the buffer, so this fails again.
-            stream.flush()
-        except BrokenPipeError:
-            return True
-    return False
+    if not hasattr(select, "poll"):
+        # Windows: assume so.
+        return True
+    outputs = select.poll()
+    for number in STANDARD_OUTPUTS:
+        outputs.register(number, 0)
+    return any(event & select.POLLERR for _, event in outputs.poll(0))
 
 
 def discard_output() -> None:
     """Send stdout and stderr to the null device, so that no later flush fails."""
     null = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(null, stream.fileno())
+    for number in STANDARD_OUTPUTS:
+        os.dup2(null, number)
     os.close(null)

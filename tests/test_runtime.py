@@ -133,6 +133,7 @@ def no_wandb_settings(monkeypatch, tmp_path):
     for name in list(os.environ):
         if name.startswith("WANDB_"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))

@@ -19,6 +19,7 @@ import train
 import vqvae
 from batches.transforms import ClipTransform
 from batches.windows import Windows
+from batches.workers import check_shared_memory
 from configs import DATASETS, Config
 from forecaster import load as load_forecaster
 from forecaster import measure_frame
@@ -132,6 +133,8 @@ def check_before_work(config: Config, dir: Path, process: Process, ckpt: str | N
     if process.first:
         logs.wandb_mode(config.wandb.mode)
     check_batch_size(config, process)
+    if config.data.augmented and not config.train.overfit:
+        check_shared_memory(config)
     if config.data.augment:
         ClipTransform(config.data.augment, config.data.image_size)
     state = checkpoints.load_latest(dir)

@@ -26,8 +26,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from runtime.console import UserError, first_line, printable
-from runtime.folders import write_atomically
+from runtime.console import UserError, first_line, print_once, printable
+from runtime.folders import report_no_locks, write_atomically
 
 FORMAT_VERSION = 1
 RESERVE = 4 << 20  # bytes of disk space kept free, so that HDF5 can close a file
@@ -284,11 +284,9 @@ class Shards:
 
     def _open(self, path: Path) -> PackedFile | RiverFile:
         try:
-            file = h5py.File(path, "r")
+            file = open_to_read(path)
         except OSError as error:
-            raise UserError(
-                f"{path}: not a readable HDF5 file ({first_line(error)}); prepare it again"
-            ) from None
+            raise UserError(f"{path}: {why_closed(error)}") from None
         try:
             opened = RiverFile(file, path) if "len" in file else PackedFile(file, path, self.key)
         except DAMAGED as error:
@@ -385,6 +383,38 @@ class Shards:
             stat = path.stat()
             digest.update(f"{path.name} {stored or (stat.st_size, stat.st_mtime_ns)}".encode())
         return digest.hexdigest()
+
+
+def open_to_read(path: Path) -> h5py.File:
+    """Open an HDF5 file; without a lock if another process holds one or the file system has none.
+
+    HDF5's default comes first, because one process cannot open a file both with and without.
+    """
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if "lock" not in str(error):
+            raise
+        file = h5py.File(path, "r", locking=False)
+        if isinstance(error, BlockingIOError):
+            print_once(f"{path}: another process has locked the file; reading it without a lock")
+        elif "unable to lock" in str(error):
+            report_no_locks(path.parent, error)
+        return file
+
+
+def why_closed(error: OSError) -> str:
+    """Why HDF5 cannot open a file, and what to do."""
+    line = first_line(error)
+    if "unable to lock" in line:
+        # The environment variable overrides the argument `locking` of h5py.
+        return f"locked by another process ({line}); unset HDF5_USE_FILE_LOCKING to read it"
+    if "already open for" in line:
+        return (
+            f"another process is writing the file, or was killed while writing it ({line}); wait "
+            "for that process, or prepare the file again"
+        )
+    return f"not a readable HDF5 file ({line}); prepare it again"
 
 
 def number_of(path: Path) -> int:
@@ -512,7 +542,7 @@ class ShardWriter:
         self.index += 1
         path = self.dir / f"shard_{self.index:04d}.hdf5"
         self._temporary = Path(self._writing.enter_context(write_atomically(path)).name)
-        self._file = h5py.File(self._temporary, "w")
+        self._file = h5py.File(self._temporary, "w", locking=False)
         for name, array in arrays.items():
             row = array.dtype.itemsize * int(np.prod(array.shape[1:]))
             self._file.create_dataset(
@@ -581,7 +611,7 @@ def write_packed(
     # Several processes may encode the same file of a latent cache.
     with (
         write_atomically(path, per_process=True) as temporary,
-        h5py.File(temporary.name, "w") as file,
+        h5py.File(temporary.name, "w", locking=False) as file,
     ):
         file[key] = rows
         file["lengths"] = np.asarray(lengths, np.int64)

@@ -3,7 +3,6 @@ jitter on the device."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -14,8 +13,8 @@ from torch import Tensor
 from batches.batch import Batch
 from batches.transforms import ClipTransform
 from batches.windows import Windows, check_long_enough, draw_batch, share
+from batches.workers import read_batches
 from configs import Config, Data
-from runtime.console import UserError
 from runtime.process import numpy_generator, seed_of, to_device
 from shards import Shards
 
@@ -165,32 +164,10 @@ class FrameTriples(torch.utils.data.Dataset):
         read the frames; the device encodes them."""
         per_item = 2 + self.config.data.contexts
         dataset = FrameTriples(self.config, self.shards, fixed=self.fixed) if whole else self
-        loader = torch.utils.data.DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=range(start, stop),
-            worker_init_fn=own_group,
-            num_workers=min(self.config.data.workers, os.cpu_count() or 1),
-            pin_memory=device.type == "cuda",
-        )
-        for k, (frames, gaps) in enumerate(one_line(loader), start):
+        items = read_batches(dataset, self.config, start, stop, device)
+        for k, (frames, gaps) in enumerate(items, start):
             with torch.no_grad():
                 pixels = dataset.jittered(frames.to(device, non_blocking=True), k).flatten(0, 1)
                 z = encode(pixels.contiguous(memory_format=torch.channels_last))
             z = z.float().unflatten(0, (-1, per_item))
             yield Batch(z[:, 0], z[:, 1], z[:, 2:], gaps.to(device, non_blocking=True))
-
-
-def own_group(_worker: int) -> None:
-    """Move a worker into its own process group. A SIGTERM to the group of the training then does
-    not end the worker, which the training needs for one more batch."""
-    os.setpgid(0, 0)
-
-
-def one_line(loader: torch.utils.data.DataLoader) -> Iterator:
-    """Iterate over a loader; raise a UserError of a worker without the traceback torch adds."""
-    try:
-        yield from loader
-    except UserError as error:
-        last_line = str(error).strip().splitlines()[-1]
-        raise UserError(last_line.removeprefix("runtime.console.UserError: ")) from None

@@ -69,7 +69,7 @@ class RiverWriter:
             self._finish()
         self.videos += 1
         if self._file is None:
-            self._file = h5py.File(self._path(".shard_{:04d}.tmp"), "w")
+            self._file = h5py.File(self._path(".shard_{:04d}.tmp"), "w", locking=False)
             self._file.create_group("len")
             self._file.attrs.update(self.attrs)
         self._video, self._length = str(number), 0

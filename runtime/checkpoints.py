@@ -36,16 +36,20 @@ def save_checkpoint(dir: Path, state: dict, keep: int, keep_every: int = 0) -> P
         full_disk = "write" in str(error) or "unexpected pos" in str(error)
         if isinstance(error, RuntimeError) and not full_disk:
             raise
-        last = max(dir.glob("step_*.pt"), default=None)
-        found = f"the last good checkpoint is {last}; " if last else ""
         raise Failure(
-            f"{path}: cannot be written ({first_line(error)}); {found}"
+            f"{path}: cannot be written ({first_line(error)}); {last_checkpoint(dir)}"
             "make room, then run the same command again"
         ) from None
     for old in sorted(dir.glob("step_*.pt"))[:-keep]:
         if not keep_every or int(old.stem.partition("_")[2]) % keep_every:
             old.unlink()
     return path
+
+
+def last_checkpoint(dir: Path) -> str:
+    """Part of an error message: the last numbered checkpoint in a folder; "" if there is none."""
+    last = max(dir.glob("step_*.pt"), default=None)
+    return f"the last good checkpoint is {last}; " if last else ""
 
 
 def point_latest(path: Path) -> None:
@@ -79,6 +83,12 @@ class Inert:
 # Classes that are read as Inert: of the predecessor of this repository, of taming-transformers.
 INERT = ("configs.Config", "pytorch_lightning.callbacks.")
 
+# The parts of a checkpoint that hold named tensors.
+WEIGHTS = ("model", "ema", "state_dict", "vqvae")
+# Modules that torch puts around a network, and whose names become part of the weights' names:
+# DDP and averaged models, compiled modules, FSDP, activation checkpointing.
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
 
 def inert_classes(path: Path) -> list[tuple[type, str]]:
     """The classes in a file that start with a name in INERT, paired with `Inert`.
@@ -93,6 +103,8 @@ def inert_classes(path: Path) -> list[tuple[type, str]]:
 
 def load_checkpoint(path: str | Path) -> dict:
     """Load a checkpoint to the CPU: tensors and plain Python values only.
+
+    Names of weights lose the prefixes of compiled and data-parallel networks, see WRAPPERS.
 
     Raises UserError for a missing or damaged file, and for one that would run code when loaded.
     """
@@ -112,7 +124,27 @@ def load_checkpoint(path: str | Path) -> dict:
         raise UserError(f"{path}: not a checkpoint that can be loaded safely ({reason})") from None
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds a {type(state).__name__}, not a checkpoint")
+    for part in WEIGHTS:
+        if isinstance(state.get(part), dict):
+            state[part] = without_wrappers(state[part], path)
     return state
+
+
+def without_wrappers(weights: dict, path: str | Path) -> dict:
+    """Remove the names of WRAPPERS, at any depth, from the names of tensors.
+
+    Raises UserError if two tensors would then have the same name.
+    """
+    found = {}
+    for name, value in weights.items():
+        if isinstance(name, str):
+            name = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        if name in found:
+            raise UserError(
+                f"{path}: holds {name} both with and without a prefix such as `module.`"
+            )
+        found[name] = value
+    return found
 
 
 def refusal_of(error: Exception) -> str:

@@ -8,10 +8,17 @@ import functools
 import importlib.util
 import io
 import os
+import select
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
+
+STANDARD_OUTPUTS = (1, 2)  # file descriptors of stdout and stderr
+SIGPIPE = 13  # the signal's number, which Windows does not define
 
 
 class UserError(Exception):
@@ -22,8 +29,11 @@ class Failure(Exception):
     """A run-time error that no setting can fix, such as a full disk. The message is one line."""
 
 
-class Stopped(Exception):
-    """A run was stopped by a signal and has saved its state. code: the exit code."""
+class Stopped(BaseException):
+    """A signal stopped the command, which resumes when it is run again. code: the exit code.
+
+    A BaseException, as KeyboardInterrupt is, so that no `except Exception` swallows it.
+    """
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
@@ -82,34 +92,106 @@ def printable(text: object) -> str:
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's main() and exit the process. Errors print as one line on stderr.
 
-    Exit codes: 2 for a mistake of the user, 1 for a failure, 130 for Ctrl-C, and 75 (EX_TEMPFAIL:
-    run the command again) for a run stopped by SIGTERM or SIGUSR1.
+    Exit codes: 2 for a mistake of the user, 1 for a failure, 130 for Ctrl-C, 75 (EX_TEMPFAIL: run
+    the command again) after SIGTERM or SIGUSR1, and 141 if the reader of the output has closed its
+    end, as in `command | head`.
     """
     # Names of files that are not UTF-8 print with escapes, as on stderr.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = main() or 0
+        try:
+            code = exit_code(main)
+        finally:
+            # At interpreter shutdown, a closed pipe would print a traceback.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not output_is_closed():
+            # Another pipe, such as that of an encoder process, broke: keep the traceback.
+            raise
+        discard_output()
+        code = 128 + SIGPIPE
+    sys.exit(code)
+
+
+def exit_code(main: Callable[[], int | None]) -> int:
+    """Call main(), print an error as one line on stderr. -> the exit code."""
+    try:
+        with stop_on_signals():
+            return main() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = 2
+        return 2
     except Failure as error:
         print(f"error: {error}", file=sys.stderr)
-        code = 1
+        return 1
     except Stopped as stop:
         print(stop, file=sys.stderr)
-        code = stop.code
+        return stop.code
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
             name = error.filename or "a file"
             print(f"error: {name} cannot be written: {error.strerror}", file=sys.stderr)
-            sys.exit(1)
+            return 1
         # Without a file name the error is a bug: keep the traceback.
         if error.filename is None:
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        code = 2
+        return 2
     except KeyboardInterrupt:
         print("stopped; run the same command again to resume", file=sys.stderr)
-        code = 130
-    sys.exit(code)
+        return 130
+
+
+# ------------------------------------------------------------------------------------------ signals
+@contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGUSR1 raise Stopped inside the block, so that temporary files are removed.
+
+    Only in the main thread, and only in the first of several processes: the others wait in
+    collectives, which no Python handler interrupts, and must end at once.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if os.environ.get("RANK", "0") != "0" or not in_main_thread:
+        yield
+        return
+    owner = os.getpid()
+
+    def stop(number: int, _frame) -> None:
+        # A forked worker inherits the handler, but not the state that the exception protects.
+        if os.getpid() != owner:
+            os._exit(128 + number)
+        name = signal.Signals(number).name
+        raise Stopped(f"stopped by {name}; run the same command again to resume", 75)
+
+    before = {}
+    for name in ("SIGTERM", "SIGUSR1"):
+        # Windows has no SIGUSR1. A signal that the parent process ignores stays ignored.
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ----------------------------------------------------------------------------------- closed outputs
+def output_is_closed() -> bool:
+    """Whether the reader of stdout or of stderr has closed its end of the pipe."""
+    if not hasattr(select, "poll"):
+        # Windows: assume so.
+        return True
+    outputs = select.poll()
+    for number in STANDARD_OUTPUTS:
+        outputs.register(number, 0)
+    return any(event & select.POLLERR for _, event in outputs.poll(0))
+
+
+def discard_output() -> None:
+    """Send stdout and stderr to the null device, so that no later flush fails."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for number in STANDARD_OUTPUTS:
+        os.dup2(null, number)
+    os.close(null)

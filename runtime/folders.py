@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ import h5py
 import numpy as np
 
 from runtime.console import Failure, UserError
+
+LOCK_INTERVAL = 0.5  # seconds between attempts to take the lock of a stage
 
 
 # ------------------------------------------------------------------------------- flags and manifest
@@ -137,12 +140,15 @@ def restore_folder(out: str | Path) -> None:
 
 # -------------------------------------------------------------------------------------------- locks
 @contextmanager
-def lock(path: str | Path, wait: bool = False) -> Iterator[bool]:
+def lock(path: str | Path, wait: bool = False, owner: bool = False) -> Iterator[bool]:
     """Hold an exclusive lock on a file, which is created if missing, or on an existing folder.
 
     Yields True if this process holds the lock. Yields False if another process holds it, unless
     `wait` is set, or if the parent folder of `path` does not exist. The operating system releases
-    the lock of a process that dies. On Windows, without fcntl, there is no locking: always True.
+    the lock of a process that dies. owner: write into the file who holds the lock.
+
+    Where locks do not work, always True: on Windows, without fcntl, and, with one printed line, on
+    file systems that refuse them.
     """
     try:
         import fcntl
@@ -150,7 +156,7 @@ def lock(path: str | Path, wait: bool = False) -> Iterator[bool]:
         yield True
         return
     path = Path(path)
-    flags = os.O_RDONLY if path.is_dir() else os.O_WRONLY | os.O_CREAT
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     try:
         file = os.open(path, flags, 0o666)
     except FileNotFoundError:
@@ -160,27 +166,72 @@ def lock(path: str | Path, wait: bool = False) -> Iterator[bool]:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         yield False
+    except OSError as error:
+        # ENOLCK, ENOSYS or EOPNOTSUPP; for a folder on NFS, EBADF.
+        report_no_locks(path if path.is_dir() else path.parent, error)
+        yield True
     else:
+        if owner:
+            write_owner(file)
         yield True
     finally:
         os.close(file)
+
+
+# Devices whose file system has been reported to have no locks.
+_without_locks: set[int] = set()
+
+
+def report_no_locks(folder: Path, error: OSError) -> None:
+    """Print, once for each file system, that files in `folder` cannot be locked."""
+    device = folder.stat().st_dev
+    if device not in _without_locks:
+        _without_locks.add(device)
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        print(
+            f"{folder}: its file system has no file locks ({reason}); going on without. "
+            "Run one command at a time on the same folders"
+        )
+
+
+def write_owner(file: int) -> None:
+    """Write host, process id and time into an open lock file."""
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+    # On a full disk, the lock is held all the same.
+    with suppress(OSError):
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(owner).encode(), 0)
+
+
+def describe_owner(path: Path) -> str:
+    """Who holds the lock file `path`: "process 17 on HOST, since 2026-01-31 12:00:00"."""
+    try:
+        owner = json.loads(path.read_text())
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner["since"]))
+        return f"process {owner['pid']} on {owner['host']}, since {since}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another run"
 
 
 @contextmanager
 def stage_lock(root: str | Path) -> Iterator[None]:
     """Let one run at a time prepare data, VQVAE and latents below `root`.
 
-    A second run waits, and then finds them prepared.
+    A second run prints for whom it waits, and then finds them prepared.
     """
     path = Path(root) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with lock(path) as held:
-        if held:
-            yield
-            return
-    print(f"another run is preparing data or latents under {root}; waiting for it")
-    with lock(path, wait=True):
-        yield
+    reported = ""
+    while True:
+        with lock(path, owner=True) as held:
+            if held:
+                yield
+                return
+        owner = describe_owner(path)
+        if owner != reported:
+            print(f"waiting for {owner}, which prepares data or latents under {root}", flush=True)
+            reported = owner
+        time.sleep(LOCK_INTERVAL)
 
 
 # -------------------------------------------------------------------------------------- shared work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import netrc
@@ -19,25 +20,51 @@ from torch import Tensor
 
 import configs
 from runtime import preview
-from runtime.console import UserError, has_package, print_once
+from runtime.console import UserError, first_line, has_package, nearest, print_once
 from runtime.folders import write_atomically
 
 # Seconds between two drawings of the loss curve.
 DRAW_EVERY = 10.0
+# Modes of wandb, of which `run` and `dryrun` are older names.
+MODES = {
+    "online": "online",
+    "offline": "offline",
+    "disabled": "disabled",
+    "shared": "shared",
+    "run": "online",
+    "dryrun": "offline",
+}
+# Seconds to wait for wandb's server at the start of a run, and for the last upload at its end.
+INIT_TIMEOUT = 15
+FINISH_TIMEOUT = 300
 
 
+# -------------------------------------------------------------------- wandb
 def wandb_mode(mode: str) -> str:
-    """Resolve wandb.mode.
+    """Resolve wandb.mode to online, shared, offline or disabled.
 
     `auto` is `disabled` if wandb is not installed (with one printed line), else WANDB_MODE if it is
-    set, else `online` if an API key is configured, else `offline`. Any other mode except `disabled`
-    raises UserError if wandb is not installed.
+    set, else `online` if an API key is configured, else `offline`. Raises UserError for an unknown
+    WANDB_MODE, for a mode other than `disabled` without wandb, and for `online` without a key.
     """
-    mode_set = os.environ.get("WANDB_MODE") if mode == "auto" else mode
-    if mode_set != "disabled" and not has_package("wandb"):
+    if mode == "disabled":
+        return mode
+    variable = os.environ.get("WANDB_MODE", "")
+    if not variable:
+        # wandb takes an empty variable for a mode.
+        os.environ.pop("WANDB_MODE", None)
+    elif variable not in MODES:
+        # wandb refuses the variable even where another mode is set.
+        raise UserError(f"WANDB_MODE={variable}: wandb has no such mode{nearest(variable, MODES)}")
+    source, asked = f"wandb.mode={mode}", mode
+    if mode == "auto":
+        source, asked = f"WANDB_MODE={variable}", variable
+    asked = MODES.get(asked, "")
+
+    if asked != "disabled" and not has_package("wandb"):
         if mode != "auto":
             raise UserError(
-                f"wandb.mode={mode}, but wandb is not installed: pip install wandb, or set "
+                f"{source}, but wandb is not installed: pip install wandb, or set "
                 "wandb.mode=disabled"
             )
         print_once(
@@ -45,21 +72,85 @@ def wandb_mode(mode: str) -> str:
             "pip install wandb"
         )
         return "disabled"
-    if mode != "auto":
-        return mode
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"]
-    if os.environ.get("WANDB_API_KEY"):
-        return "online"
+    if asked in ("disabled", "offline"):
+        return asked
+    if has_key():
+        return asked or "online"
+    if asked:
+        raise UserError(
+            f"{source}, but wandb has no API key: run `wandb login`, set WANDB_API_KEY, or "
+            "--set wandb.mode=offline"
+        )
+    return "offline"
+
+
+def has_key() -> bool:
+    """Whether wandb's credentials are configured: environment, settings file or netrc."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
     import wandb
 
     try:
-        host = urlparse(wandb.Settings().base_url).hostname
-        return "online" if netrc.netrc(os.environ.get("NETRC")).authenticators(host) else "offline"
+        settings = wandb.setup().settings
+    except ValueError as error:
+        # pydantic's ValidationError names the setting in its second line.
+        lines = str(error).splitlines()[1:3]
+        raise UserError(f"wandb's settings: {': '.join(line.strip() for line in lines)}") from None
+    if settings.api_key:
+        return True
+    url = urlparse(settings.base_url)
+    try:
+        logins = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, netrc.NetrcParseError):
-        return "offline"
+        return False
+    return bool(logins.authenticators(url.netloc) or logins.authenticators(url.hostname))
 
 
+@functools.cache
+def report_no_server(reason: str) -> None:
+    """Print, once, that wandb logs offline. Later runs of this process do not try the server."""
+    print(f"wandb: {reason}; logging offline, upload later with `wandb sync`", flush=True)
+
+
+def start_wandb(dir: Path, config: configs.Config, mode: str):
+    """Start the wandb run of a checkpoint folder, or resume it; offline if that fails."""
+    import wandb
+
+    # The run gets a random id: wandb does not accept the id of a deleted run again.
+    id_file = dir / "wandb_id.txt"
+    if not id_file.exists():
+        with write_atomically(id_file) as file:
+            file.write(f"{dir.name}-{os.urandom(4).hex()}".encode())
+    folder = Path(config.output.root)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"silent": True, "console": "off", "init_timeout": INIT_TIMEOUT}
+    settings |= {"finish_timeout": FINISH_TIMEOUT, "finish_timeout_raises": True}
+
+    def init(mode: str):
+        return wandb.init(
+            project=config.wandb.project,
+            entity=config.wandb.entity or None,
+            id=id_file.read_text(),
+            name=dir.name,
+            dir=str(folder),
+            mode=mode,
+            resume="allow" if mode == "online" else None,
+            config=configs.to_dict(config),
+            settings=wandb.Settings(**settings),
+        )
+
+    if mode == "offline" or report_no_server.cache_info().currsize:
+        return init("offline")
+    try:
+        return init(mode)
+    except wandb.errors.Error as error:
+        report_no_server(first_line(error))
+        # wandb's service would refuse the id of the failed run.
+        wandb.teardown()
+        return init("offline")
+
+
+# -------------------------------------------------------------------- rows
 class Log:
     """Rows of a run, appended to metrics.jsonl and sent to wandb.
 
@@ -130,7 +221,13 @@ class Log:
                 self.file.close()
                 preview.draw_curve(self.dir)
         if self.run:
-            self.run.finish(exit_code=code)
+            try:
+                self.run.finish(exit_code=code)
+            except TimeoutError:
+                print(
+                    f"wandb: not all rows were uploaded within {FINISH_TIMEOUT} seconds; upload "
+                    f"them with `wandb sync {Path(self.run.dir).parent}`"
+                )
 
 
 class Recent:
@@ -226,26 +323,3 @@ def is_row(line: str) -> bool:
         return "step" in json.loads(line)
     except ValueError:
         return False
-
-
-def start_wandb(dir: Path, config: configs.Config, mode: str):
-    """Start the wandb run of a checkpoint folder, or resume it."""
-    import wandb
-
-    # The run gets a random id: wandb does not accept the id of a deleted run again.
-    id_file = dir / "wandb_id.txt"
-    if not id_file.exists():
-        id_file.write_text(f"{dir.name}-{os.urandom(4).hex()}")
-    folder = Path(config.output.root)
-    folder.mkdir(parents=True, exist_ok=True)
-    return wandb.init(
-        project=config.wandb.project,
-        entity=config.wandb.entity or None,
-        id=id_file.read_text(),
-        name=dir.name,
-        dir=str(folder),
-        mode=mode,
-        resume="allow" if mode == "online" else None,
-        config=configs.to_dict(config),
-        settings=wandb.Settings(silent=True, console="off"),
-    )

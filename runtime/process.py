@@ -241,7 +241,8 @@ class StopSignals:
     """Records SIGTERM, SIGINT and SLURM's SIGUSR1 inside a `with` block, for a clean stop.
 
     The training loop reads the signal with `agreed`, finishes its step, saves and returns. A second
-    SIGINT raises KeyboardInterrupt at once.
+    SIGINT raises KeyboardInterrupt at once. A signal that came too late for `agreed` is sent again
+    when the block ends, to the handler from before.
     """
 
     NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
@@ -249,6 +250,7 @@ class StopSignals:
     def __init__(self, process: Process):
         self.process = process
         self.asked = 0  # number of the signal received, 0 before
+        self.read = False  # whether `agreed` has returned a signal
         self.before = {}  # the handlers to restore
 
     def __enter__(self) -> StopSignals:
@@ -259,9 +261,11 @@ class StopSignals:
                 self.before[number] = signal.signal(number, self.ask)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, *_) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if kind is None and self.asked and not self.read:
+            os.kill(os.getpid(), self.asked)
 
     def ask(self, number: int, _frame) -> None:
         """The signal handler."""
@@ -274,13 +278,15 @@ class StopSignals:
 
         With several processes, an all-reduce every tenth step, and at the `last` one.
         """
-        if self.process.world == 1:
-            return self.asked
-        if step % 10 and not last:
-            return 0
-        asked = torch.tensor(self.asked, device=self.process.device)
-        dist.all_reduce(asked, dist.ReduceOp.MAX)
-        return int(asked)
+        number = self.asked
+        if self.process.world > 1:
+            if step % 10 and not last:
+                return 0
+            asked = torch.tensor(number, device=self.process.device)
+            dist.all_reduce(asked, dist.ReduceOp.MAX)
+            number = int(asked)
+        self.read = self.read or bool(number)
+        return number
 
 
 def stopped(number: int, step: int, dir: Path) -> Stopped:

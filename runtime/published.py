@@ -7,7 +7,7 @@
 * Autoencoders: {"state_dict": …} of taming-transformers, {"model": …} of RIVER, or the `ae.` part
   of a RIVER main model.
 
-Names may have the prefix `module.`, of a model saved under DistributedDataParallel.
+Prefixes of compiled and data-parallel networks are removed by `checkpoints.load_checkpoint`.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ FIXED = {
 
 
 def weights_of(state: dict, part: str, path: str | Path) -> dict[str, Tensor]:
-    """The named tensors in state[part], without the prefix `module.`."""
+    """The named tensors in state[part]. Raises UserError if it holds anything else."""
     weights = state[part]
     named = isinstance(weights, dict) and all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
     )
     if not named:
         raise UserError(f"{path}: its `{part}` is not a dictionary of named tensors")
-    return {name.removeprefix("module."): value for name, value in weights.items()}
+    return weights
 
 
 def under(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

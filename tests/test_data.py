@@ -1,7 +1,13 @@
 """Index arithmetic at its edges, batches as a function of (seed, step), contents of the caches."""
 
+import gc
+import multiprocessing
 import os
+import re
+import signal
 import threading
+import time
+import types
 
 import numpy as np
 import pytest
@@ -11,7 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import configs
 import data
 from batches.batch import to_frames, to_pixels
-from batches.frames import FrameTriples
+from batches.frames import (
+    FrameTriples,
+)
 from batches.latents import (
     LatentStore,
     LatentTriples,
@@ -31,7 +39,8 @@ from batches.windows import (
     spaced_windows,
     span,
 )
-from runtime.console import UserError
+from batches.workers import check_shared_memory, shared_memory_bytes
+from runtime.console import Failure, UserError
 from shards import Shards, ShardWriter, write_packed
 
 TINY = {"data.clip": 6, "train.batch_size": 8}
@@ -378,3 +387,126 @@ def test_clips_have_the_rate_of_their_video(tmp_path):
     assert rates == {"rates": [10, 2.5, 10]}
     only_first = windows._replace(video=windows.video[:1], start=windows.start[:1])
     assert data.clip_rates(shards, only_first, config()) == {}
+
+
+# -------------------------------------------------------------------- loader workers
+@pytest.fixture(autouse=True)
+def no_old_loaders():
+    """A loader that waits for the garbage collector would be collected in forked workers too."""
+    gc.collect()
+
+
+def source_with(make_shards, getitem, monkeypatch, **values):
+    """Batches of two loader workers, which run `getitem` in place of reading batch k."""
+    monkeypatch.setattr(FrameTriples, "__getitem__", lambda self, k: getitem(k))
+    cfg = config(data__workers=2, data__hue=0.1, data__image_size=8, **values)
+    source = FrameTriples(cfg, Shards(make_shards([20])))
+    return source.batches(0, 100, lambda x: x[:, :, :2, :2], torch.device("cpu"))
+
+
+def frames_and_gaps():
+    return np.zeros((8, 3, 8, 8, 3), np.uint8), np.ones((8, 1), np.float32)
+
+
+@pytest.mark.parametrize(
+    "end, message",
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), r"killed by SIGKILL, usually for lack of m"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), r"killed by SIGSEGV"),
+        (lambda: os.kill(os.getpid(), signal.SIGBUS), r"by SIGBUS, usually because /dev/shm is f"),
+        (lambda: os._exit(3), r"loader worker \(pid \d+\) ended with exit code 3"),
+        (lambda: os._exit(0), r"loader worker \(pid \d+\) ended with exit code 0"),
+        (lambda: time.sleep(60), r"no loader worker gave a batch in 2 seconds"),
+    ],
+)
+def test_a_worker_that_dies_or_hangs_is_a_failure_that_names_the_checkpoint(
+    make_shards, tmp_path, monkeypatch, end, message
+):
+    def getitem(k):
+        if k == 4:
+            end()
+        return frames_and_gaps()
+
+    monkeypatch.setattr("batches.workers.TIMEOUT", 2)
+    dir = tmp_path / "checkpoints/mine"
+    dir.mkdir(parents=True)
+    (dir / "step_00000200.pt").touch()
+    output = {"output__root": str(tmp_path), "output__run_id": "mine"}
+    text = failure_of(source_with(make_shards, getitem, monkeypatch, **output))
+    assert re.search(message, text) and "\n" not in text
+    assert f"last good checkpoint is {dir}/step_00000200.pt" in text
+    assert "set data.workers lower" in text
+
+
+def failure_of(source) -> str:
+    """The error of a training on batches of a source. The training never sees it elsewhere."""
+    with pytest.raises(Failure) as caught:
+        while True:
+            batch = next(source)
+            time.sleep(0.02)
+            del batch
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error, kind, message",
+    [
+        (ValueError("two\nlines"), Failure, "a loader worker failed: .*lines; data.workers=0"),
+        (KeyError("name"), Failure, "a loader worker failed: KeyError: 'name'"),
+        (MemoryError(), Failure, "a loader worker failed: MemoryError"),
+        (OSError(5, "Input/output error"), Failure, "worker failed: OSError: .*Input/output error"),
+        (UserError("shard_0001.hdf5: damaged"), UserError, "^shard_0001.hdf5: damaged$"),
+    ],
+)
+def test_an_exception_in_a_worker_is_one_line(make_shards, monkeypatch, error, kind, message):
+    def getitem(k):
+        raise error
+
+    with pytest.raises(kind, match=message) as caught:
+        list(source_with(make_shards, getitem, monkeypatch))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dead_worker_is_not_reported_inside_an_update(make_shards, monkeypatch):
+    """torch would raise at whatever line of the training the signal arrives."""
+    parent = os.getpid()
+
+    def getitem(k):
+        if os.getpid() != parent and k == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return frames_and_gaps()
+
+    before = set(multiprocessing.active_children())
+    source = source_with(make_shards, getitem, monkeypatch)
+    next(source)
+    deadline = time.monotonic() + 30
+    # active_children() leaves out processes that have ended.
+    while len(set(multiprocessing.active_children()) - before) > 1:
+        time.sleep(0.01)
+        assert time.monotonic() < deadline
+    with pytest.raises(Failure, match="killed by SIGKILL"):
+        list(source)
+
+
+def test_shared_memory_that_is_too_small_is_found_before_any_work(monkeypatch):
+    """Docker's 64 MB, and the published settings of CLEVRER: 256 items of 3 frames of 128 px."""
+    size = {"data__image_size": 128, "train__batch_size": 256}
+    cfg = config(data__workers=4, data__hue=0.1, **size)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    batch = 256 * 3 * 128 * 128 * 3
+    assert 10 * batch < shared_memory_bytes(cfg) < 10.1 * batch
+
+    def room(free):
+        return lambda _: types.SimpleNamespace(f_bavail=free // 4096, f_frsize=4096)
+
+    monkeypatch.setattr(os, "statvfs", room(64 << 20))
+    message = r"/dev/shm has 67.1 MB of free room.*data.workers=4.* need 377.*--shm-size=1g"
+    with pytest.raises(UserError, match=message):
+        check_shared_memory(cfg)
+    check_shared_memory(config(data__workers=0, **size))
+    monkeypatch.setattr(os, "statvfs", room(400 << 20))
+    check_shared_memory(cfg)
+    # Two processes of torchrun share the room.
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="need 755"):
+        check_shared_memory(cfg)

@@ -1,6 +1,7 @@
 """Bad input: one line, and nothing is written. Faults of a run: signals, a full disk, gradients
 that are not finite."""
 
+import importlib
 import json
 import os
 import shutil
@@ -459,6 +460,95 @@ def test_a_second_ctrl_c_stops_at_once():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_after_the_last_update_is_not_lost():
+    with (
+        pytest.raises(KeyboardInterrupt),
+        StopSignals(Process(0, 1, torch.device("cpu"))) as signals,
+    ):
+        assert signals.agreed(12, last=True) == 0
+        os.kill(os.getpid(), signal.SIGINT)
+    # A signal that the loop has read is not sent again.
+    with StopSignals(Process(0, 1, torch.device("cpu"))) as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.agreed(12, last=True) == signal.SIGINT
+
+
+# Points of the stages of main.py, in order: what is called there, the call at which the signal
+# comes, the signal, and the exit code.
+POINTS = [
+    ("shards.ShardWriter.add", 2, "SIGINT", 130),
+    ("vqvae.update", 3, "SIGTERM", 75),
+    # Between the numbered checkpoint of update 10 and latest.pt.
+    ("runtime.checkpoints.point_latest", 2, "SIGINT", 130),
+    ("vqvae.validate", 1, "SIGUSR1", 75),
+    ("batches.latents.encode_on_device", 1, "SIGINT", 130),
+    ("batches.latents.write_packed", 1, "SIGTERM", 75),
+    ("data.measure_latents", 1, "SIGINT", 130),
+    ("train.update", 3, "SIGINT", 130),
+    ("train.preview", 1, "SIGTERM", 75),
+    ("forecaster.Forecaster.forecast", 1, "SIGTERM", 75),
+    ("report.results.write_videos", 1, "SIGINT", 130),
+    ("report.page.result_page", 1, "SIGTERM", 75),
+]
+
+
+def test_signals_in_every_stage_leave_what_the_same_command_goes_on_from(
+    tiny_run, tmp_path, command, monkeypatch
+):
+    """One run is stopped at all points, one after another, and equals an undisturbed run."""
+    arguments = ["main.py", "--set", *TINY, "train.sample_every=6", "train.steps=12"]
+    for place, call, name, code in POINTS:
+        with monkeypatch.context() as patch:
+            sent = send_at(patch, place, call, getattr(signal, name))
+            found, err = command(tmp_path, *arguments)
+        assert sent == [name], f"{place} was not reached: {err}"
+        assert found == code, f"{place}: {err}"
+        assert name in err or "stopped; run the same command again" in err
+        # An incomplete folder of results is replaced by the next run.
+        left = [path.name for path in tmp_path.rglob("*") if path.suffix in (".tmp", ".partial")]
+        assert set(left) <= {"ball_stn-test.partial"}, place
+    assert command(tmp_path, *arguments)[0] == 0
+    assert not list(tmp_path.rglob("*.partial"))
+
+    undisturbed = tiny_run[0]
+    own = checkpoints.load_checkpoint(tmp_path / RUN / "latest.pt")
+    other = checkpoints.load_checkpoint(undisturbed / RUN / "latest.pt")
+    for part in ("model", "ema", "vqvae"):
+        for tensor, value in other[part].items():
+            assert torch.equal(own[part][tensor], value), (part, tensor)
+    samples = [next(dir.rglob("samples.npy")) for dir in (tmp_path, undisturbed)]
+    assert (np.load(samples[0]) == np.load(samples[1])).all()
+    steps = [
+        [json.loads(row)["step"] for row in (dir / RUN / "metrics.jsonl").read_text().splitlines()]
+        for dir in (tmp_path, undisturbed)
+    ]
+    assert set(steps[0]) >= set(steps[1]) and steps[0] == sorted(steps[0])
+
+
+def send_at(patch, place: str, call: int, number: int) -> list[str]:
+    """Send a signal to this process when the function `place` is called for the `call`-th time.
+
+    -> a list that holds the name of the signal after it was sent.
+    """
+    sent = []
+    owner, _, name = place.rpartition(".")
+    try:
+        owner = importlib.import_module(owner)
+    except ModuleNotFoundError:
+        module, _, kind = owner.rpartition(".")
+        owner = getattr(importlib.import_module(module), kind)
+    function, calls = getattr(owner, name), iter(range(1, 10**6))
+
+    def send_and_call(*arguments, **named):
+        if next(calls) == call:
+            sent.append(signal.Signals(number).name)
+            os.kill(os.getpid(), number)
+        return function(*arguments, **named)
+
+    patch.setattr(owner, name, send_and_call)
+    return sent
 
 
 # -------------------------------------------------------------------- gradients not finite

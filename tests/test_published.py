@@ -53,6 +53,19 @@ def taming_file(tmp_path_factory):
     return path
 
 
+# Prefixes of data-parallel and compiled networks.
+PREFIXES = ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module."]
+
+
+def wrapped_inside(weights: dict, name: str) -> dict:
+    """Rename the weights of a network with wrapped submodules: a.b.weight -> a.NAME.b.weight."""
+    found = {}
+    for key, value in weights.items():
+        first, _, rest = key.partition(".")
+        found[f"{first}.{name}.{rest}" if rest else key] = value
+    return found
+
+
 # ------------------------------------------------------------------------------------- autoencoders
 def test_the_taming_autoencoder_gives_the_reference_output(taming_file):
     module = vqvae.load(taming_file, "taming_f8_small")
@@ -405,7 +418,68 @@ def test_training_starts_from_a_published_model(tmp_path):
         resume.check_start(deeper, str(path))
 
 
-# ---------------------------------------------------------------------------------- files that run
+# --------------------------------------------------------------- compiled, data-parallel networks
+def wrapped(weights: dict, how: str) -> dict:
+    """Rename weights: a prefix, or the name of a wrapper around every submodule."""
+    if how.endswith("."):
+        return prefixed(how, weights)
+    return wrapped_inside(weights, how)
+
+
+WAYS = [*PREFIXES, "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"]
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_published_model_of_a_wrapped_network_loads(how, tmp_path):
+    path = tmp_path / "model.pth"
+    weights = wrapped(prefixed("vector_field_regressor.", network()), how)
+    torch.save({"model": weights}, path)
+    state = published.checkpoint(checkpoints.load_checkpoint(path), path, "kth", {})
+    own = network()
+    assert state["ema"].keys() == own.keys()
+    assert all(torch.equal(value, own[name]) for name, value in state["ema"].items())
+    # The same file as the start of a training.
+    sizes = {f"model.{name}": value for name, value in SIZES.items()}
+    config = configs.build("kth", {**sizes, "flow.interpolant": "linear"})
+    assert resume.check_start(config, str(path))["ema"].keys() == own.keys()
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("kind", ["small", "river"])
+def test_an_autoencoder_of_a_wrapped_network_loads(kind, how, river_weights, tmp_path):
+    path = tmp_path / "vqvae.pth"
+    if kind == "small":
+        config = configs.build("ball_stn", {"vqvae.width": 16, "vqvae.depth": 1})
+        own = vqvae.build(config.vqvae).state_dict()
+        torch.save({"model": wrapped(own, how), "config": configs.to_dict(config)}, path)
+    else:
+        own = river_weights
+        torch.save({"model": wrapped(prefixed("ae.", own), how)}, path)
+    loaded = vqvae.load(path, kind).state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in loaded.items())
+
+
+def test_every_part_of_a_checkpoint_loses_its_prefixes(tmp_path):
+    net = torch.nn.Linear(2, 2)
+    names = ("weight", "bias")
+    compiled = torch.compile(torch.nn.Sequential(torch.compile(net))).state_dict()
+    assert all("_orig_mod" in name for name in compiled)
+    parts = dict.fromkeys(("model", "ema", "vqvae", "state_dict"), compiled)
+    torch.save({**parts, "opt": {"module.x": 1}, "step": 3}, tmp_path / "c.pt")
+    state = checkpoints.load_checkpoint(tmp_path / "c.pt")
+    for part in parts:
+        assert set(state[part]) == {f"0.{name}" for name in names}
+    assert state["opt"] == {"module.x": 1}
+
+
+def test_a_name_with_and_without_its_prefix_is_refused(tmp_path):
+    weights = {"a.weight": torch.zeros(1), "module.a.weight": torch.ones(1)}
+    torch.save({"model": weights}, tmp_path / "c.pt")
+    with pytest.raises(UserError, match="holds a.weight both with and without a prefix"):
+        checkpoints.load_checkpoint(tmp_path / "c.pt")
+
+
+# ------------------------------------------------------------------------------------------ hostile
 class Hostile:
     """Runs a shell command when it is unpickled."""
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import socket
 import subprocess
+import threading
 import types
 from datetime import timedelta
 
@@ -123,13 +125,123 @@ def test_learning_rate_starts_above_zero_peaks_after_warmup_and_ends_near_zero()
     assert learning_rate(0, 2.0, 100, 0) == 2.0
 
 
-def test_wandb_is_offline_without_a_key(monkeypatch, tmp_path):
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+# -------------------------------------------------------------------- wandb
+@pytest.fixture
+def no_wandb_settings(monkeypatch, tmp_path):
+    """wandb finds no mode, key or server in the environment or the home folder."""
+    wandb = pytest.importorskip("wandb")
+    for name in list(os.environ):
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    logs.report_no_server.cache_clear()
+    # wandb reads the environment once in a process.
+    wandb.teardown()
+    yield tmp_path
+    wandb.teardown()
+    logs.report_no_server.cache_clear()
+
+
+def test_wandb_is_online_with_a_key_only(no_wandb_settings, monkeypatch):
     assert logs.wandb_mode("auto") == "offline" and logs.wandb_mode("disabled") == "disabled"
     monkeypatch.setenv("WANDB_API_KEY", "k")
+    assert logs.wandb_mode("auto") == logs.wandb_mode("online") == "online"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert logs.wandb_mode("auto") == "offline" and logs.wandb_mode("online") == "online"
+
+
+def test_wandb_finds_the_key_of_its_server_in_netrc(no_wandb_settings, monkeypatch):
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    netrc = no_wandb_settings / "netrc"
+    netrc.write_text("machine elsewhere login user password key")
+    netrc.chmod(0o600)
+    assert logs.wandb_mode("auto") == "offline"
+    netrc.write_text("machine 127.0.0.1:9 login user password key")
     assert logs.wandb_mode("auto") == "online"
+
+
+@pytest.mark.parametrize(
+    "mode, variable, message",
+    [
+        ("auto", "online_typo", "WANDB_MODE=online_typo: .* nearest known: online"),
+        ("offline", "of", "WANDB_MODE=of: wandb has no such mode"),
+        ("auto", "Offline", "WANDB_MODE=Offline: .* nearest known: offline"),
+        ("online", "", "wandb.mode=online, but wandb has no API key: .*wandb.mode=offline"),
+        ("auto", "online", "WANDB_MODE=online, but wandb has no API key"),
+        ("auto", "run", "WANDB_MODE=run, but wandb has no API key"),
+        ("auto", "shared", "WANDB_MODE=shared, but wandb has no API key"),
+    ],
+)
+def test_a_wandb_mode_that_cannot_work_is_one_line(
+    no_wandb_settings, monkeypatch, mode, variable, message
+):
+    monkeypatch.setenv("WANDB_MODE", variable)
+    with pytest.raises(UserError, match=message) as caught:
+        logs.wandb_mode(mode)
+    assert "\n" not in str(caught.value)
+
+
+def test_older_names_of_wandb_modes(no_wandb_settings, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "dryrun")
+    assert logs.wandb_mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_MODE", "run")
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    assert logs.wandb_mode("auto") == "online"
+
+
+def test_a_bad_wandb_address_is_one_line(no_wandb_settings, monkeypatch):
+    monkeypatch.setenv("WANDB_BASE_URL", "not an address")
+    with pytest.raises(UserError, match="wandb's settings: base_url") as caught:
+        logs.wandb_mode("auto")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("server", ["closed", "silent", "refuses", "garbage"])
+def test_wandb_without_a_way_out_logs_offline_with_one_line(
+    no_wandb_settings, monkeypatch, capfd, server
+):
+    """closed: nothing listens. silent: nothing answers. Otherwise: HTTP 401, or no JSON."""
+    monkeypatch.setattr(logs, "INIT_TIMEOUT", 3)
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    root = no_wandb_settings
+    config = configs.build(overrides={"output.root": str(root), "wandb.mode": "online"})
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+        answer = {"refuses": b"401 Unauthorized", "garbage": b"200 OK"}.get(server)
+        if server == "closed":
+            listening.close()
+        if answer:
+            arguments = (listening, answer)
+            threading.Thread(target=answer_requests, args=arguments, daemon=True).start()
+        for name in ("a", "b"):
+            # The second run of this process does not try the server again.
+            log = logs.Log(root / name, config, 0)
+            assert log.run.settings.mode == "offline"
+            log.row(1, loss=1.0)
+            log.close()
+    printed = capfd.readouterr().out
+    assert printed.count("\n") == 1
+    assert printed.startswith("wandb: ") and "logging offline" in printed
+    assert len(list((root / "wandb").glob("offline-run-*"))) == 2
+
+
+def answer_requests(listening: socket.socket, status: bytes) -> None:
+    """Answer every HTTP request with a page that is no JSON, until the socket is closed."""
+    page = b"<html></html>"
+    length = str(len(page)).encode()
+    head = b"HTTP/1.1 " + status + b"\r\nContent-Length: " + length + b"\r\n\r\n"
+    while True:
+        try:
+            connection = listening.accept()[0]
+        except OSError:
+            return
+        with connection:
+            connection.recv(65536)
+            connection.sendall(head + page)
 
 
 def test_bf16_only_where_asked_or_fast():

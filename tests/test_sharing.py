@@ -1,16 +1,22 @@
 """Atomic writes of files and folders, locks, and work shared by several processes."""
 
+import errno
+import fcntl
 import os
+import re
+import socket
 import threading
 import time
 
 import numpy as np
 import pytest
 
+from runtime import folders
 from runtime.console import Failure, UserError
 from runtime.folders import (
     Parts,
     complete,
+    describe_owner,
     lock,
     replace_folder,
     restore_folder,
@@ -214,5 +220,41 @@ def test_a_second_run_waits_for_the_stages_of_the_first(tmp_path, capsys):
         raise Crash
     thread.join(timeout=10)
     assert order == ["first", "second"]
-    line = f"another run is preparing data or latents under {tmp_path}/outputs; waiting for it\n"
-    assert capsys.readouterr().out == line
+    # One line, which says for whom the second run waits.
+    line = (
+        rf"waiting for process {os.getpid()} on {re.escape(socket.gethostname())}, "
+        r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d, which prepares data or latents under "
+        rf"{re.escape(str(tmp_path))}/outputs\n"
+    )
+    assert re.fullmatch(line, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_reported_once_and_used(
+    tmp_path, monkeypatch, capsys, number
+):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(folders, "_without_locks", set())
+    (tmp_path / "parts").mkdir()
+    with stage_lock(tmp_path / "outputs"), lock(tmp_path / "file") as held:
+        assert held
+    # Siblings: a lock that is waited for, the lock of a folder, and shared parts.
+    with lock(tmp_path / "file", wait=True) as held, lock(tmp_path) as folder_held:
+        assert held and folder_held
+    parts = Parts(tmp_path / "parts", 2, lambda: False)
+    for k in parts.ours():
+        parts.write(k, {"k": np.full(1, k)})
+    assert parts.there() == [0, 1]
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert "has no file locks" in printed and os.strerror(number) in printed
+
+
+def test_the_owner_of_a_lock_that_nobody_wrote_is_another_run(tmp_path):
+    assert describe_owner(tmp_path / "none") == "another run"
+    for text in ("", "[]", "{}", '{"host": "a", "pid": 1, "since": "x"}'):
+        (tmp_path / ".lock").write_text(text)
+        assert describe_owner(tmp_path / ".lock") == "another run"

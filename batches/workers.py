@@ -1,0 +1,202 @@
+"""Loader workers: processes that read batches ahead of the training loop, and their failures."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Iterator
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+from configs import Config, Data
+from runtime.checkpoints import last_checkpoint
+from runtime.console import Failure, UserError
+
+# Batches that each worker reads ahead.
+PREFETCH = 2
+# Seconds to wait for a batch of the workers, before the run ends with an error.
+TIMEOUT = 600
+SHARED_MEMORY = Path("/dev/shm")
+PAGE = 4096
+
+
+def worker_count(data: Data) -> int:
+    """Number of loader processes."""
+    return min(data.workers, os.cpu_count() or 1)
+
+
+# -------------------------------------------------------------------- shared memory
+def shared_memory_bytes(config: Config) -> int:
+    """Shared memory that the workers of one process take at most, in bytes.
+
+    Workers hand batches over in shared memory. PREFETCH batches per worker are being read or wait,
+    and the process holds two: that of the update, and the next one.
+    """
+    B, size = config.train.batch_size, config.data.image_size
+    # A process reads whole batches when it measures the latents.
+    frames = B * (2 + config.data.contexts) * size * size * 3
+    gaps = B * config.data.contexts * 4
+    # torch rounds each array up to pages, and adds a header.
+    batch = sum(-(-n // PAGE) * PAGE + PAGE for n in (frames, gaps))
+    return (PREFETCH * worker_count(config.data) + 2) * batch
+
+
+def check_shared_memory(config: Config) -> None:
+    """Raise UserError if the batches of the workers do not fit in the shared memory.
+
+    Without this check, a worker would lose its batch, and the run would wait for it.
+    """
+    if not worker_count(config.data) or not SHARED_MEMORY.is_dir():
+        return
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    need = processes * shared_memory_bytes(config)
+    disk = os.statvfs(SHARED_MEMORY)
+    free = disk.f_bavail * disk.f_frsize
+    if free < need:
+        raise UserError(
+            f"{SHARED_MEMORY} has {free / 1e6:,.1f} MB of free room, but the batches of "
+            f"data.workers={config.data.workers} loader processes need {need / 1e6:,.1f} MB; "
+            f"enlarge it (docker run --shm-size={-(-need // 10**9)}g), or set data.workers lower "
+            "(0: no loader processes) or train.batch_size lower"
+        )
+
+
+# -------------------------------------------------------------------- batches
+def read_batches(
+    dataset: torch.utils.data.Dataset,
+    config: Config,
+    start: int,
+    stop: int,
+    device: torch.device,
+) -> Iterator:
+    """Items start..stop-1 of a dataset, in order, as tensors; in pinned memory if they go to a GPU.
+
+    A worker that dies, or gives nothing for TIMEOUT seconds, is a Failure of one line, which names
+    the last checkpoint. So is an exception in a worker, but a UserError stays one.
+    """
+    workers = worker_count(config.data)
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(start, stop),
+        worker_init_fn=own_group,
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        timeout=TIMEOUT if workers else 0,
+        pin_memory=device.type == "cuda",
+    )
+    if not workers:
+        yield from loader
+        return
+    failure = None
+    items = iter(loader)
+    with DeathWatch(items._workers) as watch:
+        # Not until StopIteration, where torch ends the workers.
+        for _ in range(start, stop):
+            try:
+                item = watch.next_of(items)
+            except Exception as error:
+                failure = explain(error, watch, config)
+                # Frees `items`, which the frames of torch refer to.
+                traceback.clear_frames(error.__traceback__)
+                break
+            yield item
+        # Ends the workers. Until then, torch's own handler reports a dead one again and again.
+        del items
+    if failure is not None:
+        raise failure
+
+
+def own_group(_worker: int) -> None:
+    """Move a worker into its own process group. A SIGTERM to the group of the training then does
+    not end the worker, which the training needs for one more batch."""
+    os.setpgid(0, 0)
+
+
+class WorkerDied(Exception):
+    """A worker ended before its last batch."""
+
+
+class DeathWatch:
+    """Inside the block, `next_of` raises WorkerDied if a worker has ended, at once.
+
+    torch's own handler of SIGCHLD, which the block replaces, raises at whatever line the main
+    thread is, for example while a checkpoint is written.
+    """
+
+    def __init__(self, workers: list[BaseProcess]):
+        self.workers = workers
+        self.waiting = False
+        self.before = None
+
+    def __enter__(self) -> DeathWatch:
+        if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGCHLD, self.note)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, self.before)
+
+    def note(self, *_) -> None:
+        """The handler of SIGCHLD."""
+        if self.waiting:
+            self.report()
+
+    def report(self) -> None:
+        """Raise WorkerDied if a worker has ended."""
+        for worker in self.workers:
+            code = worker.exitcode
+            if code is not None:
+                end = f"ended with exit code {code}"
+                if code < 0:
+                    end = f"was killed by {signal.Signals(-code).name}"
+                raise WorkerDied(f"loader worker (pid {worker.pid}) {end}")
+
+    def next_of(self, items: Iterator):
+        """next(items)"""
+        try:
+            self.waiting = True
+            self.report()
+            return next(items)
+        finally:
+            self.waiting = False
+
+
+def death_of(watch: DeathWatch) -> str:
+    """How a worker ended, and the usual reason; "" if all live."""
+    # A worker that ends while it hands over a batch breaks a socket first.
+    wait([worker.sentinel for worker in watch.workers], timeout=1)
+    try:
+        watch.report()
+    except WorkerDied as died:
+        reason = "usually for lack of memory (see `dmesg`)"
+        if "SIGBUS" in str(died):
+            reason = f"usually because {SHARED_MEMORY} is full"
+        return f"{died}, {reason}"
+    return ""
+
+
+def explain(error: Exception, watch: DeathWatch, config: Config) -> Exception:
+    """The error of one line for an exception of `next_of`; the exception if no worker caused it."""
+    if "in DataLoader worker process" in str(error):
+        # torch appends the traceback of the worker, which ends with "TYPE: MESSAGE".
+        line = str(error).strip().splitlines()[-1]
+        if isinstance(error, UserError):
+            return UserError(line.removeprefix("runtime.console.UserError: "))
+        return Failure(f"a loader worker failed: {line}; data.workers=0 shows the full traceback")
+    cause = death_of(watch)
+    if isinstance(error, RuntimeError) and "timed out" in str(error):
+        cause = f"no loader worker gave a batch in {TIMEOUT} seconds: is the disk reachable?"
+    if not cause:
+        return error
+    last = last_checkpoint(Path(config.output.root) / "checkpoints" / config.run_id)
+    return Failure(
+        f"{cause}; {last}set data.workers lower (0: no loader processes), then run the "
+        "same command again"
+    )

@@ -14,8 +14,8 @@ import torch
 from runtime.console import UserError, first_line
 from runtime.folders import write_atomically
 
-# A rate is measured over calls that take at least this many seconds in all.
-ENOUGH = 0.3
+# A rate is measured over at least this many seconds.
+ENOUGH = 0.1
 # Share of the given time that is planned; the rest allows for the error of the estimate.
 PLANNED = 0.9
 # The shortest training worth running, as a share of the updates of the full run.
@@ -39,8 +39,8 @@ class Stage(NamedTuple):
 def seconds_per_item(work: Callable[[int], object], most: int, device: torch.device) -> float:
     """Seconds per item of work(n), which processes n items on the device.
 
-    n doubles from 1 until a call takes ENOUGH seconds or n = `most`, so that a slow machine
-    measures a part of a batch.
+    n grows from 1 by factors of 4 until a call takes ENOUGH seconds or n = `most`, so that a slow
+    machine measures a part of a batch.
     """
 
     def seconds(n: int, calls: int) -> float:
@@ -58,7 +58,7 @@ def seconds_per_item(work: Callable[[int], object], most: int, device: torch.dev
         taken = seconds(n, calls=1)
         if taken > ENOUGH or n == most:
             break
-        n = min(2 * n, most)
+        n = min(4 * n, most)
     if taken > ENOUGH:
         return taken / n
     # A full batch is fast: average over several.

@@ -1,4 +1,4 @@
-"""The page of a summary: a static index.html without scripts, for a phone too."""
+"""The page of a summary of many runs: a static index.html without scripts."""
 
 from __future__ import annotations
 
@@ -15,92 +15,84 @@ from report.tables import Cell, direction, heading, label, notes, rows
 FILES = ("index.html", "forecasts.mp4", "forecasts.gif", "contact_sheet.png", "metrics.json")
 
 
-def written(cell: Cell) -> str:
+def write_cell(cell: Cell) -> str:
+    """A cell of the table, as HTML."""
     text = f"{cell.mean} ± {cell.se}" if cell.se else cell.mean or "–"
     text = f"<b>{text}</b>" if cell.best else text
-    return text + cell.mark + f" <small>({cell.n})</small>" * bool(cell.n)
+    count = f" <small>({cell.n})</small>" if cell.n else ""
+    return text + cell.mark + count
 
 
 def section(
     table: Table, metrics: list[str], pictures: dict[str, str], out: Path, number: int
 ) -> str:
-    """One table with all that belongs to it. pictures: {kind: file name}."""
-    head = [
-        "method",
-        "seeds",
-        *(escape(label(metric)) + ARROWS[direction(metric)] for metric in metrics),
-    ]
-    body = [
-        row(
-            escape(own.name),
-            [own.seeds, *map(written, own.cells)],
-            "baseline" if own.baseline else "",
-        )
-        for own in rows(table, metrics)
-    ]
+    """The part of the page about one table: the table, its notes, pictures, settings and runs.
+
+    pictures: {kind: file name}. out: the folder of the page. number: of the table, from 1.
+    """
+    head = ["method", "seeds"]
+    head += [escape(label(metric)) + ARROWS[direction(metric)] for metric in metrics]
+    body = []
+    for own in rows(table, metrics):
+        kind = "baseline" if own.baseline else ""
+        body.append(row(escape(own.name), [own.seeds, *map(write_cell, own.cells)], kind))
     parts = [
         f'<h2 id="table-{number}">{escape(heading(table.protocol))}</h2>',
         grid(head, body, heading(table.protocol)),
-        *(f'<p class="soft">{escape(note)}</p>' for note in notes(table, metrics)),
     ]
+    parts += [f'<p class="soft">{escape(note)}</p>' for note in notes(table, metrics)]
+    parts += figures(pictures, "many" if len(metrics) > 2 else "few")
+    settings = differences(table)
+    if settings:
+        head = ["setting", *(escape(method.name) for method in table.methods)]
+        body = []
+        for key, values in settings.items():
+            body.append(row(escape(key), [escape(value) for value in values]))
+        text = grid(head, body, "Settings")
+        parts.append(f"<details open><summary>Settings that differ</summary>{text}</details>")
+    return "\n".join([*parts, runs_of(table, metrics, out)])
+
+
+def figures(pictures: dict[str, str], size: str) -> list[str]:
+    """The mosaic and the plots of a table, as HTML. size: a class of page.css."""
+    parts = []
     if "mosaic" in pictures:
         file = quote(pictures["mosaic"])
-        video = (
-            f'<video class="figure" src="{file}" controls autoplay loop muted playsinline></video>'
+        if file.endswith(".gif"):
+            parts.append(f'<img class="figure" src="{file}" alt="forecasts side by side">')
+        else:
+            controls = "controls autoplay loop muted playsinline"
+            parts.append(f'<video class="figure" src="{file}" {controls}></video>')
+        parts.append(
+            '<p class="soft">A row per clip; the columns are the truth and one forecast of each '
+            "method. Green edge: given frames; orange edge: forecast.</p>"
         )
-        parts += [
-            f'<img class="figure" src="{file}" alt="forecasts side by side">'
-            if file.endswith(".gif")
-            else video,
-            '<p class="soft">Each row is a clip, in the columns the truth and one forecast of '
-            "each method. Green edge: "
-            "given frames; orange edge: forecast.</p>",
-        ]
     for kind, text in (
         ("summary", "every metric, a point per method"),
         ("horizon", "metrics over the predicted frames"),
     ):
         if kind in pictures:
             file = quote(pictures[kind])
-            size = "many" if len(metrics) > 2 else "few"
             parts.append(
                 f'<a class="scroll figure" href="{file}"><img class="{size}" src="{file}" '
                 f'alt="{text}" loading="lazy"></a>'
             )
-    if settings := differences(table):
-        body = [
-            row(escape(key), [escape(value) for value in values])
-            for key, values in settings.items()
-        ]
-        parts.append(
-            "<details open><summary>What sets the methods apart</summary>"
-            + grid(
-                ["setting", *(escape(method.name) for method in table.methods)], body, "Settings"
-            )
-            + "</details>"
-        )
-    return "\n".join([*parts, runs_of(table, metrics, out)])
+    return parts
 
 
 def runs_of(table: Table, metrics: list[str], out: Path) -> str:
-    """Every run with links to what it wrote, relative to the summary's folder."""
+    """A table of all runs with links to their files, relative to the folder of the page."""
     body = []
     for method in table.methods:
         for run in method.runs:
             folder = Path(os.path.relpath(run.folder.resolve(), out.resolve())).as_posix()
-            there = [
-                link(f"{folder}/{name}", name) for name in FILES if (run.folder / name).is_file()
-            ]
-            values = [
-                f"{run.summary[metric][0]:.4g}" if metric in run.summary else "–"
-                for metric in metrics
-            ]
-            cells = [
-                escape(str(run.seed)),
-                *values,
-                link(folder + "/", "folder"),
-                " · ".join(there),
-            ]
+            cells = [escape(str(run.seed))]
+            for metric in metrics:
+                known = metric in run.summary
+                cells.append(f"{run.summary[metric][0]:.4g}" if known else "–")
+            cells.append(link(folder + "/", "folder"))
+            files = [name for name in FILES if (run.folder / name).is_file()]
+            cells.append(" · ".join(link(f"{folder}/{name}", name) for name in files))
             body.append(row(escape(method.name), cells))
     head = ["method", "seed", *(escape(label(metric)) for metric in metrics), "", "files"]
     return f"<details><summary>Runs</summary>{grid(head, body, 'Runs')}</details>"
@@ -109,19 +101,21 @@ def runs_of(table: Table, metrics: list[str], out: Path) -> str:
 def page(
     name: str, sections: list[str], tables: list[Table], warnings: list[str], files: list[str]
 ) -> str:
+    """The whole page. sections: of the tables; files: names of the files with the same numbers."""
     runs = sum(len(method.runs) for table in tables for method in table.methods)
     methods = sum(len(table.methods) for table in tables)
-    counts = f"{runs} runs, {methods} methods" + f", {len(tables)} tables" * (len(tables) > 1)
-    contents = [
-        f'<li><a href="#table-{k}">{escape(heading(table.protocol))}</a></li>'
-        for k, table in enumerate(tables, 1)
-    ]
+    counts = f"{runs} runs, {methods} methods"
+    contents = []
+    if len(tables) > 1:
+        counts += f", {len(tables)} tables"
+        for k, table in enumerate(tables, 1):
+            contents.append(f'<li><a href="#table-{k}">{escape(heading(table.protocol))}</a></li>')
     listed = ", ".join(link(file, file) for file in files)
     parts = [
         f"<h1>{escape(name)}</h1>",
         f'<p class="soft">{counts}. As text: {listed}</p>',
         *(f'<p class="soft">{escape(warning)}</p>' for warning in warnings),
     ]
-    if len(tables) > 1:
+    if contents:
         parts.append(f"<ol>{''.join(contents)}</ol>")
     return document(name, "\n".join([*parts, *sections]), "folder")

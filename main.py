@@ -277,7 +277,7 @@ def plan(config: Config) -> list[str]:
     return lines
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python main.py",
         description="Train a video forecaster and sample from it. "
@@ -285,14 +285,20 @@ def main() -> None:
         epilog=configs.describe_settings(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--dataset", default="ball_stn", help=", ".join(DATASETS))
-    parser.add_argument("--interpolant", default="follmer", help=", ".join(interpolants.TABLE))
+    parser.add_argument(
+        "--dataset", default="ball_stn", help=f"default: %(default)s; or {', '.join(DATASETS)}"
+    )
+    parser.add_argument(
+        "--interpolant",
+        default="follmer",
+        help=f"default: %(default)s; or {', '.join(interpolants.TABLE)}",
+    )
     parser.add_argument(
         "--overfit",
         type=int,
         choices=(0, 1),
         default=0,
-        help="1: learn one batch of clips by heart",
+        help="1: memorise one batch of clips",
     )
     parser.add_argument("--ckpt", help="a checkpoint whose weights to start from")
     parser.add_argument(
@@ -300,8 +306,10 @@ def main() -> None:
         type=float,
         help="shorten both trainings so that the whole run takes about this long on this machine",
     )
-    parser.add_argument("--wandb_entity", default="")
-    parser.add_argument("--wandb_project", default="driftcast")
+    entity = "team or user on wandb; default: yours"
+    parser.add_argument("--wandb_entity", default="", help=entity)
+    project = "project on wandb; default: %(default)s"
+    parser.add_argument("--wandb_project", default="driftcast", help=project)
     parser.add_argument(
         "--set",
         nargs="+",
@@ -317,7 +325,11 @@ def main() -> None:
         default=0,
         help="1: print the merged config, the plan and the expected time; write no file",
     )
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
     flags = {
         "flow.interpolant": args.interpolant,
         "train.overfit": bool(args.overfit),

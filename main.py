@@ -286,12 +286,12 @@ def parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--dataset", default="ball_stn", help=f"default: %(default)s; or {', '.join(DATASETS)}"
+        "--dataset", default="ball_stn", help=f"one of {', '.join(DATASETS)}; default: %(default)s"
     )
     parser.add_argument(
         "--interpolant",
         default="follmer",
-        help=f"default: %(default)s; or {', '.join(interpolants.TABLE)}",
+        help=f"one of {', '.join(interpolants.TABLE)}; default: %(default)s",
     )
     parser.add_argument(
         "--overfit",

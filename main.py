@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import math
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -86,7 +87,8 @@ def train_network(
         data.check_lengths(config, shards)
         config = data.with_steps(config, shards)
         if process.first:
-            print(budget.describe_run(remaining_stages(config, process), time.time()), flush=True)
+            expected = budget.describe_run(remaining_stages(config, process), time.time())
+            print(expected, file=sys.stderr)
         autoencoder = vqvae.ensure_vqvae(config, shards, process)
         clock.lap("VQVAE")
 

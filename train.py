@@ -207,7 +207,9 @@ def measure_update(
     past, future = config.halves or (config.data.contexts, 1)
     process = Process(0, 1, device)
     settings = dataclasses.replace(config.train, compile="off", accumulate=1)
-    config = dataclasses.replace(config, train=settings)
+    # One live window fits into a batch of any size.
+    replay = dataclasses.replace(config.replay, n_live=1)
+    config = dataclasses.replace(config, train=settings, replay=replay)
     learner = begin(config, process)
     given = torch.randn(config.train.batch_size, past, C, h, w, device=device)
     frame = given[:, 0].repeat(1, 1, future, 1)

@@ -171,7 +171,7 @@ class DeathWatch:
 def death_of(watch: DeathWatch) -> str:
     """How a worker ended, and the usual reason; "" if all live."""
     # A worker that ends while it hands over a batch breaks a socket first.
-    wait([worker.sentinel for worker in watch.workers], timeout=1)
+    wait([worker.sentinel for worker in watch.workers], timeout=5)
     try:
         watch.report()
     except WorkerDied as died:
@@ -193,6 +193,8 @@ def explain(error: Exception, watch: DeathWatch, config: Config) -> Exception:
     cause = death_of(watch)
     if isinstance(error, RuntimeError) and "timed out" in str(error):
         cause = f"no loader worker gave a batch in {TIMEOUT} seconds: is the disk reachable?"
+    if not cause and isinstance(error, (ConnectionError, EOFError)):
+        cause = f"a loader worker closed its connection ({error})"
     if not cause:
         return error
     last = last_checkpoint(Path(config.output.root) / "checkpoints" / config.run_id)

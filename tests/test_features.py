@@ -316,7 +316,7 @@ def test_lpips_is_zero_for_equal_frames_and_grows_with_noise(weights, walk, net)
     assert np.all(found[0] == 0) and np.all(np.diff(found, axis=0) > 0)
     with pytest.raises(UserError, match="needs frames of at least"):
         lpips_distance(model, frames[:, :15, :15], frames[:, :15, :15])
-    with pytest.raises(ValueError, match="uint8 of one shape"):
+    with pytest.raises(ValueError, match="uint8 of equal shapes"):
         lpips_distance(model, frames, frames[:1])
 
 

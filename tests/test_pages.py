@@ -158,7 +158,7 @@ def test_the_protocol_is_told_in_words_and_the_config_as_settings():
         and "Fvd and kvd: the forecast frames" in said[2]
     )
     assert said[3:] == [
-        "The checkpoint's own task, whatever it was trained on.",
+        "The task that the checkpoint was trained on.",
         "A forecast frame passes through the autoencoder’s pixels before it is forecast from.",
         "odd: 7.",
     ]

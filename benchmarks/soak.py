@@ -2,14 +2,18 @@
 
     python benchmarks/soak.py --kills 20 --seed 1
 
-The command ends a run at random moments by SIGKILL or SIGTERM, starts it again each time, and
-compares its last checkpoint with that of an undisturbed run. It prints "identical", or names what
-differs and exits with 1.
+The command kills a run by SIGKILL or SIGTERM, starts it again each time, and compares its last
+checkpoint with that of an undisturbed run. The moments depend on the progress of the run and not on
+the clock, so that they mean the same on a slow machine: the first kills come in the stages before
+the training, one each, and the others after a random number of further updates. The command prints,
+per kill, the updates made and saved. It exits with 1 if the checkpoints differ, or if fewer than
+half of the kills came after a checkpoint, because then "identical" would prove little.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -27,8 +31,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import results
-from runtime import checkpoints
-from runtime.console import Failure, progress, run_command
+from runtime import checkpoints, logs
+from runtime.console import Failure, UserError, progress, run_command
+
+RUN = "outputs/checkpoints/ball_stn-follmer-0"
+# Paths that appear in the stages before the training: data, VQVAE, latents.
+EARLY = ["data/*", "outputs/checkpoints/vqvae-*/metrics.jsonl", "outputs/latents/*/train"]
+# Limit of the updates between a checkpoint and the next kill: three intervals of train.save_every.
+SPAN = 75
+# Seconds without any progress after which the benchmark gives up.
+STALL = 900
 
 SETTINGS = [
     "data.stream=4000",
@@ -40,6 +52,7 @@ SETTINGS = [
     "train.warmup=10",
     "train.schedule=constant",
     "train.save_every=25",
+    "train.log_every=1",
     "train.keep=3",
     "train.sample_every=0",
     "sample.num_videos=1",
@@ -58,42 +71,94 @@ def start(folder: Path, settings: list[str]) -> subprocess.Popen:
 
 def load_last(folder: Path) -> dict | None:
     """The latest checkpoint of the run in `folder`, if it has one."""
-    dir = folder / "outputs/checkpoints/ball_stn-follmer-0"
+    dir = folder / RUN
     return checkpoints.load_latest(dir) if dir.exists() else None
 
 
-def kill_at_random(process: subprocess.Popen, rng: np.random.Generator) -> signal.Signals | None:
-    """Kill the process after 0.5 to 12 seconds; return the signal, or None if it ended before."""
-    wait = rng.uniform(0.5, 12)
-    try:
-        process.wait(wait)
-        return None
-    except subprocess.TimeoutExpired:
-        number = signal.SIGTERM if rng.random() < 0.5 else signal.SIGKILL
-        process.send_signal(number)
-        process.wait(120)
-        return number
+def updates_made(folder: Path) -> int:
+    """The number of the last update in the log of the run, which has a row per update."""
+    path = folder / RUN / "metrics.jsonl"
+    if not path.exists():
+        return 0
+    rows = [line for line in path.read_text().splitlines() if logs.is_row(line)]
+    return json.loads(rows[-1])["step"] if rows else 0
+
+
+def moments(kills: int, rng: np.random.Generator) -> list[str | int]:
+    """When each kill comes: a path that the run makes in an early stage, or the number of updates
+    after the last checkpoint."""
+    early = EARLY[: kills // 4]
+    return [*early, *rng.integers(1, SPAN, size=kills - len(early)).tolist()]
+
+
+def wait_for(process: subprocess.Popen, folder: Path, moment: str | int, saved: int) -> bool:
+    """Wait for a moment -> False if the process ended before.
+
+    Raises Failure if the run makes no progress for STALL seconds.
+    """
+    changed = time.monotonic()
+    before = None
+    while process.poll() is None:
+        if isinstance(moment, str):
+            now = sum(1 for _ in folder.rglob("*"))
+            come = any(folder.glob(moment))
+        else:
+            now = updates_made(folder)
+            come = now >= saved + moment
+        if come:
+            return True
+        if now != before:
+            changed = time.monotonic()
+            before = now
+        if time.monotonic() - changed > STALL:
+            raise Failure(f"no progress in {STALL} seconds: {last_line(folder)}")
+        time.sleep(0.01)
+    return False
 
 
 def run_disturbed(
     folder: Path, settings: list[str], kills: int, rng: np.random.Generator
 ) -> list[dict]:
-    """Start the run and kill it, `kills` times; return {"signal", "saved": updates} per kill."""
+    """Start the run and kill it, `kills` times -> {"signal", "made", "saved"} per kill.
+
+    made, saved: the updates that were made and that were in a checkpoint when the signal came.
+    """
     rows = []
+    saved = 0
     with progress(kills, "kill", "kill") as bar:
-        while len(rows) < kills:
+        for moment in moments(kills, rng):
             process = start(folder, settings)
-            number = kill_at_random(process, rng)
-            if number is None:
+            try:
+                come = wait_for(process, folder, moment, saved)
+                # Anywhere in an update, or in the write of a checkpoint.
+                time.sleep(rng.uniform(0, 0.05))
+                number = signal.SIGTERM if rng.random() < 0.5 else signal.SIGKILL
+                row = {"signal": number.name, "made": updates_made(folder)}
+                row["saved"] = updates_saved(folder)
+                process.send_signal(number)
+                process.wait(STALL)
+            finally:
+                process.kill()
+            if not come:
                 raise Failure(
                     f"the run ended by itself (exit code {process.returncode}) after {len(rows)} "
                     f"of {kills} kills: {last_line(folder)}; it failed, or needs a larger --steps"
                 )
-            state = load_last(folder)
-            rows.append({"signal": number.name, "saved": state["step"] if state else 0})
+            rows.append(row)
+            saved = updates_saved(folder)
             bar.update()
-            bar.set_postfix_str(f"{rows[-1]['saved']} updates saved")
+            bar.set_postfix_str(f"{saved} updates saved")
     return rows
+
+
+def updates_saved(folder: Path) -> int:
+    """The number of updates in the last checkpoint of the run."""
+    return max((int(path.stem[5:]) for path in (folder / RUN).glob("step_*.pt")), default=0)
+
+
+def describe(rows: list[dict]) -> str:
+    """Per kill: the signal, and the updates made and saved when it came."""
+    return ", ".join(f"{row['signal'][3:]} at {row['made']} ({row['saved']})" for row in rows)
 
 
 def run_to_end(folder: Path, settings: list[str]) -> dict:
@@ -144,8 +209,8 @@ def parse() -> argparse.Namespace:
     add(
         "--steps",
         type=int,
-        default=6000,
-        help="updates of the run, more than it reaches between the kills (default 6000)",
+        default=0,
+        help=f"updates of the run; more than {SPAN} per kill (default: as many and 100)",
     )
     add("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
     return parser.parse_args()
@@ -153,7 +218,13 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
-    settings = [f"train.steps={args.steps}"]
+    steps = args.steps or SPAN * args.kills + 100
+    if args.kills < 1 or steps <= SPAN * args.kills:
+        raise UserError(
+            f"--kills must be >= 1 and --steps > {SPAN * args.kills} ({SPAN} per kill), got "
+            f"--kills {args.kills} --steps {steps}"
+        )
+    settings = [f"train.steps={steps}"]
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch:
         hunted = Path(scratch) / "hunted"
@@ -163,19 +234,28 @@ def main() -> int:
         rows = run_disturbed(hunted, settings, args.kills, np.random.default_rng(args.seed))
         found = differences(run_to_end(hunted, settings), run_to_end(calm, settings))
 
+    verdict, code = judge(rows, found)
     counts = {name: sum(row["signal"] == name for row in rows) for name in ("SIGKILL", "SIGTERM")}
-    early = sum(row["saved"] == 0 for row in rows)
-    verdict = f"different: {', '.join(found[:5])}" if found else "identical"
     text = (
-        f"{args.steps} updates, killed {args.kills} times at random moments "
-        f"({counts['SIGKILL']} SIGKILL, {counts['SIGTERM']} SIGTERM; {early} of them before the "
-        f"first checkpoint), seed {args.seed}, {time.monotonic() - began:.0f} s in all. "
-        f"{results.machine()}. Its last checkpoint, against that of an undisturbed run: "
-        f"**{verdict}**."
+        f"{steps} updates, killed {args.kills} times by progress ({counts['SIGKILL']} SIGKILL, "
+        f"{counts['SIGTERM']} SIGTERM; {sum(row['saved'] > 0 for row in rows)} of them after a "
+        f"checkpoint), seed {args.seed}, {time.monotonic() - began:.0f} s in all. "
+        f"{results.machine()}. Updates made (saved) at each kill: {describe(rows)}. Its last "
+        f"checkpoint, against that of an undisturbed run: **{verdict}**."
     )
     results.write("Soak: training under a killer", text, args.out)
     print(text.replace("**", ""), verdict, sep="\n")
-    return int(bool(found))
+    return code
+
+
+def judge(rows: list[dict], found: list[str]) -> tuple[str, int]:
+    """The verdict and the exit code. found: names of what differs."""
+    if found:
+        return f"different: {', '.join(found[:5])}", 1
+    late = sum(row["saved"] > 0 for row in rows)
+    if 2 * late < len(rows):
+        return f"identical, but only {late} of {len(rows)} kills came after a checkpoint", 1
+    return "identical", 0
 
 
 if __name__ == "__main__":

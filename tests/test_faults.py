@@ -277,9 +277,9 @@ def test_bad_shards_are_one_line_and_code_2(tmp_path, command, make, message):
     assert code == 2 and message in err and err.splitlines()[-1].startswith("error: "), err
     # Videos that stand still are detected in the latents only.
     if message != "stand still":
-        assert len(err.splitlines()) == 1 and sorted(
-            p.name for p in (tmp_path / "outputs").rglob("*")
-        ) == [".lock"]
+        lines = [line for line in err.splitlines() if not line.startswith("expected time")]
+        assert len(lines) == 1
+        assert sorted(p.name for p in (tmp_path / "outputs").rglob("*")) == [".lock"]
 
 
 def test_a_damaged_frame_read_by_a_worker_is_one_line_too(tmp_path, command):

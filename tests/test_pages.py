@@ -159,7 +159,7 @@ def test_the_protocol_is_told_in_words_and_the_config_as_settings():
     )
     assert said[3:] == [
         "The task that the checkpoint was trained on.",
-        "A forecast frame passes through the autoencoder’s pixels before it is forecast from.",
+        "Each forecast frame is decoded and encoded again before the next one.",
         "odd: 7.",
     ]
     assert (

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -11,8 +13,9 @@ import torch
 
 import configs
 from batches.windows import Shards
-from benchmarks import measure, memory, train_step
+from benchmarks import measure, memory, soak, train_step
 from benchmarks import sample as sampling
+from runtime.console import Failure
 from runtime.process import Process, generator
 from solvers import integrate
 
@@ -191,3 +194,58 @@ def test_kth_like_shards_hold_the_walk(tmp_path):
     shards = Shards(measure.river_shards(tmp_path, 3, 45))
     assert shards.lengths.tolist() == [45] * 3 and shards.shape == (64, 64, 3)
     assert np.array_equal(shards.read(0, np.array([7])), measure.frames_of_a_walk(64)[7:8])
+
+
+# -------------------------------------------------------------------- soak
+def kill_at(made: int, saved: int) -> dict:
+    return {"signal": "SIGTERM", "made": made, "saved": saved}
+
+
+def test_a_soak_with_most_kills_before_a_checkpoint_fails():
+    early, late = kill_at(3, 0), kill_at(80, 75)
+    assert soak.judge([early, late], []) == ("identical", 0)
+    verdict, code = soak.judge([early, early, late], [])
+    assert code == 1 and "only 1 of 3 kills came after a checkpoint" in verdict
+    assert soak.judge([late], ["model.w"]) == ("different: model.w", 1)
+    assert soak.describe([early, late]) == "TERM at 3 (0), TERM at 80 (75)"
+
+
+def test_most_kills_of_a_soak_wait_for_updates():
+    for kills in (1, 4, 20):
+        moments = soak.moments(kills, np.random.default_rng(0))
+        updates = [moment for moment in moments if isinstance(moment, int)]
+        assert len(moments) == kills and len(updates) >= kills * 3 / 4
+        assert all(1 <= moment < soak.SPAN for moment in updates)
+
+
+@pytest.mark.parametrize("speed", [0.002, 0.05])
+def test_a_kill_of_a_soak_comes_after_its_updates_on_fast_and_slow_machines(tmp_path, speed):
+    """The run is a process that logs an update every `speed` seconds."""
+    (tmp_path / soak.RUN).mkdir(parents=True)
+    code = (
+        "import json, time\n"
+        f"with open({str(tmp_path / soak.RUN / 'metrics.jsonl')!r}, 'w', buffering=1) as file:\n"
+        "    for step in range(1, 10_000):\n"
+        f"        time.sleep({speed})\n"
+        "        file.write(json.dumps({'step': step}) + chr(10))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    try:
+        assert soak.wait_for(process, tmp_path, 5, saved=10)
+        assert soak.updates_made(tmp_path) >= 15
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not soak.wait_for(process, tmp_path, 5, saved=10**6)
+
+
+def test_a_soak_gives_up_on_a_run_that_stands_still(tmp_path, monkeypatch):
+    monkeypatch.setattr(soak, "STALL", 0.3)
+    (tmp_path / "log").write_text("waiting\n")
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        with pytest.raises(Failure, match="no progress in 0.3 seconds: waiting"):
+            soak.wait_for(process, tmp_path, 5, saved=0)
+    finally:
+        process.kill()
+        process.wait()

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 
 from batches.latents import cache_latents
 from prepare.repack import RiverWriter
-from runtime.console import UserError
+from runtime import folders
+from runtime.console import UserError, print_once
 from shards import Rows, Shards, ShardWriter, write_packed
 
 
@@ -322,3 +325,89 @@ def test_a_full_disk_is_told_before_hdf5_meets_it(tmp_path, monkeypatch):
         monkeypatch.setattr(os, "posix_fallocate", full)
         writer.add(np.zeros((1 << 15, 8, 8, 3), np.uint8))
     assert not list((tmp_path / "half").iterdir())
+
+
+# -------------------------------------------------------------------- locks of HDF5
+HOLD = """
+import sys
+import h5py
+with h5py.File(sys.argv[1], sys.argv[2]) as file:
+    file.flush()
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("mode", ["r+", "r"])
+def test_a_shard_that_another_process_has_locked_is_read(make_shards, capsys, mode):
+    dir = make_shards([5, 3])
+    path = str(dir / "shard_0001.hdf5")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, path, mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout.readline() == b"open\n"
+        print_once.cache_clear()
+        # The second reader is in the same process, as with the splits of one run.
+        for shards in (Shards(dir), Shards(dir)):
+            assert values(shards.read(1, slice(None))) == [5, 6, 7]
+        printed = capsys.readouterr().out
+        assert printed.count("another process has locked the file") == (mode == "r+")
+    finally:
+        holder.communicate(timeout=30)
+
+
+def refuse_locks(monkeypatch, number: int) -> None:
+    """HDF5 as on a file system without locks."""
+    real = h5py.File
+
+    def opened(path, mode="r", locking=None, **options):
+        if locking is not False:
+            reason = f"unable to lock file, errno = {number}"
+            raise OSError(number, f"Unable to synchronously open file ({reason})")
+        return real(path, mode, locking=locking, **options)
+
+    monkeypatch.setattr(h5py, "File", opened)
+    monkeypatch.setattr(folders, "_without_locks", set())
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_shards_on_a_file_system_without_locks_are_written_and_read(
+    make_shards, tmp_path, monkeypatch, capsys, number
+):
+    refuse_locks(monkeypatch, number)
+    dir = make_shards([5, 3])
+    write_packed(dir / "shard_0002.hdf5", "frames", np.zeros((4, 8, 8, 3), np.uint8), [4], {})
+    with RiverWriter(tmp_path / "river") as writer:
+        writer.add(np.zeros((4, 8, 8, 3), np.uint8))
+    assert Shards(dir).lengths.tolist() == [5, 3, 4]
+    assert Shards(tmp_path / "river").lengths.tolist() == [4]
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and os.strerror(number) in printed
+
+
+def test_a_lock_that_is_enforced_is_not_damage(make_shards, monkeypatch):
+    """HDF5_USE_FILE_LOCKING=TRUE overrides what h5py is asked for."""
+    dir = make_shards([5])
+
+    def locked(*_, **__):
+        raise BlockingIOError(11, "Unable to synchronously open file (unable to lock file)")
+
+    monkeypatch.setattr(h5py, "File", locked)
+    with pytest.raises(UserError, match="locked by another process.*HDF5_USE_FILE_LOCKING") as told:
+        Shards(dir)
+    assert "prepare it again" not in str(told.value)
+
+
+def test_a_shard_that_is_being_written_is_not_damage(make_shards):
+    path = make_shards([5]) / "shard_0002.hdf5"
+    code = HOLD.replace("sys.argv[2])", "sys.argv[2], libver='latest')")
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code, str(path), "w"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert writer.stdout.readline() == b"open\n"
+        with pytest.raises(UserError, match="another process is writing the file"):
+            Shards(path.parent)
+    finally:
+        writer.communicate(timeout=30)

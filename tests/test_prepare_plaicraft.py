@@ -309,9 +309,9 @@ class AutoencoderKL(torch.nn.Module):
 
 
 def test_decoded_to_frames(raw, tmp_path, monkeypatch):
+    """By a stand-in for diffusers: what it draws must arrive in the shards, in order."""
     # The number of threads would stay changed in the tests that follow.
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
-    """By a stand-in for diffusers: what it draws must arrive in the shards, in order."""
     (tmp_path / "site/diffusers").mkdir(parents=True)
     (tmp_path / "site/diffusers/__init__.py").write_text(FAKE)
     (tmp_path / "site/diffusers-0.1.dist-info").mkdir()

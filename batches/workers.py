@@ -15,7 +15,7 @@ import torch
 
 from configs import Config, Data
 from runtime.checkpoints import last_checkpoint
-from runtime.console import Failure, UserError
+from runtime.console import Failure, UserError, first_line
 
 # Batches that each worker reads ahead.
 PREFETCH = 2
@@ -94,19 +94,20 @@ def read_batches(
         yield from loader
         return
     failure = None
-    items = iter(loader)
-    with DeathWatch(items._workers) as watch:
-        # Not until StopIteration, where torch ends the workers.
-        for _ in range(start, stop):
-            try:
-                item = watch.next_of(items)
-            except Exception as error:
-                failure = explain(error, watch, config)
-                # Frees `items`, which the frames of torch refer to.
-                traceback.clear_frames(error.__traceback__)
-                break
-            yield item
-        # Ends the workers. Until then, torch's own handler reports a dead one again and again.
+    items = None
+    with DeathWatch() as watch:
+        try:
+            # Up to `begin`, torch's handler raises here if a worker dies.
+            items = iter(loader)
+            watch.begin(items._workers)
+            # Not until StopIteration, where torch ends the workers.
+            for _ in range(start, stop):
+                yield watch.next_of(items)
+        except Exception as error:
+            failure = explain(error, watch, config)
+            # Frees `items`, which the frames of torch refer to.
+            traceback.clear_frames(error.__traceback__)
+        # Ends the workers. Until then, torch's handler reports a dead one again and again.
         del items
     if failure is not None:
         raise failure
@@ -123,21 +124,25 @@ class WorkerDied(Exception):
 
 
 class DeathWatch:
-    """Inside the block, `next_of` raises WorkerDied if a worker has ended, at once.
+    """From `begin` to the end of the block, a worker that ends is reported in `next_of` only.
 
-    torch's own handler of SIGCHLD, which the block replaces, raises at whatever line the main
-    thread is, for example while a checkpoint is written.
+    torch's own handler of SIGCHLD, which `begin` replaces, raises at whatever line the main thread
+    is, for example while a checkpoint is written.
     """
 
-    def __init__(self, workers: list[BaseProcess]):
-        self.workers = workers
+    def __init__(self):
+        self.workers: list[BaseProcess] = []
         self.waiting = False
         self.before = None
 
     def __enter__(self) -> DeathWatch:
+        return self
+
+    def begin(self, workers: list[BaseProcess]) -> None:
+        """Watch these workers."""
         if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
             self.before = signal.signal(signal.SIGCHLD, self.note)
-        return self
+        self.workers = workers
 
     def __exit__(self, *_) -> None:
         if self.before is not None and threading.current_thread() is threading.main_thread():
@@ -159,7 +164,7 @@ class DeathWatch:
                 raise WorkerDied(f"loader worker (pid {worker.pid}) {end}")
 
     def next_of(self, items: Iterator):
-        """next(items)"""
+        """next(items). Raises WorkerDied if a worker has ended."""
         try:
             self.waiting = True
             self.report()
@@ -170,8 +175,13 @@ class DeathWatch:
 
 def death_of(watch: DeathWatch) -> str:
     """How a worker ended, and the usual reason; "" if all live."""
-    # A worker that ends while it hands over a batch breaks a socket first.
-    wait([worker.sentinel for worker in watch.workers], timeout=5)
+    # A worker that ends while it hands over a batch breaks a socket first, and ends soon after.
+    sentinels = [worker.sentinel for worker in watch.workers]
+    ending = wait(sentinels, timeout=5) if sentinels else []
+    for worker in watch.workers:
+        if worker.sentinel in ending:
+            # Its end of the pipe is closed, but it may not have an exit code yet.
+            worker.join(5)
     try:
         watch.report()
     except WorkerDied as died:
@@ -190,9 +200,12 @@ def explain(error: Exception, watch: DeathWatch, config: Config) -> Exception:
         if isinstance(error, UserError):
             return UserError(line.removeprefix("runtime.console.UserError: "))
         return Failure(f"a loader worker failed: {line}; data.workers=0 shows the full traceback")
-    cause = death_of(watch)
     if isinstance(error, RuntimeError) and "timed out" in str(error):
         cause = f"no loader worker gave a batch in {TIMEOUT} seconds: is the disk reachable?"
+    else:
+        cause = death_of(watch)
+    if not cause and str(error).startswith("DataLoader worker"):
+        cause = first_line(error)
     if not cause and isinstance(error, (ConnectionError, EOFError)):
         cause = f"a loader worker closed its connection ({error})"
     if not cause:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -519,7 +520,10 @@ def test_signals_in_every_stage_leave_what_the_same_command_goes_on_from(
     for part in ("model", "ema", "vqvae"):
         for tensor, value in other[part].items():
             assert torch.equal(own[part][tensor], value), (part, tensor)
-    samples = [next(dir.rglob("samples.npy")) for dir in (tmp_path, undisturbed)]
+    # Other tests sample in the folder of the undisturbed run, so it is sampled anew in a copy.
+    again = copy_of(undisturbed, tmp_path / "again", Path(RUN).name)
+    assert command(again, "main.py", "--set", *TINY)[0] == 0
+    samples = [next((dir / "outputs").rglob("samples.npy")) for dir in (tmp_path, again)]
     assert (np.load(samples[0]) == np.load(samples[1])).all()
     steps = [
         [json.loads(row)["step"] for row in (dir / RUN / "metrics.jsonl").read_text().splitlines()]

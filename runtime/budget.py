@@ -14,8 +14,10 @@ import torch
 from runtime.console import UserError, first_line
 from runtime.folders import write_atomically
 
-# A rate is measured over at least this many seconds.
-ENOUGH = 0.1
+# The rate of a slow stage is that of a call of at least this many seconds.
+ENOUGH = 0.5
+# The rate of a fast stage is averaged over this many seconds.
+AVERAGED = 0.1
 # Share of the given time that is planned; the rest allows for the error of the estimate.
 PLANNED = 0.9
 # The shortest training worth running, as a share of the updates of the full run.
@@ -62,7 +64,7 @@ def seconds_per_item(work: Callable[[int], object], most: int, device: torch.dev
     if taken > ENOUGH:
         return taken / n
     # A full batch is fast: average over several.
-    calls = 1 + int(ENOUGH / max(taken, ENOUGH / 100))
+    calls = 1 + int(AVERAGED / max(taken, AVERAGED / 100))
     return seconds(n, calls) / (n * calls)
 
 

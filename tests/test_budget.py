@@ -81,6 +81,7 @@ def test_the_expected_time_names_stages_and_end():
 def test_measuring_changes_neither_random_state_nor_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(budget, "ENOUGH", 0.001)
+    monkeypatch.setattr(budget, "AVERAGED", 0.001)
     config = configs.build(overrides=configs.parse_overrides(TINY))
     before = torch.get_rng_state()
     stages = main.remaining_stages(config, PROCESS)
@@ -120,6 +121,7 @@ def test_measuring_changes_neither_random_state_nor_files(tmp_path, monkeypatch)
 def test_every_kind_of_run_is_measured(tmp_path, monkeypatch, changes):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(budget, "ENOUGH", 0.001)
+    monkeypatch.setattr(budget, "AVERAGED", 0.001)
     config = configs.build(overrides=configs.parse_overrides(TINY) | changes)
     names = [stage.name for stage in main.remaining_stages(config, PROCESS)]
     assert {"VQVAE", "training", "forecasts"} <= set(names)
@@ -141,6 +143,7 @@ def test_finished_stages_count_nothing(tiny_run, monkeypatch):
     folder, _ = tiny_run
     monkeypatch.chdir(folder)
     monkeypatch.setattr(budget, "ENOUGH", 0.001)
+    monkeypatch.setattr(budget, "AVERAGED", 0.001)
     config = configs.build(overrides=configs.parse_overrides(TINY))
     names = [stage.name for stage in main.remaining_stages(config, PROCESS)]
     assert names == ["forecasts", "videos"]

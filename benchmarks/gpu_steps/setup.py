@@ -167,7 +167,9 @@ class Loop:
         self.config = config
         self.source = source or LatentTriples(config, dir, trial.device)
         self.learner = train.begin(config, self.process)
-        train.load(start, train.learner_parts(self.learner, dir), self.process, dir)
+        if start:
+            for name, part in train.learner_parts(self.learner, dir).items():
+                part.load(start[name])
         self.forecaster = Forecaster(config, None, None, trial.device)
         self.step = 0
         self.scalars = {}

@@ -196,9 +196,8 @@ SAMPLING_FLAGS = {
     "format": "sample.format",
 }
 
-Context = Annotated[
-    str, matches(r"uniform|log|recent:[1-9]\d*", "uniform, log or recent:K with K >= 1")
-]
+CONTEXT = r"uniform|log|recent:[1-9]\d*|at:[1-9]\d*(,[1-9]\d*)*"
+CONTEXTS = "uniform, log, recent:N or at:N,N,… with N >= 1"
 ReplaySize = Annotated[
     str,
     matches(
@@ -220,8 +219,9 @@ class Data(Group):
     condition: Positive = 10  # given frames of a forecast
     predict: Positive = 20  # frames to forecast
     # how training draws a context frame from the frames before the reference. uniform.
-    # recent:K: one of the last K. log: with a log-uniform gap to the reference
-    context: Context = "recent:3"
+    # recent:N: one of the last N. log: with a log-uniform gap to the reference. at:N,N,…: the
+    # frames N before the reference, one for each of data.contexts
+    context: Annotated[str, matches(CONTEXT, CONTEXTS)] = "recent:3"
     contexts: Positive = 1  # context frames of each prediction (published: 1)
     # random factor in [1 - x, 1 + x], the same for all frames of a clip
     brightness: ClosedUnit = 0.0
@@ -353,6 +353,14 @@ class Flow(Group):
     times: Literal["uniform", "logit_normal"] = "uniform"
     # flow time in training lies in [s_min, 1 - s_min]
     s_min: Annotated[float, Rule("in [0, 0.5)", lambda x: 0 <= x < 0.5)] = 1e-4
+    # noise draws per item of a batch, which share the given frames
+    draws: Positive = 1
+    # weight of a further draw at s = 0, where the network forecasts the mean of the next frame from
+    # the given frames alone; 0: none
+    start: Annotated[float, at_least(0)] = 0.0
+    # largest deviation of the noise on the given frames in training, start and contexts alike, in
+    # units of normalised latents; each item draws its own level, and the network is told; 0: none
+    noise: Annotated[float, at_least(0)] = 0.0
     normalize: bool = True  # scale latents to zero mean and unit variance per channel
 
     def __post_init__(self):
@@ -378,6 +386,9 @@ class Train(Group):
     clip_norm: Annotated[float, Rule("in (0, 1e9)", lambda x: 0 < x < 1e9)] = 1.0
     weight_decay: Annotated[float, at_least(0)] = 0.0  # weight decay of AdamW
     ema: HalfOpenUnit = 0.995  # decay of the averaged weights; lower in the first updates
+    # every n-th item of a batch is given the network's own forecast in place of the last given
+    # frame, so that the network learns to correct its errors; 0: none
+    own: NonNegative = 0
     # arithmetic of the network and of published autoencoders: bf16 or float32;
     # auto: bf16 if the hardware supports it (GPU, CPU with AMX), else float32
     precision: Literal["auto", "bf16", "float32"] = "auto"
@@ -428,7 +439,10 @@ class Sample(Group):
     # depend on x_1
     first: HalfOpenUnit = 0.0
     tolerance: OpenUnit = 1e-4  # error tolerance of dopri5, which adapts its steps
-    context: Context = "recent:3"  # as data.context, from all frames so far
+    # as data.context, from all frames so far; empty: the value of data.context
+    context: Annotated[str, matches(rf"({CONTEXT})?", f"{CONTEXTS}, or empty")] = ""
+    # deviation of the noise on the given frames, see flow.noise
+    noise: Annotated[float, at_least(0)] = 0.0
     # when to draw a new context. step: at every network evaluation. frame: for every frame
     redraw: Literal["step", "frame"] = "step"
     # decode and encode each forecast frame before the next one, against accumulating errors
@@ -489,6 +503,8 @@ class Config:
         check(size % factor == 0, "data.image_size", rule, size)
         if self.model.name == "joint":
             self.check_joint()
+        self.check_contexts()
+        self.check_noise()
         self.check_mode()
         self.check_solver()
 
@@ -501,6 +517,24 @@ class Config:
         given = self.halves[0]
         rule = f">= {given} for model.name=joint and data.clip = {data.clip}"
         check(data.condition >= given, "data.condition", rule, data.condition)
+
+    def check_contexts(self) -> None:
+        for name in ("data.context", "sample.context"):
+            group, _, field = name.partition(".")
+            kind, _, gaps = getattr(getattr(self, group), field).partition(":")
+            if kind == "at":
+                rule = f"{self.data.contexts} gaps, as many as data.contexts"
+                check(gaps.count(",") + 1 == self.data.contexts, name, rule, f"at:{gaps}")
+
+    def check_noise(self) -> None:
+        if self.flow.noise:
+            check(self.model.name == "trunk", "model.name", "trunk for flow.noise", self.model.name)
+        if self.train.own:
+            rule = "0 unless data.mode=clips, without augmentation"
+            plain = self.data.mode == "clips" and not self.data.augmented
+            check(plain, "train.own", rule, self.train.own)
+        rule = f"<= flow.noise = {self.flow.noise}"
+        check(self.sample.noise <= self.flow.noise, "sample.noise", rule, self.sample.noise)
 
     def check_mode(self) -> None:
         train, mode, live = self.train, self.data.mode, self.replay.n_live
@@ -542,6 +576,11 @@ class Config:
         else:
             sizes["contexts"] = self.data.contexts
         return sizes
+
+    @property
+    def context(self) -> str:
+        """sample.context, with an empty value resolved."""
+        return self.sample.context or self.data.context
 
     @property
     def diffusion(self) -> str:

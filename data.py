@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import configs
-from batches.batch import Batch
+from batches.batch import Batch, Earlier
 from batches.frames import FrameTriples
 from batches.latents import LatentTriples, cache_latents, encode_frames, latent_dir
 from batches.stream import StreamTriples, describe_stream_batch, windows_of
@@ -212,6 +212,7 @@ class Source(NamedTuple):
 
     batches(start, stop, whole=False): batches start..stop-1, this process's share or the whole.
     measured: the same signature, batches for the statistics of the latents.
+    earlier(k): given frames for train.own, see LatentTriples.earlier; None where it does not apply.
     describe(k): where the frames of batch k are stored, for error messages.
     state_dict(step), load_state_dict(state): the state of a stream after `step` updates.
     """
@@ -219,6 +220,7 @@ class Source(NamedTuple):
     batches: Callable[..., Iterator[Batch]]
     measured: Callable[..., Iterator[Batch]]
     describe: Callable[[int], str]
+    earlier: Callable[[int], Earlier] | None = None
     state_dict: Callable[[int], dict | None] = no_state
     load_state_dict: Callable[[dict | None], None] = ignore_state
 
@@ -241,11 +243,10 @@ def batches_from(
     if config.data.mode != "clips":
         stream = StreamTriples(config, dir, process.device, process.rank, process.world)
         describe = partial(describe_stream_batch, config, shards)
-        return Source(
-            stream.batches, stream.anywhere, describe, stream.state_dict, stream.load_state_dict
-        )
+        state = (stream.state_dict, stream.load_state_dict)
+        return Source(stream.batches, stream.anywhere, describe, None, *state)
     latents = LatentTriples(config, dir, process.device, process.rank, process.world, windows)
-    return Source(latents.batches, latents.batches, describe)
+    return Source(latents.batches, latents.batches, describe, latents.earlier)
 
 
 def ensure_latents(

@@ -86,15 +86,30 @@ class Forecaster:
     ) -> Callable[[Tensor, float], Tensor]:
         """field(x, s) -> output of the network, for one frame after the reference x0.
 
-        draw() -> (contexts, gaps) is called for each evaluation.
+        draw() -> (contexts, gaps) is called for each evaluation, or once for sample.redraw=frame.
         """
         B = len(x0)
+        fixed = draw() if self.config.sample.redraw == "frame" else None
+        precision = self.config.train.precision
+        level = None
+        if self.config.flow.noise:
+            level = torch.full((B,), self.config.sample.noise, device=self.device)
+        # A network with a trunk reads the given frames once.
+        read = None
+        if fixed is not None and not self.compiled and hasattr(self.net, "encode"):
+            with autocast(precision, self.device):
+                read = self.net.encode(x0, *fixed, level)
 
         def evaluate(x: Tensor, s: float) -> Tensor:
             self.evaluations += B
             z = self.interpolant.network_input(x, s, x0)
-            contexts, gaps = draw()
-            inputs = (z, torch.full((B,), s, device=self.device), x0, contexts, gaps)
+            times = torch.full((B,), s, device=self.device)
+            if read is not None:
+                with autocast(precision, self.device):
+                    return self.net.decode(z, times, *read).float()
+            inputs = (z, times, x0, *(fixed or draw()))
+            if level is not None:
+                inputs += (level,)
             if self.compiled:
                 # A graph is compiled for one batch size, for one memory layout, and for inputs that
                 # share no memory. So a smaller batch repeats its last row, and each input is a
@@ -103,7 +118,7 @@ class Forecaster:
                 inputs = [part[rows] for part in inputs]
             if self.graphs:
                 torch.compiler.cudagraph_mark_step_begin()
-            with autocast(self.config.train.precision, self.device):
+            with autocast(precision, self.device):
                 output = self.net(*inputs)
             # A CUDA graph overwrites its output at the next replay.
             output = output.clone() if self.graphs else output
@@ -142,21 +157,28 @@ class Forecaster:
         self.prepare(B)
         if self.config.halves:
             return self.roll_out_jointly(given, frames, key, bar)
-        K = self.config.data.contexts
+        K, rule = self.config.data.contexts, self.config.context
         history = torch.empty(B, T + frames, *shape, device=self.device)
         history[:, :T] = given
         noise, places = generator(self.device, *key), generator(self.device, *key, "context")
         rows = torch.arange(B, device=self.device)[:, None]
+        others = generator(self.device, *key, "given")
+
+        def perturb(z: Tensor) -> Tensor:
+            if not sample.noise:
+                return z
+            eps = torch.randn(z.shape, generator=others, device=self.device)
+            return z + sample.noise * eps
+
         for t in range(T, T + frames):
 
             def draw(t: int = t) -> tuple[Tensor, Tensor]:
                 u = torch.rand(B, K, generator=places, device=self.device)
-                gaps = draw_gaps(u, max(t - 1, 1), sample.context)
+                gaps = draw_gaps(u, max(t - 1, 1), rule)
                 # After a single given frame, the reference is its own context.
-                return history[rows, (t - 1 - gaps).clamp(min=0)], gaps.float()
+                return perturb(history[rows, (t - 1 - gaps).clamp(min=0)]), gaps.float()
 
-            draw_contexts = partial(as_drawn, draw()) if sample.redraw == "frame" else draw
-            x1 = self.sample_frame(history[:, t - 1], draw_contexts, noise)
+            x1 = self.sample_frame(perturb(history[:, t - 1]), draw, noise)
             history[:, t] = self.encode_again(x1) if sample.reencode else x1
             if bar is not None:
                 bar.update(B)
@@ -331,7 +353,7 @@ def about(forecaster: Forecaster, step: int, ckpt: str | Path) -> dict:
         "steps": sample.steps,
         "grid": sample.grid,
         "warm_start": sample.warm_start,
-        "context": sample.context,
+        "context": forecaster.config.context,
         "redraw": sample.redraw,
         "reencode": sample.reencode,
         "checkpoint": str(ckpt),

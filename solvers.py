@@ -18,6 +18,8 @@ from torch import Tensor
 from interpolants import Interpolant, scale_of, value
 
 Field = Callable[[Tensor, Tensor], Tensor] | Callable[[Tensor, float], Tensor]
+# Source of the noise: a generator (None: the global one), or a function that draws noise like x.
+Noise = torch.Generator | Callable[[Tensor], Tensor] | None
 ODE = ("euler", "heun", "rk4", "dopri5")
 SDE = ("em", "stochastic_heun")
 ANY = ("exact", "exact2")
@@ -71,8 +73,10 @@ def time_grid(name: str, steps: int, start: float = 0.0) -> Tensor:
     return start + (1 - start) * k
 
 
-def normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+def normal(like: Tensor, generator: Noise) -> Tensor:
     """Standard normal noise with the shape, dtype and device of `like`."""
+    if callable(generator):
+        return generator(like)
     return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
@@ -83,7 +87,7 @@ def integrate(
     steps: int,
     solver: str = "exact",
     diffusion: str | float = "0",
-    generator: torch.Generator | None = None,
+    generator: Noise = None,
     *,
     grid: str = "uniform",
     warm_start: float = 0.0,
@@ -97,6 +101,7 @@ def integrate(
     x0: the reference. For interpolants that start at noise only its shape matters.
     solver, grid: see `check` and `time_grid`. diffusion: see Interpolant.diffusion.
     warm_start: start at this s in [0, 1), with x0 in place of x_1 (RIVER, arXiv 2211.14575).
+    generator: source of the noise, or a function that draws noise of the shape of its argument.
     first: the flow time at which exact and exact2 evaluate the network in place of s = 0, where
         the output may hold nothing of x_1.
     tolerance: absolute and relative tolerance of dopri5, which chooses its own steps.
@@ -136,7 +141,7 @@ class Dynamics:
     interpolant: Interpolant
     x0: Tensor
     diffusion: str
-    generator: torch.Generator | None
+    generator: Noise
     first: float = 0.0
     float_times: bool = False
 

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 import configs
 import data
-from batches.batch import Batch
+from batches.batch import Batch, Earlier
 from batches.stream import loss_parts
 from batches.windows import share
 from configs import Config
 from evaluation import metrics
 from forecaster import Forecaster, build_net
 from interpolants import Interpolant
+from models.shared import repeat_given
 from report import videos
 from runtime import checkpoints, logs, parallel
 from runtime.budget import seconds_per_item
@@ -36,8 +37,11 @@ from runtime.process import (
     seed_of,
     stopped,
 )
+from solvers import integrate
 
 PREVIEW_FUTURES = 2
+# Solver steps of the forecasts that train.own trains on.
+OWN_STEPS = 2
 
 
 class Learner(NamedTuple):
@@ -85,7 +89,8 @@ def fit(
         log.write_page(train.sample_every)
         recent.restart_clock()
         for batch in source.batches(step, train.steps):
-            recent.add(update(learner.net, learner.optimizer, forecaster, batch, step, process))
+            earlier = source.earlier(step) if train.own else None
+            recent.add(update(learner, forecaster, batch, step, process, earlier))
             average(parallel.local(learner.ema), parallel.local(learner.weights), step, train.ema)
             step += 1
             bar.update()
@@ -134,18 +139,21 @@ def begin(config: Config, process: Process) -> Learner:
 
 # -------------------------------------------------------------------- an update
 def update(
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    learner: Learner,
     forecaster: Forecaster,
     batch: Batch,
     step: int,
     process: Process,
+    earlier: Earlier | None = None,
 ) -> dict[str, Tensor]:
     """Make one update of the weights -> scalars to log, which stay on the device.
+
+    earlier: given frames of the items whose reference the network forecasts, see train.own.
 
     If the gradient norm is not finite, the weights do not change. All processes decide alike, since
     all have the same gradient.
     """
+    net, optimizer = learner.net, learner.optimizer
     train = forecaster.config.train
     device = process.device
     torch.manual_seed(seed_of(train.seed, "dropout", step, process.rank))
@@ -155,18 +163,28 @@ def update(
     buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]
     before = [buffer.clone() for buffer in buffers]
 
+    flow = forecaster.config.flow
     own = share(train.batch_size, process.rank, process.world)
     s, eps = draw_noise(forecaster.config, batch.target, step, device, own)
     batch = batch.normalize(forecaster.mean, forecaster.std)
+    if earlier is not None:
+        batch = forecast_references(net, forecaster, batch, earlier, step, own)
+    level = None
+    if flow.noise:
+        batch, level = add_noise(forecaster.config, batch, step, device, own)
     n = train.accumulate
-    parts = list(zip(batch.chunk(n), s.chunk(n), eps.chunk(n)))
-    losses = []
-    for k, part in enumerate(parts, 1):
+    draws = len(s) // len(batch.target)
+    s, eps = s.unflatten(0, (-1, draws)), eps.unflatten(0, (-1, draws))
+    levels = [None] * n if level is None else level.chunk(n)
+    parts = list(zip(batch.chunk(n), s.chunk(n), eps.chunk(n), levels))
+    errors = []
+    for k, (part, part_s, part_eps, part_level) in enumerate(parts, 1):
         with parallel.last_of_step(net, k == len(parts)):
             with autocast(train.precision, device):
-                loss = flow_loss(net, forecaster.interpolant, *part)
-            losses.append(loss.detach())
-            (loss.mean() / len(parts)).backward()
+                part_s, part_eps = part_s.flatten(0, 1), part_eps.flatten(0, 1)
+                error = flow_loss(net, forecaster.interpolant, part, part_s, part_eps, part_level)
+            errors.append(error.detach())
+            (item_losses(error, flow).mean() / len(parts)).backward()
 
     norm = parallel.plain(nn.utils.clip_grad_norm_(net.parameters(), train.clip_norm))
     # The fused optimizer reads found_inf on the device, so that the host does not wait.
@@ -176,26 +194,45 @@ def update(
     for buffer, old in zip(buffers, before):
         buffer.copy_(torch.where(norm.isfinite(), buffer, old))
 
-    losses = torch.cat(losses)
+    errors = torch.cat(errors)
+    losses = item_losses(errors, flow)
     scalars = {"loss": losses.mean(), "grad_norm": norm}
+    if flow.start:
+        # The squared error of E[x_1 | x_0], in units of the variance of x_1 - x_0.
+        scalars["one_step"] = errors.view(-1, flow.draws + 1)[:, -1].mean()
     for name, part in loss_parts(forecaster.config, own).items():
         scalars[name] = losses[part].mean()
     return scalars
 
 
 def flow_loss(
-    net: nn.Module, interpolant: Interpolant, batch: Batch, s: Tensor, eps: Tensor
+    net: nn.Module,
+    interpolant: Interpolant,
+    batch: Batch,
+    s: Tensor,
+    eps: Tensor,
+    noise: Tensor | None = None,
 ) -> Tensor:
-    """Squared errors (B,) of the network against the target of the interpolant, weighted
+    """Squared errors (m B,) of the network against the target of the interpolant, weighted
     (arXiv 2403.13724, eq. 11): w(s) |net(x_s, s, x_0) - target|^2, mean over the latent.
 
-    batch: normalised, with x_1 the target and x_0 the reference. s: (B,). eps: as x_1. The caller
-    sets the precision (autocast).
+    batch: B items, normalised, with x_1 the target and x_0 the reference. s: (m B,) and
+    eps: (m B, C, h, w), the m draws of an item one after the other. noise: (B,), level of the noise
+    on the given frames, or None. The caller sets the precision (autocast).
     """
-    x1, x0, contexts, gaps = batch
+    reference, contexts, gaps = batch.reference, batch.contexts, batch.gaps
+    x1, x0 = repeat_given(len(s), batch.target, reference)
     x, target = interpolant.interpolate(s, x0, x1, eps)
-    output = net(interpolant.network_input(x, s, x0), s, x0, contexts, gaps)
+    output = net(interpolant.network_input(x, s, x0), s, reference, contexts, gaps, noise)
     return interpolant.weight(s) * (output.float() - target).square().mean((1, 2, 3))
+
+
+def item_losses(errors: Tensor, flow: configs.Flow) -> Tensor:
+    """Squared errors (draws x B,) -> losses (B,): the mean over the draws of the flow time, and the
+    draw at s = 0 times flow.start."""
+    errors = errors.view(-1, flow.draws + (flow.start > 0))
+    losses = errors[:, : flow.draws].mean(1)
+    return losses + flow.start * errors[:, -1] if flow.start else losses
 
 
 def measure_update(
@@ -221,7 +258,7 @@ def measure_update(
             dataclasses.replace(config, train=train), learner.net, nn.Identity(), device
         )
         part = Batch(*(values[:n] for values in batch))
-        update(learner.net, learner.optimizer, forecaster, part, 0, process)
+        update(learner, forecaster, part, 0, process)
         average(learner.ema, learner.weights, 0, train.ema)
 
     most = max(1, config.train.batch_size // world)
@@ -246,13 +283,71 @@ def preview_frames(config: Config, updates: int) -> int:
 def draw_noise(
     config: Config, x1: Tensor, step: int, device: torch.device, own: slice
 ) -> tuple[Tensor, Tensor]:
-    """Flow times s (b,) and noise eps of the shape of x1, for this process's share of a batch."""
+    """Flow times s (m b,) and noise eps (m b, C, h, w) for this process's b items of a batch.
+
+    m = flow.draws, and one more at s = 0, the last one of each item, if flow.start > 0.
+    """
     # Drawn for the whole batch, so that they do not depend on the number of processes.
-    B = config.train.batch_size
+    flow = config.flow
+    B, m = config.train.batch_size, flow.draws + (flow.start > 0)
     noise = generator(device, config.train.seed, "noise", step, 0)
-    s = flow_times(config.flow, B, noise, device)
-    eps = torch.randn(B, *x1.shape[1:], generator=noise, device=device)
-    return s[own], eps[own]
+    s = flow_times(flow, B * m, noise, device).view(B, m)
+    if flow.start:
+        s[:, -1] = 0
+    eps = torch.randn(B * m, *x1.shape[1:], generator=noise, device=device).unflatten(0, (B, m))
+    return s[own].flatten(), eps[own].flatten(0, 1)
+
+
+def add_noise(
+    config: Config, batch: Batch, step: int, device: torch.device, own: slice
+) -> tuple[Batch, Tensor]:
+    """Add noise to the given frames of a normalised batch -> (batch, levels (b,)).
+
+    The level of an item is uniform in [0, flow.noise]. The flow starts at the noisy reference, so
+    the network learns to remove the noise, and with it errors of its own earlier forecasts.
+    """
+    B, K = config.train.batch_size, config.data.contexts
+    noise = generator(device, config.train.seed, "given", step)
+    level = (torch.rand(B, generator=noise, device=device) * config.flow.noise)[own]
+    shape = (B, 1 + K, *batch.reference.shape[1:])
+    eps = torch.randn(shape, generator=noise, device=device)[own] * level.view(-1, 1, 1, 1, 1)
+    batch = batch._replace(
+        reference=batch.reference + eps[:, 0], contexts=batch.contexts + eps[:, 1:]
+    )
+    return batch, level
+
+
+@torch.no_grad()
+def forecast_references(
+    net: nn.Module, forecaster: Forecaster, batch: Batch, earlier: Earlier, step: int, own: slice
+) -> Batch:
+    """Replace the references of the items `earlier.rows` by forecasts of the network.
+
+    A forecast takes OWN_STEPS solver steps with the diffusion of the sampler, and is decoded and
+    encoded again if the roll-out does so.
+    """
+    config, device = forecaster.config, forecaster.device
+    rows, gaps = earlier.rows, earlier.gaps
+    x0 = forecaster.normalize(earlier.reference)
+    given = (x0, forecaster.normalize(earlier.contexts), gaps)
+    noise = generator(device, config.train.seed, "own", step)
+    level = torch.zeros(len(x0), device=device) if config.flow.noise else None
+
+    def field(x: Tensor, s: float) -> Tensor:
+        z = forecaster.interpolant.network_input(x, s, x0)
+        with autocast(config.train.precision, device):
+            return net(z, torch.full((len(x0),), s, device=device), *given, level).float()
+
+    def normal(like: Tensor) -> Tensor:
+        # Drawn for the whole batch, so that it does not depend on the number of processes.
+        shape = (config.train.batch_size, *like.shape[1:])
+        return torch.randn(shape, generator=noise, device=device)[own][rows]
+
+    interpolant, g = forecaster.interpolant, config.diffusion
+    x1 = integrate(field, interpolant, x0, OWN_STEPS, "exact", g, normal, float_times=True)
+    if config.sample.reencode:
+        x1 = forecaster.encode_again(x1)
+    return batch._replace(reference=batch.reference.index_copy(0, rows, x1))
 
 
 def flow_times(

@@ -37,6 +37,19 @@ class Batch(NamedTuple):
         return [Batch(*parts) for parts in zip(*(part.chunk(n) for part in self))]
 
 
+class Earlier(NamedTuple):
+    """The given frames of n items of a batch, one frame earlier: from them the network forecasts
+    the references of these items. Not normalised.
+
+    rows: (n,) int64, the items. reference: (n, C, h, w). contexts: (n, K, C, h, w). gaps: (n, K).
+    """
+
+    rows: Tensor
+    reference: Tensor
+    contexts: Tensor
+    gaps: Tensor
+
+
 def to_pixels(frames: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
     """(…, H, W, 3) uint8 -> (…, 3, H, W) float32 in [-1, 1], channels last in memory."""
     frames = to_device(frames, torch.device(device))

@@ -27,7 +27,7 @@ class FrameIndices(NamedTuple):
     contexts: np.ndarray
     gaps: np.ndarray
 
-    def share(self, part: slice) -> FrameIndices:
+    def share(self, part: slice | np.ndarray) -> FrameIndices:
         return FrameIndices(*(values[part] for values in self))
 
 
@@ -51,12 +51,16 @@ def draw_gaps(u: Tensor, available: Tensor | int, rule: str) -> Tensor:
 
     available: (B,), or one number for all, the count of frames before the reference. rule:
     `uniform`: uniform over these frames; `recent:N`: uniform over the last N of these frames;
-    `log`: log-uniform, so that each doubling of the gap is equally likely.
+    `log`: log-uniform, so that each doubling of the gap is equally likely; `at:G,G,…`: these K
+    gaps, each at most `available`.
     """
     if isinstance(available, Tensor):
         top = available[:, None]
     else:
         top = torch.full((), available, device=u.device)
+    if rule.startswith("at"):
+        at = torch.tensor([int(gap) for gap in rule.partition(":")[2].split(",")], device=u.device)
+        return torch.minimum(at.expand_as(u), top)
     if rule == "log":
         return torch.minimum(((top + 1.0) ** u).long(), top)
     if rule.startswith("recent"):
@@ -107,6 +111,24 @@ def draw_frames(
         contexts=start[:, None] + earlier * stride,
         gaps=gaps,
     )
+
+
+def shift_back(at: FrameIndices, stride: int) -> tuple[FrameIndices, np.ndarray]:
+    """The given frames that forecast the references of `at` -> (frames, rows that exist (B,) bool).
+
+    Every frame moves back by `stride`. A context that has no frame before it stays, with a gap that
+    is smaller by 1, which must be >= 1.
+    """
+    moves = at.contexts >= stride
+    gaps = np.where(moves, at.gaps, at.gaps - 1)
+    earlier = FrameIndices(
+        video=at.video,
+        target=at.reference,
+        reference=at.reference - stride,
+        contexts=np.where(moves, at.contexts - stride, at.contexts),
+        gaps=gaps,
+    )
+    return earlier, (gaps >= 1).all(1)
 
 
 def check_long_enough(shards: Shards, clip: int, skip: int, field: str) -> None:

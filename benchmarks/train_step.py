@@ -82,9 +82,7 @@ def ours(config: Config, dir: Path, process: Process, repeats: int) -> float:
 
     def step() -> None:
         k = next(steps)
-        scalars = train.update(
-            learner.net, learner.optimizer, forecaster, source.batch(k), k, process
-        )
+        scalars = train.update(learner, forecaster, source.batch(k), k, process)
         losses.append(scalars["loss"])
         train.average(
             parallel.local(learner.ema), parallel.local(learner.weights), k, config.train.ema

@@ -1,10 +1,11 @@
 """Velocity networks, one per file.
 
-module(z, s, reference, contexts, gaps, noise=None) -> (B, C, h, w)
+module(z, s, reference, contexts, gaps, noise=None) -> (m B, C, h, w)
 
-z, reference: (B, C, h, w). s: (B,), flow time in [0, 1]. contexts: (B, K, C, h, w). gaps: (B, K),
-frames from each context to the reference, >= 1. noise: (B,), level of the noise on the given
-frames; the networks here ignore it. No network depends on the interpolant.
+z: (m B, C, h, w) and s: (m B,), flow time in [0, 1], for m >= 1 draws of the noise per item, the
+draws of an item one after the other. reference: (B, C, h, w). contexts: (B, K, C, h, w).
+gaps: (B, K), frames from each context to the reference, >= 1. noise: (B,), level of the noise on
+the given frames; `trunk` takes it, the others ignore it. No network depends on the interpolant.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from torch import nn
 
 from models.convnet import ConvNet
 from models.joint import Joint
+from models.trunk import Trunk
 from models.uvit import UViT
 
-TABLE = {"convnet": ConvNet, "joint": Joint, "uvit": UViT}
+TABLE = {"convnet": ConvNet, "joint": Joint, "trunk": Trunk, "uvit": UViT}
 
 
 def build(name: str, latent_shape: tuple[int, int, int], **sizes) -> nn.Module:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.shared import sinusoidal, through
+from models.shared import repeat_given, sinusoidal, through
 
 
 class Block(nn.Module):
@@ -88,6 +88,7 @@ class ConvNet(nn.Module):
         gaps: Tensor,
         noise: Tensor | None = None,
     ) -> Tensor:
+        reference, contexts, gaps = repeat_given(len(z), reference, contexts, gaps)
         # The gap embedding is the mean over the K contexts.
         of_gaps = sinusoidal(gaps.log().flatten(), self.width, 10.0)
         of_gaps = of_gaps.unflatten(0, gaps.shape).mean(1)

@@ -20,6 +20,14 @@ def sinusoidal(x: Tensor, dim: int, scale: float) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], 1)
 
 
+def repeat_given(rows: int, *given: Tensor) -> tuple[Tensor, ...]:
+    """Repeat each of the B items of tensors (B, …) rows / B times, one after the other."""
+    draws = rows // len(given[0])
+    if draws == 1:
+        return given
+    return tuple(part.repeat_interleave(draws, 0) for part in given)
+
+
 def through(block: nn.Module, recompute: bool, *inputs: Tensor) -> Tensor:
     """block(*inputs). recompute: activation checkpointing, so that the backward pass computes the
     activations of the block again."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
-from models.shared import sinusoidal, through
+from models.shared import repeat_given, sinusoidal, through
 
 POSITIONS = 512  # size of the position embedding in rows and in columns
 
@@ -128,6 +128,7 @@ class UViT(nn.Module):
         gaps: Tensor,
         noise: Tensor | None = None,
     ) -> Tensor:
+        reference, contexts, gaps = repeat_given(len(z), reference, contexts, gaps)
         h, w = z.shape[-2:]
         tokens = self.project_in(torch.cat([z, reference, contexts.flatten(1, 2)], 1))
         tokens = tokens + self.position_encoding(h, w)

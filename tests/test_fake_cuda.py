@@ -78,7 +78,7 @@ def run_updates(config: configs.Config, source, monkeypatch) -> None:
     monkeypatch.setattr(torch.Tensor, "backward", set_gradients)
     with no_host_waits():
         for step, batch in enumerate(source.batches(0, 2)):
-            scalars = train.update(learner.net, learner.optimizer, forecaster, batch, step, PROCESS)
+            scalars = train.update(learner, forecaster, batch, step, PROCESS)
             train.average(parallel.local(learner.ema), parallel.local(learner.weights), step, 0.99)
     assert all(scalar.device == GPU and not scalar.shape for scalar in scalars.values())
 

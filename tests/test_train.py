@@ -143,7 +143,7 @@ def test_several_contexts_go_through_an_update_and_a_roll_out(name, tmp_path):
     process = Process(0, 1, CPU)
     learner = train.begin(config, process)
     forecaster = Forecaster(config, learner.net, None, CPU)
-    scalars = train.update(learner.net, learner.optimizer, forecaster, batch, 0, process)
+    scalars = train.update(learner, forecaster, batch, 0, process)
     assert all(scalar.isfinite() for scalar in scalars.values())
     given = batch.contexts[:2]
     assert forecaster.roll_out(given, 2, ("key",)).shape == (2, 2, 4, 8, 8)

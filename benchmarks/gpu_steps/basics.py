@@ -140,7 +140,7 @@ def skip_bad_gradient(trial: Trial, dir: Path) -> dict:
     before = {name: value.clone() for name, value in learner.weights.items()}
     batch = LatentTriples(config, dir, trial.device).batch(0)
     batch[0].fill_(float("nan"))
-    scalars = train.update(learner.net, learner.optimizer, loop.forecaster, batch, 1, trial.process)
+    scalars = train.update(learner, loop.forecaster, batch, 1, trial.process)
     norm = scalars["grad_norm"]
     changed = [
         name for name, value in learner.weights.items() if not torch.equal(before[name], value)

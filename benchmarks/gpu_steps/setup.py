@@ -179,9 +179,7 @@ class Loop:
         learner, step = self.learner, self.step
         if batch is None:
             batch = self.source.batch(step)
-        self.scalars = train.update(
-            learner.net, learner.optimizer, self.forecaster, batch, step, self.process
-        )
+        self.scalars = train.update(learner, self.forecaster, batch, step, self.process)
         train.average(
             parallel.local(learner.ema),
             parallel.local(learner.weights),

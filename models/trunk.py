@@ -1,0 +1,92 @@
+"""A convolutional network in two parts: a trunk reads the given frames, a head reads z.
+
+The output depends on z and s only through the head. So one pass of the trunk serves several draws
+of the noise in training, and all evaluations of a frame in sampling.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.convnet import Attention, Block
+from models.shared import repeat_given, sinusoidal, through
+
+
+class Trunk(nn.Module):
+    """`depth` blocks on the given frames, with one attention in the middle; `mid_depth` blocks on
+    the features of the trunk and z. recompute: activation checkpointing."""
+
+    recompute = False
+
+    def __init__(
+        self,
+        latent_shape: tuple[int, int, int],
+        width: int = 128,
+        depth: int = 3,
+        mid_depth: int = 2,
+        heads: int = 4,
+        dropout: float = 0.0,
+        contexts: int = 1,
+    ):
+        super().__init__()
+        C = latent_shape[0]
+        self.width = width
+        self.condition = nn.Sequential(
+            nn.Linear((1 + contexts) * width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
+        self.conv_in = nn.Conv2d((1 + contexts) * C, width, 3, padding=1)
+        self.trunk_blocks = nn.ModuleList(Block(width, dropout) for _ in range(depth))
+        self.attention = Attention(width, heads)
+        self.times = nn.Sequential(
+            nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
+        self.conv_z = nn.Conv2d(C, width, 3, padding=1)
+        self.head_blocks = nn.ModuleList(Block(width, dropout) for _ in range(mid_depth))
+        self.norm_out, self.conv_out = nn.GroupNorm(8, width), nn.Conv2d(width, C, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def encode(
+        self, reference: Tensor, contexts: Tensor, gaps: Tensor, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The given frames of B items -> features (B, width, h, w) and embedding (B, width)."""
+        B = len(gaps)
+        of_gaps = sinusoidal(gaps.log().flatten(), self.width, 10.0).view(B, -1)
+        level = gaps.new_zeros(B) if noise is None else noise
+        of_noise = sinusoidal(level, self.width, 200.0)
+        condition = self.condition(torch.cat([of_gaps, of_noise], 1))
+        x = torch.cat([reference, contexts.flatten(1, 2)], 1)
+        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        for i, block in enumerate(self.trunk_blocks, 1):
+            x = through(block, self.recompute, x, condition)
+            if i == (len(self.trunk_blocks) + 1) // 2:
+                x = self.attention(x)
+        return x, condition
+
+    def decode(self, z: Tensor, s: Tensor, features: Tensor, condition: Tensor) -> Tensor:
+        """z: (m B, C, h, w) and s: (m B,), the m draws of an item one after the other.
+        -> (m B, C, h, w)."""
+        features, condition = repeat_given(len(z), features, condition)
+        condition = self.times(torch.cat([sinusoidal(s, self.width, 200.0), condition], 1))
+        x = features + self.conv_z(z.contiguous(memory_format=torch.channels_last))
+        for block in self.head_blocks:
+            x = through(block, self.recompute, x, condition)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+    def forward(
+        self,
+        z: Tensor,
+        s: Tensor,
+        reference: Tensor,
+        contexts: Tensor,
+        gaps: Tensor,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        return self.decode(z, s, *self.encode(reference, contexts, gaps, noise))
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The modules that are compiled, sharded and checkpointed one by one."""
+        return [*self.trunk_blocks, *self.head_blocks]

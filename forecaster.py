@@ -91,14 +91,14 @@ class Forecaster:
         B = len(x0)
         fixed = draw() if self.config.sample.redraw == "frame" else None
         precision = self.config.train.precision
-        level = None
+        level = ()
         if self.config.flow.noise:
-            level = torch.full((B,), self.config.sample.noise, device=self.device)
+            level = (torch.full((B,), self.config.sample.noise, device=self.device),)
         # A network with a trunk reads the given frames once.
         read = None
         if fixed is not None and not self.compiled and hasattr(self.net, "encode"):
             with autocast(precision, self.device):
-                read = self.net.encode(x0, *fixed, level)
+                read = self.net.encode(x0, *fixed, *level)
 
         def evaluate(x: Tensor, s: float) -> Tensor:
             self.evaluations += B
@@ -107,9 +107,7 @@ class Forecaster:
             if read is not None:
                 with autocast(precision, self.device):
                     return self.net.decode(z, times, *read).float()
-            inputs = (z, times, x0, *(fixed or draw()))
-            if level is not None:
-                inputs += (level,)
+            inputs = (z, times, x0, *(fixed or draw()), *level)
             if self.compiled:
                 # A graph is compiled for one batch size, for one memory layout, and for inputs that
                 # share no memory. So a smaller batch repeats its last row, and each input is a

@@ -220,10 +220,12 @@ def flow_loss(
     eps: (m B, C, h, w), the m draws of an item one after the other. noise: (B,), level of the noise
     on the given frames, or None. The caller sets the precision (autocast).
     """
-    reference, contexts, gaps = batch.reference, batch.contexts, batch.gaps
-    x1, x0 = repeat_given(len(s), batch.target, reference)
+    given = [batch.reference, batch.contexts, batch.gaps]
+    if noise is not None:
+        given.append(noise)
+    x1, x0 = repeat_given(len(s), batch.target, batch.reference)
     x, target = interpolant.interpolate(s, x0, x1, eps)
-    output = net(interpolant.network_input(x, s, x0), s, reference, contexts, gaps, noise)
+    output = net(interpolant.network_input(x, s, x0), s, *given)
     return interpolant.weight(s) * (output.float() - target).square().mean((1, 2, 3))
 
 
@@ -329,14 +331,15 @@ def forecast_references(
     config, device = forecaster.config, forecaster.device
     rows, gaps = earlier.rows, earlier.gaps
     x0 = forecaster.normalize(earlier.reference)
-    given = (x0, forecaster.normalize(earlier.contexts), gaps)
+    given = [x0, forecaster.normalize(earlier.contexts), gaps]
     noise = generator(device, config.train.seed, "own", step)
-    level = torch.zeros(len(x0), device=device) if config.flow.noise else None
+    if config.flow.noise:
+        given.append(torch.zeros(len(x0), device=device))
 
     def field(x: Tensor, s: float) -> Tensor:
         z = forecaster.interpolant.network_input(x, s, x0)
         with autocast(config.train.precision, device):
-            return net(z, torch.full((len(x0),), s, device=device), *given, level).float()
+            return net(z, torch.full((len(x0),), s, device=device), *given).float()
 
     def normal(like: Tensor) -> Tensor:
         # Drawn for the whole batch, so that it does not depend on the number of processes.

@@ -169,6 +169,43 @@ def min_ade(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.linalg.norm(samples - truth[:, None], axis=-1).mean((2, 3)).min(1)
 
 
+# ------------------------------------------------------------------------- sharpness and motion
+def radial_spectrum(frames: np.ndarray) -> np.ndarray:
+    """Power of frames (…, H, W, C) by wavenumber, over channels: (…, min(H, W) // 2 + 1).
+
+    Entry k sums the squared Fourier coefficients whose wavenumber rounds to k, in cycles per
+    frame; the last entry holds the larger ones too. Divided by (H W)^2, so that the sum over k of
+    one channel is its mean square.
+    """
+    H, W = frames.shape[-3:-1]
+    power = (np.abs(np.fft.fft2(frames, axes=(-3, -2))) ** 2).sum(-1) / (H * W) ** 2
+    rows, columns = np.fft.fftfreq(H, 1 / H), np.fft.fftfreq(W, 1 / W)
+    largest = min(H, W) // 2
+    k = np.hypot(rows[:, None], columns).round().astype(int).clip(max=largest).ravel()
+    rings = np.zeros((H * W, largest + 1))
+    rings[np.arange(H * W), k] = 1
+    return power.reshape(*power.shape[:-2], H * W) @ rings
+
+
+def sharpness(samples: np.ndarray, truth: np.ndarray) -> float:
+    """Power of the samples over the power of the truth, in the upper third of the wavenumbers.
+
+    samples: (V, S, T, H, W, C), truth: (V, T, H, W, C). Below 1: blurred. Above 1: grainy.
+    """
+    fine = slice(-(min(truth.shape[-3:-1]) // 6), None)
+    of_samples = radial_spectrum(samples)[..., fine].sum(-1).mean()
+    return float(of_samples / max(radial_spectrum(truth)[..., fine].sum(-1).mean(), 1e-12))
+
+
+def motion_energy(samples: np.ndarray, truth: np.ndarray) -> float:
+    """Mean squared change from frame to frame of the samples, over that of the truth.
+
+    Shapes as for `sharpness`, with T >= 2. Below 1: too slow, or frozen.
+    """
+    of_samples = np.square(np.diff(samples, axis=2)).mean()
+    return float(of_samples / max(np.square(np.diff(truth, axis=1)).mean(), 1e-12))
+
+
 # --------------------------------------------------------------------------- distances between sets
 def frechet_distance(
     mean: np.ndarray, cov: np.ndarray, other_mean: np.ndarray, other_cov: np.ndarray

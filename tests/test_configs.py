@@ -53,7 +53,10 @@ def test_settings_of_river_for_bair(dataset, size, latent, norm):
         ("train.stepz=3", "no field `train.stepz`; nearest known: train.steps"),
         ("latent.delta=3", "no field `latent.delta`"),
         ("sample.steps=0", "sample.steps must be >= 1, got 0"),
-        ("data.context=recent:0", "data.context must be uniform, log or recent:K"),
+        (
+            "data.context=recent:0",
+            "data.context must be uniform, log, recent:N or at:N,N,… with N >= 1",
+        ),
         ("data.image_size=30", "data.image_size must be a multiple of vqvae.downsample = 4"),
         ("model.heads=3", "model.width must be a multiple of model.heads"),
         ("flow.interpolant=folmer", "no interpolant `folmer`; nearest known: follmer"),

@@ -1,0 +1,298 @@
+"""The board: how good forecasts are on six worlds, by variant of the settings, at a fixed budget.
+
+    python -m benchmarks.quality --worlds ball_stn --variants before default --seeds 0 1 2
+    python -m benchmarks.quality --worlds ball_stn street --variants muon --budget 0.25
+    python -m benchmarks.quality --report
+    python -m benchmarks.quality --check
+
+A run trains one variant on one world with one seed and appends a line to benchmarks/board.jsonl:
+settings, commit, matrix rate and scores. A run that has a line is left out. Variants of one world
+and seed share data, autoencoder and the noise of the forecasts, so that differences are paired.
+--budget shortens both trainings: levers are screened at 0.25, and compared in the end at 1.
+
+--report rebuilds the table in benchmarks/RESULTS.md from the lines. --check exits with code 1 if a
+target is missed. The shards of moving_mnist, clevrer_like and street are prepared first, by the
+commands that a run without them prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import configs
+import data
+from batches.latents import LatentTriples
+from benchmarks import ball_oracle, board, measure
+from evaluation import metrics
+from evaluation.measure import Networks, Tables, summarize
+from evaluation.measure import measure as measure_forecasts
+from evaluation.networks import load_i3d, load_lpips
+from evaluation.protocols import PROTOCOLS
+from evaluation.sources import autoencoder_of, forecast_split, sample_windows
+from forecaster import Forecaster, load
+from main import Clock, train_network
+from runtime.console import UserError, run_command
+from runtime.process import Process, start
+
+# Draws of the physics oracle per clip.
+ORACLE_DRAWS = 64
+# Items on which the one-step error is measured.
+ONE_STEP_ITEMS = 2_048
+
+
+class World(NamedTuple):
+    """dataset: an entry of DATASETS. settings: on top of its defaults. prepare: the command that
+    makes the shards, where main.py does not."""
+
+    dataset: str
+    settings: dict
+    prepare: str = ""
+
+
+WORLDS = {
+    "ball_stn": World("ball_stn", {}),
+    "moving_mnist": World("moving_mnist", {}, configs.DATASETS["moving_mnist"].prepare),
+    "wmaze": World("wmaze", {}),
+    "clevrer_like": World("clevrer_like", {}, configs.DATASETS["clevrer_like"].prepare),
+    "street": World(
+        "videos",
+        {"data.root": "data/street"},
+        "python -m prepare.videos --source FOLDER --out {root} --image_size {size} "
+        "--tile 192 --clip_length 24, with the videos of docs/datasets.md",
+    ),
+}
+# The defaults before this board.
+BEFORE = {
+    "model.name": "convnet",
+    "model.depth": 2,
+    "model.mid_depth": 1,
+    "data.contexts": 1,
+    "data.context": "recent:3",
+    "sample.context": "recent:3",
+    "flow.draws": 1,
+    "flow.start": 0,
+    "flow.noise": 0,
+    "train.own": 0,
+}
+BALLS_BEFORE = {"sample.redraw": "step"}
+# name: settings on top of the defaults of the world
+VARIANTS = {
+    "default": {},
+    "before": BEFORE,
+}
+
+
+def settings_of(world: str, variant: str, seed: int, budget: float) -> dict:
+    """The overrides of a run."""
+    values = dict(WORLDS[world].settings) | VARIANTS[variant]
+    if variant == "before" and world == "ball_stn":
+        values |= BALLS_BEFORE
+    config = configs.build(WORLDS[world].dataset, values)
+    values |= {
+        "train.steps": max(1, round(budget * config.train.steps)),
+        "vqvae.steps": max(1, round(budget * config.vqvae.steps)),
+        "train.seed": seed,
+        "train.sample_every": 0,
+        "train.keep": 1,
+        "wandb.mode": "disabled",
+        "output.root": "outputs/board",
+        "output.run_id": f"{world}-{variant}-{seed}-{budget:g}",
+    }
+    return values
+
+
+def run(world: str, variant: str, seed: int, budget: float, args: argparse.Namespace) -> dict:
+    """Train and measure one run -> its record."""
+    overrides = settings_of(world, variant, seed, budget) | configs.parse_overrides(args.set)
+    config = configs.build(WORLDS[world].dataset, overrides)
+    root = Path(config.data.root)
+    if not config.data.generate and not root.exists():
+        command = WORLDS[world].prepare.format(root=root, size=config.data.image_size)
+        raise UserError(f"no shards in {root}; prepare them: {command}")
+    process = start()
+    rate = measure.matmul_rate(process.device, torch.float32)
+    clock = Clock()
+    config, path, _ = train_network(config, process, None, clock)
+    forecaster, _ = load(path, process.device)
+    forecaster.config = config
+    parameters = sum(p.numel() for p in forecaster.net.parameters())
+    record = {
+        "world": world,
+        "variant": variant,
+        "seed": seed,
+        "budget": budget,
+        "commit": commit(),
+        "gflops": round(rate / 1e9, 1),
+        "threads": torch.get_num_threads(),
+        "seconds": {name: round(seconds, 1) for name, seconds in clock.laps},
+        "parameters": parameters,
+        "updates": config.train.steps,
+        **measure_run(forecaster, process, Path(args.weights)),
+        "bound": board.bound_of(world, seed, budget),
+        "settings": {name: value for name, value in overrides.items() if name[:4] != "data.root"},
+    }
+    if record["bound"] is None:
+        record["bound"] = measure_bound(world, forecaster)
+    return record
+
+
+def commit() -> str:
+    """The commit of the working tree, with a + if it has changes; empty outside a repository."""
+    command = ["git", "describe", "--always", "--dirty=+"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.stdout.strip()
+
+
+# -------------------------------------------------------------------- measurements
+def measure_run(forecaster: Forecaster, process: Process, weights: Path) -> dict:
+    """Forecast the clips of sample.py and measure the forecasts -> entries of the record."""
+    config = forecaster.config
+    truth, samples, _ = forecast_split(forecaster)
+    V, S, T = samples.shape[:3]
+    which = ["mse", "crps", "spread_skill"]
+    i3d = lpips = None
+    if (weights / "i3d.safetensors").exists():
+        lpips = load_lpips(weights, device=process.device)
+        which.append("lpips")
+        # I3D needs at least nine frames.
+        if T >= 9:
+            i3d = load_i3d(weights, process.device)
+            which.append("fvd")
+    nets = Networks(i3d, lpips, process.device)
+    tables = measure_forecasts(truth, samples, None, PROTOCOLS["own"], which, nets, None, seed=0)
+    found = summarize(tables, PROTOCOLS["own"], which)
+    true_end = truth[:, -T:].astype(np.float32) / 255
+    drawn = samples.astype(np.float32) / 255
+    return {
+        "one_step": one_step_error(forecaster),
+        "crps": ratios(tables, "crps"),
+        "mse": ratios(tables, "mse"),
+        "lpips": mean_of(found, "lpips"),
+        "fvd": mean_of(found, "fvd"),
+        "spread_skill": mean_of(found, "spread_skill"),
+        "sharpness": metrics.sharpness(drawn[:, :, -1:], true_end[:, -1:]),
+        "motion": metrics.motion_energy(drawn, true_end),
+        "evaluations": forecaster.evaluations / (V * S * T),
+        "predict": config.data.predict,
+        # Per clip, to pair the runs.
+        "clips": {name: clip_means(tables, name) for name in ("crps", "crps_repeat_last")},
+    }
+
+
+def mean_of(found: dict, name: str) -> float | None:
+    return found["summary"][name]["mean"] if name in found["summary"] else None
+
+
+def clip_means(tables: Tables, name: str) -> list[float]:
+    """The mean of a metric over the frames of each clip."""
+    values = tables[name]
+    return [float(f"{value:.6g}") for value in values.reshape(len(values), -1).mean(1)]
+
+
+def ratios(tables: Tables, name: str) -> dict[str, float]:
+    """A metric over that of repeating the last given frame: over all frames, first, last frame."""
+    own = tables[name].reshape(-1, tables[name].shape[-1]).mean(0)
+    repeated = tables[f"{name}_repeat_last"]
+    repeated = repeated.reshape(-1, repeated.shape[-1]).mean(0)
+    parts = {"all": slice(None), "first": slice(0, 1), "last": slice(-1, None)}
+    return {part: float(own[k].mean() / repeated[k].mean()) for part, k in parts.items()}
+
+
+@torch.no_grad()
+def one_step_error(forecaster: Forecaster) -> float:
+    """Squared error of E[x_1 | x_0] on held-out latents, over the mean square of x_1 - x_0.
+
+    E[x_1 | x_0] is the network's estimate at s = 0, in one evaluation.
+    """
+    config, device = forecaster.config, forecaster.device
+    process = Process(0, 1, device)
+    shards = data.open_split(config, config.sample.split)
+    dir = data.ensure_latents(config, shards, forecaster.autoencoder, process)
+    size = min(ONE_STEP_ITEMS, 256)
+    train = dataclasses.replace(config.train, batch_size=size, seed=0)
+    source = LatentTriples(dataclasses.replace(config, train=train), dir, device)
+    error = change = 0.0
+    for batch in source.batches(0, ONE_STEP_ITEMS // size):
+        x1, x0, contexts, gaps = batch.normalize(forecaster.mean, forecaster.std)
+        start = x0
+        if not forecaster.interpolant.from_reference:
+            start = torch.randn_like(x0)
+        field = forecaster.field(x0, lambda given=(contexts, gaps): given)
+        mean = forecaster.interpolant.denoise(field(start, 0.0), start, 0.0, x0)
+        error += (mean - x1).square().sum().item()
+        change += (x1 - x0).square().sum().item()
+    return error / change
+
+
+def measure_bound(world: str, forecaster: Forecaster) -> float:
+    """The attainable CRPS ratio: that of the physics oracle on balls, else of the autoencoder."""
+    config = forecaster.config
+    shards = data.open_split(config, config.sample.split)
+    windows = sample_windows(config, shards)
+    truth = data.read_clips(shards, windows)
+    given = config.data.condition
+    autoencode = autoencoder_of(forecaster)
+    rng = np.random.default_rng(0)
+    own = repeated = 0.0
+    for k in range(len(truth)):
+        clip = windows._replace(video=windows.video[k : k + 1], start=windows.start[k : k + 1])
+        future = truth[k : k + 1, given:].astype(np.float32) / 255
+        if world == "ball_stn":
+            best = ball_oracle.forecast(shards, clip, given, ORACLE_DRAWS, autoencode, rng)
+        else:
+            best = autoencode(truth[k, given:])[None, None]
+        own += metrics.crps(best.astype(np.float32) / 255, future).mean()
+        last = truth[k : k + 1, None, given - 1 : given].astype(np.float32) / 255
+        repeated += metrics.crps(last.repeat(future.shape[1], 2), future).mean()
+    return float(own / repeated)
+
+
+# -------------------------------------------------------------------- command
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality", description=__doc__.splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--worlds", nargs="+", default=list(WORLDS), choices=list(WORLDS), metavar="WORLD")
+    add("--variants", nargs="+", default=["before", "default"], metavar="VARIANT")
+    add("--seeds", nargs="+", type=int, default=[0], metavar="SEED")
+    add("--budget", type=float, default=1.0, help="share of the default updates")
+    add("--weights", default="weights/metrics", help="networks of LPIPS and FVD, if they are there")
+    add("--set", nargs="+", action="extend", default=[], metavar="GROUP.FIELD=VALUE")
+    add("--report", action="store_true", help="write the table to benchmarks/RESULTS.md")
+    add("--check", action="store_true", help="exit with code 1 if a target is missed")
+    args = parser.parse_args()
+    for variant in args.variants:
+        if variant not in VARIANTS:
+            raise UserError(f"no variant `{variant}`; there are {', '.join(VARIANTS)}")
+    if not 0 < args.budget <= 10:
+        raise UserError(f"--budget must be in (0, 10], got {args.budget:g}")
+    return args
+
+
+def main() -> None:
+    args = parse()
+    if args.report or args.check:
+        board.report(args.report, args.check)
+        return
+    for seed in args.seeds:
+        for world in args.worlds:
+            for variant in args.variants:
+                if board.find(world, variant, seed, args.budget):
+                    print(f"{world}, {variant}, seed {seed}: on the board already")
+                    continue
+                record = run(world, variant, seed, args.budget, args)
+                board.append(record)
+                print(json.dumps({k: v for k, v in record.items() if k != "clips"}))
+
+
+if __name__ == "__main__":
+    run_command(main)

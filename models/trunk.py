@@ -15,8 +15,8 @@ from models.shared import repeat_given, sinusoidal, through
 
 
 class Trunk(nn.Module):
-    """`depth` blocks on the given frames, with one attention in the middle; `mid_depth` blocks on
-    the features of the trunk and z. recompute: activation checkpointing."""
+    """`depth` blocks on the given frames, with one attention in the middle; `mid_depth` blocks of
+    half the width on the features of the trunk and z. recompute: activation checkpointing."""
 
     recompute = False
 
@@ -39,19 +39,22 @@ class Trunk(nn.Module):
         self.conv_in = nn.Conv2d((1 + contexts) * C, width, 3, padding=1)
         self.trunk_blocks = nn.ModuleList(Block(width, dropout) for _ in range(depth))
         self.attention = Attention(width, heads)
+        # The head is computed more often, so it is narrower.
+        head = self.head_width = max(8, width // 2 // 8 * 8)
         self.times = nn.Sequential(
-            nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+            nn.Linear(head + width, head), nn.SiLU(), nn.Linear(head, head), nn.SiLU()
         )
-        self.conv_z = nn.Conv2d(C, width, 3, padding=1)
-        self.head_blocks = nn.ModuleList(Block(width, dropout) for _ in range(mid_depth))
-        self.norm_out, self.conv_out = nn.GroupNorm(8, width), nn.Conv2d(width, C, 3, padding=1)
+        self.narrow = nn.Conv2d(width, head, 1)
+        self.conv_z = nn.Conv2d(C, head, 3, padding=1)
+        self.head_blocks = nn.ModuleList(Block(head, dropout) for _ in range(mid_depth))
+        self.norm_out, self.conv_out = nn.GroupNorm(8, head), nn.Conv2d(head, C, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
     def encode(
         self, reference: Tensor, contexts: Tensor, gaps: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The given frames of B items -> features (B, width, h, w) and embedding (B, width)."""
+        """The given frames of B items -> features (B, head_width, h, w) and embedding (B, width)."""
         B = len(gaps)
         of_gaps = sinusoidal(gaps.log().flatten(), self.width, 10.0).view(B, -1)
         level = gaps.new_zeros(B) if noise is None else noise
@@ -63,13 +66,13 @@ class Trunk(nn.Module):
             x = through(block, self.recompute, x, condition)
             if i == (len(self.trunk_blocks) + 1) // 2:
                 x = self.attention(x)
-        return x, condition
+        return self.narrow(x), condition
 
     def decode(self, z: Tensor, s: Tensor, features: Tensor, condition: Tensor) -> Tensor:
         """z: (m B, C, h, w) and s: (m B,), the m draws of an item one after the other.
         -> (m B, C, h, w)."""
         features, condition = repeat_given(len(z), features, condition)
-        condition = self.times(torch.cat([sinusoidal(s, self.width, 200.0), condition], 1))
+        condition = self.times(torch.cat([sinusoidal(s, self.head_width, 200.0), condition], 1))
         x = features + self.conv_z(z.contiguous(memory_format=torch.channels_last))
         for block in self.head_blocks:
             x = through(block, self.recompute, x, condition)

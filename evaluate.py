@@ -191,7 +191,7 @@ def summarize_parts(
         about["network_evaluations_per_frame"] = float(evaluations / frames)
     described = {
         **about,
-        **protocol.told(which),
+        **protocol.to_metadata(which),
         **weights,
         "fps": source.fps,
         "skip": source.config.data.skip,

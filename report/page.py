@@ -155,7 +155,7 @@ def in_words(protocol: dict) -> list[str]:
     # The rates of the single clips would be a long list.
     sentences, covered = [], {"rates"}
     if {"name", "source", "clips", "rule"} <= protocol.keys():
-        for line in [*protocols.in_words(protocol), protocol["source"]]:
+        for line in [*protocols.describe(protocol), protocol["source"]]:
             sentences.append(f"{line[0].upper()}{line[1:]}.")
         covered |= {field.name for field in dataclasses.fields(protocols.Protocol)}
         covered |= {"samples_per_video", "fps", "metrics"}

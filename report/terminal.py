@@ -52,7 +52,7 @@ def summary_table(result: dict) -> str:
     width = 2 + max(map(len, BASELINES.values()))
     head = f"{'metric':<26}{'forecast':>20}"
     head += "".join(f"{label:>{width}}" for label in BASELINES.values())
-    lines = [*protocols.in_words(result["protocol"]), "", head, "-" * len(head)]
+    lines = [*protocols.describe(result["protocol"]), "", head, "-" * len(head)]
     for name in own_metrics(summary):
         unit = ABOUT[name][1]
         label = f"{name} ({unit})" if unit else name

@@ -21,9 +21,9 @@ from evaluation.networks import (
     Unit,
     i3d_features,
     lpips_distance,
+    resize_for_i3d,
     same_max_pool,
     same_padding,
-    to_i3d,
 )
 from runtime.console import UserError
 
@@ -188,7 +188,7 @@ def test_folded_and_laid_out_for_speed_it_gives_the_same():
 # ------------------------------------------------------------------------------------ preprocessing
 def test_frames_are_resized_with_half_pixel_centres_to_minus_one_to_one():
     video = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 7, 3), dtype=np.uint8)
-    found = to_i3d(video)
+    found = resize_for_i3d(video)
     assert found.shape == (2, 3, 3, SIDE, SIDE) and found.dtype == torch.float32
     row, column = 100, 17
     y, x = ((row + 0.5) * 5 / SIDE - 0.5, (column + 0.5) * 7 / SIDE - 0.5)
@@ -199,13 +199,13 @@ def test_frames_are_resized_with_half_pixel_centres_to_minus_one_to_one():
         (1 - dx) * corners[1, 0] + dx * corners[1, 1]
     )
     np.testing.assert_allclose(found[1, :, 2, row, column], value / 127.5 - 1, atol=1e-5)
-    ends = to_i3d(
+    ends = resize_for_i3d(
         np.stack([np.zeros((1, 4, 4, 3), np.uint8), np.full((1, 4, 4, 3), 255, np.uint8)])
     )
     assert torch.all(ends[0] == -1) and torch.allclose(ends[1], torch.ones(()), atol=1e-6)
     same = np.random.default_rng(1).integers(0, 256, (1, 1, SIDE, SIDE, 3), dtype=np.uint8)
     assert torch.equal(
-        ((to_i3d(same) + 1) * 127.5).round().to(torch.uint8)[0, :, 0].permute(1, 2, 0),
+        ((resize_for_i3d(same) + 1) * 127.5).round().to(torch.uint8)[0, :, 0].permute(1, 2, 0),
         torch.tensor(same[0, 0]),
     )
 

@@ -127,15 +127,15 @@ def test_lifelong_stream_is_half_a_window_given_half_of_the_other():
         protocols.get("lifelong_stream", odd, {}).condition,
         protocols.get("lifelong_stream", odd, {}).predict,
     ) == (5, 6)
-    told = protocols.get("lifelong_stream", odd, {"frames": "0:500", "clips": "chunked"}).told(
-        ["mse"]
-    )
+    told = protocols.get(
+        "lifelong_stream", odd, {"frames": "0:500", "clips": "chunked"}
+    ).to_metadata(["mse"])
     assert (
         told["name"] == "lifelong_stream-clips_chunked-frames_0-500"
         and told["frames"] == "0:500"
         and told["stream"]
     )
-    assert "of the stream's frames 0:500 (chunked" in protocols.in_words(told)[0]
+    assert "of the stream's frames 0:500 (chunked" in protocols.describe(told)[0]
 
 
 def test_features_of_known_videos_are_not_computed_again(monkeypatch):

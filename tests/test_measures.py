@@ -82,12 +82,12 @@ def test_numbers_are_those_of_the_metrics(nets):
     x, y = other / 255, truth[:, 3:] / 255
     assert np.allclose(
         result["horizon"]["mse"],
-        metrics.chosen(metrics.mse(x, y), "best", False).mean(0),
+        metrics.reduce_samples(metrics.mse(x, y), "best", False).mean(0),
         rtol=1e-4,
     )
     assert np.allclose(
         result["horizon"]["psnr"],
-        metrics.chosen(metrics.psnr(x, y), "best", True).mean(0),
+        metrics.reduce_samples(metrics.psnr(x, y), "best", True).mean(0),
         rtol=1e-4,
     )
     assert np.allclose(result["horizon"]["crps"], metrics.crps(x, y).mean(0), rtol=1e-4)

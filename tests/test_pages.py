@@ -151,7 +151,7 @@ def test_metrics_stand_beside_the_baselines(folder):
 
 
 def test_the_protocol_is_told_in_words_and_the_config_as_settings():
-    told = protocols.get("own", configs.build("videos"), {"videos": 3}).told(["psnr", "fvd"])
+    told = protocols.get("own", configs.build("videos"), {"videos": 3}).to_metadata(["psnr", "fvd"])
     said = page.in_words({**told, "skip": 0, "reencode": True, "checkpoint": "", "odd": 7})
     assert (
         said[0].startswith("Protocol own-videos_3: 3 test clips")

@@ -1,4 +1,4 @@
-"""Tables of one result, printed to the terminal."""
+"""Format the tables of one result for the terminal."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from evaluation import protocols
 from evaluation.metrics import ABOUT, BASELINES, own_metrics
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """Four significant digits; empty for None."""
     return "" if value is None else f"{value:.4g}"
 
 
 def horizon_table(result: dict) -> str:
-    """Each metric at some predicted frames and over all of them, above its baselines. For sample.py
-    and main.py.
+    """The table of sample.py and main.py: each metric, then its baselines, at some predicted frames
+    and over all of them.
     """
     horizon, protocol = result["horizon"], result["protocol"]
     T = protocol["predict"]
@@ -47,7 +47,7 @@ def horizon_table(result: dict) -> str:
 
 
 def summary_table(result: dict) -> str:
-    """Each metric beside its baselines, below the protocol in words. For evaluate.py."""
+    """The table of evaluate.py: the protocol in words, then each metric beside its baselines."""
     summary = result["summary"]
     width = 2 + max(map(len, BASELINES.values()))
     head = f"{'metric':<26}{'forecast':>20}"
@@ -57,9 +57,9 @@ def summary_table(result: dict) -> str:
         unit = ABOUT[name][1]
         label = f"{name} ({unit})" if unit else name
         value = summary[name]
-        text = number(value["mean"])
+        text = format_number(value["mean"])
         if value["se"] is not None:
-            text += f" ± {number(value['se'])}"
-        cells = [number(summary.get(name + suffix, {}).get("mean")) for suffix in BASELINES]
+            text += f" ± {format_number(value['se'])}"
+        cells = [format_number(summary.get(name + suffix, {}).get("mean")) for suffix in BASELINES]
         lines.append(f"{label:<26}{text:>20}" + "".join(f"{cell:>{width}}" for cell in cells))
     return "\n".join(lines)

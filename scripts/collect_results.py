@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from report import comparison, summary_page, tables, videos
-from report.methods import Run, Table, differing, rename, run_of, tabulate
+from report.methods import Run, Table, parse_run, rename, tabulate, warn_of_different_protocols
 from runtime.console import UserError, progress, run_command
 from runtime.folders import replace_folder, restore_folder
 
@@ -70,9 +70,10 @@ def read(file: Path) -> Run:
     """Read one metrics.json; raise UserError if it is damaged or not a result."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        return run_of(content, file.parent, file.stat().st_mtime)
+        return parse_run(content, file.parent, file.stat().st_mtime)
     except (ValueError, RecursionError) as error:
-        # run_of raises a plain ValueError with a message for the user; subclasses are parse errors.
+        # A plain ValueError is from parse_run, with a message for the user; a subclass is from the
+        # parser.
         if type(error) is ValueError:
             why = str(error)
         else:
@@ -102,7 +103,7 @@ def folder_of(root: str, name: str) -> Path:
     restore_folder(out)
     if out.exists() and not is_ours(out):
         raise UserError(
-            f"{out} exists and holds other things than a summary; choose another --name"
+            f"{out} exists and holds files that are not of a summary; choose another --name"
         )
     return out
 
@@ -168,18 +169,18 @@ def write_mosaic(table: Table, number: int, path: Path, clips: int) -> tuple[boo
 
     Returns (whether the video was written, a note on what was left out or "").
     """
-    compared = comparison.comparison(table, clips)
-    # comparison() returns the reason as a string if there is nothing to show.
+    compared = comparison.select_clips(table, clips)
+    # select_clips() returns the reason as a string if there is nothing to show.
     if isinstance(compared, str):
         return False, f"no mosaic of table {number}: {compared}"
     fps = table.methods[0].runs[0].fps
-    videos.write_video(path, comparison.mosaic(*compared), 10 if math.isnan(fps) else fps)
+    videos.write_video(path, comparison.draw_mosaic(*compared), 10 if math.isnan(fps) else fps)
     left = len(table.methods) - len(compared[1])
     if not left:
         return True, ""
     return True, (
         f"the mosaic of table {number} leaves out {left} of {len(table.methods)} methods, "
-        f"which have no arrays or come after {comparison.MOST} others"
+        f"which have no arrays or come after {comparison.MAX_METHODS} others"
     )
 
 
@@ -198,7 +199,7 @@ def write_summary(
     dir: Path, name: str, found: list[Table], metrics: list[str], warnings: list[str], clips: int
 ) -> tuple[str, list[str]]:
     """Fill the folder of a summary. name: the title of its page. Returns as `write`."""
-    shown = [tables.measured(table, metrics) for table in found]
+    shown = [tables.measured_metrics(table, metrics) for table in found]
     text = "\n\n".join(tables.markdown(*pair) for pair in zip(found, shown))
     latex = "\n\n".join(tables.latex(*pair) for pair in zip(found, shown))
     of_runs, of_methods = tables.records(found, metrics)
@@ -275,7 +276,7 @@ def main() -> None:
     out = folder_of(args.root, args.name)
     found, warnings = tabulate(read_all(metrics_files(args.runs)))
     found = rename(found, args.nicknames, args.only)
-    warnings = differing(found) + warnings
+    warnings = warn_of_different_protocols(found) + warnings
     metrics = tables.metrics_of(found, args.metrics)
     if not metrics:
         raise UserError("the results hold no finite metric; measure them again with sample.py")

@@ -33,7 +33,7 @@ def select_clips(args: argparse.Namespace, truth: np.ndarray, condition: int) ->
         count = min(6, V) if args.liveliest is None else args.liveliest
         if not 1 <= count <= V:
             raise UserError(f"--liveliest {count}: {args.results} holds {V} clips; take 1 to {V}")
-        return videos.liveliest(truth, condition)[:count].tolist()
+        return videos.rank_by_motion(truth, condition)[:count].tolist()
     if wrong := [v for v in args.videos if not 0 <= v < V]:
         raise UserError(f"--videos {wrong[0]}: {args.results} holds {V} clips; take 0 to {V - 1}")
     return args.videos

@@ -273,7 +273,7 @@ def test_killed_while_results_are_swapped_nothing_is_lost(folder, here, monkeypa
         (["--ckpt", CKPT, "--keep", "0"], "--keep must be >= 1"),
         (
             ["--ckpt", CKPT, "--metrics", "mse", "--out", "data"],
-            "data exists and holds other things than results",
+            "data exists and holds files that are not results",
         ),
         (
             ["--results", "fine", "--protocol", "lifelong_ball"],
@@ -287,7 +287,7 @@ def test_killed_while_results_are_swapped_nothing_is_lost(folder, here, monkeypa
         (["--results", "damaged"], "damaged/samples.npy: not an array that sample.py wrote"),
         (
             ["--results", "unequal", "--metrics", "mse"],
-            "unequal: samples .* and truth .* do not go together",
+            "unequal: samples .* and truth .* do not match",
         ),
     ],
 )

@@ -112,7 +112,7 @@ def test_a_mistake_of_a_launched_command(tmp_path):
         ([*CKPT, "--num_frames", "5000"], "the longest video has 200 frames"),
         ([*CKPT, "--set", "data.root=elsewhere"], "no shards in elsewhere"),
         ([*CKPT, "--set", "flow.interpolant=linear"], "cannot be changed when sampling"),
-        ([*CKPT, "--out", "data"], "exists and holds other things than results"),
+        ([*CKPT, "--out", "data"], "exists and holds files that are not results"),
         ([*CKPT, "--dataset", "kth"], "was trained with --dataset ball_stn, so kth"),
         ([*CKPT, "--interpolant", "linear"], "was trained with --interpolant follmer, so linear"),
         ([*CKPT, "--steps", "0"], "sample.steps must be >= 1"),

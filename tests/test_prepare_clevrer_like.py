@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("pybullet")
 
 from prepare import build, clevrer_like, tabletop  # noqa: E402
-from prepare.clevrer_like import MOST, happening  # noqa: E402
+from prepare.clevrer_like import MAX_OBJECTS, plan_collision  # noqa: E402
 from prepare.tabletop import COLORS, MATERIALS, RADIUS, SHAPES, Scene, Table  # noqa: E402
 from shards import Shards  # noqa: E402
 
@@ -50,7 +50,7 @@ def pixels_of(points):
     """(..., 3) metres -> column and row in a picture of SIZE."""
     table = Table.of(SIZE)
     matrix = tabletop.matrix(table.projection) @ tabletop.matrix(table.view)
-    ndc = tabletop.homogeneous(matrix, points)
+    ndc = tabletop.project(matrix, points)
     return (ndc[..., :2] * [1, -1] + 1) / 2 * SIZE - 0.5
 
 
@@ -67,13 +67,13 @@ def test_shards_and_manifest(made):
     assert manifest["legend"]["shapes"] == list(SHAPES) and manifest["versions"]["pybullet"]
     assert len({entry["sha256"] for entry in manifest["sources"]}) == 12 and not manifest["shared"]
     facts = extras(shards, 3)
-    assert facts["positions"].shape == (FRAMES, MOST, 3) and facts["orientations"].shape == (
+    assert facts["positions"].shape == (FRAMES, MAX_OBJECTS, 3) and facts["orientations"].shape == (
         FRAMES,
-        MOST,
+        MAX_OBJECTS,
         4,
     )
     assert (
-        facts["contacts"].shape == (FRAMES, MOST, MOST)
+        facts["contacts"].shape == (FRAMES, MAX_OBJECTS, MAX_OBJECTS)
         and not facts["positions"][facts["present"] == 0].any()
     )
 
@@ -106,7 +106,7 @@ def test_something_moving_collides_and_bodies_keep_out_of_each_other(made):
         x, touch = facts["positions"][:, :n].astype(np.float64), facts["contacts"][:, :n, :n]
         counts.add(n)
         assert (
-            3 <= n <= MOST
+            3 <= n <= MAX_OBJECTS
             and (touch == touch.transpose(0, 2, 1)).all()
             and not facts["contacts"][:, n:].any()
         )
@@ -231,6 +231,6 @@ def test_mistakes_are_told(tmp_path, command, monkeypatch):
 
 def test_where_nothing_can_collide_it_says_so(monkeypatch):
     monkeypatch.setattr(clevrer_like, "collides", lambda track: False)
-    monkeypatch.setattr(clevrer_like, "TRIES", 2)
-    with pytest.raises(clevrer_like.UserError, match="nothing collided within 32 frames"):
-        happening(Table.of(SIZE), [0, 0, 0], 32)
+    monkeypatch.setattr(clevrer_like, "MAX_TRIES", 2)
+    with pytest.raises(clevrer_like.UserError, match="no collision within 32 frames"):
+        plan_collision(Table.of(SIZE), [0, 0, 0], 32)

@@ -148,9 +148,7 @@ def test_sequences_cut_the_labelled_runs(raw, tmp_path):
         and "goes to 400" in beyond["note"]
         and beyond["videos"][1] == beyond["frames"] - 6
     )
-    assert (
-        "all of its runs" in behind["skipped"] and "no frames are labelled" in unlabelled["skipped"]
-    )
+    assert "all its runs" in behind["skipped"] and "no frames are labelled" in unlabelled["skipped"]
     with pytest.raises(UserError, match="not one line like"):
         make(raw, tmp_path / "again", "--sequences", raw / "walking" / name_of(1, "walking", 1))
 
@@ -211,7 +209,7 @@ def test_broken_files_are_named_skipped_and_counted(raw, tmp_path, capsys):
     assert [entry["name"] for entry in entries if entry["skipped"]] == broken
     for name in (*broken, cut["name"]):
         assert name in said.err and name in said.out
-    assert "590 of 599 files of KTH are not there, person01_boxing_d1 the first" in said.out
+    assert "590 of 599 files of KTH are missing, the first is person01_boxing_d1" in said.out
     args.allow_skips = True
     assert build.report(manifest, args) == 0
     assert [n for part in lengths(tmp_path / "kth").values() for n in part] == [

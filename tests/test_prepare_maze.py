@@ -10,7 +10,17 @@ from conftest import launch
 import data
 import shards
 from prepare import maze, raycast
-from prepare.maze import CELLS, LEFT, RIGHT, SPEED, carve, follow_wall, pieces, poses_along, walk
+from prepare.maze import (
+    CELLS,
+    LEFT,
+    RIGHT,
+    SPEED,
+    carve,
+    divide_walk,
+    follow_wall,
+    poses_along,
+    walk,
+)
 from prepare.raycast import (
     BALL,
     BRICK,
@@ -231,7 +241,7 @@ def test_poses_keep_off_walls_and_are_smooth(seed):
 
 def test_quarter_circles_and_turns_about_in_closed_form():
     steps = [((1, 0), EAST, NORTH), ((1, 1), NORTH, (NORTH + 2) % 4), ((1, 0), 3, 2)]
-    rows = pieces((0, 0), steps)
+    rows = divide_walk((0, 0), steps)
     assert np.allclose(
         rows[:, 5], [0.5 / SPEED, np.pi / 4 / SPEED, 0.5 / SPEED, maze.SPIN, 0.5 / SPEED]
     )

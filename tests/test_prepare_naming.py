@@ -106,5 +106,5 @@ def test_only_one_kind_may_have_several_images():
     assert select_kind(["still.png"]) == (["still.png"], None)
     with pytest.raises(Broken, match="2 kinds of images"):
         select_kind(["a1.png", "a2.png", "b1.png", "b2.png"])
-    with pytest.raises(Broken, match=r"a\.png and b\.png do not tell the order"):
+    with pytest.raises(Broken, match=r"a\.png and b\.png do not determine an order"):
         select_kind(["b.png", "a.png"])

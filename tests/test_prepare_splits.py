@@ -22,7 +22,7 @@ FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
     ],
 )
 def test_shares(count, fractions, sizes):
-    assert splits.shares(count, fractions) == sizes
+    assert splits.divide(count, fractions) == sizes
 
 
 def test_split_sources_is_seeded_and_about_as_asked():

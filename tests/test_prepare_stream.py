@@ -112,7 +112,7 @@ def test_what_is_missing_or_damaged_is_named_and_nothing_is_left(source, command
     refused("holds no config.json")
     folder = source(name="gap")
     (folder / "train/7/4.npy").unlink()
-    refused("between the chunks 3 and 5 some are missing")
+    refused("chunks between 3 and 5 are missing")
     folder = source(name="short", total=26)
     refused("25 frames, but config.json's T_total is 26")
     folder = source(name="odd")

@@ -1,4 +1,4 @@
-"""Combine the results of many runs: tables with standard errors over seeds, plots, videos, a page.
+"""Combine results of many runs into tables with standard errors over seeds, plots, and a page.
 
     python scripts/collect_results.py --runs 'outputs/results/ball_stn-*' --name sweep \\
         --nicknames linear=Linear
@@ -36,7 +36,7 @@ OURS = re.compile(
 
 # ----------------------------------------------------------------------------------------- reading
 def expand(pattern: str) -> list[Path]:
-    """Paths that match a glob; a path that exists is not read as a glob."""
+    """Paths that match a glob. A pattern that is an existing path stands for itself."""
     path = os.path.expanduser(pattern)
     if os.path.exists(path):
         return [Path(path)]
@@ -44,7 +44,7 @@ def expand(pattern: str) -> list[Path]:
 
 
 def metrics_files(patterns: list[str]) -> list[Path]:
-    """All metrics.json files found in the given globs, folders and files, without duplicates."""
+    """Find all metrics.json files in the given globs, folders and files, without duplicates."""
     found: dict[Path, Path] = {}
     for pattern in patterns:
         candidates = []
@@ -66,7 +66,7 @@ def metrics_files(patterns: list[str]) -> list[Path]:
     return sorted(found.values())
 
 
-def read(file: Path) -> Run:
+def read_run(file: Path) -> Run:
     """Read one metrics.json; raise UserError if it is damaged or not a result."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -79,7 +79,7 @@ def read(file: Path) -> Run:
         else:
             why = f"cannot be read ({str(error).splitlines()[0]})"
         raise UserError(
-            f"{file} {why}: damaged, or no result; make it again with sample.py or leave it out"
+            f"{file} {why}: damaged, or no result; run sample.py again or leave the file out"
         ) from None
 
 
@@ -87,7 +87,7 @@ def read_all(files: list[Path]) -> list[Run]:
     runs = []
     with progress(len(files), "read results", "file") as bar:
         for file in files:
-            runs.append(read(file))
+            runs.append(read_run(file))
             bar.update()
     return runs
 
@@ -109,7 +109,7 @@ def folder_of(root: str, name: str) -> Path:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether the folder is empty or holds only files that this command writes."""
+    """Whether a folder is empty or contains only files that this command writes."""
     if not folder.is_dir() or folder.is_symlink():
         return False
     names = {path.name for path in folder.iterdir()}
@@ -139,8 +139,8 @@ def write_pictures(
 ) -> tuple[list[dict[str, str]], list[str]]:
     """Draw the plots and the mosaic of each table.
 
-    `shown` has the metrics of each table. Returns ({kind: file name} per table, notes on what was
-    left out).
+    shown: the metrics of each table. Returns ({kind: file name} per table, notes on what was left
+    out).
     """
     pictures: list[dict[str, str]] = []
     notes = []
@@ -266,7 +266,7 @@ def parse() -> argparse.Namespace:
         raise UserError(f"--clips must be >= 1, got {args.clips}")
     if args.only and not args.nicknames:
         raise UserError(
-            "--only shows the methods that --nicknames names; give it, or leave --only out"
+            "--only needs --nicknames, which names the methods to show; add it, or leave out --only"
         )
     return args
 

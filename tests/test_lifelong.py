@@ -294,7 +294,7 @@ def test_forgetting_has_a_row_for_every_checkpoint_and_segment(folder, monkeypat
     [
         (
             ["--run", "nowhere"],
-            "nowhere holds 0 numbered checkpoints, a curve needs two; train with --set "
+            "nowhere holds 0 numbered checkpoints, but a curve needs two; train with --set "
             "train.keep_every=N",
         ),
         (["--run", RUN, "--segments", "0"], "must be at least 1"),
@@ -318,7 +318,7 @@ def test_a_segment_is_seen_when_its_windows_are(make_shards):
         1,
     ]
     assert forgetting.share_seen(windows, 0, 50, 100, "offline") == 1
-    assert forgetting.cut(10, 20, 3) == [(10, 13), (13, 16), (16, 20)]
+    assert forgetting.split_range(10, 20, 3) == [(10, 13), (13, 16), (16, 20)]
 
 
 def test_curves_of_forgetting_tell_what_was_not_seen(tmp_path):

@@ -159,7 +159,7 @@ def quality_table(dataset: str, summaries: dict) -> list[str]:
 
 def format_cell(value: dict) -> str:
     """Format "mean ± standard error", or the mean alone where there is no error."""
-    mean = evaluate.number(value["mean"])
+    mean = evaluate.format_number(value["mean"])
     return mean if value["se"] is None else f"{mean} ± {value['se']:.2g}"
 
 

@@ -226,7 +226,7 @@ def format_table(rows: list[dict], metric: str) -> str:
         cells = []
         for row in rows:
             if row["updates"] == updates:
-                value = evaluate.number(row[metric]["mean"])
+                value = evaluate.format_number(row[metric]["mean"])
                 cells.append(value if row["seen"] > 0.5 else f"({value})")
         lines.append(f"{f'{updates:,} updates':<22}" + "".join(f"{cell:>12}" for cell in cells))
     return "\n".join(lines)

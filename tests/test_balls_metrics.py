@@ -1,4 +1,4 @@
-"""What is seen in frames of balls, against what they were drawn from."""
+"""Balls found in drawn frames, against the positions and colours that were drawn."""
 
 import numpy as np
 import pytest

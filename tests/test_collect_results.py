@@ -1,6 +1,4 @@
-"""Results of many runs put together: methods, tables, pictures, and the command on a small
-sweep.
-"""
+"""Results of many runs, combined: methods, tables, pictures, and the command on a small sweep."""
 
 import csv
 import json
@@ -119,7 +117,7 @@ def test_a_setting_that_an_older_result_lacks_had_its_default():
     assert [method.name for method in table.methods] == ["follmer, c=0.5", "follmer, c=1"]
 
 
-def test_a_name_is_what_sets_the_method_apart():
+def test_a_name_states_the_settings_that_distinguish_the_method():
     own = [
         result("linear"),
         result(protocol={"steps": 5}),
@@ -151,7 +149,7 @@ def test_a_name_is_what_sets_the_method_apart():
         {"fvd_reference": "train"},
     ],
 )
-def test_another_protocol_is_another_table(changed):
+def test_results_of_another_protocol_form_another_table(changed):
     found, _ = tabulate(
         [
             parse_run(own, "a")
@@ -171,14 +169,14 @@ def test_another_protocol_is_another_table(changed):
     assert len(same.methods) == 2 and not told and not warn_of_different_protocols([same])
 
 
-def test_other_clips_are_another_table_though_the_protocol_is_the_same():
+def test_results_on_other_clips_form_another_table_despite_the_same_protocol():
     other = result("linear")
     other["horizon"]["crps_repeat_last"] = [0.04, 0.05, 0.061]
     found, _ = tabulate([parse_run(own, "a") for own in (result(), other)])
     assert len(found) == 2 and "clip_set (1, 2)" in warn_of_different_protocols(found)[0]
 
 
-def test_results_that_are_no_new_seeds_are_warned_of():
+def test_a_warning_names_results_that_are_no_new_seeds():
     own = [parse_run(result(crps=0.02), "old", 1), parse_run(result(crps=0.03), "new", 2)]
     (table,), (warning,) = tabulate(own[::-1])
     assert (
@@ -239,7 +237,7 @@ def test_digits_follow_the_standard_error():
     assert tables.format_fixed(-0.001, 2) == "0.00" and tables.format_fixed(-0.01, 2) == "-0.01"
 
 
-def test_what_was_not_measured_is_left_out():
+def test_metrics_that_were_not_measured_are_left_out():
     more = [
         {
             "fvd": {"mean": None, "se": None},
@@ -358,7 +356,7 @@ def test_globs_folders_and_files_count_each_result_once(tmp_path, monkeypatch):
         metrics_files(["r/a-*", "r/c*"])
 
 
-def test_only_an_own_folder_is_replaced(tmp_path):
+def test_only_a_folder_of_this_command_is_replaced(tmp_path):
     out = folder_of(str(tmp_path), "sweep")
     written(out, result())
     with pytest.raises(UserError, match="holds files that are not of a summary"):

@@ -23,7 +23,7 @@ def saved(tmp_path):
 
 
 def written(monkeypatch, saved, command, *flags, name="a.mp4") -> tuple[np.ndarray, float]:
-    """(frames, frames per second) that the command passes to the encoder."""
+    """Run the command -> (frames, frames per second) that it passes to the encoder."""
     seen = []
 
     def write_video(path, frames, fps):
@@ -36,7 +36,7 @@ def written(monkeypatch, saved, command, *flags, name="a.mp4") -> tuple[np.ndarr
     return seen[0]
 
 
-def test_clips_samples_and_size_are_those_asked_for(monkeypatch, saved, command):
+def test_flags_select_clips_samples_and_size(monkeypatch, saved, command):
     truth, samples = np.load(saved / "truth.npy"), np.load(saved / "samples.npy")
     frames, fps = written(
         monkeypatch, saved, command, "--videos", 3, 1, "--samples", 2, "--size", 30

@@ -1,4 +1,4 @@
-"""What a person looks at: sizes, marks, and files that play."""
+"""Videos and contact sheets: sizes, edges, and files that play."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_videos_play_with_every_frame(tmp_path, name):
     )
 
 
-def test_the_liveliest_videos_come_first_by_what_was_given():
+def test_videos_are_ranked_by_the_motion_of_their_given_frames():
     truth = np.zeros((4, 6, 8, 8, 3), np.uint8)
     truth[1, 1, :2] = 255  # some motion among the given frames
     truth[3, 1] = 255  # more

@@ -45,7 +45,7 @@ def test_each_kind_of_image_is_a_video(tmp_path):
     assert levels(tmp_path) == [[10, 11, 12, 13, 14], [20, 21, 20, 21, 20], [0, 1, 2, 3, 4]]
 
 
-def test_missing_numbers_part_the_video_and_are_named(tmp_path):
+def test_a_new_video_begins_at_missing_numbers(tmp_path):
     for k, number in enumerate((0, 1, 2, 23, 24, 25)):
         save(tmp_path / f"raw/f{number}.png", 10 * k)
     (source,) = make(tmp_path)["sources"]
@@ -78,7 +78,7 @@ def test_images_without_an_order_are_skipped_and_named(tmp_path, capsys):
     assert "rig: several numbers" in err and "photos: the names" in err
 
 
-def test_images_that_become_no_video_are_named(tmp_path, capsys):
+def test_images_that_form_no_video_are_named(tmp_path, capsys):
     for k in range(3):
         save(tmp_path / f"raw/a/{k}.png", 10 * k)
     save(tmp_path / "raw/a/cover.jpg", 0)

@@ -112,7 +112,7 @@ def test_broken_videos_are_named_with_the_frame(raw, tmp_path, capsys):
     ).lengths.tolist() == [6]
 
 
-def test_plain_pngs_have_a_quicker_way_with_the_same_pixels():
+def test_ffmpeg_decodes_plain_pngs_to_the_pixels_of_pillow():
     plain, tagged = png(walk()[3]), io.BytesIO()
     Image.fromarray(walk()[3]).save(tagged, "png", dpi=(72, 72))
     assert (png_pixels(tagged.getvalue()) == walk()[3]).all()
@@ -180,7 +180,7 @@ def test_the_same_video_twice_in_one_split_is_kept_and_named(tmp_path, capsys):
     assert Shards(tmp_path / "out/train").lengths.tolist() == [5, 5]
 
 
-def test_missing_numbers_part_the_video(tmp_path, capsys):
+def test_a_new_video_begins_at_missing_numbers(tmp_path, capsys):
     fill(tmp_path / "raw/train/a", walk()[:12])
     for t in (4, 6, 7):
         (tmp_path / f"raw/train/a/{t}.png").unlink()

@@ -61,7 +61,7 @@ def as_python_2(array: np.ndarray) -> bytes:
 
 
 def pickled(arrays) -> bytes:
-    """As the mnist.pkl.gz of old: floats, flat, of train, validation and test."""
+    """The content of the classical mnist.pkl.gz: flat float images of train, validation, test."""
     images, labels, test_images, test_labels = arrays
     parts = [(images[:20], labels[:20]), (images[20:], labels[20:]), (test_images, test_labels)]
     pairs = [
@@ -266,7 +266,7 @@ def test_the_command_writes_splits_that_share_no_digit(
     assert len(fewer) == 6 and (fewer.read(5, every) == more.read(5, every)).all()
 
 
-def test_mistakes_are_told_in_one_line_and_leave_nothing(command, arrays, tmp_path):
+def test_mistakes_are_reported_in_one_line_and_leave_nothing(command, arrays, tmp_path):
     write_idx(tmp_path / "idx", arrays)
     for flags, message in (
         (["--digit_size", "64"], "no room to move"),

@@ -1,4 +1,4 @@
-"""prepare.videos on the files that people have: damaged, turned, uneven, joined, trimmed, twice."""
+"""prepare.videos on unusual files: damaged, turned, uneven, joined, trimmed, duplicated."""
 
 import gc
 import json
@@ -297,7 +297,7 @@ def test_turn_and_aspect_together_and_in_tiles(tmp_path):
     assert np.abs(shards.read(0, np.array([0]))[0, 3, 3].astype(int) - (30, 30, 200)).max() < 8
 
 
-def test_other_scripts_turn_and_part_videos_too(tmp_path):
+def test_other_scripts_also_turn_videos_and_divide_them_at_holes(tmp_path):
     stamps = [40 * k for k in (*range(5), *range(30, 35))]
     path = turned(encode(tmp_path / "a.mp4", corners(10), stamps=stamps), (0, 1, -1, 0))
     film = Film(path, "a", data=path.read_bytes())

@@ -200,7 +200,7 @@ def test_fps_by_timestamps(tmp_path):
     assert manifest["dropped"]["skipped"] == 0  # uneven timestamps are no sign of a cut-off file
 
 
-def test_differing_rates_are_told_and_the_first_is_stored(tmp_path, capsys):
+def test_differing_rates_are_printed_and_the_first_is_stored(tmp_path, capsys):
     write_video(tmp_path / "a.mkv", numbered(8), rate=20)
     write_video(tmp_path / "b.mkv", numbered(8), rate=10)
     videos.report(make(tmp_path, tmp_path / "out", "--image_size", 8, "--val", 0, "--test", 0))
@@ -209,7 +209,7 @@ def test_differing_rates_are_told_and_the_first_is_stored(tmp_path, capsys):
     assert shards.fps == 20 and shards.rates.tolist() == [20, 10]
 
 
-def test_fps_above_the_source_keeps_all_and_says_so_once(tmp_path, capsys):
+def test_fps_above_the_source_keeps_all_frames_with_one_note(tmp_path, capsys):
     make(WALK, tmp_path / "out", "--image_size", 8, "--fps", 25)
     assert sum(Shards(tmp_path / "out" / split).lengths.sum() for split in videos.SPLITS) == 60
     assert capsys.readouterr().err.count("--fps 25 is above its rate of 15") == 1
@@ -303,7 +303,7 @@ def test_a_truncated_file_keeps_the_clips_before_the_end(tmp_path, capsys, share
     assert np.abs(first - walk_squares(32)[:4, 2:-2, 2:-2]).max() <= 1
 
 
-def test_damage_that_the_decoder_conceals_is_told(tmp_path, capsys):
+def test_damage_that_the_decoder_conceals_is_reported(tmp_path, capsys):
     data = bytearray(WALK.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 3000] = bytes(range(250)) * 12
     (tmp_path / "bad.mp4").write_bytes(data)

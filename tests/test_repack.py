@@ -21,7 +21,7 @@ def packed(tmp_path):
     return tmp_path
 
 
-def test_there_and_back_everything_is_as_it_was(packed):
+def test_packing_and_unpacking_restores_everything(packed):
     printed = launch(packed, "-m", "prepare.repack", "--source", "packed", "--out", "river").stdout
     lost = "not copied, because RIVER's layout cannot store them: place"
     assert f"river/train: 3 videos, 1,510 frames, river; {lost}" in printed

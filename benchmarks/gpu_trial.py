@@ -146,6 +146,7 @@ def run_groups(
     end = time.time() + total
     ended = []
     for name, limit in groups:
+        # A group may take its own limit, or the rest of the total if that is less.
         left = end - time.time()
         if left < min(limit, LEAST_SECONDS):
             reason = f"{left:.0f} s left of {total:.0f} s"

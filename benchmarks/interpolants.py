@@ -140,6 +140,8 @@ class Table:
         truth, futures, _ = sample.forecast_split(forecaster, quiet=True)
         ratio = score(truth, futures)["ratio_to_repeat_last"]
         mse = ratio["mse"]["horizon"]
+        # `evaluations` is counted, not computed: a solver may evaluate the network more than once
+        # per step.
         row = {
             "run": run,
             "sampler": sampler,

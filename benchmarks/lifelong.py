@@ -182,6 +182,7 @@ def report_quality(args: argparse.Namespace) -> str:
     panels = [(f"{dataset}, {way}", rows, "mse_ratio") for (dataset, way), rows in curves.items()]
     plots.forgetting(panels, args.out / "lifelong.png", columns=len(args.ways))
 
+    # All trainings have the same number of updates.
     steps = curves[args.datasets[0], args.ways[0]][-1]["updates"]
     lines = [
         f"Streams of {args.stream:,} frames of 32x32, {steps:,} updates of batch 2 with a conv net "
@@ -275,6 +276,7 @@ def read_rates(config: Config) -> dict[str, tuple[float, float]]:
     frames = data.open_split(config, "train")
     autoencoder = vqvae.ensure_vqvae(config, frames, process)
     latents = data.ensure_latents(config, frames, autoencoder, process)
+    # The same source as in training: its batches are live and replayed triples.
     source = StreamTriples(config, latents, process.device)
     found = {}
     for name, shards in (("frames", frames), ("latents", source.shards)):

@@ -50,6 +50,7 @@ def roll_out(frames: int) -> dict:
             "sample.batch": VIDEOS,
         },
     )
+    # Memory and time do not depend on the weights, so the networks stay as they were initialised.
     config = dataclasses.replace(config, latent=Latent((4, 8, 8), (0.0,) * 4, (1.0,) * 4))
     autoencoder = autoencoders.build("small", downsample=8, channels=4, codes=64, width=32, depth=1)
     model = Forecaster(
@@ -57,6 +58,7 @@ def roll_out(frames: int) -> dict:
     )
     given = np.random.default_rng(0).integers(0, 256, (VIDEOS, GIVEN, 64, 64, 3), dtype=np.uint8)
     model.forecast(given, 4, 1, ("warm",), quiet=True)
+    # The short roll-out before was the warm-up: it allocates buffers and chooses kernels.
     began = time.perf_counter()
     out = model.forecast(given, frames, 1, ("memory",), quiet=True)
     taken = time.perf_counter() - began
@@ -96,6 +98,7 @@ def measure_trainings(args: argparse.Namespace) -> list[dict]:
         {"way": "accumulate=4", "accumulate": 4},
         {"way": "recompute", "recompute": True},
     )
+    # The flags of benchmarks/train_step.py, which measures each training in a process of its own.
     usual = {
         "precision": "auto",
         "compile": "off",

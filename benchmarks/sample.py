@@ -50,6 +50,7 @@ def roll_out_straightforward(model: Forecaster, given: Tensor, frames: int, batc
     given: latents (B, T, C, h, w). Returns pixels (B, frames, 3, H, W).
     """
     config = model.config.sample
+    # Contexts are drawn on the host, one number per evaluation, as in simple implementations.
     rng = np.random.default_rng(0)
     outputs = []
     for history in given.split(batch):

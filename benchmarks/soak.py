@@ -99,6 +99,7 @@ def wait_for(process: subprocess.Popen, folder: Path, moment: str | int, saved: 
     changed = time.monotonic()
     before = None
     while process.poll() is None:
+        # A new file is progress in the early stages, an update in the training.
         if isinstance(moment, str):
             now = sum(1 for _ in folder.rglob("*"))
             come = any(folder.glob(moment))

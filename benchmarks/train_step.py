@@ -74,6 +74,7 @@ def count_flops(config: Config) -> int:
 # ------------------------------------------------------------------------------------ the two ways
 def time_ours(config: Config, dir: Path, process: Process, repeats: int) -> float:
     """Seconds per step of train.py's loop."""
+    # The parts of train.fit without its log, previews and checkpoints.
     source = LatentTriples(config, dir, process.device, process.rank, process.world)
     learner = train.begin(config, process)
     forecaster = Forecaster(config, None, None, process.device)
@@ -205,6 +206,7 @@ def launch_worker(args: argparse.Namespace, size: str, batch: int, processes: in
     for name in ("shard", "recompute"):
         if getattr(args, name):
             command.append(f"--{name}")
+    # Several processes on one machine share its cores.
     threads = str(max(1, torch.get_num_threads() // processes))
     env = {**os.environ, "OMP_NUM_THREADS": threads}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env)
@@ -234,6 +236,7 @@ def compare_with_baseline(
     args: argparse.Namespace, line: dict, parts: dict[str, float]
 ) -> list[str]:
     """Return the paragraph about the baseline; add the baseline's numbers to `line`."""
+    # Per sample, because both ways have different batch sizes.
     each = {name: 1e3 * value / args.baseline_batch for name, value in parts.items()}
     total = sum(each.values())
     own = 1e3 / line["runs"][0]["samples_per_second"]

@@ -224,6 +224,7 @@ def summarize(tables: Tables, protocol: Protocol, which: list[str]) -> dict:
         horizon[name] = values.mean(0).tolist()
         errors[name] = standard_errors(values).tolist()
     result = {"summary": summary, "horizon": horizon, "horizon_se": errors}
+    # The ratio of two means over videos, so the tables of both are needed for each resample.
     if "spread" in tables:
         a, b = tables["spread"], tables["skill"]
         summary["spread_skill"] = estimate_over_videos(
@@ -267,6 +268,8 @@ def measure_sets(tables: Tables, protocol: Protocol, which: list[str], n: int) -
         return found
     check_set_size(n)
     against = tables["i3d_autoencoded"] if protocol.reference == "autoencoded" else real
+    # The autoencoded videos are always compared with real ones, whatever the protocol's reference
+    # is.
     pairs = {"": (tables["i3d_samples"], against)}
     if "i3d_autoencoded" in tables:
         pairs["_autoencoder"] = (tables["i3d_autoencoded"], real)

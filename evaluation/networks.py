@@ -284,6 +284,7 @@ def lpips_distance(
             f"frames must be (N, H, W, 3) uint8 of equal shapes, got {a.shape} {a.dtype} and "
             f"{b.shape} {b.dtype}"
         )
+    # Smaller frames would vanish in the strides of the backbone.
     least = NETS[model.pnet_type]
     if min(a.shape[1:3]) < least:
         raise UserError(

@@ -108,6 +108,7 @@ def describe(metadata: dict) -> list[str]:
         f"{S} samples each, {metadata['condition']} -> {metadata['predict']} frames",
         f"mse, psnr, ssim{lpips}: the {metadata['rule']} of the samples; crps and energy: unbiased",
     ]
+    # The settings of FVD and KVD matter only if one of them was measured.
     if {"fvd", "kvd"} & set(metadata["metrics"]):
         frames = f"{metadata['fvd_chunk']}-frame pieces of the" if metadata["fvd_chunk"] else "the"
         counted = (
@@ -208,12 +209,15 @@ def get(name: str, config: configs.Config, changes: dict) -> Protocol:
             f"protocol {name} is for {' and '.join(protocol.datasets)}, the checkpoint is of "
             f"{config.dataset}; use --protocol own"
         )
+    # A flag that repeats the protocol's own value does not change its name.
     changed, full_name = {}, name
     for field, value in sorted(changes.items()):
         if value is not None and value != getattr(protocol, field):
             changed[field] = value
             full_name += f"-{field}_{value}".replace(":", "-")
     protocol = dataclasses.replace(protocol, **changed, name=full_name)
+    # What the protocol leaves open is the checkpoint's task; along a stream, a window split in
+    # half.
     condition, predict = config.data.condition, config.data.predict
     if protocol.stream:
         condition = config.data.clip // 2

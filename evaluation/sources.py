@@ -118,6 +118,8 @@ def source_of_checkpoint(
         )
         return truth, samples, forecaster.evaluations
 
+    # The plan of an evaluation contains these digests, so that parts of other weights or data are
+    # not reused.
     net, autoencoder = forecaster.net, forecaster.autoencoder
     key = (checkpoints.digest(net), checkpoints.digest(autoencoder), shards.fingerprint())
     return Source(
@@ -164,6 +166,7 @@ def clips_of(protocol: Protocol, shards: Shards, skip: int) -> Windows:
     n = protocol.videos
     rng = np.random.default_rng(protocol.seed)
     if protocol.stream:
+        # A stream has a window at every frame; the protocol's clips are a selection of these.
         every = StreamWindows(
             shards,
             clip,

@@ -38,6 +38,7 @@ def read_record(source: Source, size: int, camera: str) -> Video:
     for name, value in features.items():
         if match := pattern.fullmatch(name):
             frames[int(match[1])] = value
+    # Check the frame numbers before any pixel is decoded, so that the reason is the real one.
     if 0 not in frames:
         raise Broken(f"contains no frames 0, 1, … of {camera}")
     if sorted(frames) != list(range(len(frames))):
@@ -74,6 +75,8 @@ def find_records(root: Path) -> Found:
                 f"{path}: is not below a folder train, val or test of {root}; "
                 "pass the folder that contains train/ and test/"
             )
+        # A record is a source of its own: damage to one record does not lose the others of the
+        # file.
         stamp = path.stat().st_mtime_ns
         try:
             for k, (offset, size) in enumerate(tfrecord.find_records(path)):

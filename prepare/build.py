@@ -304,6 +304,7 @@ def write_all(
         min(args.workers, len(jobs)), multiprocessing.get_context("spawn"), become_worker
     )
     try:
+        # In order of completion, so that messages do not wait for the slowest shard.
         futures = {pool.submit(write_shard, partial, job, recipe, args): job for job in jobs}
         for future in concurrent.futures.as_completed(futures):
             yield futures[future], future.result()
@@ -409,6 +410,7 @@ def finish(
     for split in set(SPLITS) - set(present):
         shutil.rmtree(partial / "out" / split, ignore_errors=True)
     if not present:
+        # Nothing can be resumed, so the partial folder is removed.
         reasons = [entry["skipped"] for entry in entries if entry["skipped"]]
         shutil.rmtree(partial)
         first = f"; the first: {reasons[0]}" if reasons else ""

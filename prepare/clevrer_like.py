@@ -124,8 +124,11 @@ def simulate(table: Table, plan: Plan, frames: int) -> Track:
         orientations=np.zeros((frames, N, 4), np.float32),
         contacts=np.zeros((frames, N, N), np.uint8),
     )
+    # Bullet numbers bodies in its own way, and the ground is one of them.
     number = {body: k for k, body in enumerate(bodies)}
     for t in range(frames):
+        # The pose of a frame is stored before the physics of that frame, so frame 0 is the plan
+        # itself.
         for k in np.flatnonzero(plan.enters == t):
             push(table, bodies[k], plan.velocities[k], SHAPES[plan.scene.shapes[k]])
         for k, body in enumerate(bodies):

@@ -255,6 +255,7 @@ def timed_frames(film: Film, tick: Callable) -> Iterator[tuple[int, float, tuple
     with open_video(film.path, film.data) as container:
         stream = film_stream(container)
         step = film.steps.median if film.steps else 1 / (film.rate or 1)
+        # The clock divides the frames, which arrive in order of presentation, into parts.
         clock = Clock(step, film.max_gap, float(stream.time_base or 0))
         for frame in video_frames(film, clock, container):
             stamp = frame.dts if film.by_decoding else frame.pts
@@ -371,6 +372,7 @@ def read(
     film.broken = True
     try:
         for part, (index, item) in kept:
+            # Resampling repeats an item by yielding it again; the image is converted only once.
             if index == last:
                 film.repeated += 1
             else:

@@ -62,6 +62,7 @@ def find_tree(root: Path, extension: str) -> Found:
         if place:
             stamp = folder.stat().st_mtime_ns
             found[place[1]] = Source(place[1], place[0], str(folder), stamp=stamp)
+    # A zip may contain train/ itself, or be the split: train.zip with <video>/<frame>.png.
     for path in files:
         if path.suffix.lower() != ".zip":
             continue
@@ -103,6 +104,8 @@ def read_tree(source: Source, size: int, crop: str, extension: str) -> Video:
         else:
             there = os.listdir(source.path)
             names = [name for name in there if name.lower().endswith(f".{extension}")]
+        # A folder may hold a preview beside the frames. It is left out if its name is of another
+        # kind.
         names, note = select_kind(name for name in names if not is_hidden(name))
         ordered = put_in_order(names)
         if in_zip:

@@ -56,6 +56,7 @@ def read_sequences(path: str) -> dict[str, tuple[tuple[int, int], ...]]:
         text = Path(path).read_text(encoding="latin-1")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    # The file has text before and between its lines, so only lines with a name and ranges are read.
     runs = {}
     line = r"^\s*(person\d\d_[a-z]+_d[1-4])\s+frames\s+(.*)$"
     for name, rest in re.findall(line, text, re.M | re.ASCII | re.IGNORECASE):

@@ -70,6 +70,7 @@ def report(manifest: dict, args: argparse.Namespace, unit: str = "source video")
             f"  {split:5} {part['videos']:9,} videos {part['frames']:11,} frames, "
             f"{part['shortest']} to {part['longest']} each"
         )
+    # Skipped sources make the exit code 1, which must not look as if the shards were unusable.
     usable = "; the shards are complete and usable without them" if skipped else ""
     print(f"  skipped: {len(skipped):,} {unit}s{usable}")
     list_names([f"{entry['name']}: {entry['skipped']}" for entry in skipped], args)

@@ -117,6 +117,7 @@ def divide_walk(start: tuple[int, int], steps: list) -> np.ndarray:
     goes back.
     """
     half, arc = 0.5 / SPEED, np.pi / 4 / SPEED
+    # The first piece leads from the centre of the start cell to its edge.
     rows = [(start[0] + 0.5, start[1] + 0.5, steps[0][1], 0.5, 0, half)]
     for (x, y), entered, leaving in steps[:-1]:
         edge = (x + 0.5 - DX[entered] / 2, y + 0.5 - DY[entered] / 2)

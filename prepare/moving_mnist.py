@@ -178,6 +178,7 @@ def make(args: argparse.Namespace, command: str = "") -> dict[str, dict]:
                 "digits": len(source.labels),
                 "seed": [args.seed, index],
             }
+        # JSON has no paths.
         options = dict(vars(args), source=None if args.source is None else str(args.source))
         rule = "train and val: MNIST's training digits, no digit in both; test: its test digits"
         write_manifest(

@@ -94,6 +94,7 @@ def report(manifest: dict) -> None:
         f"  dropped: {dropped['still']:,} still clips, {dropped['remainder']:,} frames left over; "
         f"skipped: {dropped['skipped']:,} sources"
     )
+    # Different rates are no error, but training on them mixes speeds of motion.
     rates = [entry["stored_rate"] for entry in sources if entry["stored_rate"]]
     if rates and max(rates) > 1.01 * min(rates):
         advice = "" if args["fps"] else "; --fps resamples all to one rate"

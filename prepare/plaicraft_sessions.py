@@ -70,6 +70,7 @@ def read_sessions(root: Path) -> tuple[list[Session], set[str], int]:
             f"{path}: cannot be read ({first_line(error)}); need a table {TABLE} with "
             f"{', '.join(COLUMNS)} and start_time"
         ) from None
+    # Players of sessions without video count, too: their names must not appear in the output.
     players = {identity(row[1]) for row in rows} - {""}
     filmed = [
         row for row in rows if str(row[4] or "").strip().lower() not in ("", "0", "false", "none")
@@ -152,6 +153,7 @@ def sort_by_number(folder: Path) -> tuple[list[tuple[int, Path]], list[tuple[str
             by_number.setdefault(int(digits[-1]), []).append(path)
         else:
             bad.append((path.name, "no number in its name"))
+    # Which of two files with the same number is right is unknown, so both are rejected.
     files = []
     for number, paths in by_number.items():
         if len(paths) == 1:
@@ -216,6 +218,7 @@ def find_sources(args: argparse.Namespace) -> tuple[Found, list[dict]]:
         if reason:
             found.broken.append((session.label, reason))
             continue
+        # Split by player, not by session, so that no player of the test set was seen in training.
         split = split_of(session.player, named, shares)
         part = files_of(session, places[0], split, players)
         found = Found(found.sources + part.sources, found.broken + part.broken)

@@ -98,6 +98,7 @@ def repack(shards: Shards, out: Path, layout: str, command: str) -> str:
         lost = f"; not copied, because RIVER's layout cannot store them: {', '.join(extra)}"
         extra = []
     with writer, progress(int(shards.lengths.sum()), shards.dir.name, "frame") as bar:
+        # A video may be longer than memory, so it is copied in chunks.
         for video, length in enumerate(shards.lengths):
             for start in range(0, length, CHUNK):
                 rows = slice(start, start + CHUNK)

@@ -174,6 +174,7 @@ def find(
     names is ignored. A file outside zips has priority over a file of the same name in a zip. Any
     other two files of the same name are a UserError.
     """
+    # {name in lower case: (match, source)}, because file systems differ in the case of names.
     found, broken = {}, []
 
     def add(last: str, match: re.Match, source: Source) -> None:

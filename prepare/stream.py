@@ -57,6 +57,7 @@ def read_config(source: Path) -> dict:
         raise UserError(f"{path}: not JSON ({first_line(error)})") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a JSON object")
+    # bool is a subclass of int, and true is no number of frames.
     for name in ("T_total", "chunk_size"):
         if name in config and (
             not isinstance(config[name], int) or isinstance(config[name], bool) or config[name] < 1
@@ -97,6 +98,7 @@ def open_split(folder: Path, seed: str | None) -> Stream:
         (path for path in folder.iterdir() if path.is_dir() and list_chunks(path)), key=by_number
     )
     paths = list_chunks(folder)
+    # A folder of several seeds holds several streams; which one is meant must be stated.
     name = ""
     if not paths and seeds:
         name = seeds[0].name if seed is None else seed
@@ -171,8 +173,10 @@ def make(args: argparse.Namespace, command: str = "") -> dict[str, dict]:
     folders = [args.source / split for split in SPLITS if (args.source / split).is_dir()]
     if not folders:
         raise UserError(f"{args.source}: holds no folder train, val or test")
+    # Open and check all splits before anything is written.
     streams = {folder.name: open_split(folder, args.seed) for folder in folders}
     for folder in folders:
+        # T_total is the length of the training stream only.
         total = config.get("T_total") if folder.name == "train" else None
         check_whole(streams[folder.name], folder, config, total)
     lengths = {}

@@ -164,6 +164,7 @@ class Table:
     def render_objects(self, material: str) -> tuple[np.ndarray, np.ndarray]:
         """Render all objects in one material: pixels (side, side, 3), and body ids (side, side)."""
         ambient, diffuse, specular = LIGHTS[material]
+        # `who` is the segmentation mask: the id of the body that each pixel shows, -1 for none.
         _, _, pixels, _, who = self.bullet.getCameraImage(
             self.side,
             self.side,

@@ -51,11 +51,13 @@ def crc32c(data: bytes) -> int:
     register, odd = 0xFFFFFFFF, len(data) % LANE
     for byte in data[:odd]:
         register = PLAIN[(register ^ byte) & 0xFF] ^ (register >> 8)
+    # Column k has byte k of every lane, so one step of the loop advances all lanes by one byte.
     columns = np.frombuffer(data, np.uint8, offset=odd).reshape(-1, LANE).T.astype(np.uint32)
     lanes = np.zeros(columns.shape[1], np.uint32)
     for column in columns:
         lanes = TABLE[(lanes ^ column) & 0xFF] ^ (lanes >> 8)
     a, b, c, d = lane_shift()
+    # Join the lanes: shift the register past a lane of zeros, then XOR the register of that lane.
     for lane in lanes.tolist():
         register = (
             a[register & 255]

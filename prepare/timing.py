@@ -85,6 +85,7 @@ class Clock:
         if seconds is None:
             seconds = 0.0 if self.seconds is None else self.seconds + self.step
         gap = 0.0 if self.seconds is None else seconds - self.seconds
+        # Time that goes back is a joint; a step that is too long is a hole. Both begin a new part.
         max_gap = min(self.max_gap, DAMAGED_GAP) if self.strict else self.max_gap
         if gap < 0:
             self.joints += 1

@@ -82,6 +82,7 @@ def find_sources(root: Path) -> list[Source]:
     if root.is_file() and root.suffix.lower() in VIDEOS:
         found.append(Source(root, root.name))
     for folder, names in walk(root):
+        # Images beside videos are usually previews of these.
         videos = [name for name in names if name.lower().endswith(VIDEOS)]
         images = [name for name in names if name.lower().endswith(IMAGES)]
         for name in videos:
@@ -100,6 +101,7 @@ def find_sources(root: Path) -> list[Source]:
 def image_sources(root: Path, folder: Path, names: list[str]) -> list[Source]:
     """Return one source per kind of image in a folder that has at least two of the kind."""
     kinds = group_by_kind(names)
+    # A kind with one image only is no video.
     several = {kind: members for kind, members in kinds.items() if len(members) > 1}
     alone = [members[0] for members in kinds.values() if len(members) == 1]
     place = folder.relative_to(root)
@@ -182,6 +184,7 @@ def cut_clips(
             f"--fps {args.fps:g} is above its rate of {source.rate:g}; every frame is kept, and "
             f"its clips keep the rate {source.rate:g}"
         )
+    # The tiles follow from the size of the first frame, so the cutter is made with that frame.
     cutter = None
     try:
         for index, image in read(source, args.fps, bar.update):
@@ -213,6 +216,8 @@ def probe_sources(sources: list[Source], args: argparse.Namespace) -> list[Sourc
                 if source.skipped:
                     raise Broken(source.skipped)
                 probe(source)
+                # A source that cannot give a single tile is reported now, not after hours of
+                # decoding.
                 if min(source.size) < (args.tile or 1):
                     raise Broken(
                         "frames of {}x{} are smaller than --tile {}".format(
@@ -258,6 +263,7 @@ def make(args: argparse.Namespace, command: str = "") -> dict:
         sources = find_sources(root)
         usable = probe_sources(sources, args)
         rule, cuts = plan_splits(usable, args)
+        # The shards have one rate, that of the first source; other rates are stored per video.
         fps = next((source.stored_rate for source in usable if source.stored_rate), None)
         writers = {
             split: ShardWriter(partial / split, fps=fps, source=root.name, command=command)

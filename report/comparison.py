@@ -198,6 +198,7 @@ def select_clips(table: Table, clips: int) -> tuple[np.ndarray, list[tuple[str, 
 
     If there is nothing to compare, returns the reason as a string instead.
     """
+    # Methods without arrays have no column.
     found = []
     for method in table.methods:
         arrays = read_first_samples(method)

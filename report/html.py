@@ -48,6 +48,7 @@ def grid(head: list[str], body: list[str], label: str) -> str:
 
     Cells of `head` and rows of `body` are HTML. label: the name that screen readers announce.
     """
+    # tabindex lets keyboard users scroll the table.
     cells = "".join(f"<th scope='col'>{cell}</th>" for cell in head)
     rows = "\n".join(body)
     return (

@@ -103,6 +103,7 @@ class Method:
         rows = np.array([row for row in rows if len(row) == len(rows[0])])
         if not rows.size or np.isnan(rows).all():
             return None
+        # One seed has no spread over seeds.
         if len(rows) == 1:
             return rows[0], np.full(rows.shape[1], np.nan)
         return rows.mean(0), rows.std(0, ddof=1) / np.sqrt(len(rows))
@@ -160,6 +161,7 @@ def parse_run(result: Any, folder: Path, time: float = 0.0) -> Run:
     for key, value in protocol.items():
         if key not in (*SAMPLER, *UNCOMPARED):
             compared[key] = value
+    # Results of earlier versions have plain numbers in place of {"mean", "se"}, or values of NaN.
     summary = {}
     for name, entry in result["summary"].items():
         entry = entry if isinstance(entry, dict) else {"mean": entry}
@@ -207,6 +209,7 @@ def tabulate(runs: list[Run]) -> tuple[list[Table], list[str]]:
         else:
             groups.append([run])
     tables, warnings = [], []
+    # Tables of the same protocol on different clips are numbered, so that their headings differ.
     for groups in by_protocol.values():
         for k, group in enumerate(groups, 1):
             clip_set = {"clip_set": k} if len(groups) > 1 else {}
@@ -249,6 +252,8 @@ def group_methods(runs: list[Run]) -> tuple[list[Method], list[str]]:
         methods.append(Method([seeds[seed] for seed in sorted(seeds, key=natural)]))
     name_methods(methods)
     for method in methods:
+        # Seeds are meant to be those of trainings. If only the sampling seed differs, the error is
+        # too small.
         checkpoints = [run.checkpoint for run in method.runs]
         if all(checkpoints) and len(set(checkpoints)) < len(checkpoints):
             warnings.append(
@@ -297,6 +302,8 @@ def name_methods(methods: list[Method]) -> None:
     settings that distinguish them, chosen greedily.
     """
     groups = ("flow", "sample", "model", "train")
+    # Methods with different interpolants have different names already, so each interpolant's
+    # methods are named on their own.
     kinds: dict[str, list[Method]] = {}
     for method in methods:
         kinds.setdefault(str(method.settings.get("flow.interpolant")), []).append(method)
@@ -339,6 +346,7 @@ def rename(tables: list[Table], pairs: list[str], only: bool = False) -> list[Ta
         for method in found:
             method.nickname = new + method.automatic[len(old) :]
             order[id(method)] = rank
+    # Methods without a nickname keep their order, after those with one.
     for table in tables:
         table.methods.sort(key=lambda method: order.get(id(method), len(pairs)))
         if only:

@@ -160,6 +160,8 @@ def describe_protocol(protocol: dict) -> list[str]:
             sentences.append(f"{line[0].upper()}{line[1:]}.")
         covered |= {field.name for field in dataclasses.fields(protocols.Protocol)}
         covered |= {"samples_per_video", "fps", "metrics"}
+    # A sentence is used only if the protocol has all its fields; results of earlier versions lack
+    # some.
     for sentence, condition in SENTENCES:
         names = {field for _, field, _, _ in Formatter().parse(sentence) if field} | {condition}
         if names <= protocol.keys():
@@ -230,6 +232,7 @@ def player(truth: np.ndarray, samples: np.ndarray, futures: int, fps: float, lim
     S, P = samples.shape[1:3]
     shown = samples[:, :futures]
     clips, sheets = choose_clips(truth, shown, limit)
+    # player.js reads the sheets and their geometry from JSON, and draws the frames on canvases.
     data = {
         "sheets": sheets,
         "given": T - P,
@@ -318,6 +321,7 @@ def result_page(
     shown per clip. limit: maximum size of all clips in bytes; clips with most motion come first.
     """
     result, (truth, samples) = results.read_metrics(dir), results.read_arrays(dir)
+    # The metrics.json may be of an earlier version, whose config lacks fields.
     config, protocol = result["config"], result["protocol"]
     dataset = config.get("dataset", "?")
     interpolant = config.get("flow", {}).get("interpolant", "?")
@@ -332,6 +336,7 @@ def result_page(
     ]
     rank_alt = "Histogram of the truth’s rank among the samples"
     sheet_alt = "Contact sheet: time runs to the right, truth above samples"
+    # Pictures that the folder lacks are left out: a result without a rank histogram is complete.
     for name, title, alt in (
         ("rank_histogram", "Spread", rank_alt),
         ("contact_sheet", "Contact sheet", sheet_alt),

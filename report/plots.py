@@ -165,6 +165,7 @@ def loss_curves(panel, losses: list[dict]) -> None:
     """Draw the loss over updates and its moving average; on a stream, live and replayed data have
     separate curves.
     """
+    # On a stream the log has both losses; otherwise it has one.
     names = [
         name for name in ("loss_live", "loss_replay") if any(name in row for row in losses)
     ] or ["loss"]
@@ -181,6 +182,7 @@ def loss_curves(panel, losses: list[dict]) -> None:
             label=name.replace("_", ", "),
         )
     panel.set_yscale("log")
+    # Labels at 1, 2 and 5 of each decade only: the others would overlap.
     for axis in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
         axis(lambda value, _: f"{value:.1g}" if f"{value:.0e}"[0] in "125" else "")
     panel.set(xlabel="updates", ylabel="loss")
@@ -201,6 +203,7 @@ def rank_histogram(counts: np.ndarray, path: Path | IO[bytes]) -> None:
         panel = figure.subplots()
         panel.grid(axis="x", visible=False)
         panel.bar(np.arange(S + 1), share, width=0.86, color=MODEL)
+        # A calibrated ensemble gives each rank the same probability.
         panel.axhline(
             1 / (S + 1),
             color=COLOURS[1],

@@ -33,6 +33,7 @@ def read_array(file: Path, axes: int) -> np.ndarray:
         raise UserError(
             f"{file}: not an array that sample.py wrote ({first_line(error)}); sample again"
         ) from None
+    # np.load returns an archive, which is no array, for a file of several arrays.
     if (
         not isinstance(array, np.ndarray)
         or array.dtype != np.uint8

@@ -62,6 +62,7 @@ def figure_of(width: float, height: float) -> Iterator:
     """Open a matplotlib figure in this style; width and height in inches. Does not use pyplot's
     global state.
     """
+    # Imported late, because loading matplotlib takes a second and most commands draw no figure.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

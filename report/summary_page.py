@@ -42,6 +42,7 @@ def section(
     ]
     parts += [f'<p class="soft">{escape(note)}</p>' for note in notes(table, metrics)]
     parts += figures(pictures, "many" if len(metrics) > 2 else "few")
+    # The names state some of the differing settings only, so the page lists all of them.
     settings = list_differences(table)
     if settings:
         head = ["setting", *(escape(method.name) for method in table.methods)]

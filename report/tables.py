@@ -131,6 +131,7 @@ def column(table: Table, metric: str) -> tuple[list[Cell], int]:
 
 def rows(table: Table, metrics: list[str]) -> list[Row]:
     """The rows of the methods, then those of the baselines, which are never marked as best."""
+    # Columns first: the number of decimals, and which value is best, depend on the whole column.
     columns = [column(table, metric) for metric in metrics]
     found = []
     for k, method in enumerate(table.methods):
@@ -177,6 +178,7 @@ def notes(table: Table, metrics: list[str]) -> list[str]:
     if legend:
         text = "; ".join(legend)
         found.append(f"{text[0].upper()}{text[1:]}.")
+    # A difference that no name states could be mistaken for one of the methods.
     hidden = list_unnamed(table)
     if hidden:
         found.append(f"The methods also differ in {', '.join(hidden)}, which their names omit.")
@@ -273,6 +275,8 @@ def records(tables: list[Table], metrics: list[str]) -> tuple[list[dict], list[d
     for k, table in enumerate(tables, 1):
         settings = list_differences(table)
         for j, method in enumerate(table.methods):
+            # A single run has no error over seeds, so the columns about it are dropped from its
+            # row.
             who = {"table": k, "method": method.name, "automatic": method.automatic}
             for run in method.runs:
                 own = {}

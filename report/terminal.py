@@ -34,6 +34,7 @@ def horizon_table(result: dict) -> str:
         cells = [*(values[t - 1] for t in frames), mean]
         lines.append(f"{label:<24}" + "".join(f"{value:>9.{digits}f}" for value in cells))
 
+    # The baselines stand directly below the metric, and the ratio to the first of them last.
     for name in [name for name in ABOUT if name in horizon]:
         digits = 2 if ABOUT[name][1] == "dB" else 4
         for suffix, label in {"": "", **BASELINES}.items():

@@ -116,6 +116,7 @@ def labelled_columns(
     T, height, width, _ = stacks[0].shape
     labels = [wrap_text(label, width - 2 * GAP)[:5] for label, _ in columns]
     head = LINE * max(map(len, labels)) + 4
+    # A gap after each column; the last one is dropped.
     gap = np.full((T, head + height, GAP, 3), 255, np.uint8)
     parts = []
     for lines, stack in zip(labels, stacks):
@@ -157,6 +158,7 @@ def contact_sheet(
     shown = np.unique(np.append(shown, condition))
     factor, margin = scale_of(truth.shape[2], 64), 60
     cell_h, cell_w = truth.shape[2] * factor + 2 * GAP, truth.shape[3] * factor + 2 * GAP
+    # Lay out the rows first: their number gives the height of the sheet.
     lines = []
     clips = min(rows, len(truth))
     for v in range(clips):

@@ -146,6 +146,7 @@ def write_pictures(
     notes = []
     with progress(3 * len(found), "draw", "picture") as bar:
         for k, (table, metrics) in enumerate(zip(found, shown), 1):
+            # Only several tables need numbered files.
             ending = f"-{k}" if len(found) > 1 else ""
             files = {"summary": f"summary{ending}.png"}
             comparison.summary_plot(table, metrics, folder / files["summary"])
@@ -210,6 +211,7 @@ def write_summary(
     write_csv(dir / "runs.csv", of_runs)
     write_csv(dir / "methods.csv", of_methods)
 
+    # The page needs the names of the pictures, and lists their notes as warnings.
     pictures, notes = write_pictures(found, shown, dir, clips)
     sections = []
     for k, (table, own, files) in enumerate(zip(found, shown, pictures), 1):

@@ -162,6 +162,7 @@ def measure_curves(
     trained_on = windows_of(config, shards)
     total = int(shards.lengths.sum())
     parts = split_range(*frame_range(config.data.frames, total), segments)
+    # One protocol per segment, the same for all checkpoints: the rows differ in the weights only.
     segment_protocols = []
     for begin, end in parts:
         segment_protocols.append(build_protocol(config, f"{begin}:{end}", windows, samples))

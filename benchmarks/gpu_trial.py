@@ -98,6 +98,7 @@ def run_group(
     began = time.time()
     environment = child_environment(out, on_cpu, began + limit)
     with open(out / "log.txt", "a") as log:
+        # A session of its own, so that a time-out kills the group's descendants, too.
         child = subprocess.Popen(
             command(name),
             stdout=log,

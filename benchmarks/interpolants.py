@@ -323,6 +323,7 @@ def draw_curves(curves: dict, counts: list[int], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    # One y axis for all panels, so that the interpolants can be compared.
     names = list(dict.fromkeys(name for name, *_ in curves))
     figure, axes = pyplot.subplots(1, len(names), figsize=(3.2 * len(names), 3.2), sharey=True)
     axes = np.atleast_1d(axes)

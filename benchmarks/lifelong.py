@@ -75,6 +75,8 @@ def train(dataset: str, way: str, args: argparse.Namespace) -> list[Path]:
         "data.root": f"data/{dataset}_{args.stream}",
         "model.width": 64,
         "train.seed": args.seed,
+        # The checkpoint at the end of each segment is kept for good, and of the others only the
+        # last.
         "train.keep": 1,
         "train.keep_every": kept,
         "train.save_every": kept,
@@ -179,6 +181,7 @@ def forgetting_table(dataset: str, curves: dict, metric: str = "mse_ratio") -> l
 def report_quality(args: argparse.Namespace) -> str:
     """Write the section of RESULTS.md and the figure; return the table in JSON."""
     summaries, curves = evaluate_all(args)
+    # A row of panels per dataset, a column per way of training.
     panels = [(f"{dataset}, {way}", rows, "mse_ratio") for (dataset, way), rows in curves.items()]
     plots.forgetting(panels, args.out / "lifelong.png", columns=len(args.ways))
 

@@ -128,6 +128,7 @@ def run_disturbed(
     saved = 0
     with progress(kills, "kill", "kill") as bar:
         for moment in draw_moments(kills, rng):
+            # The same command each time: the run itself must find where to go on.
             process = start(folder, settings)
             try:
                 come = wait_for(process, folder, moment, saved)

@@ -86,6 +86,7 @@ def time_ours(config: Config, dir: Path, process: Process, repeats: int) -> floa
         scalars = train.update(
             learner.net, learner.optimizer, forecaster, source.batch(k), k, process
         )
+        # Reading the loss would wait for the GPU, so losses are checked at the end.
         losses.append(scalars["loss"])
         train.average(
             parallel.local(learner.ema), parallel.local(learner.weights), k, config.train.ema
@@ -117,6 +118,7 @@ def time_straightforward(
             clips.append(shards.read(video, first + np.arange(CLIP_LENGTH)))
         return to_pixels(np.stack(clips), device)
 
+    # Three frames of each clip suffice for one sample: target, reference and context.
     def encode_triples(clips: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             return encode(clips[:, :3].flatten(0, 1).contiguous()).unflatten(0, (-1, 3))
@@ -136,6 +138,7 @@ def time_straightforward(
                 averaged[name].mul_(0.9999).add_(value, alpha=1e-4)
         loss.item()
 
+    # The parts of a step run one after the other, so the times of the parts add up.
     clips = read()
     z = encode_triples(clips)
     return {

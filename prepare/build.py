@@ -406,11 +406,11 @@ def finish(
     # Remove shards of an earlier run with other flags.
     for stale in set((partial / "out").glob(f"*/{PATTERN}")) - wanted:
         stale.unlink()
+    # A split without shards, for example because all its sources are broken, gets no folder.
     present = [split for split in SPLITS if any((partial / "out" / split).glob(PATTERN))]
     for split in set(SPLITS) - set(present):
         shutil.rmtree(partial / "out" / split, ignore_errors=True)
     if not present:
-        # Nothing can be resumed, so the partial folder is removed.
         reasons = [entry["skipped"] for entry in entries if entry["skipped"]]
         shutil.rmtree(partial)
         first = f"; the first: {reasons[0]}" if reasons else ""

@@ -116,6 +116,8 @@ def simulate(table: Table, plan: Plan, frames: int) -> Track:
             angularDamping=0.02,
             **client,
         )
+    # Several physics steps per frame: a fast object must not pass through another between two
+    # steps.
     bullet.setGravity(0, 0, -9.8, **client)
     bullet.setTimeStep(1 / FPS / STEPS, **client)
     N = len(bodies)

@@ -204,6 +204,7 @@ def set_picture_properties(film: Film, frame: av.VideoFrame, stream: av.VideoStr
         film.notes.append(f"its pixel aspect ratio {aspect:g} is not applied")
     if not read_turn(frame)[1]:
         film.notes.append("its display matrix is no multiple of a right angle, and is not applied")
+    # Most files with an alpha channel are opaque, so only transparent pixels are worth a note.
     if has_alpha(frame) and frame.to_ndarray(format="rgba")[..., 3].min() < 255:
         film.notes.append(WHITENED)
     film.size = upright_size(frame, film.aspect)
@@ -283,6 +284,7 @@ def is_plain_png(data: bytes) -> bool:
         or data[24:29] != b"\x08\x02\0\0\0"
     ):
         return False
+    # Walk through the chunks; each has a length, a type, its data and a CRC-32.
     at = 8
     while at + 12 <= len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
@@ -413,6 +415,7 @@ def lost_frames(film: Film) -> int:
 def list_findings(film: Film) -> list[str]:
     """Return notes for the user on a film that was read, one line each."""
     found = list(film.notes)
+    # Damage first, then what the timestamps show, then properties of the whole film.
     if film.corrupt:
         found.append(f"{count(film.corrupt, 'damaged frame')} reported by the decoder; kept")
     lost = lost_frames(film)

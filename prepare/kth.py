@@ -105,6 +105,7 @@ def read(source: Source, args: argparse.Namespace) -> Video:
 def find_sources(args: argparse.Namespace) -> Found:
     runs = read_sequences(args.sequences) if args.sequences else {}
     matches, broken = find(Path(args.source), NAME, "person01_walking_d1_uncomp.avi and the like")
+    # Files of other actions match the pattern, too, and are not sources.
     sources = []
     for match, source in matches:
         person, action, scenario = int(match[2]), match[3].lower(), int(match[4])

@@ -78,6 +78,7 @@ def report(manifest: dict, args: argparse.Namespace, unit: str = "source video")
     if damaged:
         print(f"  damaged: {len(damaged):,} {unit}s; the frames before the damage are kept")
         list_names([f"{entry['name']}: {entry['damage']}" for entry in damaged], args)
+    # Copies in one split are kept but printed: they weigh more in training.
     left_out = sum(bool(entry["copy_of"]) for entry in manifest["sources"])
     if manifest["copies"]:
         print(

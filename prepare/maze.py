@@ -229,6 +229,7 @@ def make(
             ) as writer:
                 mazes = write_stream(writer, count, (seed, index), cells, size, split)
             splits[split] = {"frames": count, "mazes": mazes, "seed": [seed, index]}
+        # With the seeds, a maze can be generated again and compared.
         write_manifest(
             partial,
             command,

@@ -129,6 +129,7 @@ def read_arrays(content: bytes, where: str) -> dict[str, np.ndarray]:
     except Exception as error:
         reason = ascii(str(error) or type(error).__name__)[1:-1][:120]
         raise UserError(f"{where}: not a pickle of arrays ({reason})") from None
+    # A stack instead of recursion: a hostile pickle may be nested deeply.
     arrays = {}
     rest = [("", found)]
     while rest:

@@ -80,6 +80,7 @@ def list_files(folder: Path, pattern: str) -> list[Path]:
 def read_file(path: Path) -> tuple[MNIST, MNIST]:
     """Read a file of training and test digits, in the format that its ending names."""
     try:
+        # The .npz is Keras's file, the .pkl.gz that of the Theano tutorials.
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 parts = [file[name] for name in ("x_train", "y_train", "x_test", "y_test")]

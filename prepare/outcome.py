@@ -63,6 +63,7 @@ def print_table(manifest: dict) -> None:
     width = max(map(len, ["source", *names]))
     heads = ("frames", *splits, "dropped")
     print(f"  {'source':{width}} " + " ".join(f"{head:>7}" for head in heads) + "  remarks")
+    # Columns are aligned for a terminal; the remarks come last, because they have any length.
     for name, entry in zip(names, rows):
         clips = [entry["clips"][split] for split in splits]
         counts = (entry["decoded"], *clips, sum(entry["dropped"].values()))

@@ -107,6 +107,7 @@ def autoencoder(folder: str, workers: int):
         raise UserError(
             f"--decode {folder}: not the folder of an AutoencoderKL ({first_line(error)[:160]})"
         ) from None
+    # float16 halves time and memory on a GPU; CPUs compute it slowly or not at all.
     cuda = torch.cuda.is_available()
     device, dtype = ("cuda", torch.float16) if cuda else ("cpu", torch.float32)
     return module.to(device, dtype).eval().requires_grad_(False)
@@ -203,6 +204,7 @@ def make(args: argparse.Namespace) -> dict:
     )
     if args.test_players or args.val_players:
         rule += ", but for those named in flags"
+    # A source is a file of ten seconds, so a shard has several files, and sessions span shards.
     recipe = build.Recipe(
         dataset="PLAICraft",
         module="prepare.plaicraft",

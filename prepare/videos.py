@@ -265,6 +265,7 @@ def make(args: argparse.Namespace, command: str = "") -> dict:
         rule, cuts = plan_splits(usable, args)
         # The shards have one rate, that of the first source; other rates are stored per video.
         fps = next((source.stored_rate for source in usable if source.stored_rate), None)
+        # A split of share 0 has no folder; train always exists.
         writers = {
             split: ShardWriter(partial / split, fps=fps, source=root.name, command=command)
             for split, share in zip(SPLITS, (1, args.val, args.test))

@@ -23,6 +23,7 @@ POLICIES = {
 
 def document(title: str, body: str, policy: str = "alone") -> str:
     """A complete page. policy: one of POLICIES."""
+    # The page may load nothing but what the policy allows, even if a result contains markup.
     return f"""<!doctype html>
 <html lang="en">
 <head>

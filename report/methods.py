@@ -237,6 +237,7 @@ def group_methods(runs: list[Run]) -> tuple[list[Method], list[str]]:
 
     Of several results with the same settings and seed, only the latest is kept.
     """
+    # {settings: {seed: run}}; later runs overwrite earlier ones.
     groups: dict[str, dict[str, Run]] = {}
     warnings = []
     for run in sorted(runs, key=lambda run: run.time):

@@ -118,6 +118,8 @@ def results_dir(forecaster: Forecaster, step: int) -> Path:
     """
     config, sample = forecaster.config, forecaster.config.sample
     sampler = f"{config.model.name}-{step}_{sample.solver}-{config.diffusion}-{sample.steps}"
+    # Only settings that differ from the defaults are in the name, which would be too long
+    # otherwise.
     usual = configs.Sample()
     sampler += "".join(
         f"_{name}-{getattr(sample, name)}"

@@ -57,6 +57,7 @@ def section(
 def figures(pictures: dict[str, str], size: str) -> list[str]:
     """The mosaic and the plots of a table, as HTML. size: a class of page.css."""
     parts = []
+    # A GIF is an image, which plays by itself; an MP4 needs a player.
     if "mosaic" in pictures:
         file = quote(pictures["mosaic"])
         if file.endswith(".gif"):

@@ -19,6 +19,7 @@ def horizon_table(result: dict) -> str:
     """
     horizon, protocol = result["horizon"], result["protocol"]
     T = protocol["predict"]
+    # A few frames fit into a terminal: denser at the start, where errors grow fastest.
     frames = sorted({t for t in (1, 2, 5, 10, 20, 30, T) if t <= T})
     head = f"{'frame':<24}" + "".join(f"{t:>9}" for t in frames) + f"{'all':>9}"
     title = (

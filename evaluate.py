@@ -34,7 +34,7 @@ from evaluation.sources import (
 from forecaster import load as load_forecaster
 from report import results
 from report.terminal import (
-    number,  # noqa: F401  scripts/forgetting.py and benchmarks/lifelong.py call it here
+    format_number,  # noqa: F401  scripts/forgetting.py and benchmarks/lifelong.py call it here
     summary_table,
 )
 from runtime.console import UserError, progress, run_command
@@ -191,7 +191,7 @@ def summarize_parts(
         about["network_evaluations_per_frame"] = float(evaluations / frames)
     described = {
         **about,
-        **protocol.told(which),
+        **protocol.to_metadata(which),
         **weights,
         "fps": source.fps,
         "skip": source.config.data.skip,

@@ -54,7 +54,7 @@ def evaluate(
     fps = data.frame_rate(shards, config)
     described = {
         **about(forecaster, step, ckpt),
-        **protocol.told(measure.SCORES),
+        **protocol.to_metadata(measure.SCORES),
         "skip": config.data.skip,
         "fps": fps,
         **data.clip_rates(shards, windows or sample_windows(config, shards), config),

@@ -417,7 +417,7 @@ def preview(
         truth = forecaster.shown(clips.frames)
         log.picture(step, videos.contact_sheet(truth, futures))
         log.row(step, **score_preview(truth, futures))
-        log.video(step, "forecasts", videos.mosaic(truth, futures, rows=4), clips.fps)
+        log.video(step, "forecasts", videos.draw_mosaic(truth, futures, rows=4), clips.fps)
     process.barrier()
 
 

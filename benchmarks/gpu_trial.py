@@ -12,9 +12,9 @@ next one runs. After each group these files are written:
     OUT/log.txt          what the groups print
     OUT/steps.jsonl      a line for each step as it begins and ends
 
-Exit code 1 when a step failed, or a group was stopped at its limit or crashed; else 0. Steps that
-are left out for lack of time, or because the machine lacks something, are named, too, but are no
-failures.
+The exit code is 1 if a step failed, or if a group crashed or was stopped at its limit; else 0.
+Steps that are left out, because time ran short or the machine lacks something, are listed but do
+not count as failures.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import NamedTuple
 from benchmarks.gpu_steps import record, report
 
 ROOT = Path(__file__).resolve().parent.parent
-# A group is not started with less time than this: imports and the first kernel take it.
+# A group with less time than this is not started: imports and the first kernel take as long.
 LEAST_SECONDS = 15
 
 
@@ -49,8 +49,8 @@ class Group(NamedTuple):
     cpu_limit: float
 
 
-# The most important ones first. The limits add up to more than the whole, since most groups end
-# early.
+# The most important groups come first. The limits add up to more than the total, because most
+# groups end early.
 GROUPS = [
     Group("basics", "basics", 70, 240),
     Group("train", "updates", 230, 300),
@@ -85,7 +85,7 @@ def child_environment(out: Path, on_cpu: bool, deadline: float) -> dict[str, str
 
 
 def stop(child: subprocess.Popen) -> None:
-    """Kill the child and what it started."""
+    """Kill the child and its descendants, which are in its process group."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
@@ -98,6 +98,7 @@ def run_group(
     began = time.time()
     environment = child_environment(out, on_cpu, began + limit)
     with open(out / "log.txt", "a") as log:
+        # A session of its own, so that a time-out kills the group's descendants, too.
         child = subprocess.Popen(
             command(name),
             stdout=log,
@@ -117,7 +118,8 @@ def run_group(
 
 
 def record_end(file: Path, group: dict) -> None:
-    """Record as failed the step in which the group was stopped or crashed, or else the group."""
+    """If the group was stopped or crashed, record the step in which that happened as failed; the
+    group itself if no step was running."""
     if group["ended"] == "completed":
         return
     steps = record.Steps(group["group"], file)
@@ -145,6 +147,7 @@ def run_groups(
     end = time.time() + total
     ended = []
     for name, limit in groups:
+        # A group may take its own limit, or the rest of the total if that is less.
         left = end - time.time()
         if left < min(limit, LEAST_SECONDS):
             reason = f"{left:.0f} s left of {total:.0f} s"

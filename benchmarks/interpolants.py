@@ -33,7 +33,7 @@ from runtime.folders import stage_lock
 from runtime.process import start
 
 EVALUATIONS = (1, 2, 4, 8, 16, 32, 64)
-# network evaluations per solver step; 1 for solvers that are not named
+# Network evaluations per solver step; 1 for solvers that are not listed.
 PER_STEP = {"heun": 2, "rk4": 4, "stochastic_heun": 2}
 SOLVERS = [
     ("exact", "0"),
@@ -47,14 +47,15 @@ SOLVERS = [
     ("stochastic_heun", "sigma"),
 ]
 GRIDS = ("uniform", "power:1.5", "cosine")
-# (diffusion, warm_start, most evaluations per frame)
+# (diffusion, warm_start, largest number of network evaluations per frame)
 PROCESSES = [
     ("0", 0.0, 64),
     ("sigma", 0.0, 64),
     ("follmer", 0.0, 64),
     ("0", 0.2, 8),
 ]
-# Changes to the default training: follmer with residual output, velocity weight and c = 1.
+# {name: changes to the default training}, which is follmer with residual output, velocity weight
+# and c = 1.
 PUBLISHED = {"flow.output": "drift", "flow.weight": "published"}
 TRAININGS = {
     "follmer": {},
@@ -86,6 +87,7 @@ def base_overrides(args: argparse.Namespace) -> dict:
 
 
 def run_id_of(name: str, seed: int, args: argparse.Namespace) -> str:
+    """The run id of a training: different settings have different ids, so that none is reused."""
     extra = ""
     if args.set:
         extra = "-" + hashlib.blake2b(repr(args.set).encode(), digest_size=4).hexdigest()
@@ -138,6 +140,8 @@ class Table:
         truth, futures, _ = sample.forecast_split(forecaster, quiet=True)
         ratio = score(truth, futures)["ratio_to_repeat_last"]
         mse = ratio["mse"]["horizon"]
+        # `evaluations` is counted, not computed: a solver may evaluate the network more than once
+        # per step.
         row = {
             "run": run,
             "sampler": sampler,
@@ -171,7 +175,7 @@ class Table:
         return values.mean(), values.std(ddof=1) / np.sqrt(len(values))
 
 
-def sampler_of(
+def sampler_settings(
     args: argparse.Namespace,
     evaluations: int,
     solver: str = "exact",
@@ -193,11 +197,11 @@ def sampler_of(
 
 
 # ------------------------------------------------------------------------------------------ tables
-def cell(mean: float, error: float) -> str:
+def format_cell(mean: float, error: float) -> str:
     return f"{mean:.3f}" if np.isnan(error) else f"{mean:.3f} ± {error:.3f}"
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
+def make_table(head: list[str], rows: list[list[str]]) -> str:
     lines = []
     for row in [head, ["---"] * len(head), *rows]:
         lines.append("| " + " | ".join(map(str, row)) + " |")
@@ -205,17 +209,18 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def compare_processes(args: argparse.Namespace, table: Table, runs: dict[str, list[Path]]) -> str:
-    """Tables and figure: every interpolant by every diffusion and warm start.
+    """Draw the figure and return the tables of every interpolant with every diffusion and warm
+    start.
 
-    `runs` has the checkpoints of each interpolant. A warm start begins the solver at a flow time
-    s > 0, from the last frame.
+    runs: {interpolant: checkpoints}. A warm start begins the solver at a flow time s > 0, from the
+    last frame.
     """
     counts = [n for n in EVALUATIONS if n <= args.most]
     samplers = {}
     for diffusion, warm, most in PROCESSES:
         more = {"sample.warm_start": warm}
         samplers[diffusion, warm] = [
-            sampler_of(args, n, "exact2", diffusion, **more) for n in counts if n <= most
+            sampler_settings(args, n, "exact2", diffusion, **more) for n in counts if n <= most
         ]
     pairs = []
     for ckpts in runs.values():
@@ -228,49 +233,52 @@ def compare_processes(args: argparse.Namespace, table: Table, runs: dict[str, li
     for name, ckpts in runs.items():
         for process, own in samplers.items():
             curves[(name, *process)] = [table.over_seeds(ckpts, sampler) for sampler in own]
-    draw(curves, counts, args.out / "interpolants.png")
+    draw_curves(curves, counts, args.out / "interpolants.png")
 
     figure = "![CRPS against network evaluations](interpolants.png)"
-    least = markdown(
+    least = make_table(
         ["interpolant", *counts, "enough"],
         [[name, *best_cells(curves, name, counts)] for name in runs],
     )
-    every = markdown(
+    every = make_table(
         ["interpolant", "diffusion", "begun at s", *counts],
-        [[*key, *(cell(*point) for point in points)] for key, points in curves.items()],
+        [[*key, *(format_cell(*point) for point in points)] for key, points in curves.items()],
     )
     return (
-        f"{least}\n\n{figure}\n\nThat is the best row of each, chosen on these same clips, in this "
-        "table of every diffusion and start; `enough` is the fewest evaluations within one "
-        f"standard error of the CRPS with {counts[-1]}:\n\n{every}"
+        f"{least}\n\n{figure}\n\nThe table above has the best value of each interpolant in the "
+        "table of all diffusions and starts below, chosen on the same clips; `enough` is the "
+        "smallest number of evaluations whose CRPS is within one standard error of that with "
+        f"{counts[-1]}:\n\n{every}"
     )
 
 
 def best_cells(curves: dict, name: str, counts: list[int]) -> list[str]:
     """Cells of an interpolant's best process at each count, then the count that is enough.
 
-    Enough is the smallest count whose mean is within one standard error of the largest count's.
+    Enough is the smallest count whose mean is at most one standard error above the mean of the
+    largest count.
     """
     own = [points for key, points in curves.items() if key[0] == name]
     least = [min(points[k] for points in own if k < len(points)) for k in range(len(counts))]
     mean, error = least[-1]
     limit = mean + np.nan_to_num(error)
+    # `not >`, so that a NaN ends the search.
     enough = next(n for n, point in zip(counts, least) if not point[0] > limit)
-    return [*(cell(*point) for point in least), str(enough)]
+    return [*(format_cell(*point) for point in least), str(enough)]
 
 
 def compare_solvers(args: argparse.Namespace, table: Table, ckpts: list[Path]) -> str:
-    """Table: solvers and time grids by the number of network evaluations."""
+    """Return the table of solvers and time grids, with a column per number of evaluations."""
     counts = [n for n in EVALUATIONS if n <= min(16, args.most)]
     kinds = [(solver, diffusion, "uniform") for solver, diffusion in SOLVERS]
     kinds += [("exact", "sigma", grid) for grid in GRIDS[1:]]
     samplers = {}
     for kind in kinds:
         for n in counts:
-            # A solver of several stages takes its first or last step with another solver: one step
-            # alone would not measure it.
+            # A solver of several stages takes its first or last step with another solver, so a
+            # single step would not measure it.
             if kind[0] not in PER_STEP or n > PER_STEP[kind[0]]:
-                samplers[(*kind, n)] = sampler_of(args, n, *kind)
+                samplers[(*kind, n)] = sampler_settings(args, n, *kind)
     table.measure_all(
         [(ckpt, sampler) for sampler in samplers.values() for ckpt in ckpts], "solvers"
     )
@@ -279,13 +287,13 @@ def compare_solvers(args: argparse.Namespace, table: Table, ckpts: list[Path]) -
         row = list(kind)
         for n in counts:
             sampler = samplers.get((*kind, n))
-            row.append(cell(*table.over_seeds(ckpts, sampler)) if sampler else "")
+            row.append(format_cell(*table.over_seeds(ckpts, sampler)) if sampler else "")
         rows.append(row)
-    return markdown(["solver", "diffusion", "grid", *counts], rows)
+    return make_table(["solver", "diffusion", "grid", *counts], rows)
 
 
 def compare_trainings(args: argparse.Namespace, table: Table, vqvae: str) -> str:
-    """Table: the trainings of TRAININGS, each sampled by `exact` with diffusion sigma."""
+    """Return the table of the trainings in TRAININGS, sampled by `exact` with diffusion sigma."""
     counts = (2, 5, 10)
     rows = []
     for name, flow in TRAININGS.items():
@@ -294,25 +302,28 @@ def compare_trainings(args: argparse.Namespace, table: Table, vqvae: str) -> str
         for first in (0.0, 0.01) if predicts_drift else (0.0,):
             label = f"{name}, first = {first}" if first else name
             more = {"sample.first": first}
-            samplers = [sampler_of(args, n, "exact", "sigma", **more) for n in counts]
+            samplers = [sampler_settings(args, n, "exact", "sigma", **more) for n in counts]
             pairs = [(ckpt, sampler) for sampler in samplers for ckpt in ckpts]
             table.measure_all(pairs, label)
             row = [label]
-            row += [cell(*table.over_seeds(ckpts, sampler)) for sampler in samplers]
-            # The columns of MSE are of 5 evaluations.
-            row += [cell(*table.over_seeds(ckpts, samplers[1], key)) for key in ("mse1", "mse5")]
+            row += [format_cell(*table.over_seeds(ckpts, sampler)) for sampler in samplers]
+            # The columns of MSE are for 5 evaluations, the second count.
+            row += [
+                format_cell(*table.over_seeds(ckpts, samplers[1], key)) for key in ("mse1", "mse5")
+            ]
             rows.append(row)
     head = ["training", *(f"CRPS, {n} evaluations" for n in counts), "MSE, frame 1", "MSE, frame 5"]
-    return markdown(head, rows)
+    return make_table(head, rows)
 
 
-def draw(curves: dict, counts: list[int], path: Path) -> None:
+def draw_curves(curves: dict, counts: list[int], path: Path) -> None:
     """Draw a panel per interpolant: CRPS against evaluations, a curve per process."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    # One y axis for all panels, so that the interpolants can be compared.
     names = list(dict.fromkeys(name for name, *_ in curves))
     figure, axes = pyplot.subplots(1, len(names), figsize=(3.2 * len(names), 3.2), sharey=True)
     axes = np.atleast_1d(axes)
@@ -375,7 +386,7 @@ def introduction(args: argparse.Namespace, config: configs.Config) -> str:
         f"ball_stn, {config.data.condition} -> {config.data.predict} frames, "
         f"{args.videos} held-out clips x {args.samples} futures, conv net of width {args.width}, "
         f"{args.steps} updates of batch {config.train.batch_size}, {args.seeds} seeds: "
-        f"mean ± standard error over seeds. {results.machine()}. Made by `{command()}`. "
+        f"mean ± standard error over seeds. {results.describe_machine()}. Made by `{command()}`. "
         "CRPS over all frames and MSE of single samples, "
         "as ratios to repeating the last frame (lower is better)."
     )

@@ -1,4 +1,4 @@
-"""Lifelong learning from one stream: replay against offline training, and memory of a long stream.
+"""Lifelong learning from one stream: compare replay with offline training, or measure its memory.
 
     python -m benchmarks.lifelong
     python -m benchmarks.lifelong --memory
@@ -49,7 +49,7 @@ WAYS = {
     "replay 5 %": {"replay.size": "0.05"},
     "full replay": {"replay.size": "full"},
 }
-# Parts of a stream; a checkpoint is kept at the end of each.
+# Number of parts of a stream; a checkpoint is kept at the end of each part.
 SEGMENTS = 5
 # The sizes of the networks that are trained along the long stream.
 SMALL = {
@@ -64,7 +64,7 @@ SMALL = {
 
 def train(dataset: str, way: str, args: argparse.Namespace) -> list[Path]:
     """Train one network, unless it is trained already; return the checkpoint of each segment."""
-    # A window has 10 frames, so a stream has `stream - 9` of them.
+    # A window has 10 frames, so a stream has `stream - 9` windows, and one update per window.
     kept = (args.stream - 9) // SEGMENTS
     name = way.replace(" ", "_").replace("_%", "")
     overrides = {
@@ -75,6 +75,8 @@ def train(dataset: str, way: str, args: argparse.Namespace) -> list[Path]:
         "data.root": f"data/{dataset}_{args.stream}",
         "model.width": 64,
         "train.seed": args.seed,
+        # The checkpoint at the end of each segment is kept for good, and of the others only the
+        # last.
         "train.keep": 1,
         "train.keep_every": kept,
         "train.save_every": kept,
@@ -116,14 +118,14 @@ def evaluate_all(args: argparse.Namespace) -> tuple[dict, dict]:
     summaries = {}
     curves = {}
     for dataset in args.datasets:
-        # The real videos are the same for all ways of training.
+        # The real videos are the same for all ways of training, so their features are shared.
         known: dict[bytes, np.ndarray] = {}
         for way in args.ways:
             ckpts = train(dataset, way, args)
             summaries[dataset, way] = {
                 split: evaluate_checkpoint(ckpts[-1], split, args, known) for split in SPLITS
             }
-            curves[dataset, way], _ = forgetting.curves(
+            curves[dataset, way], _ = forgetting.measure_curves(
                 ckpts[-1].parent, SEGMENTS, args.segment_windows, 3, {}
             )
     return summaries, curves
@@ -145,21 +147,21 @@ def quality_table(dataset: str, summaries: dict) -> list[str]:
     head = [f"{COLUMNS[name]}, {split}" for name, split in columns]
     lines = [f"| {dataset} | " + " | ".join(head) + " |", "| --- |" + " ---: |" * len(columns)]
     for way in ways:
-        cells = [cell(summaries[dataset, way][split][name]) for name, split in columns]
+        cells = [format_cell(summaries[dataset, way][split][name]) for name, split in columns]
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
 
-    # The truth passed through the autoencoder bounds what any forecast can reach.
+    # The autoencoded truth: about the best values that forecasts of this autoencoder can reach.
     bounds = []
     for name, split in columns:
         value = summaries[dataset, ways[0]][split].get(f"{name}_autoencoder")
-        bounds.append(cell(value) if value else "")
+        bounds.append(format_cell(value) if value else "")
     lines.append("| autoencoder alone | " + " | ".join(bounds) + " |")
     return lines
 
 
-def cell(value: dict) -> str:
+def format_cell(value: dict) -> str:
     """Format "mean ± standard error", or the mean alone where there is no error."""
-    mean = evaluate.number(value["mean"])
+    mean = evaluate.format_number(value["mean"])
     return mean if value["se"] is None else f"{mean} ± {value['se']:.2g}"
 
 
@@ -172,23 +174,25 @@ def forgetting_table(dataset: str, curves: dict, metric: str = "mse_ratio") -> l
     for (own, way), rows in curves.items():
         if own == dataset:
             first = [row[metric] for row in rows if row["segment"] == 0]
-            lines.append(f"| {way} | {cell(first[0])} | {cell(first[-1])} |")
+            lines.append(f"| {way} | {format_cell(first[0])} | {format_cell(first[-1])} |")
     return lines
 
 
 def report_quality(args: argparse.Namespace) -> str:
     """Write the section of RESULTS.md and the figure; return the table in JSON."""
     summaries, curves = evaluate_all(args)
+    # A row of panels per dataset, a column per way of training.
     panels = [(f"{dataset}, {way}", rows, "mse_ratio") for (dataset, way), rows in curves.items()]
     plots.forgetting(panels, args.out / "lifelong.png", columns=len(args.ways))
 
+    # All trainings have the same number of updates.
     steps = curves[args.datasets[0], args.ways[0]][-1]["updates"]
     lines = [
         f"Streams of {args.stream:,} frames of 32x32, {steps:,} updates of batch 2 with a conv net "
         "of width 64, one seed, averaged weights of the last checkpoint. Protocol lifelong_stream: "
         f"{args.windows} windows from the first frame of a stream to its last, 5 -> 5, 3 samples; "
         "FVD and KVD of all 10 frames and the first sample; ± is a standard error over windows. "
-        f"{results.machine()}. Made by `{command()}`.",
+        f"{results.describe_machine()}. Made by `{command()}`.",
         "",
     ]
     for dataset in args.datasets:
@@ -216,7 +220,7 @@ def report_quality(args: argparse.Namespace) -> str:
 class Peaks(Clock):
     """A clock that also records the peak memory so far at the end of each stage.
 
-    `peaks` has (stage, GB); memory-mapped files count.
+    peaks: [(stage, GB)]. Resident pages of memory-mapped files count.
     """
 
     def __init__(self):
@@ -233,8 +237,8 @@ def measure_rate(
 ) -> tuple[float, float]:
     """Calls of read(0), ..., read(count - 1) per second: (of wall time, of CPU time).
 
-    CPU time is that of this process, which leaves out the time of other processes on the same core.
-    Stops after `seconds` of CPU time, or after `count` calls.
+    The CPU time of this process excludes other processes on the same core. Stops after `seconds` of
+    CPU time, or after `count` calls.
     """
     wall_began = time.perf_counter()
     cpu_began = time.process_time()
@@ -269,12 +273,13 @@ def build_long_stream(args: argparse.Namespace) -> Config:
 def read_rates(config: Config) -> dict[str, tuple[float, float]]:
     """{what is read: windows per second (of wall time, of CPU time)}.
 
-    Read are windows of frames and of latents, in order and at random, and batches of the training.
+    Reads windows of frames and of latents, in order and at random, and the training's batches.
     """
     process = start()
     frames = data.open_split(config, "train")
     autoencoder = vqvae.ensure_vqvae(config, frames, process)
     latents = data.ensure_latents(config, frames, autoencoder, process)
+    # The same source as in training: its batches are live and replayed triples.
     source = StreamTriples(config, latents, process.device)
     found = {}
     for name, shards in (("frames", frames), ("latents", source.shards)):
@@ -303,14 +308,14 @@ def report_memory(args: argparse.Namespace) -> str:
     lines = [
         f"ball_stn, {args.frames:,} frames of 32x32 ({size:.1f} GB), {config.train.steps:,} "
         f"updates of batch {config.train.batch_size} over its {config.data.windows} windows of "
-        f"{config.data.clip} frames, replay.size={config.replay.size}. {results.machine()}. "
-        f"Made by `{command()}` ({laps}).",
+        f"{config.data.clip} frames, replay.size={config.replay.size}. "
+        f"{results.describe_machine()}. Made by `{command()}` ({laps}).",
         "",
-        f"**Resident memory at its peak: {clock.peaks[-1][1]:.2f} GB** (so far: {peaks}; files "
-        f"that are mapped count). Windows of {config.data.clip} frames, read by one process from "
-        "the disk, or what the system keeps of it:",
+        f"**Peak resident memory: {clock.peaks[-1][1]:.2f} GB** (up to each stage: {peaks}; mapped "
+        f"files count). Windows of {config.data.clip} frames that one process reads from the disk "
+        "or from the system's page cache:",
         "",
-        "| what | windows a second | a second on a core |",
+        "| what | windows per second | per second of CPU time |",
         "| --- | --- | --- |",
     ]
     for name, (by_wall, by_cpu) in read_rates(config).items():
@@ -375,7 +380,7 @@ def main() -> None:
         print(text)
         print(f"table          {results.write('A long stream', text, args.out)}")
         return
-    # Checked before the trainings, which take hours.
+    # Check now, because the trainings before the first use of I3D take hours.
     i3d = args.weights / "i3d.safetensors"
     if not i3d.is_file():
         raise UserError(f"{i3d}: no such file; fetch it by `{COMMAND}`")

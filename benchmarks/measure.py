@@ -1,4 +1,4 @@
-"""Shared by the benchmarks of speed: median times, matrix rate, peak memory, KTH-like shards."""
+"""What the benchmarks of speed share: median times, matrix rate, peak memory, KTH-like shards."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ CLIP = Path(__file__).parent.parent / "tests/data/walk.mp4"
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all launched work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def seconds(
+def median_seconds(
     work: Callable[[], object], device: torch.device, repeats: int, warmup: int = 1, calls: int = 10
 ) -> float:
-    """Seconds per call: the median over `repeats` blocks of `calls`, after `warmup` calls.
+    """Seconds per call: the median over `repeats` blocks of `calls` calls, after `warmup` calls.
 
-    The device is synchronised before and after a block only, so that a call is launched while the
-    GPU still computes the one before, as in training. On a CPU, where a call returns when it is
-    done, a block is one call.
+    The device is synchronised only before and after a block, so that the host launches a call while
+    the GPU still computes the previous one, as in training. On a CPU, where a call returns when it
+    is done, a block is one call.
     """
     if device.type != "cuda":
         calls = 1
@@ -47,16 +48,16 @@ def seconds(
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> float:
-    """FLOP/s of a large product of square matrices.
+    """FLOP/s of a product of large square matrices.
 
-    The size doubles until a product takes a twentieth of a second, since bf16 on a CPU without
-    support for it can be a thousand times slower than with it.
+    The size doubles until a product takes a twentieth of a second, because bf16 can be a thousand
+    times slower on a CPU without support for it.
     """
     largest = 8192 if device.type == "cuda" else 3072
     n = 512
     while True:
         a, b = torch.randn(2, n, n, device=device).to(dtype).unbind()
-        taken = seconds(lambda a=a, b=b: a @ b, device, 5, 2)
+        taken = median_seconds(lambda a=a, b=b: a @ b, device, 5, 2)
         if taken > 0.05 or 2 * n > largest:
             return 2 * n**3 / taken
         n *= 2
@@ -71,9 +72,9 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def frames_of_a_walk(size: int) -> np.ndarray:
+def read_walk(size: int) -> np.ndarray:
     """The frames of tests/data/walk.mp4, resized: (T, size, size, 3) uint8."""
-    # Imported late: the GPU benchmarks run without PyAV.
+    # Imported late, because the GPU benchmarks must run without PyAV.
     import av
 
     frames = []
@@ -84,7 +85,7 @@ def frames_of_a_walk(size: int) -> np.ndarray:
     return np.stack(frames)
 
 
-def river_shards(dir: Path, videos: int, length: int, size: int = 64) -> Path:
+def write_river_shards(dir: Path, videos: int, length: int, size: int = 64) -> Path:
     """Write a split in RIVER's layout, unless it exists; return its folder.
 
     Each frame is a compressed dataset, as in KTH's published shards.
@@ -93,7 +94,7 @@ def river_shards(dir: Path, videos: int, length: int, size: int = 64) -> Path:
     if path.exists():
         return path.parent
     path.parent.mkdir(parents=True, exist_ok=True)
-    frames = frames_of_a_walk(size)
+    frames = read_walk(size)
     temporary = path.with_suffix(".tmp")
     with h5py.File(temporary, "w") as file:
         for v in range(videos):

@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory
 
-Except for its output, a roll-out of 1,000 frames should need as much memory as one of 100. The last
-line printed is JSON.
+Apart from the output, a roll-out of 1,000 frames should need as much memory as a roll-out of 100.
+The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 import configs
 from benchmarks import measure, results
-from benchmarks.train_step import launched
+from benchmarks.train_step import launch_worker
 from configs import Latent
 from forecaster import Forecaster, build_net
 from models import autoencoders
@@ -50,6 +50,7 @@ def roll_out(frames: int) -> dict:
             "sample.batch": VIDEOS,
         },
     )
+    # Memory and time do not depend on the weights, so the networks stay as they were initialised.
     config = dataclasses.replace(config, latent=Latent((4, 8, 8), (0.0,) * 4, (1.0,) * 4))
     autoencoder = autoencoders.build("small", downsample=8, channels=4, codes=64, width=32, depth=1)
     model = Forecaster(
@@ -57,6 +58,7 @@ def roll_out(frames: int) -> dict:
     )
     given = np.random.default_rng(0).integers(0, 256, (VIDEOS, GIVEN, 64, 64, 3), dtype=np.uint8)
     model.forecast(given, 4, 1, ("warm",), quiet=True)
+    # The short roll-out before was the warm-up: it allocates buffers and chooses kernels.
     began = time.perf_counter()
     out = model.forecast(given, frames, 1, ("memory",), quiet=True)
     taken = time.perf_counter() - began
@@ -66,22 +68,22 @@ def roll_out(frames: int) -> dict:
         "output": out.nbytes,
         "ms_per_frame": 1e3 * taken / frames,
         "device": device.type,
-        "machine": results.machine(),
+        "machine": results.describe_machine(),
     }
 
 
 def peak_ratio(short: dict, long: dict) -> float:
-    """The long roll-out's peak over the short one's: 1 if memory does not grow with length.
+    """Peak of the long roll-out / peak of the short one: 1 if memory does not grow with length.
 
-    The output lies in main memory. On a CPU it is part of the peak, so the difference in output is
-    subtracted; a GPU's peak does not contain it.
+    The output is in main memory. On a CPU the peak contains the output, so the difference between
+    the outputs is subtracted. A GPU's peak does not contain the output.
     """
     growth = long["output"] - short["output"] if long["device"] == "cpu" else 0
     return (long["peak"] - growth) / short["peak"]
 
 
 def roll_out_in_process(frames: int) -> dict:
-    """roll_out() in a new process, whose peak memory is that of this roll-out alone."""
+    """Run roll_out() in a new process, so that the peak memory is that of this roll-out alone."""
     command = [sys.executable, "-m", "benchmarks.memory", "--roll_out", str(frames)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -96,6 +98,7 @@ def measure_trainings(args: argparse.Namespace) -> list[dict]:
         {"way": "accumulate=4", "accumulate": 4},
         {"way": "recompute", "recompute": True},
     )
+    # The flags of benchmarks/train_step.py, which measures each training in a process of its own.
     usual = {
         "precision": "auto",
         "compile": "off",
@@ -107,17 +110,17 @@ def measure_trainings(args: argparse.Namespace) -> list[dict]:
     found = []
     for way in ways:
         options = argparse.Namespace(**{**usual, **way})
-        found.append({**way, **launched(options, args.size, args.batch, 1)})
+        found.append({**way, **launch_worker(options, args.size, args.batch, 1)})
     return found
 
 
 def write_markdown(args: argparse.Namespace, roll_outs: list[dict], trainings: list[dict]) -> str:
     """The section of RESULTS.md."""
     on_cpu = roll_outs[0]["device"] == "cpu"
-    without = "Without what the longer output adds, the" if on_cpu else "The"
+    without = "Without the memory of its longer output, the" if on_cpu else "The"
     lines = [
         f"{VIDEOS} videos of 64 px, {roll_outs[0]['machine']}. {without} long roll-out's peak is "
-        f"**{peak_ratio(*roll_outs):.3f}** of the short one's.",
+        f"**{peak_ratio(*roll_outs):.3f}** times that of the short roll-out.",
         "",
         "| roll-out, frames | peak memory, MiB | of it the output | ms per frame |",
         "|---|---|---|---|",
@@ -173,7 +176,7 @@ def main() -> None:
     print(text, f"\ntable          {results.write('Memory', text, args.out)}")
     line = {
         "benchmark": "memory",
-        # Named by a worker: this process must not occupy the GPU while others are measured.
+        # From a worker, because this process must not occupy the GPU while others are measured.
         "machine": roll_outs[0]["machine"],
         "roll_outs": roll_outs,
         "ratio": peak_ratio(*roll_outs),

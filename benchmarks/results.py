@@ -1,4 +1,4 @@
-"""Write benchmarks/RESULTS.md: a section per benchmark, replaced at each run of it."""
+"""Write benchmarks/RESULTS.md: a section per benchmark, replaced by each run of the benchmark."""
 
 import datetime
 import platform
@@ -12,7 +12,7 @@ from runtime.process import has_fast_bf16
 HERE = Path(__file__).parent
 
 
-def machine() -> str:
+def describe_machine() -> str:
     """Today's date, the processor and the version of torch."""
     day = datetime.date.today().isoformat()
     if torch.cuda.is_available():

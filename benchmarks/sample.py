@@ -1,16 +1,16 @@
-"""Frames per second of sampling, and the CRPS that they reach.
+"""Measure the speed of sampling in frames per second, and the CRPS of the samples.
 
     python -m benchmarks.sample
     python -m benchmarks.sample --ckpt outputs/checkpoints/ball_stn-follmer-0/latest.pt
 
-The first command times the KTH network with weights as initialised: our roll-out against the
-straightforward one, with the same evaluations (Euler steps of the ODE, a context drawn at each).
-The straightforward roll-out computes in float32 and grows its history by concatenation, with all
-videos in one batch or one after the other.
+The first command times the KTH network with initial weights: our roll-out against the
+straightforward one, with the same network evaluations (Euler steps of the ODE, a new context at
+each). The straightforward roll-out computes in float32 and extends its history by concatenation,
+with all videos in one batch or one video after the other.
 
-The second command samples test videos from a checkpoint, with the predecessor's sampler (a hundred
-steps in float32) and with the checkpoint's own few-step sampler, and reports frames per second and
-CRPS. The last line printed is JSON.
+The second command samples test videos from a checkpoint with two samplers: a hundred steps in
+float32, as in earlier implementations, and the few steps of the checkpoint's settings. It reports
+frames per second and CRPS. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ GIVEN = 10
 
 
 @torch.no_grad()
-def plainly(model: Forecaster, given: Tensor, frames: int, batch: int) -> Tensor:
-    """The straightforward roll-out: the next `frames` frames, for `batch` videos at a time.
+def roll_out_straightforward(model: Forecaster, given: Tensor, frames: int, batch: int) -> Tensor:
+    """Forecast `frames` frames in the straightforward way, `batch` videos at a time.
 
     given: latents (B, T, C, h, w). Returns pixels (B, frames, 3, H, W).
     """
     config = model.config.sample
+    # Contexts are drawn on the host, one number per evaluation, as in simple implementations.
     rng = np.random.default_rng(0)
     outputs = []
     for history in given.split(batch):
@@ -77,19 +78,20 @@ def plainly(model: Forecaster, given: Tensor, frames: int, batch: int) -> Tensor
                 config.solver,
                 model.config.diffusion,
             )
+            # Copies the whole history at every frame, as a straightforward implementation does.
             history = torch.cat([history, frame[:, None]], 1)
         outputs.append(torch.stack([model.to_pixels(z) for z in history[:, -frames:].unbind(1)], 1))
     return torch.cat(outputs)
 
 
 @torch.no_grad()
-def ours(model: Forecaster, given: Tensor, frames: int) -> list[np.ndarray]:
-    """The roll-out of Forecaster.forecast after encoding: uint8 frames, one array per time."""
+def roll_out_ours(model: Forecaster, given: Tensor, frames: int) -> list[np.ndarray]:
+    """Forecast as Forecaster.forecast does after encoding -> an array of uint8 frames per time."""
     future = model.roll_out(given, frames, ("benchmark",))
     return [to_frames(model.to_pixels(future[:, k])) for k in range(frames)]
 
 
-def kth(
+def build_kth(
     args: argparse.Namespace, device: torch.device, precision: str, compiled: str
 ) -> Forecaster:
     """KTH's model with initial weights, which are the same for every precision."""
@@ -110,28 +112,32 @@ def kth(
     return Forecaster(config, build_net(config, device).eval(), autoencoder, device)
 
 
-def same_evaluations(args: argparse.Namespace, device: torch.device) -> tuple[str, dict]:
+def compare_roll_outs(args: argparse.Namespace, device: torch.device) -> tuple[str, dict]:
     """Time the roll-outs with the same evaluations; return (Markdown, numbers)."""
     noise = torch.Generator().manual_seed(0)
     given = torch.randn(args.videos, GIVEN, 4, 8, 8, generator=noise).to(device)
-    plain = kth(args, device, "float32", "off")
-    fast = kth(args, device, args.precision, args.compile)
+    plain = build_kth(args, device, "float32", "off")
+    fast = build_kth(args, device, args.precision, args.compile)
+
+    def straightforward(batch: int) -> Tensor:
+        return roll_out_straightforward(plain, given, args.frames, batch)
+
     ways = {
-        "straightforward, one by one": lambda: plainly(plain, given, args.frames, 1),
-        "straightforward, all at once": lambda: plainly(plain, given, args.frames, args.videos),
-        "ours": lambda: ours(fast, given, args.frames),
+        "straightforward, one by one": lambda: straightforward(1),
+        "straightforward, all at once": lambda: straightforward(args.videos),
+        "ours": lambda: roll_out_ours(fast, given, args.frames),
     }
     rates = {}
     for name, work in ways.items():
-        # One roll-out per block: its frames end in main memory, so it waits for the GPU anyway.
-        taken = measure.seconds(work, device, args.repeats, calls=1)
+        # One roll-out per block, because the copy of its frames waits for the GPU anyway.
+        taken = measure.median_seconds(work, device, args.repeats, calls=1)
         rates[name] = args.videos * args.frames / taken
 
     lines = [
         f"KTH's network ({args.size}), {args.videos} videos, {args.frames} frames of {args.steps} "
         "evaluations each, all decoded.",
         "",
-        "| way | frames/s | ours is so many times as fast |",
+        "| way | frames/s | ours / this rate |",
         "|---|---|---|",
     ]
     for name, rate in rates.items():
@@ -140,7 +146,7 @@ def same_evaluations(args: argparse.Namespace, device: torch.device) -> tuple[st
     return "\n".join(lines), {"frames_per_second": rates, "ratio": ratio}
 
 
-# The predecessor's sampler, apart from solver and diffusion.
+# The sampler of earlier implementations, apart from solver and diffusion.
 HUNDRED_STEPS = {
     "sample.steps": 100,
     "sample.redraw": "frame",
@@ -159,7 +165,8 @@ def predecessor_solver(args: argparse.Namespace, device: torch.device, usual: di
 
 
 def time_sampler(args: argparse.Namespace, device: torch.device, overrides: dict) -> dict:
-    """Sample the test videos: frames per second, and CRPS over that of repeating the last frame."""
+    """Sample the test videos; measure frames per second and CRPS / CRPS of repeating the last
+    frame."""
     model, _ = load_forecaster(args.ckpt, device, overrides)
     began = time.perf_counter()
     truth, samples, _ = sample.forecast_split(model)
@@ -173,7 +180,7 @@ def time_sampler(args: argparse.Namespace, device: torch.device, overrides: dict
     }
 
 
-def at_equal_crps(args: argparse.Namespace, device: torch.device) -> tuple[str, dict]:
+def compare_at_equal_crps(args: argparse.Namespace, device: torch.device) -> tuple[str, dict]:
     """Time the checkpoint's own sampler against a hundred steps; return (Markdown, numbers)."""
     usual = {"sample.num_videos": args.videos, "sample.num_samples": 4}
     hundred = {**usual, **HUNDRED_STEPS, **predecessor_solver(args, device, usual)}
@@ -185,6 +192,7 @@ def at_equal_crps(args: argparse.Namespace, device: torch.device) -> tuple[str, 
         "own": time_sampler(args, device, own),
     }
 
+    # The ratio to the slower of both ways with a hundred steps is the headline.
     rates = {name: row["frames_per_second"] for name, row in found.items()}
     ratio = rates["own"] / rates["one video at a time"]
     lines = [
@@ -220,14 +228,14 @@ def main() -> None:
     args = parser.parse_args()
     device = start().device
     with progress(1, "sample", "run") as bar:
-        benchmark = at_equal_crps if args.ckpt else same_evaluations
+        benchmark = compare_at_equal_crps if args.ckpt else compare_roll_outs
         text, line = benchmark(args, device)
         bar.update()
     precision = "bf16" if uses_bf16(args.precision, device) else "float32"
-    text = f"{results.machine()}, {precision}. {text}"
+    text = f"{results.describe_machine()}, {precision}. {text}"
     section = "Sampling, at equal CRPS" if args.ckpt else "Sampling, the same evaluations"
     print(text, f"\ntable          {results.write(section, text, args.out)}")
-    print(json.dumps({"benchmark": "sample", "machine": results.machine(), **line}))
+    print(json.dumps({"benchmark": "sample", "machine": results.describe_machine(), **line}))
 
 
 if __name__ == "__main__":

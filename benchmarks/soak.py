@@ -1,13 +1,13 @@
-"""Training that is killed and resumed many times equals an undisturbed run bit for bit.
+"""Check that a training which is killed and resumed many times equals an undisturbed run exactly.
 
     python benchmarks/soak.py --kills 20 --seed 1
 
-The command kills a run by SIGKILL or SIGTERM, starts it again each time, and compares its last
-checkpoint with that of an undisturbed run. The moments depend on the progress of the run and not on
-the clock, so that they mean the same on a slow machine: the first kills come in the stages before
-the training, one each, and the others after a random number of further updates. The command prints,
-per kill, the updates made and saved. It exits with 1 if the checkpoints differ, or if fewer than
-half of the kills came after a checkpoint, because then "identical" would prove little.
+The command kills a run with SIGKILL or SIGTERM, starts it again each time, and compares its last
+checkpoint with that of an undisturbed run. When to kill depends on the progress of the run and not
+on the clock, so that slow and fast machines run the same test: the first kills come in the stages
+before the training, one in each, the others after a random number of further updates. The command
+prints the updates made and saved at each kill. It exits with 1 if the checkpoints differ, or if
+fewer than half of the kills came after a checkpoint, because then equality would prove little.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from runtime.console import Failure, UserError, progress, run_command
 RUN = "outputs/checkpoints/ball_stn-follmer-0"
 # Paths that appear in the stages before the training: data, VQVAE, latents.
 EARLY = ["data/*", "outputs/checkpoints/vqvae-*/metrics.jsonl", "outputs/latents/*/train"]
-# Limit of the updates between a checkpoint and the next kill: three intervals of train.save_every.
+# Largest number of updates between a checkpoint and the next kill: three times train.save_every.
 SPAN = 75
 # Seconds without any progress after which the benchmark gives up.
 STALL = 900
@@ -76,7 +76,7 @@ def load_last(folder: Path) -> dict | None:
 
 
 def updates_made(folder: Path) -> int:
-    """The number of the last update in the log of the run, which has a row per update."""
+    """The number of the last update in the log of the run; the log has a row per update."""
     path = folder / RUN / "metrics.jsonl"
     if not path.exists():
         return 0
@@ -84,21 +84,22 @@ def updates_made(folder: Path) -> int:
     return json.loads(rows[-1])["step"] if rows else 0
 
 
-def moments(kills: int, rng: np.random.Generator) -> list[str | int]:
-    """When each kill comes: a path that the run makes in an early stage, or the number of updates
+def draw_moments(kills: int, rng: np.random.Generator) -> list[str | int]:
+    """Draw when each kill comes: when a path of an early stage appears, or a number of updates
     after the last checkpoint."""
     early = EARLY[: kills // 4]
     return [*early, *rng.integers(1, SPAN, size=kills - len(early)).tolist()]
 
 
 def wait_for(process: subprocess.Popen, folder: Path, moment: str | int, saved: int) -> bool:
-    """Wait for a moment -> False if the process ended before.
+    """Wait for a moment of draw_moments() -> False if the process ended before.
 
     Raises Failure if the run makes no progress for STALL seconds.
     """
     changed = time.monotonic()
     before = None
     while process.poll() is None:
+        # A new file is progress in the early stages, an update in the training.
         if isinstance(moment, str):
             now = sum(1 for _ in folder.rglob("*"))
             come = any(folder.glob(moment))
@@ -119,18 +120,19 @@ def wait_for(process: subprocess.Popen, folder: Path, moment: str | int, saved: 
 def run_disturbed(
     folder: Path, settings: list[str], kills: int, rng: np.random.Generator
 ) -> list[dict]:
-    """Start the run and kill it, `kills` times -> {"signal", "made", "saved"} per kill.
+    """Start and kill the run `kills` times -> {"signal", "made", "saved"} per kill.
 
-    made, saved: the updates that were made and that were in a checkpoint when the signal came.
+    made, saved: updates in the log, and updates in the last checkpoint, when the signal was sent.
     """
     rows = []
     saved = 0
     with progress(kills, "kill", "kill") as bar:
-        for moment in moments(kills, rng):
+        for moment in draw_moments(kills, rng):
+            # The same command each time: the run itself must find where to go on.
             process = start(folder, settings)
             try:
                 come = wait_for(process, folder, moment, saved)
-                # Anywhere in an update, or in the write of a checkpoint.
+                # A random delay, so that a kill can come anywhere in an update or a checkpoint.
                 time.sleep(rng.uniform(0, 0.05))
                 number = signal.SIGTERM if rng.random() < 0.5 else signal.SIGKILL
                 row = {"signal": number.name, "made": updates_made(folder)}
@@ -186,15 +188,15 @@ def flatten(state: object, name: str = "") -> Iterator[tuple[str, object]]:
         yield from flatten(value, f"{name}.{key}")
 
 
-def equal(x: object, y: object) -> bool:
+def are_equal(x: object, y: object) -> bool:
     return torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
 
 
-def differences(a: dict, b: dict) -> list[str]:
+def find_differences(a: dict, b: dict) -> list[str]:
     """Names of the leaves that differ in two checkpoints, or that only one of them has."""
     a = dict(flatten(a))
     b = dict(flatten(b))
-    changed = [name for name in a.keys() & b.keys() if not equal(a[name], b[name])]
+    changed = [name for name in a.keys() & b.keys() if not are_equal(a[name], b[name])]
     return sorted(a.keys() ^ b.keys()) + changed
 
 
@@ -210,7 +212,7 @@ def parse() -> argparse.Namespace:
         "--steps",
         type=int,
         default=0,
-        help=f"updates of the run; more than {SPAN} per kill (default: as many and 100)",
+        help=f"updates of the run; more than {SPAN} per kill (default: {SPAN} per kill and 100)",
     )
     add("--out", type=Path, default=results.HERE, help="folder for RESULTS.md")
     return parser.parse_args()
@@ -227,12 +229,12 @@ def main() -> int:
     settings = [f"train.steps={steps}"]
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch:
-        hunted = Path(scratch) / "hunted"
-        calm = Path(scratch) / "calm"
-        hunted.mkdir()
-        calm.mkdir()
-        rows = run_disturbed(hunted, settings, args.kills, np.random.default_rng(args.seed))
-        found = differences(run_to_end(hunted, settings), run_to_end(calm, settings))
+        disturbed = Path(scratch) / "hunted"
+        undisturbed = Path(scratch) / "calm"
+        disturbed.mkdir()
+        undisturbed.mkdir()
+        rows = run_disturbed(disturbed, settings, args.kills, np.random.default_rng(args.seed))
+        found = find_differences(run_to_end(disturbed, settings), run_to_end(undisturbed, settings))
 
     verdict, code = judge(rows, found)
     counts = {name: sum(row["signal"] == name for row in rows) for name in ("SIGKILL", "SIGTERM")}
@@ -240,8 +242,8 @@ def main() -> int:
         f"{steps} updates, killed {args.kills} times by progress ({counts['SIGKILL']} SIGKILL, "
         f"{counts['SIGTERM']} SIGTERM; {sum(row['saved'] > 0 for row in rows)} of them after a "
         f"checkpoint), seed {args.seed}, {time.monotonic() - began:.0f} s in all. "
-        f"{results.machine()}. Updates made (saved) at each kill: {describe(rows)}. Its last "
-        f"checkpoint, against that of an undisturbed run: **{verdict}**."
+        f"{results.describe_machine()}. Updates made (saved) at each kill: {describe(rows)}. Its "
+        f"last checkpoint, against that of an undisturbed run: **{verdict}**."
     )
     results.write("Soak: training under a killer", text, args.out)
     print(text.replace("**", ""), verdict, sep="\n")

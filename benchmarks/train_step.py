@@ -1,13 +1,13 @@
-"""Time per training sample of the KTH model, beside the machine's matrix rate.
+"""Measure the time per training sample of the KTH model, and the machine's matrix product rate.
 
     python -m benchmarks.train_step --baseline
     python -m benchmarks.train_step --sizes S B --batches 8 32 --processes 1 2
 
-A step is that of train.py: a batch gathered from cached latents, the update, and the running
-average. --baseline also measures the straightforward way in the same run: clips of 40 frames are
-read, one dataset per frame; three frames of each are encoded in float32; the update is in float32
-with PyTorch's default optimizer; weights are averaged one by one; the loss is read at every step.
-On GPUs float32 means TF32, here as everywhere. The last line printed is JSON.
+A step is that of train.py: gather a batch from cached latents, update the weights, update the
+running average. --baseline also measures the straightforward way: read clips of 40 frames, one
+dataset per frame; encode three frames of each clip in float32; update in float32 with PyTorch's
+default optimizer; average the weights one by one; read the loss at every step. On GPUs float32
+means TF32, here as everywhere. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ SHAPE = (4, 8, 8)
 CLIP_LENGTH = 40
 
 
-def setting(args: argparse.Namespace, size: str, batch: int, **more) -> Config:
-    """The config of a training of KTH's model with latents of zero mean and unit deviation."""
+def build_config(args: argparse.Namespace, size: str, batch: int, **more) -> Config:
+    """The config of KTH's model, with latents of mean 0 and standard deviation 1."""
     options = {
         "model.size": size,
         "train.batch_size": batch,
@@ -61,8 +61,8 @@ def setting(args: argparse.Namespace, size: str, batch: int, **more) -> Config:
     return dataclasses.replace(config, latent=Latent(SHAPE, (0.0,) * 4, (1.0,) * 4))
 
 
-def flops(config: Config) -> int:
-    """Floating-point operations for one sample, forward and backward (thrice the forward pass)."""
+def count_flops(config: Config) -> int:
+    """FLOPs per sample of the forward and backward pass: three times those of the forward pass."""
     with torch.device("meta"):
         net = build_net(config, torch.device("meta")).eval()
         x, one = torch.empty(1, *SHAPE), torch.ones(1)
@@ -72,8 +72,9 @@ def flops(config: Config) -> int:
 
 
 # ------------------------------------------------------------------------------------ the two ways
-def ours(config: Config, dir: Path, process: Process, repeats: int) -> float:
-    """Seconds per step of the training loop."""
+def time_ours(config: Config, dir: Path, process: Process, repeats: int) -> float:
+    """Seconds per step of train.py's loop."""
+    # The parts of train.fit without its log, previews and checkpoints.
     source = LatentTriples(config, dir, process.device, process.rank, process.world)
     learner = train.begin(config, process)
     forecaster = Forecaster(config, None, None, process.device)
@@ -83,18 +84,21 @@ def ours(config: Config, dir: Path, process: Process, repeats: int) -> float:
     def step() -> None:
         k = next(steps)
         scalars = train.update(learner, forecaster, source.batch(k), k, process)
+        # Reading the loss would wait for the GPU, so losses are checked at the end.
         losses.append(scalars["loss"])
         train.average(
             parallel.local(learner.ema), parallel.local(learner.weights), k, config.train.ema
         )
 
-    taken = measure.seconds(step, process.device, repeats, warmup=2)
+    taken = measure.median_seconds(step, process.device, repeats, warmup=2)
     if not torch.stack(losses).isfinite().all():
         raise UserError("a loss is not finite, so the measured times are not those of a training")
     return taken
 
 
-def plainly(config: Config, dir: Path, device: torch.device, repeats: int) -> dict[str, float]:
+def time_straightforward(
+    config: Config, dir: Path, device: torch.device, repeats: int
+) -> dict[str, float]:
     """Seconds per part of a step of the straightforward way."""
     shards = Shards(dir)
     rng = np.random.default_rng(0)
@@ -112,6 +116,7 @@ def plainly(config: Config, dir: Path, device: torch.device, repeats: int) -> di
             clips.append(shards.read(video, first + np.arange(CLIP_LENGTH)))
         return to_pixels(np.stack(clips), device)
 
+    # Three frames of each clip suffice for one sample: target, reference and context.
     def encode_triples(clips: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             return encode(clips[:, :3].flatten(0, 1).contiguous()).unflatten(0, (-1, 3))
@@ -131,17 +136,18 @@ def plainly(config: Config, dir: Path, device: torch.device, repeats: int) -> di
                 averaged[name].mul_(0.9999).add_(value, alpha=1e-4)
         loss.item()
 
+    # The parts of a step run one after the other, so the times of the parts add up.
     clips = read()
     z = encode_triples(clips)
     return {
-        "read": measure.seconds(read, device, repeats),
-        "encode": measure.seconds(lambda: encode_triples(clips), device, repeats),
-        "update": measure.seconds(lambda: update(z), device, repeats),
+        "read": measure.median_seconds(read, device, repeats),
+        "encode": measure.median_seconds(lambda: encode_triples(clips), device, repeats),
+        "update": measure.median_seconds(lambda: update(z), device, repeats),
     }
 
 
 # ---------------------------------------------------------------------------------------- the runs
-def latents(dir: Path) -> Path:
+def write_latents(dir: Path) -> Path:
     """Write a shard of random latents: 200 videos of 100 frames; return its folder."""
     rows = np.random.default_rng(0).standard_normal((20_000, *SHAPE)).astype(np.float16)
     lengths = np.full(200, 100)
@@ -150,47 +156,49 @@ def latents(dir: Path) -> Path:
     return dir
 
 
-def machine(args: argparse.Namespace, device: torch.device) -> dict:
+def describe_machine(args: argparse.Namespace, device: torch.device) -> dict:
     """The machine, the precision, and the matrix rates in FLOP/s."""
     return {
-        "machine": results.machine(),
+        "machine": results.describe_machine(),
         "precision": "bf16" if uses_bf16(args.precision, device) else "float32",
         "matmul_bf16": measure.matmul_rate(device),
         "matmul_float32": measure.matmul_rate(device, torch.float32),
     }
 
 
-def baseline(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
+def measure_baseline(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
     """Seconds per part of a step of the straightforward way, with the first size."""
     options = {"train.precision": "float32", "train.compile": "off"}
-    config = setting(args, args.sizes[0], args.baseline_batch, **options)
+    config = build_config(args, args.sizes[0], args.baseline_batch, **options)
     with tempfile.TemporaryDirectory() as folder:
-        return plainly(config, measure.river_shards(Path(folder), 20, 60), device, args.repeats)
+        return time_straightforward(
+            config, measure.write_river_shards(Path(folder), 20, 60), device, args.repeats
+        )
 
 
-def worker(args: argparse.Namespace, process: Process) -> dict:
-    """Measure one size and batch; every process that torchrun started calls this."""
+def measure_run(args: argparse.Namespace, process: Process) -> dict:
+    """Measure one size and batch size. Every process that torchrun started calls this."""
     with tempfile.TemporaryDirectory() as folder:
-        config = setting(args, args.sizes[0], args.batches[0] * process.world)
-        taken = ours(config, latents(Path(folder)), process, args.repeats)
+        config = build_config(args, args.sizes[0], args.batches[0] * process.world)
+        taken = time_ours(config, write_latents(Path(folder)), process, args.repeats)
     rate = args.batches[0] * process.world / taken
     return {
         "size": args.sizes[0],
         "batch": args.batches[0],
         "processes": process.world,
         "samples_per_second": rate,
-        "flop_per_second": rate * flops(config),
+        "flop_per_second": rate * count_flops(config),
         "peak_gib": measure.peak_memory(process.device) / 2**30,
     }
 
 
 def last_json(stdout: str) -> dict:
-    """The last line that a process printed."""
+    """Parse the last line that a process printed."""
     return json.loads(stdout.strip().splitlines()[-1])
 
 
-def launched(args: argparse.Namespace, size: str, batch: int, processes: int) -> dict:
-    """Run `worker` in new processes, so that each starts with an empty memory."""
+def launch_worker(args: argparse.Namespace, size: str, batch: int, processes: int) -> dict:
+    """Run `measure_run` in new processes, so that each starts with empty memory."""
     torchrun = "torch.distributed.run --standalone"
     command = [sys.executable, "-m", *torchrun.split(), f"--nproc_per_node={processes}"]
     command += ["-m", "benchmarks.train_step", "--worker", "--sizes", size, "--batches", str(batch)]
@@ -199,6 +207,7 @@ def launched(args: argparse.Namespace, size: str, batch: int, processes: int) ->
     for name in ("shard", "recompute"):
         if getattr(args, name):
             command.append(f"--{name}")
+    # Several processes on one machine share its cores.
     threads = str(max(1, torch.get_num_threads() // processes))
     env = {**os.environ, "OMP_NUM_THREADS": threads}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env)
@@ -211,7 +220,7 @@ def launched(args: argparse.Namespace, size: str, batch: int, processes: int) ->
 
 
 def run_alone(args: argparse.Namespace, part: str) -> dict:
-    """Run `machine` or `baseline` in a new process.
+    """Run describe_machine() or measure_baseline() in a new process: part machine or baseline.
 
     A CUDA context in this process would occupy the GPU while the runs are measured.
     """
@@ -224,8 +233,11 @@ def run_alone(args: argparse.Namespace, part: str) -> dict:
     return last_json(done.stdout)
 
 
-def compared(args: argparse.Namespace, line: dict, parts: dict[str, float]) -> list[str]:
-    """Return the paragraph on the baseline; add its numbers to `line`."""
+def compare_with_baseline(
+    args: argparse.Namespace, line: dict, parts: dict[str, float]
+) -> list[str]:
+    """Return the paragraph about the baseline; add the baseline's numbers to `line`."""
+    # Per sample, because both ways have different batch sizes.
     each = {name: 1e3 * value / args.baseline_batch for name, value in parts.items()}
     total = sum(each.values())
     own = 1e3 / line["runs"][0]["samples_per_second"]
@@ -253,7 +265,7 @@ def measure_runs(args: argparse.Namespace, line: dict) -> list[str]:
     combinations = list(itertools.product(args.sizes, args.batches, args.processes))
     with progress(len(combinations), "train_step", "run") as bar:
         for size, batch, n in combinations:
-            run = launched(args, size, batch, n)
+            run = launch_worker(args, size, batch, n)
             run["fraction_of_matmul"] = run["flop_per_second"] / line["matmul_bf16"]
             line["runs"].append(run)
             rows.append(
@@ -297,9 +309,9 @@ def parse() -> argparse.Namespace:
 
 
 def run_worker(args: argparse.Namespace) -> None:
-    """Print the measurement of `worker` in the first process."""
+    """Run `measure_run`; the first process prints the result."""
     process = start()
-    found = worker(args, process)
+    found = measure_run(args, process)
     if process.first:
         print(json.dumps(found))
     process.close()
@@ -311,14 +323,14 @@ def main() -> None:
         run_worker(args)
         return
     if args.part:
-        measured = machine if args.part == "machine" else baseline
+        measured = describe_machine if args.part == "machine" else measure_baseline
         print(json.dumps(measured(args, start().device)))
         return
     line = {"benchmark": "train_step", **run_alone(args, "machine"), "runs": []}
     rows = measure_runs(args, line)
     line["fraction_of_matmul"] = line["runs"][0]["fraction_of_matmul"]
     if args.baseline:
-        rows += compared(args, line, run_alone(args, "baseline"))
+        rows += compare_with_baseline(args, line, run_alone(args, "baseline"))
     text = (
         f"{line['machine']}, {line['precision']}. A large matrix product runs at "
         f"{line['matmul_bf16'] / 1e12:.3g} TFLOP/s in bf16, "

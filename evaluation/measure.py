@@ -1,4 +1,4 @@
-"""Measure forecasts: tables of metrics for a part of the videos, then summaries over all parts."""
+"""Measure forecasts: tables of metrics for each part of the videos, then summaries of all parts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Networks:
     i3d: torch.nn.Module | None
     lpips: torch.nn.Module | None
     device: torch.device
-    # I3D's logits by the digest of a video, for callers that measure the same videos repeatedly
+    # cache of I3D's logits, by the digest of the video, for callers that measure videos repeatedly
     known: dict[bytes, np.ndarray] | None = None
 
 
@@ -39,7 +39,7 @@ NO_NETWORKS = Networks(None, None, torch.device("cpu"))
 # The metrics of sample.py and main.py.
 SCORES = ["mse", "psnr", "crps"]
 
-# Arrays by name, whose first axis is the video; of one part, or of all videos.
+# Arrays by name. The first axis is the video: the videos of one part, or all videos.
 Tables = dict[str, np.ndarray]
 
 
@@ -55,10 +55,10 @@ def measure(
 ) -> Tables:
     """Measure a part of the videos -> tables of the metrics in `which`.
 
-    truth: (v, C + T, H, W, 3) uint8, C given frames and T to forecast. samples: (v, S, T, H, W, 3)
-    uint8. mean: the mean training frame (H, W, 3) uint8, for that baseline, or None. autoencode:
-    maps frames (n, H, W, 3) uint8 through encoder and decoder, or None. seed: of the ranks of ties
-    in rank histograms.
+    truth: (v, C + T, H, W, 3) uint8, C given frames and T frames to forecast. samples: (v, S, T, H,
+    W, 3) uint8. mean: the mean training frame (H, W, 3) uint8, a baseline, or None. autoencode:
+    maps frames (n, H, W, 3) uint8 through encoder and decoder, or None. seed: seed of the random
+    ranks of ties in rank histograms.
     """
     rows = []
     for k, (t, s) in enumerate(zip(truth, samples)):
@@ -78,8 +78,8 @@ def videos_for_i3d(
     protocol: Protocol,
     autoencode: Callable[[np.ndarray], np.ndarray] | None,
 ) -> dict[str, np.ndarray]:
-    """The sets of videos (v, k, C + T, H, W, 3) that FVD and KVD compare, by the names of their
-    tables of logits. All begin with the true given frames."""
+    """The sets of videos (v, k, C + T, H, W, 3) that FVD and KVD compare, by the name of the table
+    of their logits. Every video begins with the true given frames."""
     T = samples.shape[2]
     given, future = truth[:, :-T], truth[:, -T:]
     compared = samples[:, : protocol.compared]
@@ -110,6 +110,7 @@ def measure_pixels(
     if mean is not None:
         forecasts["_mean_frame"] = mean[None, None].repeat(T, 1)
     found = {}
+    # A baseline is scored by the same functions as the samples, as an ensemble of one.
     for suffix, frames in forecasts.items():
         x = frames[None].astype(np.float32) / 255
         for name in which:
@@ -153,6 +154,7 @@ def i3d_logits(videos: np.ndarray, nets: Networks) -> np.ndarray:
     flat = videos.reshape(-1, *videos.shape[2:])
     if nets.known is None:
         return networks.i3d_features(nets.i3d, flat, nets.device).reshape(*videos.shape[:2], -1)
+    # Only the videos that are not in the cache go through the network.
     keys = []
     for video in flat:
         keys.append(hashlib.blake2b(np.ascontiguousarray(video), digest_size=16).digest())
@@ -164,23 +166,24 @@ def i3d_logits(videos: np.ndarray, nets: Networks) -> np.ndarray:
 
 
 def measure_balls(truth: np.ndarray, samples: np.ndarray) -> Tables:
-    """Find the balls in true and sampled frames, and compare their tracks (in pixels) and the
-    changes of their colours.
+    """Find the balls in true and sampled frames; compare their tracks, in pixels, and their colour
+    changes.
     """
     V, S, T = samples.shape[:3]
+    # Sampled tracks start at the last given frame, so the order of the balls is that of the truth.
     places, colors = balls.follow(*balls.find(truth))
     start = places[:, None, -T - 1].repeat(S, 1).reshape(V * S, *places.shape[2:])
     seen, seen_colors = balls.find(samples.reshape(V * S, *samples.shape[2:]))
     two = (seen_colors != balls.LOST).all(-1).reshape(V, S, T)
     seen, seen_colors = balls.follow(seen, seen_colors, start)
-    # With the last given frame, since a colour may change in the first forecast frame.
+    # Include the last given frame, because a colour may change in the first forecast frame.
     last = colors[:, None, -T - 1 : -T].repeat(S, 1).reshape(V * S, 1, -1)
-    changes = balls.transitions(np.concatenate([last, seen_colors], 1))
+    changes = balls.count_transitions(np.concatenate([last, seen_colors], 1))
     modelled = changes.reshape(V, S, *changes.shape[1:]).sum(1)
     return {
         "minade": metrics.min_ade(seen.reshape(V, S, T, *seen.shape[2:]), places[:, -T:]),
         "two_balls": two.mean(1),
-        "colors_true": balls.transitions(colors[:, -T - 1 :]),
+        "colors_true": balls.count_transitions(colors[:, -T - 1 :]),
         "colors_modelled": modelled,
     }
 
@@ -188,7 +191,7 @@ def measure_balls(truth: np.ndarray, samples: np.ndarray) -> Tables:
 def score(truth: np.ndarray, samples: np.ndarray, mean: np.ndarray | None = None) -> dict:
     """Measure the metrics that need no network, averaged over samples -> parts of metrics.json.
 
-    Arguments as for `measure`.
+    truth, samples, mean: as for `measure`.
     """
     protocol = protocols.PROTOCOLS["own"]
     tables = measure(truth, samples, mean, protocol, SCORES, NO_NETWORKS, None, seed=0)
@@ -196,46 +199,55 @@ def score(truth: np.ndarray, samples: np.ndarray, mean: np.ndarray | None = None
     return {name: found[name] for name in ("summary", "ratio_to_repeat_last", "horizon")}
 
 
-# --------------------------------------------------------------------------------------- summing up
+# ---------------------------------------------------------------------------------------- summaries
 def summarize(tables: Tables, protocol: Protocol, which: list[str]) -> dict:
     """Summarize the tables of all videos.
 
     -> {"summary": {metric: {"mean", "se"}}, "horizon": {metric: (T,)}, "horizon_se": {metric:
-    (T,)}, "ratio_to_repeat_last": ..., and histograms}. The standard error of a summary is by
-    bootstrap over videos, that of FVD and KVD by jackknife, that of a horizon is the mean's.
+    (T,)}, "ratio_to_repeat_last": ..., and histograms}. Standard errors are over videos: a
+    bootstrap for summaries, a jackknife for FVD and KVD, and that of the mean for horizons.
     """
     rng = np.random.default_rng(0)
     n = len(next(iter(tables.values())))
     summary, horizon, errors = {}, {}, {}
+    # Metrics with one value per video and frame. The others follow one by one: they are functions
+    # of several tables, or of all videos at once.
     for name, values in tables.items():
         base = name.removesuffix("_repeat_last").removesuffix("_mean_frame")
         if base in SAMPLES:
-            values = metrics.chosen(values, protocol.rule, metrics.ABOUT[base][2] == "higher")
+            values = metrics.reduce_samples(
+                values, protocol.rule, metrics.ABOUT[base][2] == "higher"
+            )
         elif base not in (*ENSEMBLES, "two_balls") or base not in which:
             continue
-        summary[name] = over_videos(lambda i, values=values: values[i].mean(), n, rng)
+        summary[name] = estimate_over_videos(lambda i, values=values: values[i].mean(), n, rng)
         horizon[name] = values.mean(0).tolist()
         errors[name] = standard_errors(values).tolist()
     result = {"summary": summary, "horizon": horizon, "horizon_se": errors}
+    # The ratio of two means over videos, so the tables of both are needed for each resample.
     if "spread" in tables:
         a, b = tables["spread"], tables["skill"]
-        summary["spread_skill"] = over_videos(lambda i: metrics.spread_skill(a[i], b[i]), n, rng)
+        summary["spread_skill"] = estimate_over_videos(
+            lambda i: metrics.spread_skill(a[i], b[i]), n, rng
+        )
         horizon["spread_skill"] = [
             metrics.spread_skill(a[:, t], b[:, t]) for t in range(a.shape[1])
         ]
         result["rank_histogram"] = tables["ranks"].sum(0).tolist()
     if "minade" in which:
-        summary["minade"] = over_videos(lambda i: tables["minade"][i].mean(), n, rng)
+        summary["minade"] = estimate_over_videos(lambda i: tables["minade"][i].mean(), n, rng)
     if "colorkl" in which:
         true, modelled = tables["colors_true"], tables["colors_modelled"]
-        summary["colorkl"] = over_videos(
+        summary["colorkl"] = estimate_over_videos(
             lambda i: metrics.transition_kl(true[i].sum(0), modelled[i].sum(0)), n, rng
         )
         counts = {"true": true.sum(0).tolist(), "modelled": modelled.sum(0).tolist()}
         result["color_transitions"] = counts
-    summary |= between_sets(tables, protocol, which, n)
+    summary |= measure_sets(tables, protocol, which, n)
     result["ratio_to_repeat_last"] = {
-        name: ratio(tables, name, protocol) for name in ("mse", "crps") if name in tables
+        name: compare_with_repeat_last(tables, name, protocol)
+        for name in ("mse", "crps")
+        if name in tables
     }
     return result
 
@@ -247,27 +259,29 @@ def standard_errors(values: np.ndarray) -> np.ndarray:
     return values.std(0, ddof=1) / np.sqrt(len(values))
 
 
-def between_sets(tables: Tables, protocol: Protocol, which: list[str], n: int) -> dict:
-    """FVD and KVD of the samples, and those of autoencoded videos, which bound what a forecast
-    through this autoencoder can reach.
+def measure_sets(tables: Tables, protocol: Protocol, which: list[str], n: int) -> dict:
+    """FVD and KVD of the samples, and of the autoencoded true videos: about the lowest values that
+    forecasts decoded by this autoencoder can reach.
     """
     real, found = tables.get("i3d_real"), {}
     if real is None or not set(SETS) & set(which):
         return found
     check_set_size(n)
     against = tables["i3d_autoencoded"] if protocol.reference == "autoencoded" else real
+    # The autoencoded videos are always compared with real ones, whatever the protocol's reference
+    # is.
     pairs = {"": (tables["i3d_samples"], against)}
     if "i3d_autoencoded" in tables:
         pairs["_autoencoder"] = (tables["i3d_autoencoded"], real)
     for suffix, (a, b) in pairs.items():
         sums = metrics.KernelSums(a, b)
         statistics = {
-            "fvd": lambda i, a=a, b=b: metrics.fvd(flat(a[i]), flat(b[i])),
-            "kvd": lambda i, sums=sums: metrics.kvd_of(sums, i, i),
+            "fvd": lambda i, a=a, b=b: metrics.fvd(flatten_videos(a[i]), flatten_videos(b[i])),
+            "kvd": lambda i, sums=sums: metrics.kvd_from_sums(sums, i, i),
         }
         for name in set(SETS) & set(which):
             mean = statistics[name](np.arange(n))
-            found[name + suffix] = value_of(mean, metrics.jackknife(statistics[name], n))
+            found[name + suffix] = make_entry(mean, metrics.jackknife(statistics[name], n))
     return found
 
 
@@ -280,31 +294,31 @@ def check_set_size(videos: int) -> None:
         )
 
 
-def flat(x: np.ndarray) -> np.ndarray:
-    """Merge all axes but the last."""
+def flatten_videos(x: np.ndarray) -> np.ndarray:
+    """Merge the axes of videos and samples: (n, k, features) -> (n * k, features)."""
     return x.reshape(-1, x.shape[-1])
 
 
-def over_videos(
+def estimate_over_videos(
     statistic: Callable[[np.ndarray], float], n: int, rng: np.random.Generator
 ) -> dict[str, float | None]:
-    """Value and bootstrapped standard error of statistic(indices of videos)."""
-    return value_of(statistic(np.arange(n)), metrics.bootstrap(statistic, n, rng))
+    """Value of statistic(indices of all videos), and its standard error by bootstrap."""
+    return make_entry(statistic(np.arange(n)), metrics.bootstrap(statistic, n, rng))
 
 
-def value_of(mean: float, se: float) -> dict[str, float | None]:
-    """An entry of a summary; None in place of values that are not finite."""
+def make_entry(mean: float, se: float) -> dict[str, float | None]:
+    """An entry of a summary. JSON has no NaN: None stands for values that are not finite."""
     return {
         "mean": float(mean) if np.isfinite(mean) else None,
         "se": se if np.isfinite(se) else None,
     }
 
 
-def ratio(tables: Tables, name: str, protocol: Protocol) -> dict:
-    """Ratio of a metric to that of repeating the last frame, over all frames and per frame."""
+def compare_with_repeat_last(tables: Tables, name: str, protocol: Protocol) -> dict:
+    """Ratio of a metric to that of repeating the last frame: over all frames, and per frame."""
     values, base = tables[name], tables[f"{name}_repeat_last"]
     if name in SAMPLES:
-        values, base = metrics.chosen(values, protocol.rule, False), base[:, 0]
+        values, base = metrics.reduce_samples(values, protocol.rule, False), base[:, 0]
     return {
         "all": float(values.mean() / max(base.mean(), 1e-12)),
         "horizon": (values.mean(0) / base.mean(0).clip(1e-12)).tolist(),

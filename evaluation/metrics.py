@@ -35,7 +35,7 @@ BASELINES = {
 
 
 def own_metrics(table: dict) -> list[str]:
-    """The names of a table of metrics, without those of the baselines."""
+    """The names in a table of metrics, without the names of baselines."""
     return [name for name in table if not name.endswith(tuple(BASELINES))]
 
 
@@ -64,14 +64,14 @@ def ssim(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     x, y = map(images, np.broadcast_arrays(samples, truth[:, None]))
     parts = []
-    # A few frames at a time, to limit the memory.
+    # The moments of the windows need several copies of the images, so the images are split.
     for a, b in zip(x.split(256), y.split(256)):
         part = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
         parts.append(part.reshape(-1))
     return torch.cat(parts).numpy().reshape(samples.shape[:3])
 
 
-def chosen(values: np.ndarray, rule: str, higher_is_better: bool) -> np.ndarray:
+def reduce_samples(values: np.ndarray, rule: str, higher_is_better: bool) -> np.ndarray:
     """Reduce a metric (V, S, T) to (V, T).
 
     rule: `mean` over samples; the `first` sample; or the sample whose mean over frames is `best`.
@@ -117,6 +117,7 @@ def energy(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
     if S == 1:
         return error
     pairs = 0.0
+    # Each sample against all samples before it: memory grows with S, not with S^2.
     for k in range(1, S):
         differences = x[:, :, :k] - x[:, :, k : k + 1]
         pairs = pairs + np.sqrt((differences**2).mean(-1)).sum(-1)
@@ -142,8 +143,8 @@ def skill(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def spread_skill(spread: np.ndarray, skill: np.ndarray) -> float:
-    """The root of mean spread / mean skill: 1 for a calibrated ensemble, below 1 if the samples
-    differ too little from each other (overconfidence).
+    """The square root of mean spread / mean skill: 1 for a calibrated ensemble, below 1 for an
+    overconfident one, whose samples differ too little from each other.
     """
     return float(np.sqrt(spread.mean() / max(skill.mean(), 1e-12)))
 
@@ -213,7 +214,7 @@ def frechet_distance(
     """Squared Fréchet distance of two Gaussians, in float64 (Dowson and Landau 1982):
     |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)).
 
-    Uses roots of symmetric matrices only, so that a covariance may be singular.
+    Only symmetric matrices are square-rooted, so a covariance may be singular.
     """
     root, other_root = (symmetric_root(np.asarray(c, np.float64)) for c in (cov, other_cov))
     difference = np.asarray(mean, np.float64) - other_mean
@@ -252,7 +253,7 @@ def kvd(features: np.ndarray, other: np.ndarray) -> float:
     The unbiased estimate of the squared maximum mean discrepancy with KID's kernel (x.y / d + 1)^3
     (Binkowski et al. 2018). It can be negative.
     """
-    return kvd_of(
+    return kvd_from_sums(
         KernelSums(features[:, None], other[:, None]),
         np.arange(len(features)),
         np.arange(len(other)),
@@ -275,19 +276,25 @@ class KernelSums:
 
     @staticmethod
     def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """KID's kernel of all pairs: (…, n, d) and (…, d, m) -> (…, n, m)."""
         return (x @ y / x.shape[-1] + 1) ** 3
 
     def blocks(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """The kernel summed over the logits of each pair of videos: (V, k, d), (W, l, d) -> (V, W).
+
+        The loop is over V: the kernel of all V * k * W * l pairs at once may not fit into memory.
+        """
         flat = y.reshape(-1, y.shape[-1]).T
         return np.stack([self.kernel(one, flat).sum(0).reshape(y.shape[:2]).sum(1) for one in x])
 
 
-def kvd_of(sums: KernelSums, i: np.ndarray, j: np.ndarray) -> float:
-    """kvd between the videos with the indices i of the first set and j of the second."""
+def kvd_from_sums(sums: KernelSums, i: np.ndarray, j: np.ndarray) -> float:
+    """The kernel video distance between videos i of the first set and videos j of the second."""
     total = 0.0
-    for (blocks, diagonal), size, chosen in zip(sums.within, sums.sizes, (i, j)):
-        n = size * len(chosen)
-        total += (blocks[np.ix_(chosen, chosen)].sum() - diagonal[chosen].sum()) / (n * (n - 1))
+    # The unbiased estimate leaves out the pairs of a feature with itself: the diagonal.
+    for (blocks, diagonal), size, rows in zip(sums.within, sums.sizes, (i, j)):
+        n = size * len(rows)
+        total += (blocks[np.ix_(rows, rows)].sum() - diagonal[rows].sum()) / (n * (n - 1))
     return float(
         total - 2 * sums.between[np.ix_(i, j)].sum() / (len(i) * len(j) * np.prod(sums.sizes))
     )

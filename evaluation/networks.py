@@ -1,6 +1,6 @@
 """The networks that metrics use: I3D, whose logits FVD and KVD compare, and LPIPS.
 
-`python -m prepare.metric_weights` makes the safetensors files with their weights.
+`python -m prepare.metric_weights` writes their weights as safetensors files.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 def same_max_pool(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """Max-pool of (B, C, T, H, W) with "SAME" padding. Padding is never the maximum; ceil_mode
-    covers the odd pixel.
+    """Max-pool of (B, C, T, H, W) with "SAME" padding, which is never the maximum. ceil_mode adds
+    the odd pixel after the end.
     """
     before = [same_padding(size, k, s)[0] for size, k, s in zip(x.shape[2:], kernel, stride)]
     return F.max_pool3d(x, kernel, stride, before, ceil_mode=True)
@@ -86,11 +86,13 @@ class Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.weight.shape[-1]
         last = x.is_contiguous(memory_format=torch.channels_last_3d)
+        # With channels last, a 1x1x1 convolution is a matrix product, without a copy of x.
         if kernel == 1 and self.folded and last:
             x = F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias)
             return x.movedim(-1, 1).relu_()
         pads = [same_padding(size, kernel, self.stride) for size in x.shape[2:]]
         padding = [before for before, _ in pads]
+        # conv3d pads both sides alike, so unequal padding is added to x itself.
         if any(before != after for before, after in pads):
             x, padding = F.pad(x, [pad for pair in reversed(pads) for pad in pair]), 0
         x = F.conv3d(x, self.weight, self.bias if self.folded else None, self.stride, padding)
@@ -188,13 +190,13 @@ def load_i3d(
     return model.fold().to(device, memory_format=model.layout).eval().requires_grad_(False)
 
 
-def to_i3d(videos: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+def resize_for_i3d(videos: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """Resize videos (B, T, H, W, 3) uint8 for I3D -> (B, 3, T, 224, 224) in [-1, 1].
 
     Bilinear with half-pixel centres and without antialiasing (F.interpolate, align_corners=False),
     as in PyTorch implementations of FVD. TensorFlow 1 has no half-pixel centres: its frames are
     shifted by (224 / H - 1) / 2 pixels, which changed the logits of a 64-pixel clip by a fifth of
-    their norm. Do not compare figures of the two conventions.
+    their norm. Do not compare FVDs computed with the two conventions.
     """
     B, T, H, W, _ = videos.shape
     frames = torch.tensor(videos).to(device).view(B * T, H, W, 3).permute(0, 3, 1, 2)
@@ -211,7 +213,7 @@ def i3d_features(
 ) -> np.ndarray:
     """I3D's logits of videos (N, T, H, W, 3) uint8, T >= 10 -> (N, 400) float32.
 
-    batch: videos per call; each needs some 4 MB per frame. bar: progress bar, counted in videos.
+    batch: videos per call; each needs about 4 MB per frame. bar: progress bar, counted in videos.
     """
     if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] != 3:
         raise ValueError(f"videos must be (N, T, H, W, 3) uint8, not {videos.shape} {videos.dtype}")
@@ -224,7 +226,7 @@ def i3d_features(
     with torch.inference_mode():
         for start in range(0, len(videos), batch):
             part = slice(start, start + batch)
-            features[part] = model(to_i3d(videos[part], device)).float().cpu().numpy()
+            features[part] = model(resize_for_i3d(videos[part], device)).float().cpu().numpy()
             if bar is not None:
                 bar.update(len(features[part]))
     return features
@@ -245,14 +247,15 @@ def load_lpips(dir: str | Path, net: str = "alex", device: torch.device | str = 
         # lpips uses deprecated names of torchvision.
         warnings.simplefilter("ignore")
         try:
-            import lpips  # imported late: it imports scipy
+            # Imported late, because lpips imports scipy.
+            import lpips
         except ModuleNotFoundError:
             raise UserError(
                 "LPIPS needs the package lpips, which is not installed: pip install lpips==0.1.4, "
                 "or choose --metrics without lpips"
             ) from None
         model = lpips.LPIPS(pretrained=False, net=net, pnet_rand=True, verbose=False)
-    # The module holds its heads under two names.
+    # lpips.LPIPS registers each linear head under two names, lin0 and lins.0.
     heads = {}
     for name, value in weights.items():
         if name.startswith("lin"):
@@ -281,6 +284,7 @@ def lpips_distance(
             f"frames must be (N, H, W, 3) uint8 of equal shapes, got {a.shape} {a.dtype} and "
             f"{b.shape} {b.dtype}"
         )
+    # Smaller frames would vanish in the strides of the backbone.
     least = NETS[model.pnet_type]
     if min(a.shape[1:3]) < least:
         raise UserError(

@@ -1,6 +1,6 @@
-"""Evaluation protocols by name. Compare two numbers only if their protocols are equal.
+"""Evaluation protocols by name. Only numbers of equal protocols can be compared.
 
-metrics.json holds the whole protocol. If a paper leaves a choice open, `source` states our choice.
+metrics.json contains the whole protocol. Where a paper leaves a choice open, `source` states ours.
 """
 
 from __future__ import annotations
@@ -18,35 +18,34 @@ from runtime.console import UserError
 class Protocol:
     name: str
     source: str  # publication, and our choices where it leaves them open
-    datasets: tuple[str, ...]  # datasets that it is made for; empty: any
+    datasets: tuple[str, ...]  # datasets that the protocol is for; empty: any
     condition: int = 0  # given frames; 0: data.condition of the checkpoint
     predict: int = 0  # frames to forecast; 0: data.predict of the checkpoint
     split: str = "test"
     videos: int = 256  # number of clips, or all clips if there are fewer
     samples: int = 4  # futures per clip
-    # where clips start. spaced: evenly over the split, without overlap. random: anywhere.
-    # For a stream also the first `videos` windows: continuous (one at every frame) or chunked (end
-    # to end); spaced windows of a stream may overlap
+    # where clips start. spaced: evenly over the split, without overlap. random: anywhere. Streams
+    # only: continuous: a window at each of the first `videos` frames; chunked: the first `videos`
+    # windows end to end. Spaced windows of a stream may overlap.
     clips: str = "spaced"
     stream: bool = False  # treat all videos of the split as one stream
     frames: str = ""  # part of the stream to take clips from, START:STOP; empty: all
     seed: int = 0  # seed of random clips and of the noise
-    # how mse, psnr, ssim and lpips treat the samples of a clip: the mean, the first, or the best
-    # one for each metric
+    # how mse, psnr, ssim and lpips reduce the samples of a clip: mean over samples, first sample,
+    # or best sample (chosen for each metric)
     rule: str = "mean"
     lpips_net: str = "alex"  # backbone of LPIPS: alex or vgg
     fvd_given: bool = False  # whether FVD and KVD include the given frames
-    fvd_chunk: int = 0  # frames per piece that I3D gets; 0: the whole clip
+    fvd_chunk: int = 0  # length in frames of the pieces that I3D sees; 0: the whole clip
     fvd_samples: int = 1  # futures per clip that FVD and KVD compare; 0: all
     reference: str = "real"  # videos that FVD and KVD compare with: real or autoencoded
 
     def __post_init__(self):
-        positive = ("videos", "samples")
-        for name in ("condition", "predict", "fvd_samples", *positive):
-            if getattr(self, name) < (name in positive):
+        least = {"condition": 0, "predict": 0, "fvd_samples": 0, "videos": 1, "samples": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
                 raise UserError(
-                    f"protocol {self.name}: {name} must be >= {int(name in positive)}, got "
-                    f"{getattr(self, name)}"
+                    f"protocol {self.name}: {name} must be >= {low}, got {getattr(self, name)}"
                 )
         if 0 < self.fvd_chunk < 10:
             raise UserError(
@@ -78,45 +77,49 @@ class Protocol:
         """Number of futures per clip that FVD and KVD compare."""
         return min(self.fvd_samples or self.samples, self.samples)
 
-    def told(self, which: list[str]) -> dict:
+    def to_metadata(self, which: list[str]) -> dict:
         """The fields for metrics.json, with the names of the measured metrics in `which`.
 
         The fields of streams are left out for other protocols, as in results of earlier versions.
         """
         left_out = ("datasets",) if self.stream else ("datasets", "stream", "frames")
         fields = {
-            TOLD.get(name, name): value
+            METADATA_NAMES.get(name, name): value
             for name, value in dataclasses.asdict(self).items()
             if name not in left_out
         }
         return {**fields, "metrics": which}
 
 
-TOLD = {"samples": "samples_per_video"}  # field -> its name in metrics.json
-FIELDS = {TOLD.get(field.name, field.name) for field in dataclasses.fields(Protocol)} | {"metrics"}
+METADATA_NAMES = {"samples": "samples_per_video"}  # field -> its name in metrics.json
+FIELDS = {METADATA_NAMES.get(field.name, field.name) for field in dataclasses.fields(Protocol)} | {
+    "metrics"
+}
 
 
-def in_words(told: dict) -> list[str]:
-    """Describe a protocol, as in metrics.json, in a few lines."""
-    S = told["samples_per_video"]
-    lpips = f" and lpips ({told['lpips_net']})" if "lpips" in told["metrics"] else ""
-    where = f" of the stream's frames {told['frames'] or ':'}" if told.get("stream") else ""
+def describe(metadata: dict) -> list[str]:
+    """Describe the protocol of a metrics.json in a few lines of text."""
+    S = metadata["samples_per_video"]
+    lpips = f" and lpips ({metadata['lpips_net']})" if "lpips" in metadata["metrics"] else ""
+    where = f" of the stream's frames {metadata['frames'] or ':'}" if metadata.get("stream") else ""
     lines = [
-        f"protocol {told['name']}: {told['videos']} {told['split']} clips{where} "
-        f"({told['clips']}, seed {told['seed']}), "
-        f"{S} samples each, {told['condition']} -> {told['predict']} frames",
-        f"mse, psnr, ssim{lpips}: the {told['rule']} of the samples; crps and energy: unbiased",
+        f"protocol {metadata['name']}: {metadata['videos']} {metadata['split']} clips{where} "
+        f"({metadata['clips']}, seed {metadata['seed']}), "
+        f"{S} samples each, {metadata['condition']} -> {metadata['predict']} frames",
+        f"mse, psnr, ssim{lpips}: the {metadata['rule']} of the samples; crps and energy: unbiased",
     ]
-    if {"fvd", "kvd"} & set(told["metrics"]):
-        frames = f"{told['fvd_chunk']}-frame pieces of the" if told["fvd_chunk"] else "the"
+    # The settings of FVD and KVD matter only if one of them was measured.
+    if {"fvd", "kvd"} & set(metadata["metrics"]):
+        frames = f"{metadata['fvd_chunk']}-frame pieces of the" if metadata["fvd_chunk"] else "the"
         counted = (
             f"{frames} given and forecast frames"
-            if told["fvd_given"]
+            if metadata["fvd_given"]
             else f"{frames} forecast frames"
         )
+        compared = min(metadata["fvd_samples"] or S, S)
         lines.append(
-            f"fvd and kvd: {counted}, {min(told['fvd_samples'] or S, S)} of {S} samples per clip, "
-            f"against {told['reference']} videos"
+            f"fvd and kvd: {counted}, {compared} of {S} samples per clip, against "
+            f"{metadata['reference']} videos"
         )
     return lines
 
@@ -193,8 +196,10 @@ PROTOCOLS = {
 
 
 def get(name: str, config: configs.Config, changes: dict) -> Protocol:
-    """The protocol `name` for a checkpoint's config, with changed fields, which become part of the
-    protocol's name.
+    """The protocol `name` for a checkpoint's config.
+
+    changes: {field: value, or None for no change}. Changed fields become part of the protocol's
+    name, so that its numbers are not mistaken for those of the protocol itself.
     """
     if name not in PROTOCOLS:
         raise UserError(f"no protocol `{name}`{nearest(name, PROTOCOLS)}")
@@ -204,12 +209,15 @@ def get(name: str, config: configs.Config, changes: dict) -> Protocol:
             f"protocol {name} is for {' and '.join(protocol.datasets)}, the checkpoint is of "
             f"{config.dataset}; use --protocol own"
         )
+    # A flag that repeats the protocol's own value does not change its name.
     changed, full_name = {}, name
     for field, value in sorted(changes.items()):
         if value is not None and value != getattr(protocol, field):
             changed[field] = value
             full_name += f"-{field}_{value}".replace(":", "-")
     protocol = dataclasses.replace(protocol, **changed, name=full_name)
+    # What the protocol leaves open is the checkpoint's task; along a stream, a window split in
+    # half.
     condition, predict = config.data.condition, config.data.predict
     if protocol.stream:
         condition = config.data.clip // 2

@@ -1,6 +1,4 @@
-"""Forecasts to be measured: made now from a checkpoint, or read from arrays that were made
-before.
-"""
+"""The forecasts to measure: sampled now from a checkpoint, or read from arrays stored before."""
 
 from __future__ import annotations
 
@@ -23,16 +21,16 @@ from forecaster import Forecaster, about
 from runtime import checkpoints
 from shards import Shards
 
-# Videos measured at a time, and the unit of work that processes share. The noise depends on it.
+# Videos per part, the unit of work that processes share. The noise of a sample depends on it.
 PART = 8
 
 
 @dataclasses.dataclass
 class Source:
-    """Forecasts to be measured.
+    """The forecasts to measure.
 
-    part(k) -> (truth, samples, number of network evaluations) of the videos [k * PART, (k + 1) *
-    PART).
+    part(k) -> (truth, samples, number of network evaluations) of videos k * PART to (k + 1) * PART,
+    a half-open range.
     """
 
     config: Config
@@ -50,7 +48,7 @@ class Source:
 
 
 def sample_windows(config: Config, shards: Shards) -> Windows:
-    """The clips of sample.py: sample.num_videos clips, evenly spaced over the split."""
+    """Choose the clips of sample.py: sample.num_videos clips, evenly spaced over the split."""
     clip = config.data.condition + config.data.predict
     check_long_enough(shards, clip, config.data.skip, "data.condition + data.predict")
     return spaced_windows(shards.lengths, clip, config.data.skip, config.sample.num_videos)
@@ -83,10 +81,10 @@ def forecast_split(
 def source_of_checkpoint(
     forecaster: Forecaster, step: int, ckpt: str | Path, protocol: Protocol
 ) -> Source:
-    """Samples that are made part by part, under a protocol.
+    """A source that samples each part from a checkpoint when the part is read.
 
-    Sets the protocol's fields in forecaster.config. A split with too few clips reduces the number
-    of videos and prints it.
+    Sets the protocol's fields in forecaster.config. If the split has too few clips, the number of
+    videos is reduced and a line is printed.
     """
     changes = {
         "data.condition": protocol.condition,
@@ -102,6 +100,7 @@ def source_of_checkpoint(
         kind = "such clips" if protocol.stream else "clips that do not overlap"
         print(f"{shards.dir} has {found} {kind} of {windows.clip} frames, not {protocol.videos}")
         protocol = dataclasses.replace(protocol, videos=found)
+    # Now that the number of videos is known: it is stored in metrics.json, too.
     config = configs.update(config, {"sample.num_videos": protocol.videos})
     forecaster.config = config
 
@@ -119,13 +118,15 @@ def source_of_checkpoint(
         )
         return truth, samples, forecaster.evaluations
 
+    # The plan of an evaluation contains these digests, so that parts of other weights or data are
+    # not reused.
     net, autoencoder = forecaster.net, forecaster.autoencoder
     key = (checkpoints.digest(net), checkpoints.digest(autoencoder), shards.fingerprint())
     return Source(
         config,
         protocol,
         part,
-        autoencoder_of(forecaster),
+        make_autoencode(forecaster),
         {**about(forecaster, step, ckpt), **data.clip_rates(shards, windows, config)},
         key,
         data.frame_rate(shards, config),
@@ -140,8 +141,9 @@ def source_of_arrays(
     fps: float,
     forecaster: Forecaster | None,
 ) -> Source:
-    """Samples made before. forecaster: provides the autoencoder, None if its checkpoint is missing
-    or not needed.
+    """A source of stored (truth, samples).
+
+    forecaster: provides the autoencoder; None if its checkpoint is missing or not needed.
     """
     truth, samples = arrays
 
@@ -152,18 +154,19 @@ def source_of_arrays(
     autoencode = None
     weights = ""
     if forecaster is not None:
-        autoencode = autoencoder_of(forecaster)
+        autoencode = make_autoencode(forecaster)
         weights = checkpoints.digest(forecaster.autoencoder)
     key = (digest(truth), digest(samples), weights)
     return Source(config, protocol, part, autoencode, about, key, fps, arrays)
 
 
 def clips_of(protocol: Protocol, shards: Shards, skip: int) -> Windows:
-    """The protocol's clips, or all clips of the split if there are fewer."""
+    """Choose the protocol's clips, or all clips of the split if there are fewer."""
     clip = protocol.condition + protocol.predict
     n = protocol.videos
     rng = np.random.default_rng(protocol.seed)
     if protocol.stream:
+        # A stream has a window at every frame; the protocol's clips are a selection of these.
         every = StreamWindows(
             shards,
             clip,
@@ -184,13 +187,13 @@ def clips_of(protocol: Protocol, shards: Shards, skip: int) -> Windows:
     return spaced_windows(shards.lengths, clip, skip, n)
 
 
-def autoencoder_of(forecaster: Forecaster) -> Callable[[np.ndarray], np.ndarray]:
+def make_autoencode(forecaster: Forecaster) -> Callable[[np.ndarray], np.ndarray]:
     """A function that passes frames (n, H, W, 3) uint8 through the encoder and the decoder."""
     autoencoder = forecaster.autoencoder
 
     @torch.no_grad()
     def autoencode(frames: np.ndarray) -> np.ndarray:
-        # about two million values at a time
+        # About two million values at a time, to limit the memory.
         size = max(1, (1 << 21) // frames[0].size)
         decoded = []
         for k in range(0, len(frames), size):

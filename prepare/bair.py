@@ -22,7 +22,7 @@ from prepare import build, tfrecord
 from prepare.decode import Broken
 from prepare.frames import find_tree, read_tree, split_of
 from prepare.naming import natural
-from prepare.sources import Found, Source, Video, content, digest, files_below
+from prepare.sources import Found, Source, Video, digest, files_below, read_content
 from runtime.console import UserError, run_command
 
 SIDE = 64  # pixels of the frames in the TFRecords
@@ -31,20 +31,21 @@ CAMERAS = ("image_aux1", "image_main")
 
 def read_record(source: Source, size: int, camera: str) -> Video:
     """Read one record: raw frames (64, 64, 3) sorted by their numbers; raises Broken."""
-    record = content(source)
-    features = tfrecord.bytes_features(tfrecord.payload(record))
+    record = read_content(source)
+    features = tfrecord.bytes_features(tfrecord.read_payload(record))
     pattern = re.compile(rf"(\d+)/{camera}/encoded", re.ASCII)
     frames = {}
     for name, value in features.items():
         if match := pattern.fullmatch(name):
             frames[int(match[1])] = value
+    # Check the frame numbers before any pixel is decoded, so that the reason is the real one.
     if 0 not in frames:
-        raise Broken(f"no frames 0, 1, … of {camera} in it")
+        raise Broken(f"contains no frames 0, 1, … of {camera}")
     if sorted(frames) != list(range(len(frames))):
         raise Broken(f"frames of {camera} are missing")
-    odd = [k for k in sorted(frames) if len(frames[k]) != SIDE * SIDE * 3]
-    if odd:
-        raise Broken(f"frame {odd[0]} has {len(frames[odd[0]]):,} bytes, not {SIDE}x{SIDE}x3")
+    wrong = [k for k in sorted(frames) if len(frames[k]) != SIDE * SIDE * 3]
+    if wrong:
+        raise Broken(f"frame {wrong[0]} has {len(frames[wrong[0]]):,} bytes, not {SIDE}x{SIDE}x3")
     pictures = []
     for k in range(len(frames)):
         frame = np.frombuffer(frames[k], np.uint8).reshape(SIDE, SIDE, 3)
@@ -71,17 +72,19 @@ def find_records(root: Path) -> Found:
         place = split_of(name)
         if place is None:
             raise UserError(
-                f"{path}: lies in no folder train, val or test of {root}; "
-                "give the folder that holds those"
+                f"{path}: is not below a folder train, val or test of {root}; "
+                "pass the folder that contains train/ and test/"
             )
+        # A record is a source of its own: damage to one record does not lose the others of the
+        # file.
         stamp = path.stat().st_mtime_ns
         try:
-            for k, (offset, size) in enumerate(tfrecord.places(path)):
+            for k, (offset, size) in enumerate(tfrecord.find_records(path)):
                 found.sources.append(
                     Source(f"{place[1]}#{k}", place[0], str(path), "", offset, size, stamp)
                 )
         except Broken as error:
-            found.broken.append((name, f"{error}; the records before it are used"))
+            found.broken.append((name, f"{error}; the records before the damage are used"))
     return found
 
 
@@ -89,7 +92,7 @@ def hold_out(found: Found, count: int) -> Found:
     """Move the last `count` sources of train to val."""
     train = [k for k, source in enumerate(found.sources) if source.split == "train"]
     if count and count >= len(train):
-        raise UserError(f"--val {count} leaves nothing to train: there are {len(train)} videos")
+        raise UserError(f"--val {count} leaves no training video: train has {len(train)} videos")
     chosen = set(train[len(train) - count :])
     sources = []
     for k, source in enumerate(found.sources):
@@ -103,14 +106,14 @@ def find_sources(args: argparse.Namespace) -> Found:
     if found.sources and args.image_size > SIDE:
         raise UserError(
             f"--image_size {args.image_size}: frames of TFRecords are {SIDE}x{SIDE}; "
-            "give folders of larger ones"
+            "pass folders of larger frames"
         )
     # Without TFRecords, search for folders of frames.
     if not found.sources and not found.broken:
         try:
             found = find_tree(root, args.extension)
         except UserError as error:
-            raise UserError(f"no train/*.tfrecords, and of frames: {error}") from None
+            raise UserError(f"no train/*.tfrecords, and no folders of frames: {error}") from None
     return hold_out(found, args.val)
 
 

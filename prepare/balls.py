@@ -1,12 +1,12 @@
-"""Generate bouncing balls, the stream of lifelong video learning (arXiv 2406.04814).
+"""Generate streams of bouncing balls for lifelong video learning (arXiv 2406.04814).
 
     python -m prepare.balls --out data/ball_stn
     python -m prepare.balls --out data/ball_nstn --color_shift
 
 Two balls of radius 1.2 and equal mass move in a 10 x 10 box, with elastic collisions and two
-half-steps per frame. At every collision a ball changes its colour by a second-order rule, so a
-forecast needs more than one frame of memory. The physics is that of Sutskever, Hinton and Taylor
-(2008). Positions, velocities and colours are stored.
+half-steps per frame. At every collision a ball changes its colour by a second-order rule: the new
+colour depends on the two before, so a forecast needs more than one frame of memory. The physics is
+that of Sutskever, Hinton and Taylor (2008). Positions, velocities and colours are stored.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ SPEED = 0.5  # norm of both velocities together, in box units per frame; conserv
 NONE, RED, YELLOW, GREEN = -1, 0, 1, 2
 NAMES = ("red", "yellow", "green")
 RGB = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0]], np.float32)
+# (previous colour, current colour) -> next colour.
 NEXT_COLOR = {
     (GREEN, RED): YELLOW,
     (YELLOW, RED): GREEN,
@@ -39,7 +40,7 @@ CHUNK = 10_000  # frames per simulation, drawing and write
 
 
 class World:
-    """State of two balls, as Python floats, which are faster than arrays for two balls."""
+    """State of the two balls, as Python floats: arrays are slower for so few values."""
 
     def __init__(self, rng: np.random.Generator):
         while True:
@@ -51,11 +52,13 @@ class World:
         self.colors = rng.integers(len(RGB), size=BALLS).tolist()
         self.previous = [NONE] * BALLS
 
-    def bounce(self, ball: int) -> None:
+    def change_color(self, ball: int) -> None:
+        """Apply the second-order colour rule to a ball that collided."""
         after = NEXT_COLOR[self.previous[ball], self.colors[ball]]
         self.previous[ball], self.colors[ball] = self.colors[ball], after
 
     def half_step(self) -> None:
+        """Move the balls for half a frame; reflect them at the walls and at each other."""
         (a, b), (va, vb) = self.x, self.v
         for ball, (x, v) in enumerate(((a, va), (b, vb))):
             hit = False
@@ -65,16 +68,17 @@ class World:
                 if (x[axis] < RADIUS and v[axis] < 0) or (x[axis] > BOX - RADIUS and v[axis] > 0):
                     v[axis], hit = -v[axis], True
             if hit:
-                self.bounce(ball)
+                self.change_color(ball)
         dx, dy = b[0] - a[0], b[1] - a[1]
+        # Negative while the balls approach: two overlapping balls that part have collided already.
         approach = (vb[0] - va[0]) * dx + (vb[1] - va[1]) * dy
         square = dx * dx + dy * dy
         if square < 4 * RADIUS * RADIUS and approach < 0:
             # Equal masses: the balls exchange the velocity components along the line of centres.
             px, py = approach / square * dx, approach / square * dy
             va[0], va[1], vb[0], vb[1] = va[0] + px, va[1] + py, vb[0] - px, vb[1] - py
-            self.bounce(0)
-            self.bounce(1)
+            self.change_color(0)
+            self.change_color(1)
 
     def simulate(self, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return positions, velocities and colours of the next frames.
@@ -101,16 +105,16 @@ def draw(
 ) -> np.ndarray:
     """Draw frames (N, size, size, 3) uint8.
 
-    positions: (N, balls, 2); colors: (N, balls); blue: (N,), level in [0, 1]. A ball is
-    colour * exp(-((dx^2 + dy^2) / r^2)^4), summed over balls and clipped at 1. Row is y, column
-    is x.
+    positions: (N, balls, 2); colors: (N, balls); blue: (N,), level in [0, 1]. A pixel is the sum
+    over balls of colour * exp(-((dx^2 + dy^2) / r^2)^4), clipped at 1. Rows are y, columns are x.
     """
     grid = (np.arange(size, dtype=np.float32) + 0.5) * (BOX / size)
     square = (grid - positions[..., None]) ** 2  # (N, balls, 2, size)
     d = (square[:, :, 1, :, None] + square[:, :, 0, None, :]) / RADIUS**2  # (N, balls, size, size)
     d *= d
     d *= d
-    # The limit keeps exp(-d) above the subnormal floats, which are slow; exp(-80) draws as 0.
+    # d was squared twice: ((dx^2 + dy^2) / r^2)^4. The limit keeps exp(-d) above the subnormal
+    # floats, which are slow; exp(-80) is drawn as 0.
     bumps = np.exp(-np.minimum(d, 80.0, out=d), out=d)
     rgb = RGB[colors]
     rgb[..., 2] = blue[:, None]
@@ -126,6 +130,7 @@ def write_stream(
     rng: np.random.Generator,
     name: str,
 ) -> None:
+    """Simulate, draw and write one stream of `frames` frames, CHUNK frames at a time."""
     world = World(rng)
     with progress(frames, f"balls {name}", "frame") as bar:
         for start in range(0, frames, CHUNK):

@@ -1,9 +1,9 @@
 """Convert source videos to a folder of shards with a manifest, in several processes.
 
-The dataset scripts of prepare/ share this pipeline. One process writes each shard from a fixed
-subset of the sources. The finished shards, each with a note of its inputs, are kept in OUT.partial
-until all shards are complete. Therefore the same command resumes after an interruption, and the
-output files do not depend on --workers.
+The dataset scripts of prepare/ share this pipeline. Each shard is a job: one process writes it from
+a fixed subset of the sources. Finished shards, each with a note of its inputs, are kept in
+OUT.partial until all shards are complete. Therefore the same command resumes after an interruption,
+and the output files do not depend on --workers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import PIL
 
 from prepare.container import AV_VERSION
 from prepare.decode import Broken
-from prepare.manifest import copies, entry_of, print_problem, shared
+from prepare.manifest import entry_of, find_copies, find_shared, print_problem
 from prepare.manifest import report as report
 from prepare.sources import Found, Source, Video
 from runtime.console import Failure, UserError, printable, progress
@@ -44,14 +44,14 @@ from runtime.folders import check_range
 from shards import PATTERN, Shards, ShardWriter
 
 SPLITS = ("train", "val", "test")
-FORMAT = 2  # version of the content of shards; increase when the same command writes other content
+FORMAT = 2  # version of the shards; increase when the same command starts to write other content
 CROPS = {
     "squeeze": "the whole frame squeezed to {0}x{0}, bicubic",
     "center": "the centre square resized to {0}x{0}, bicubic",
 }
-HOW = ("workers", "allow_skips")  # flags that do not change the output
-# Errors that runtime/console.py reports in one line.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
+UNRECORDED = ("workers", "allow_skips")  # flags that do not change the output
+# Errors of the disk, which runtime/console.py reports in one line.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 
 
 class Recipe(NamedTuple):
@@ -75,8 +75,8 @@ class Job(NamedTuple):
     split: str
     number: int  # from 1
     sources: tuple[Source, ...]
-    before: Source | None  # the previous source, if it belongs to the same video
-    key: str  # hash of all inputs
+    before: Source | None  # the last source of the previous shard, if the first source continues it
+    key: str  # hash of all inputs: shards with the same key need not be written again
 
     @property
     def name(self) -> str:
@@ -118,22 +118,26 @@ def check_ranges(args: argparse.Namespace, **ranges: tuple[float, float]) -> Non
 
 
 def check_flags(args: argparse.Namespace) -> argparse.Namespace:
+    """Check the shared flags and return them. UserError if --out exists."""
     check_ranges(args, image_size=(8, 4096), limit=(1, 10**9), workers=(1, 1024))
     if Path(args.out).exists():
         raise UserError(f"{args.out} already exists; remove it or choose another --out")
     return args
 
 
-def options(args: argparse.Namespace) -> dict:
-    return {
-        name: value for name, value in vars(args).items() if name not in HOW and value is not None
-    }
+def list_options(args: argparse.Namespace) -> dict:
+    """Return {flag: value} of the flags that change the output and have a value."""
+    recorded = {}
+    for name, value in vars(args).items():
+        if name not in UNRECORDED and value is not None:
+            recorded[name] = value
+    return recorded
 
 
-def command(recipe: Recipe, args: argparse.Namespace) -> str:
+def full_command(recipe: Recipe, args: argparse.Namespace) -> str:
     """Return the command with all defaults, without the flags that do not change the output."""
     words = ["python", "-m", recipe.module]
-    for name, value in options(args).items():
+    for name, value in list_options(args).items():
         if value is False:
             continue
         words.append(f"--{name}")
@@ -144,7 +148,7 @@ def command(recipe: Recipe, args: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def versions(recipe: Recipe) -> dict[str, str]:
+def list_versions(recipe: Recipe) -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "av": AV_VERSION,
@@ -154,16 +158,17 @@ def versions(recipe: Recipe) -> dict[str, str]:
     } | recipe.versions
 
 
-def jobs_of(recipe: Recipe, sources: list[Source], args: argparse.Namespace) -> list[Job]:
+def plan_jobs(recipe: Recipe, sources: list[Source], args: argparse.Namespace) -> list[Job]:
     """Return the jobs of each split, with `per_shard` sources per shard, in order."""
-    made_by = [FORMAT, command(recipe, args), versions(recipe)]
+    made_by = [FORMAT, full_command(recipe, args), list_versions(recipe)]
     jobs = []
     for split in SPLITS:
         part = [source for source in sources if source.split == split]
         for start in range(0, len(part), recipe.per_shard):
             number = start // recipe.per_shard + 1
             share = tuple(part[start : start + recipe.per_shard])
-            # A video may continue from one shard to the next.
+            # A video may continue from one shard to the next. Then the last source of the previous
+            # shard is an input of this one.
             before = None
             if start and part[start].video and part[start].video == part[start - 1].video:
                 before = part[start - 1]
@@ -176,10 +181,10 @@ def jobs_of(recipe: Recipe, sources: list[Source], args: argparse.Namespace) -> 
 
 # ---------------------------------------------------------------------------------------- one shard
 def video_before(job: Job, recipe: Recipe, args: argparse.Namespace) -> str:
-    """Return the video at the end of the previous shard that this shard may continue.
+    """Return the name of the video that ends the previous shard, if this shard may continue it.
 
-    Empty if the last source of the previous shard is broken. Each process reads that source by
-    itself, because the processes do not communicate.
+    Empty if the last source of the previous shard is broken. The source is read again to find out,
+    because the processes do not communicate.
     """
     try:
         if job.before:
@@ -193,6 +198,7 @@ def video_before(job: Job, recipe: Recipe, args: argparse.Namespace) -> str:
 def write_videos(dir: Path, job: Job, recipe: Recipe, args: argparse.Namespace) -> list[dict]:
     """Write the shard of a job to `dir`; return the manifest entries of its sources."""
     entries, writer, rate = [], None, None
+    # `last` is the video that the next source may continue; a skipped source ends it.
     try:
         last = video_before(job, recipe, args)
         for source in job.sources:
@@ -213,11 +219,11 @@ def write_videos(dir: Path, job: Job, recipe: Recipe, args: argparse.Namespace) 
                 recipe.key,
                 rate,
                 recipe.dataset,
-                command(recipe, args),
+                full_command(recipe, args),
                 shard_bytes=sys.maxsize,
                 continues=goes_on,
             )
-            # The writer's fps is the rate of the first video.
+            # The shard's fps is the rate of its first video; only other rates are stored per video.
             other = {} if video.rate == rate else {"rate": video.rate or 0.0}
             for clip in video.clips:
                 if goes_on:
@@ -233,15 +239,15 @@ def write_videos(dir: Path, job: Job, recipe: Recipe, args: argparse.Namespace) 
             )
         if writer and writer.frames:
             writer.close()
-    # HDF5's errors do not name a file, so name the output folder.
     except OSError as error:
         if writer:
             with contextlib.suppress(OSError, RuntimeError, ValueError):
                 writer.__exit__(type(error))
         number = getattr(error, "errno", None)
-        raise (
-            OSError(number, os.strerror(number), str(dir.parents[1])) if number in FULL else error
-        ) from None
+        # HDF5's errors do not name a file, so name the output folder.
+        if number in DISK_ERRORS:
+            error = OSError(number, os.strerror(number), str(dir.parents[1]))
+        raise error from None
     return entries
 
 
@@ -258,7 +264,7 @@ def write_shard(partial: Path, job: Job, recipe: Recipe, args: argparse.Namespac
             final.parent.mkdir(parents=True, exist_ok=True)
             os.replace(made, final)
         else:
-            # An earlier run, or an earlier pass, may have written one.
+            # An earlier run, or an earlier pass of this run, may have written this shard.
             final.unlink(missing_ok=True)
         note = work / "note.json"
         note.write_text(json.dumps({"key": job.key, "shard": made is not None, "entries": entries}))
@@ -298,6 +304,7 @@ def write_all(
         min(args.workers, len(jobs)), multiprocessing.get_context("spawn"), become_worker
     )
     try:
+        # In order of completion, so that messages do not wait for the slowest shard.
         futures = {pool.submit(write_shard, partial, job, recipe, args): job for job in jobs}
         for future in concurrent.futures.as_completed(futures):
             yield futures[future], future.result()
@@ -322,21 +329,22 @@ def make(recipe: Recipe, found: Found, args: argparse.Namespace) -> dict:
     """
     began, out = time.monotonic(), Path(args.out)
     partial = out.with_name(out.name + ".partial")
-    found = found.limited(args.limit)
-    # The notes of an earlier run tell which shards are complete.
+    found = found.limit_videos(args.limit)
+    # The notes of an earlier run state which shards are complete, so they are kept.
     (partial / "notes").mkdir(parents=True, exist_ok=True)
     shutil.rmtree(partial / "work", ignore_errors=True)
     for name, reason in found.broken:
         print(f"{printable(name)}: {reason}; skipped", file=sys.stderr)
     sources = found.sources
+    # Copies are known only once all sources are read, so a second pass rewrites the shards that
+    # contain copies, without them.
     try:
         while True:
-            jobs = jobs_of(recipe, sources, args)
+            jobs = plan_jobs(recipe, sources, args)
             done = write_unfinished(recipe, partial, jobs, args)
             kept = leave_out_copies(jobs, done)
             if kept == sources:
                 break
-            # The shards that hold copies are written again, without them.
             sources = kept
     finally:
         shutil.rmtree(partial / "work", ignore_errors=True)
@@ -368,11 +376,11 @@ def write_unfinished(
 
 
 def leave_out_copies(jobs: list[Job], done: dict[str, list[dict]]) -> list[Source]:
-    """Return the sources of all jobs, with `copy_of` set for copies that are to be left out.
+    """Return the sources of all jobs; set `copy_of` for copies that must be left out.
 
-    Of sources with the same content in different splits, those in test are kept, else in val: so
-    a split for evaluation stays whole, and no training frame is in it. Parts of longer videos are
-    kept.
+    If sources in different splits have the same content, those in test are kept, or those in val if
+    none is in test. So the splits for evaluation stay complete, and contain no training frame.
+    Sources that are parts of longer videos are kept.
     """
     pairs = [pair for job in jobs for pair in zip(job.sources, done[job.name], strict=True)]
     first: dict[str, Source] = {}
@@ -398,6 +406,7 @@ def finish(
     # Remove shards of an earlier run with other flags.
     for stale in set((partial / "out").glob(f"*/{PATTERN}")) - wanted:
         stale.unlink()
+    # A split without shards, for example because all its sources are broken, gets no folder.
     present = [split for split in SPLITS if any((partial / "out" / split).glob(PATTERN))]
     for split in set(SPLITS) - set(present):
         shutil.rmtree(partial / "out" / split, ignore_errors=True)
@@ -410,9 +419,9 @@ def finish(
     shards = {split: Shards(partial / "out" / split, recipe.key) for split in present}
     manifest = {
         "dataset": recipe.dataset,
-        "command": command(recipe, args),
-        "options": options(args),
-        "versions": versions(recipe),
+        "command": full_command(recipe, args),
+        "options": list_options(args),
+        "versions": list_versions(recipe),
         "split_rule": recipe.split_rule,
         "resize_rule": recipe.frame_rule or CROPS[args.crop].format(args.image_size),
         "fps": shards[present[0]].fps,
@@ -429,8 +438,8 @@ def finish(
             for split, part in shards.items()
         },
         **recipe.facts,
-        "copies": copies(entries),
-        "shared": shared(entries),
+        "copies": find_copies(entries),
+        "shared": find_shared(entries),
         "sources": entries,
         "seconds": round(seconds, 2),
     }

@@ -43,7 +43,7 @@ def find_sources(args: argparse.Namespace) -> Found:
     for split, size in SIZES.items():
         there = sum(source.split == split for source in found.sources)
         if there < size:
-            print(f"{args.source}: {there:,} of the {size:,} {split} videos of CLEVRER are there")
+            print(f"{args.source}: has {there:,} of the {size:,} {split} videos of CLEVRER")
     return found
 
 

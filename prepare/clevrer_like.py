@@ -6,9 +6,9 @@
 pybullet simulates the rigid bodies and renders the frames on the CPU (prepare/tabletop.py): 128
 frames of 128x128 at 25 frames per second. As in CLEVRER, there are eight colours and two materials,
 and no two objects of a video are equal. Some objects stand in view at the start, others enter from
-outside, and every video has a collision in view. Stored per frame and per object (6): positions
-(metres, z up), orientations (quaternions x, y, z, w), shapes, colours, materials, present (0 where
-a video has fewer objects) and contacts (pairs that touched since the previous frame).
+outside, and every video has a collision in view. Stored per frame, for 6 object slots: positions
+(metres, z up), orientations (quaternions x, y, z, w), shapes, colours, materials, present (0 in
+unused slots) and contacts (pairs that touched since the previous frame).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from prepare.tabletop import COLORS, MATERIALS, RADIUS, SHAPES, Scene, Table
 from runtime.console import UserError, run_command
 
 FRAMES, FPS, STEPS = 128, 25.0, 10  # frames; frames per second; physics steps per frame
-MOST = 6  # largest number of objects per video
+MAX_OBJECTS = 6  # largest number of objects per video
 FRICTION, MASS = 0.07, (1.0, 2.0)  # sliding friction on the plane; kg of rubber and of metal
 ROOM = 1.1  # metres; standing objects start within +-ROOM of the centre, in x and in y
-APART = 3 * RADIUS  # metres, smallest initial distance between two centres
-LATEST = 0.6  # latest entry of an object, as a share of the video
-MIDDLE = 1.4  # metres; a collision within this distance of the centre is in view
-TRIES = 200  # plans per video before an error
+MIN_DISTANCE = 3 * RADIUS  # metres, smallest initial distance between two centres
+LATEST = 0.6  # latest time at which an object enters, as a share of the video
+VISIBLE_RADIUS = 1.4  # metres; a collision within this distance of the centre is in view
+MAX_TRIES = 200  # plans per video before an error
 
 
 class Plan(NamedTuple):
@@ -55,18 +55,18 @@ class Track(NamedTuple):
 
 
 # --------------------------------------------------------------------------------------------- plan
-def attributes(n: int, rng: np.random.Generator) -> Scene:
+def draw_attributes(n: int, rng: np.random.Generator) -> Scene:
     """Draw n objects that differ pairwise in shape, colour or material."""
     chosen = rng.choice(len(SHAPES) * len(COLORS) * len(MATERIALS), n, replace=False)
     return Scene(*np.unravel_index(chosen, (len(SHAPES), len(COLORS), len(MATERIALS))))
 
 
-def spread(n: int, draw, others: list, rng: np.random.Generator) -> list[np.ndarray]:
-    """Draw n places with draw(), at least APART from each other and from `others`."""
+def draw_apart(n: int, draw, others: list, rng: np.random.Generator) -> list[np.ndarray]:
+    """Draw n places by rejection, at least MIN_DISTANCE from each other and from `others`."""
     places = list(others)
     while len(places) < n + len(others):
         place = draw()
-        if all(np.linalg.norm(place - other) >= APART for other in places):
+        if all(np.linalg.norm(place - other) >= MIN_DISTANCE for other in places):
             places.append(place)
     return places[len(others) :]
 
@@ -74,16 +74,18 @@ def spread(n: int, draw, others: list, rng: np.random.Generator) -> list[np.ndar
 def plan(rng: np.random.Generator, frames: int, table: Table) -> Plan:
     """Plan one to three standing objects, and two or three that enter towards a standing one."""
     standing, coming = int(rng.integers(1, 4)), int(rng.integers(2, 4))
-    scene = attributes(standing + coming, rng)
-    still = spread(standing, lambda: rng.uniform(-1, 1, 2) * ROOM, [], rng)
-    starts = spread(coming, lambda: table.outside(rng.uniform(0, 2 * np.pi)), still, rng)
+    scene = draw_attributes(standing + coming, rng)
+    still = draw_apart(standing, lambda: rng.uniform(-1, 1, 2) * ROOM, [], rng)
+    starts = draw_apart(coming, lambda: table.outside(rng.uniform(0, 2 * np.pi)), still, rng)
     velocities = [np.zeros(2)] * standing
+    # Each entering object aims at a standing one, with some scatter, so that collisions are likely.
     for start in starts:
         way = still[rng.integers(standing)] + rng.normal(0, 0.6 * RADIUS, 2) - start
         distance = np.linalg.norm(way)
-        # More than the speed that friction takes away on the way to the target.
+        # sqrt(2 g mu distance) is the speed that friction consumes on the way to the target.
         speed = np.sqrt(2 * 9.8 * FRICTION * distance) + rng.uniform(0.2, 1.0)
         velocities.append(way / distance * speed)
+    # One object enters in the first frame, so that no video begins with a still scene.
     times = np.concatenate([[0], rng.uniform(0, LATEST * frames, coming - 1)])
     enters = np.concatenate([np.zeros(standing), rng.permutation(times)]).astype(int)
     headings = rng.uniform(0, 2 * np.pi, standing + coming)
@@ -101,7 +103,8 @@ def simulate(table: Table, plan: Plan, frames: int) -> Track:
     bullet.changeDynamics(
         ground, -1, lateralFriction=2 * FRICTION, restitution=0.0, rollingFriction=0.01, **client
     )
-    # At a contact, Bullet multiplies the friction coefficients and the restitutions of both bodies.
+    # Bullet multiplies the friction coefficients of two touching bodies, so 2 * FRICTION and 0.5
+    # give FRICTION on the plane; restitutions are multiplied, too.
     for body in bodies:
         bullet.changeDynamics(
             body,
@@ -113,6 +116,8 @@ def simulate(table: Table, plan: Plan, frames: int) -> Track:
             angularDamping=0.02,
             **client,
         )
+    # Several physics steps per frame: a fast object must not pass through another between two
+    # steps.
     bullet.setGravity(0, 0, -9.8, **client)
     bullet.setTimeStep(1 / FPS / STEPS, **client)
     N = len(bodies)
@@ -121,8 +126,11 @@ def simulate(table: Table, plan: Plan, frames: int) -> Track:
         orientations=np.zeros((frames, N, 4), np.float32),
         contacts=np.zeros((frames, N, N), np.uint8),
     )
+    # Bullet numbers bodies in its own way, and the ground is one of them.
     number = {body: k for k, body in enumerate(bodies)}
     for t in range(frames):
+        # The pose of a frame is stored before the physics of that frame, so frame 0 is the plan
+        # itself.
         for k in np.flatnonzero(plan.enters == t):
             push(table, bodies[k], plan.velocities[k], SHAPES[plan.scene.shapes[k]])
         for k, body in enumerate(bodies):
@@ -147,32 +155,35 @@ def step(table: Table, number: dict[int, int], contacts: np.ndarray) -> None:
         table.bullet.stepSimulation(physicsClientId=table.client)
         for contact in table.bullet.getContactPoints(physicsClientId=table.client):
             a, b = number.get(contact[1]), number.get(contact[2])
-            if a is not None and b is not None and contact[8] <= 0:  # distance
+            # contact[8] is the distance of the bodies: negative if they overlap.
+            if a is not None and b is not None and contact[8] <= 0:
                 contacts[a, b] = contacts[b, a] = 1
 
 
 def collides(track: Track) -> bool:
     """Return whether two objects touch in view at some time."""
     t, a, _ = np.nonzero(track.contacts)
-    return bool((np.linalg.norm(track.positions[t, a, :2], axis=-1) < MIDDLE).any())
+    return bool((np.linalg.norm(track.positions[t, a, :2], axis=-1) < VISIBLE_RADIUS).any())
 
 
-def happening(table: Table, seed: list[int], frames: int) -> tuple[Plan, Track]:
-    """Return the first plan from this seed that has a collision, and its simulation."""
+def plan_collision(table: Table, seed: list[int], frames: int) -> tuple[Plan, Track]:
+    """Plan and simulate with this seed until two objects collide in view; return both."""
     rng = np.random.default_rng(seed)
-    for _ in range(TRIES):
+    for _ in range(MAX_TRIES):
         planned = plan(rng, frames, table)
         track = simulate(table, planned, frames)
         if collides(track):
             return planned, track
-    raise UserError(f"in {TRIES} tries nothing collided within {frames} frames; give more --frames")
+    raise UserError(
+        f"no collision within {frames} frames in {MAX_TRIES} simulations; raise --frames"
+    )
 
 
 # ------------------------------------------------------------------------------------------ command
 def read(source: Source, args: argparse.Namespace) -> Video:
     """Generate one video with its annotations, as a function of (seed, split, number) only."""
     table = Table.of(args.image_size)
-    planned, track = happening(table, [args.seed, *source.detail], args.frames)
+    planned, track = plan_collision(table, [args.seed, *source.detail], args.frames)
     frames = table.render(planned.scene, track.positions, track.orientations)
     T, N, _ = track.positions.shape
     extra = {
@@ -187,8 +198,8 @@ def read(source: Source, args: argparse.Namespace) -> Video:
 
 
 def pad_objects(array: np.ndarray, axes: int = 1) -> np.ndarray:
-    """Pad the object axes of (T, N, ...), the first `axes` axes after T, with zeros to MOST."""
-    missing = MOST - array.shape[1]
+    """Pad the object axes of (T, N, ...), the first `axes` after T, with zeros to MAX_OBJECTS."""
+    missing = MAX_OBJECTS - array.shape[1]
     rest = array.ndim - 1 - axes
     return np.pad(array, [(0, 0), *[(0, missing)] * axes, *[(0, 0)] * rest])
 
@@ -243,7 +254,7 @@ def make(args: argparse.Namespace) -> dict:
 
 def main() -> int:
     args = parse()
-    print(f"{Path(args.out)}: 3 to 6 of them a video: {', '.join(SHAPES)}")
+    print(f"{Path(args.out)}: each video has 3 to 6 objects, of the shapes {', '.join(SHAPES)}")
     return build.report(make(args), args)
 
 

@@ -1,4 +1,6 @@
-"""Access to one video file by PyAV: its best stream, its packets, and its frames, upright."""
+"""Read one video file with PyAV: choose its best stream, correct its packets, convert its frames to
+upright RGB.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ TURNS = {
     (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
     (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }
-# Those that exchange width and height.
+# The transpositions that exchange width and height.
 SIDEWAYS = (
     Image.Transpose.ROTATE_270,
     Image.Transpose.ROTATE_90,
@@ -40,7 +42,7 @@ SIDEWAYS = (
 
 
 class Broken(Exception):
-    """A source, or its rest, cannot be used; the message is the reason."""
+    """A source, or the rest of it, cannot be used. The message is the reason."""
 
 
 # -------------------------------------------------------------------------------------- the stream
@@ -50,13 +52,13 @@ def open_video(path: Path, data: bytes | None = None) -> av.container.InputConta
         raise UserError(
             f"{path}: decoding video needs PyAV, which is not installed: pip install av"
         )
-    # Without the prefix, FFmpeg takes the start of `12:30.mp4` for the name of a protocol.
+    # Without the prefix, FFmpeg reads a name such as `12:30.mp4` as protocol `12`.
     file = f"file:{path}" if data is None else io.BytesIO(data)
     return av.open(file, metadata_errors="ignore")
 
 
 def film_stream(container: av.container.InputContainer) -> av.VideoStream:
-    """Return the video stream that FFmpeg ranks as the best, if it is a film; raises Broken."""
+    """Return the video stream that FFmpeg ranks best, cover pictures excluded; raises Broken."""
     films = film_streams(container)
     if not films:
         cover = " except a cover picture" if container.streams.video else ""
@@ -69,17 +71,17 @@ def film_stream(container: av.container.InputContainer) -> av.VideoStream:
 
 
 def film_streams(container: av.container.InputContainer) -> list[av.VideoStream]:
-    """Return the video streams that are no cover pictures."""
+    """Return the video streams, without cover pictures."""
     cover = av.stream.Disposition.attached_pic
     return [stream for stream in container.streams.video if not stream.disposition & cover]
 
 
 # ------------------------------------------------------------------------------------- its packets
 class Index:
-    """The index of an AVI. It states the time of each frame; empty for other containers.
+    """The index of an AVI, which states the time of each frame; empty for other containers.
 
-    FFmpeg counts the frames of an AVI as it reads them, so that after a damaged chunk all frames
-    are too early.
+    FFmpeg takes the time of an AVI frame from the number of frames read before. After a damaged
+    chunk, all times are therefore too early; `correct` replaces them by the times of the index.
     """
 
     def __init__(self, stream: av.VideoStream):
@@ -96,7 +98,9 @@ class Index:
         self.last = -1
 
     def missing(self) -> int:
-        """Return how many frames of the index were not read; 0 if the index is not believed."""
+        """Return how many frames of the index were not read; 0 if a packet was not in the index,
+        which is then not trusted.
+        """
         return 0 if self.unknown else len(self.positions) - self.found
 
     def correct(self, packet: av.Packet) -> bool:
@@ -116,21 +120,21 @@ class Index:
         return jump
 
 
-def invented(stream: av.VideoStream, shown: np.ndarray) -> bool:
-    """Return whether the presentation timestamps of an AVI are to be ignored.
+def has_invented_timestamps(stream: av.VideoStream, shown: np.ndarray) -> bool:
+    """Return whether the presentation timestamps of a stream must be ignored.
 
-    AVIs have none. FFmpeg derives them from the order of decoding. This fails for some codecs with
-    B-frames, whose order of presentation is another one. shown: (frames,) the timestamps, in the
-    order of decoding.
+    An AVI stores none, so FFmpeg derives them from the decoding order. With B-frames, frames are
+    presented in another order: if the derived timestamps only grow, FFmpeg missed that order.
+    shown: (frames,) the presentation timestamps, in decoding order.
     """
     if stream.container.format.name != "avi":
         return False
     return not stream.codec_context.has_b_frames or bool((np.diff(shown) > 0).all())
 
 
-def decoded_by(packet: av.Packet, refused: Callable[[], None] = lambda: None) -> Iterator:
+def decode_packet(packet: av.Packet, refused: Callable[[], None] = lambda: None) -> Iterator:
     """Yield the frames that a packet completes; call refused() if it cannot be decoded."""
-    # Some AVIs have empty packets for repeated frames. The decoder takes them for the end.
+    # Some AVIs have empty packets for repeated frames; a decoder reads an empty packet as the end.
     if not packet.size and packet.dts is not None:
         return
     try:
@@ -142,10 +146,10 @@ def decoded_by(packet: av.Packet, refused: Callable[[], None] = lambda: None) ->
 
 
 # -------------------------------------------------------------------------------------- its frames
-def turn_of(frame: av.VideoFrame) -> tuple[Image.Transpose | None, bool]:
-    """Return the transposition that a frame's display matrix stands for, None for none.
+def read_turn(frame: av.VideoFrame) -> tuple[Image.Transpose | None, bool]:
+    """Convert a frame's display matrix to a transposition, None if the frame is upright.
 
-    The second value is False if no transposition does what the matrix says: a turn by an angle
+    The second value is False if the matrix is no transposition, for example a rotation by an angle
     that is no multiple of 90 degrees.
     """
     side = frame.side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
@@ -159,15 +163,15 @@ def turn_of(frame: av.VideoFrame) -> tuple[Image.Transpose | None, bool]:
     return TURNS.get(matrix), near and matrix in TURNS
 
 
-def width_of(frame: av.VideoFrame, aspect: float) -> int:
-    """Return the width of a frame with square pixels, before it is turned."""
+def displayed_width(frame: av.VideoFrame, aspect: float) -> int:
+    """Return the width of a frame after conversion to square pixels, before rotation."""
     return max(1, round(frame.width * aspect))
 
 
 def upright_size(frame: av.VideoFrame, aspect: float) -> tuple[int, int]:
-    """Return the width and height of the picture that upright() makes of a frame."""
-    width, height = width_of(frame, aspect), frame.height
-    turn, _ = turn_of(frame)
+    """Return the width and height of the image that to_upright_rgb() makes of a frame."""
+    width, height = displayed_width(frame, aspect), frame.height
+    turn, _ = read_turn(frame)
     return (height, width) if turn in SIDEWAYS else (width, height)
 
 
@@ -175,7 +179,7 @@ def has_alpha(frame: av.VideoFrame) -> bool:
     return any(component.is_alpha for component in frame.format.components)
 
 
-def upright(
+def to_upright_rgb(
     frame: av.VideoFrame,
     aspect: float,
     reformat: Callable,
@@ -185,12 +189,12 @@ def upright(
 
     A transparent frame is composed on white.
 
-    reformat: method of a VideoReformatter that the frames of one film share, because its setup
-    takes longer than the conversion of a frame. turns: a dictionary that the frames of one film
-    share, {angle of the frame: result of turn_of()}; a frame whose side data are read stays in
-    memory until Python's garbage collection.
+    reformat: method of a VideoReformatter. All frames of a film share it, because its setup takes
+    longer than the conversion of a frame. turns: cache {angle of the frame: its transposition} that
+    all frames of a film share, because a frame whose side data are read stays in memory until
+    Python's garbage collection.
     """
-    width = width_of(frame, aspect)
+    width = displayed_width(frame, aspect)
     format = "rgba" if has_alpha(frame) else "rgb24"
     if width == frame.width:
         pixels = reformat(frame, format=format)
@@ -201,6 +205,6 @@ def upright(
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
     if frame.rotation not in turns:
-        turns[frame.rotation], _ = turn_of(frame)
+        turns[frame.rotation], _ = read_turn(frame)
     turn = turns[frame.rotation]
     return image if turn is None else image.transpose(turn)

@@ -1,7 +1,8 @@
 """Decode frames of video files and folders of images with PyAV and Pillow.
 
-A file is on disk or in memory (a member of a zip, for example). Frames come upright, with square
-pixels, and in parts: no part contains a hole in the timestamps, nor the joint of two recordings.
+A file is on disk or in memory (for example a member of a zip). Frames are returned upright, with
+square pixels, and in parts: a new part begins after each hole in the timestamps and at the joint of
+two recordings.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from prepare.container import (
     Broken,
     Index,
     av,
-    decoded_by,
+    decode_packet,
     film_stream,
     film_streams,
     has_alpha,
-    invented,
+    has_invented_timestamps,
     open_video,
-    turn_of,
-    upright,
+    read_turn,
+    to_upright_rgb,
     upright_size,
 )
 from prepare.timing import Clock, Steps, at_ticks, measure_steps
@@ -38,6 +39,7 @@ from prepare.timing import Clock, Steps, at_ticks, measure_steps
 if av is not None:
     from av.video.reformatter import VideoReformatter
 
+# PNG chunks that do not change the 8-bit pixel values which Pillow and FFmpeg return.
 PLAIN_CHUNKS = (
     b"IHDR",
     b"IDAT",
@@ -55,15 +57,15 @@ READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBo
 if av is not None:
     READ_ERRORS = (av.error.FFmpegError, *READ_ERRORS)
 WHITENED = "transparent; composed on white"
-MAX_GAP = 3.0  # a step over this many median steps is a hole
-WIDEST = 8  # a pixel aspect ratio above this, or below its inverse, is not believed
+MAX_GAP = 3.0  # a step between timestamps of more than this many median steps is a hole
+WIDEST = 8  # a pixel aspect ratio above this, or below its inverse, is ignored as an error
 # Transfer functions of HDR by their number in ITU-T H.273.
 HDR = {16: "PQ", 18: "HLG"}
 
 
 @dataclass
 class Film:
-    """One video file or frame folder, its properties, and what was found while it was decoded."""
+    """One video file or frame folder: its properties, and counts of what decoding encountered."""
 
     path: Path
     name: str  # relative to --source
@@ -72,10 +74,10 @@ class Film:
     data: bytes | None = None  # content of a video file, if it is in memory
     max_gap: float = MAX_GAP
     # Set by probe().
-    frames: int = 0  # counted without decoding, without those hidden by an edit list
+    frames: int = 0  # counted without decoding; frames hidden by an edit list do not count
     rate: float | None = None  # frames per second; None for a frame folder
     steps: Steps | None = None  # between timestamps; None if there are none
-    by_decoding: bool = False  # the order of decoding tells the times, see invented()
+    by_decoding: bool = False  # use decoding timestamps, see has_invented_timestamps()
     size: tuple[int, int] = (0, 0)  # width, height, as shown
     aspect: float = 1.0  # width of a stored pixel divided by its height
     short: str | None = None  # evidence that the file is cut short
@@ -84,22 +86,23 @@ class Film:
     # Set by read().
     decoded: int = 0  # frames decoded so far
     broken: bool = False  # whether reading ended before the end of the film
-    used: int = 0  # of them, those that were yielded
-    repeated: int = 0  # times that a frame was yielded again, to keep to the frame rate
+    used: int = 0  # decoded frames that were yielded
+    repeated: int = 0  # repetitions of yielded frames, to reach the frame rate
     corrupt: int = 0  # frames that the decoder flagged
     refused: int = 0  # packets that the decoder refused
-    interlaced: int = 0  # frames of two fields
-    part: int = 0  # number of the part to which the last frame belongs, from 1
-    holes: int = 0  # in the timestamps, between the parts
-    longest: float = 0.0  # hole, seconds
-    joints: int = 0  # where the timestamps go back
+    interlaced: int = 0  # interlaced frames
+    part: int = 0  # number of the part to which the last yielded frame belongs, from 1
+    holes: int = 0  # number of holes in the timestamps
+    longest: float = 0.0  # length of the longest hole in seconds
+    joints: int = 0  # number of times that the timestamps go back
     uneven: tuple[float, float] | None = None  # range of the steps in seconds, if they vary
 
 
 def crop_boxes(width: int, height: int, tile: int | None) -> list[tuple[int, int, int, int]]:
     """Return (left, top, right, bottom) of the centre square, or of all whole tiles row by row.
 
-    Margins on opposite sides are equal up to one pixel.
+    The remaining margins on opposite sides are equal up to one pixel. tile: pixels; None or 0: the
+    centre square.
     """
     side = tile or min(width, height)
     columns, rows = (width // side, height // side) if tile else (1, 1)
@@ -124,7 +127,7 @@ def probe(film: Film) -> None:
                 film.size = image.size[::-1] if is_turned(image) else image.size
         else:
             if film.data is None and not film.path.stat().st_size:
-                raise Broken("an empty file")
+                raise Broken("the file is empty")
             with open_video(film.path, film.data) as container:
                 probe_video(film, container)
     except READ_ERRORS as error:
@@ -132,9 +135,10 @@ def probe(film: Film) -> None:
 
 
 def probe_video(film: Film, container: av.container.InputContainer) -> None:
+    """Read all packets of a video and set the film's properties; decodes the first frame only."""
     stream = film_stream(container)
     index = Index(stream)
-    # Timestamps of the video's frames, in the order of the file.
+    # Decoding and presentation timestamps of the frames, in the order of the file.
     decoding, shown = array("q"), array("q")
     end = 0.0  # seconds, end of the last packet of any stream
     cut_off = False
@@ -143,7 +147,7 @@ def probe_video(film: Film, container: av.container.InputContainer) -> None:
         for packet in container.demux():
             ours = packet.stream.index == stream.index
             if ours and first is None:
-                first = next(decoded_by(packet), None)
+                first = next(decode_packet(packet), None)
             if not packet.size:
                 continue
             if ours:
@@ -166,8 +170,8 @@ def probe_video(film: Film, container: av.container.InputContainer) -> None:
     if first is None:
         raise Broken(film.short or "not one frame could be decoded")
     film.missing = index.missing()
-    film.by_decoding = invented(stream, np.array(shown))
-    look_at(film, first, stream)
+    film.by_decoding = has_invented_timestamps(stream, np.array(shown))
+    set_picture_properties(film, first, stream)
     set_rate(film, stream, np.array(decoding), np.array(shown))
     announced = (container.duration or 0) / av.time_base
     # FFmpeg reduces the duration of a truncated AVI by the size of the file.
@@ -177,28 +181,30 @@ def probe_video(film: Film, container: av.container.InputContainer) -> None:
         film.short = "cut short: its last frame is not whole"
     # FFmpeg reads a truncated file to its end without an error.
     if len(shown) and end < 0.98 * announced - 0.2:
-        film.short = f"cut short: {end:.1f} of {announced:.1f} s are there"
+        film.short = f"cut short: contains {end:.1f} of {announced:.1f} s"
 
 
 def set_rate(film: Film, stream: av.VideoStream, decoding: np.ndarray, shown: np.ndarray) -> None:
-    """Set steps and rate from the timestamps; from the header if there are none."""
+    """Set the steps and the frame rate from the timestamps, or from the header without any."""
     announced = float(stream.average_rate or 0)
     film.rate = announced or None
     film.steps = measure_steps(decoding, shown, float(stream.time_base or 0))
-    # The rate in the header may be wrong, as for GIFs; it is exact where it is about right.
+    # The rate in the header is exact if it agrees with the timestamps, which are rounded. It may
+    # also be wrong, as for GIFs.
     if film.steps and not 0.99 < announced * film.steps.regular < 1.01:
         film.rate = 1 / film.steps.regular
 
 
-def look_at(film: Film, frame: av.VideoFrame, stream: av.VideoStream) -> None:
-    """Set size and aspect by the first frame, and the notes about the whole film."""
+def set_picture_properties(film: Film, frame: av.VideoFrame, stream: av.VideoStream) -> None:
+    """Set size and aspect from the first frame, and add notes about the whole film."""
     aspect = float(stream.sample_aspect_ratio or 1)
     if 1 / WIDEST <= aspect <= WIDEST:
         film.aspect = aspect
     else:
         film.notes.append(f"its pixel aspect ratio {aspect:g} is not applied")
-    if not turn_of(frame)[1]:
+    if not read_turn(frame)[1]:
         film.notes.append("its display matrix is no multiple of a right angle, and is not applied")
+    # Most files with an alpha channel are opaque, so only transparent pixels are worth a note.
     if has_alpha(frame) and frame.to_ndarray(format="rgba")[..., 3].min() < 255:
         film.notes.append(WHITENED)
     film.size = upright_size(frame, film.aspect)
@@ -217,7 +223,7 @@ def look_at(film: Film, frame: av.VideoFrame, stream: av.VideoStream) -> None:
 
 # ----------------------------------------------------------------------------------------- decoding
 def video_frames(film: Film, clock: Clock, container: av.container.InputContainer) -> Iterator:
-    """Yield the frames of a video; tell the clock where frames are lost."""
+    """Yield the frames of a video; call clock.suspect() where frames may have been lost."""
     stream = film_stream(container)
     index = Index(stream)
 
@@ -233,13 +239,13 @@ def video_frames(film: Film, clock: Clock, container: av.container.InputContaine
     for packet in container.demux(stream):
         if packet.size and (index.correct(packet) or packet.is_corrupt):
             clock.suspect()
-        yield from decoded_by(packet, refuse)
+        yield from decode_packet(packet, refuse)
 
 
 def timed_frames(film: Film, tick: Callable) -> Iterator[tuple[int, float, tuple[int, object]]]:
     """Yield (part, seconds, (index, image file or video frame)) of all frames.
 
-    Calls tick() per frame.
+    Calls tick() once per frame. For a folder of images, seconds is the index.
     """
     if film.images:
         for index, image in enumerate(film.images):
@@ -250,6 +256,7 @@ def timed_frames(film: Film, tick: Callable) -> Iterator[tuple[int, float, tuple
     with open_video(film.path, film.data) as container:
         stream = film_stream(container)
         step = film.steps.median if film.steps else 1 / (film.rate or 1)
+        # The clock divides the frames, which arrive in order of presentation, into parts.
         clock = Clock(step, film.max_gap, float(stream.time_base or 0))
         for frame in video_frames(film, clock, container):
             stamp = frame.dts if film.by_decoding else frame.pts
@@ -277,6 +284,7 @@ def is_plain_png(data: bytes) -> bool:
         or data[24:29] != b"\x08\x02\0\0\0"
     ):
         return False
+    # Walk through the chunks; each has a length, a type, its data and a CRC-32.
     at = 8
     while at + 12 <= len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
@@ -294,7 +302,7 @@ def is_plain_png(data: bytes) -> bool:
 def png_pixels(data: bytes) -> np.ndarray | None:
     """Decode a plain PNG with FFmpeg to (H, W, 3) uint8; None for any other file.
 
-    FFmpeg takes two thirds of Pillow's time for the same pixels. Pillow decodes the other files,
+    FFmpeg returns the same pixels in two thirds of Pillow's time. Pillow reads all other files,
     because it supports more formats.
     """
     if av is None or not is_plain_png(data):
@@ -310,7 +318,7 @@ def is_turned(image: Image.Image) -> bool:
     return image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
 
 
-def rgb(film: Film, item: Path | io.BytesIO) -> Image.Image:
+def read_rgb(film: Film, item: Path | io.BytesIO) -> Image.Image:
     """Read an image file as upright RGB; raises Broken for more than 8 bits per channel.
 
     The EXIF orientation is applied. A transparent image is composed on white.
@@ -330,8 +338,8 @@ def rgb(film: Film, item: Path | io.BytesIO) -> Image.Image:
         return image.convert("RGB")
 
 
-def own_rate(film: Film, fps: float | None) -> bool:
-    """Return whether a film keeps its own frame rate: without --fps, or if it is slower."""
+def keeps_own_rate(film: Film, fps: float | None) -> bool:
+    """Return whether a film keeps its frame rate: if --fps is not set, or above the film's rate."""
     return fps is None or (film.rate is not None and fps > 1.01 * film.rate)
 
 
@@ -350,28 +358,30 @@ def read(
     """Yield (index in the film, RGB image) of the frames to keep, all of the same size.
 
     fps: frames per second to resample to by the timestamps, where frames are dropped or repeated;
-    a slower film and a folder of images keep all frames. film.part is the number of the part to
-    which the frame belongs: no clip may contain frames of two parts.
+    a slower film and a folder of images keep all frames. After each yield, film.part is the number
+    of the part to which the frame belongs: no clip may contain frames of two parts.
 
-    Raises Broken at the first frame that has another size, or where the file cannot be read on.
+    Raises Broken at the first frame that has another size, or where reading the file fails.
     """
     frames = timed_frames(film, tick)
     reformat = None if film.images else VideoReformatter().reformat
-    if film.images or own_rate(film, fps):
+    if film.images or keeps_own_rate(film, fps):
         kept = ((part, item) for part, _, item in frames)
     else:
         kept = resample(film, frames, fps)
     last, turns = -1, {}
+    # Reset at the end, so that the film counts as broken if an error ends the reading.
     film.broken = True
     try:
         for part, (index, item) in kept:
+            # Resampling repeats an item by yielding it again; the image is converted only once.
             if index == last:
                 film.repeated += 1
             else:
                 if film.images:
-                    image = rgb(film, item)
+                    image = read_rgb(film, item)
                 else:
-                    image = upright(item, film.aspect, reformat, turns)
+                    image = to_upright_rgb(item, film.aspect, reformat, turns)
                 film.used += 1
             if image.size != film.size:
                 raise Broken(
@@ -394,27 +404,28 @@ def count(number: int, noun: str) -> str:
 
 
 def lost_frames(film: Film) -> int:
-    """Return how many frames a film lacks, where the decoder met damage."""
+    """Return the number of frames lost to damage; 0 if the decoder met no damage."""
     if not (film.corrupt or film.refused or film.missing):
         return 0
-    # After a break, the rest is counted nowhere.
+    # If reading stopped early, the frames after that point do not count as lost to damage.
     undecoded = 0 if film.broken else film.frames - film.decoded
     return max(film.missing + film.refused, film.missing + undecoded)
 
 
-def findings(film: Film) -> list[str]:
-    """Return what a user has to know about a film that was read, one line each."""
+def list_findings(film: Film) -> list[str]:
+    """Return notes for the user on a film that was read, one line each."""
     found = list(film.notes)
+    # Damage first, then what the timestamps show, then properties of the whole film.
     if film.corrupt:
-        found.append(f"{count(film.corrupt, 'damaged frame')}, says the decoder; kept")
+        found.append(f"{count(film.corrupt, 'damaged frame')} reported by the decoder; kept")
     lost = lost_frames(film)
     if lost:
         found.append(f"{count(lost, 'frame')} lost to damage")
     step = film.steps.median if film.steps else 1 / (film.rate or 1)
     if film.holes:
         found.append(
-            f"{count(film.holes, 'hole')} in the timestamps, damage or a pause, up to "
-            f"{film.longest:.2f} s where frames are {1000 * step:.0f} ms apart; no clip crosses a "
+            f"{count(film.holes, 'hole')} in the timestamps (damage or a pause) of up to "
+            f"{film.longest:.2f} s, while frames are {1000 * step:.0f} ms apart; no clip crosses a "
             "hole (--max_gap)"
         )
     if film.joints:

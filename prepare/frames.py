@@ -1,10 +1,10 @@
-"""Convert folders `train/<video>/<frame>.png`, and val and test, as RIVER's, to shards.
+"""Convert folders of frames, train/<video>/<frame>.png and the same for val and test, to shards.
 
     python -m prepare.frames --source kth_png --out data/kth --image_size 64
 
-The folders may also be in zips, for example `train.zip`. Frames are sorted by their numbers, with
-or without zero padding; where numbers are missing, another video begins. For folders without train,
-val and test, use prepare.videos.
+This is RIVER's layout. The folders may also be in zips, for example `train.zip`. Frames are sorted
+by their numbers, with or without zero padding; a new video begins where numbers are missing. For
+folders without train, val and test, use prepare.videos.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from prepare.sources import (
     Found,
     Source,
     Video,
-    clips_of,
+    decode_clips,
     digest,
     files_below,
-    hidden,
-    member_content,
+    is_hidden,
     members,
+    read_member,
 )
 from runtime.console import UserError, run_command
 
@@ -52,9 +52,9 @@ def split_of(path: str) -> tuple[str, str] | None:
 
 def find_tree(root: Path, extension: str) -> Found:
     """Find the folders of frames below a folder train, val or test, in numeric order."""
-    # By name; a folder has priority over the same folder in a zip.
+    # {name: source}; a folder has priority over the same folder in a zip.
     found, broken = {}, []
-    # `walk` reports what it leaves out, so the folder is walked once.
+    # `walk` prints a line for each file that it leaves out, so walk the folder only once.
     files = list(files_below(root))
     folders = {path.parent for path in files if path.name.lower().endswith(f".{extension}")}
     for folder in folders - {root.parent}:
@@ -62,6 +62,7 @@ def find_tree(root: Path, extension: str) -> Found:
         if place:
             stamp = folder.stat().st_mtime_ns
             found[place[1]] = Source(place[1], place[0], str(folder), stamp=stamp)
+    # A zip may contain train/ itself, or be the split: train.zip with <video>/<frame>.png.
     for path in files:
         if path.suffix.lower() != ".zip":
             continue
@@ -84,8 +85,8 @@ def find_tree(root: Path, extension: str) -> Found:
             broken.append((str(path.relative_to(root)) if path != root else root.name, str(error)))
     if not found:
         raise UserError(
-            f"{root}: no train/<video>/<frame>.{extension}, nor val/ or test/, in it, nor in zips "
-            "in it; see --extension, or let prepare.videos split it"
+            f"{root}: no train/<video>/<frame>.{extension}, nor the same in val/ or test/, in the "
+            "folder or in its zips; see --extension, or split the videos with prepare.videos"
         )
     return Found(sorted(found.values(), key=lambda source: natural_path(source.name)), broken)
 
@@ -103,26 +104,30 @@ def read_tree(source: Source, size: int, crop: str, extension: str) -> Video:
         else:
             there = os.listdir(source.path)
             names = [name for name in there if name.lower().endswith(f".{extension}")]
-        names, note = select_kind(name for name in names if not hidden(name))
+        # A folder may hold a preview beside the frames. It is left out if its name is of another
+        # kind.
+        names, note = select_kind(name for name in names if not is_hidden(name))
         ordered = put_in_order(names)
         if in_zip:
             prefix = f"{source.member}/" if source.member else ""
-            contents = [member_content(source.path, prefix + name) for name in ordered.names]
+            contents = [read_member(source.path, prefix + name) for name in ordered.names]
         else:
             contents = [Path(source.path, name).read_bytes() for name in ordered.names]
     except OSError as error:
         raise Broken(f"{os.path.basename(error.filename or '')}: {why(error)}") from None
     images = [io.BytesIO(content) for content in contents]
     for image, name in zip(images, ordered.names):
-        image.name = name  # for messages
+        # Error messages name the file.
+        image.name = name
     film = Film(Path(source.path), source.name, images, ordered.breaks)
     film.notes += [*filter(None, [note]), *ordered.notes]
     try:
-        clips = clips_of(film, size, crop)
+        clips = decode_clips(film, size, crop)
     except Broken as error:
         raise Broken(f"{ordered.names[max(film.decoded - 1, 0)]}: {error}") from None
-    # A frame between two holes is no video.
-    alone = len(clips) - len(kept := [clip for clip in clips if len(clip) > 1 or len(clips) == 1])
+    # A single frame between missing numbers is no video.
+    kept = [clip for clip in clips if len(clip) > 1 or len(clips) == 1]
+    alone = len(clips) - len(kept)
     if alone:
         film.notes.append(f"{count(alone, 'frame')} alone between missing numbers; left out")
     if not kept:

@@ -50,12 +50,13 @@ def split_of(rule: str, person: int, scenario: int) -> str:
 def read_sequences(path: str) -> dict[str, tuple[tuple[int, int], ...]]:
     """Read 00sequences.txt as {person01_boxing_d1: ((1, 95), (96, 185), ...)}.
 
-    Frames count from 1, and ranges are closed.
+    The pairs are closed ranges of frames, counted from 1.
     """
     try:
         text = Path(path).read_text(encoding="latin-1")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    # The file has text before and between its lines, so only lines with a name and ranges are read.
     runs = {}
     line = r"^\s*(person\d\d_[a-z]+_d[1-4])\s+frames\s+(.*)$"
     for name, rest in re.findall(line, text, re.M | re.ASCII | re.IGNORECASE):
@@ -72,7 +73,7 @@ def read_sequences(path: str) -> dict[str, tuple[tuple[int, int], ...]]:
     return runs
 
 
-def cut(frames, runs: tuple[tuple[int, int], ...]) -> tuple[list, str | None]:
+def cut_runs(frames, runs: tuple[tuple[int, int], ...]) -> tuple[list, str | None]:
     """Return the clips of the runs, and a note if the file is shorter than the runs."""
     if not runs:
         raise Broken("no frames are labelled in --sequences")
@@ -80,30 +81,31 @@ def cut(frames, runs: tuple[tuple[int, int], ...]) -> tuple[list, str | None]:
     for first, last in runs:
         if 1 <= first <= min(last, len(frames)):
             clips.append(frames[first - 1 : last])
-    # Runs that start after the last frame are dropped.
+    # Runs that start after the last frame are dropped, so no clip may be left.
     if not clips:
-        raise Broken(f"has {len(frames)} frames, all of its runs in --sequences lie behind them")
+        raise Broken(f"has {len(frames)} frames, but all its runs in --sequences start later")
     last = max(last for _, last in runs)
     if last <= len(frames):
         return clips, None
-    return clips, f"has {len(frames)} frames, --sequences goes to {last}; cut to what is there"
+    return clips, f"has {len(frames)} frames, but --sequences goes to {last}; runs were shortened"
 
 
 def read(source: Source, args: argparse.Namespace) -> Video:
     """Read a file, or its labelled runs, up to the first damage; raises Broken."""
     video = read_film(source, args.image_size, args.crop, keep_before_damage=True)
     if TRUNCATED in source.name.lower() and video.damage:
-        note = f"the official file ends early ({video.damage}); what comes before is kept"
+        note = f"the official file ends early ({video.damage}); the frames before are kept"
         video = video._replace(damage=None, note="; ".join(filter(None, (video.note, note))))
     if args.sequences is None:
         return video
-    clips, beyond = cut(np.concatenate(video.clips), source.detail)
+    clips, beyond = cut_runs(np.concatenate(video.clips), source.detail)
     return video._replace(clips=clips, note="; ".join(filter(None, (video.note, beyond))) or None)
 
 
 def find_sources(args: argparse.Namespace) -> Found:
     runs = read_sequences(args.sequences) if args.sequences else {}
     matches, broken = find(Path(args.source), NAME, "person01_walking_d1_uncomp.avi and the like")
+    # Files of other actions match the pattern, too, and are not sources.
     sources = []
     for match, source in matches:
         person, action, scenario = int(match[2]), match[3].lower(), int(match[4])
@@ -127,8 +129,8 @@ def find_sources(args: argparse.Namespace) -> Found:
     absent = sorted(expected - {match[1].lower() for match, _ in matches})
     if absent:
         print(
-            f"{args.source}: {len(absent)} of {len(expected)} files of KTH are not there, "
-            f"{absent[0]} the first"
+            f"{args.source}: {len(absent)} of {len(expected)} files of KTH are missing, the first "
+            f"is {absent[0]}"
         )
     return Found(sources, broken)
 
@@ -166,7 +168,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def make(args: argparse.Namespace) -> dict:
     if args.split == "demo":
         print(
-            "--split demo: every person is in train, val and test; the test set has no new person"
+            "--split demo: every person is in train, val and test, so the test set has no new "
+            "person"
         )
     return build.make(
         build.Recipe("KTH", "prepare.kth", read, RULES[args.split], 16), find_sources(args), args

@@ -1,4 +1,4 @@
-"""The entries of manifest.json: what became of each source, and the summary that is printed."""
+"""The entries of manifest.json, one per source with its outcome, and the printed summary."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 from runtime.console import printable
 
-LISTED = 20  # lines that are printed of a list; the manifest holds all
+LISTED = 20  # maximum number of printed lines of a list; the manifest contains all
 
 
 def entry_of(name: str, split: str | None = None, skipped: str | None = None) -> dict:
@@ -29,13 +29,13 @@ def print_problem(entry: dict, bar) -> None:
     if entry["skipped"]:
         bar.write(f"{name}: {entry['skipped']}; skipped", sys.stderr)
     elif entry["damage"]:
-        bar.write(f"{name}: {entry['damage']}; what comes before is kept", sys.stderr)
+        bar.write(f"{name}: {entry['damage']}; the frames before are kept", sys.stderr)
     elif entry["note"]:
         bar.write(f"{name}: {entry['note']}", sys.stderr)
 
 
-def copies(entries: list[dict]) -> list[list[str]]:
-    """Return the names of source videos whose bytes are identical, also of those left out."""
+def find_copies(entries: list[dict]) -> list[list[str]]:
+    """Return groups of source videos with identical bytes, including copies that are left out."""
     by_content: dict[str, list[str]] = {}
     contents = {entry["name"]: entry["sha256"] for entry in entries}
     for entry in entries:
@@ -45,8 +45,8 @@ def copies(entries: list[dict]) -> list[list[str]]:
     return [names for names in by_content.values() if len(names) > 1]
 
 
-def shared(entries: list[dict]) -> list[list[str]]:
-    """Return the names of source videos in different splits whose bytes are identical."""
+def find_shared(entries: list[dict]) -> list[list[str]]:
+    """Return groups of source videos with identical bytes that are in different splits."""
     by_content: dict[str, list[dict]] = {}
     for entry in entries:
         if entry["sha256"]:
@@ -70,6 +70,7 @@ def report(manifest: dict, args: argparse.Namespace, unit: str = "source video")
             f"  {split:5} {part['videos']:9,} videos {part['frames']:11,} frames, "
             f"{part['shortest']} to {part['longest']} each"
         )
+    # Skipped sources make the exit code 1, which must not look as if the shards were unusable.
     usable = "; the shards are complete and usable without them" if skipped else ""
     print(f"  skipped: {len(skipped):,} {unit}s{usable}")
     list_names([f"{entry['name']}: {entry['skipped']}" for entry in skipped], args)
@@ -77,6 +78,7 @@ def report(manifest: dict, args: argparse.Namespace, unit: str = "source video")
     if damaged:
         print(f"  damaged: {len(damaged):,} {unit}s; the frames before the damage are kept")
         list_names([f"{entry['name']}: {entry['damage']}" for entry in damaged], args)
+    # Copies in one split are kept but printed: they weigh more in training.
     left_out = sum(bool(entry["copy_of"]) for entry in manifest["sources"])
     if manifest["copies"]:
         print(

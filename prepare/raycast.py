@@ -2,8 +2,8 @@
 
 All functions work on batches of poses. Cells are unit squares; walls are on their edges, one unit
 high; x is east, y is north, headings are radians from east towards north. A pixel is the mean of
-four texels. Each texel is read from a table of every texture at several distances, blurred against
-aliasing and darkened by fog. Distances are perpendicular to the screen.
+four texels. The texels are read from a table of mipmaps: every texture at several distances,
+blurred against aliasing and darkened by fog. Distances are perpendicular to the screen.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ EAST, NORTH, WEST, SOUTH = range(4)
 DX, DY = (1, 0, -1, 0), (0, 1, 0, -1)
 HALF_VIEW = 0.7  # tangent of half the angle of view, across and up (70 degrees)
 EYE = 0.5  # height of the camera
-TEXELS, FINE = 64, 2  # texels per side of a texture; rays per side of a pixel
-NEAR, FAR, LEVELS = 0.25, 12.0, 24  # distances of the table: range and number, geometric steps
+TEXELS, FINE = 64, 2  # texels per side of a texture; rays per side of a pixel (supersampling)
+NEAR, FAR, LEVELS = 0.25, 12.0, 24  # distances in the table: smallest, largest, number (geometric)
 FOG = 0.2  # per cell
 SPRITE_NEAR = 0.12  # billboards nearer than this are not drawn
 BRICK, SUNSET, RINGS = range(3)  # pictures on walls
 SMILEY, GEM, BALL = range(3)  # pictures on billboards
-OPAQUE = 1 << 30
+OPAQUE = 1 << 30  # bit of a packed texel, above its three channels
 
 
 class Scene(NamedTuple):
@@ -56,7 +56,7 @@ def bricks(rng: np.random.Generator) -> np.ndarray:
     return color
 
 
-def framed(picture: np.ndarray, wall: np.ndarray) -> np.ndarray:
+def add_frame(picture: np.ndarray, wall: np.ndarray) -> np.ndarray:
     """Draw a picture in a wooden frame on a wall."""
     x, y = grid()
     edge = np.maximum(abs(x), abs(y))
@@ -80,7 +80,7 @@ def wall_pictures(rng: np.random.Generator) -> list[np.ndarray]:
     )
     wheel = np.array([[220, 40, 40], [240, 200, 40], [40, 160, 80], [40, 90, 200], [240, 240, 240]])
     rings = wheel[(np.hypot(x, y) * 8).astype(int) % 5]
-    return [wall, framed(sunset, wall), framed(rings, wall)]
+    return [wall, add_frame(sunset, wall), add_frame(rings, wall)]
 
 
 def floor_picture(rng: np.random.Generator) -> np.ndarray:
@@ -128,15 +128,15 @@ def billboards() -> list[tuple[np.ndarray, np.ndarray]]:
     return [(smiley, r < 0.97), (gem, abs(x) * 1.35 + abs(y) < 0.97), (ball, r < 0.95)]
 
 
-def blurred(texture: np.ndarray, down: float, across: float) -> np.ndarray:
-    """Blur (TEXELS, TEXELS, 3) by a periodic Gaussian; down, across: its widths in texels."""
+def blur(texture: np.ndarray, down: float, across: float) -> np.ndarray:
+    """Blur (TEXELS, TEXELS, 3) by a periodic Gaussian of standard deviations down, across."""
     frequency = 2 * np.pi * np.fft.fftfreq(TEXELS)
     weight = np.exp(-0.5 * ((down * frequency[:, None]) ** 2 + (across * frequency) ** 2))
     return np.fft.ifft2(np.fft.fft2(texture, axes=(0, 1)) * weight[..., None], axes=(0, 1)).real
 
 
-def packed(color: np.ndarray) -> np.ndarray:
-    """Pack (…, 3) in [0, 255] to uint32, ten bits per channel, so a sum of four has no overflow."""
+def pack(color: np.ndarray) -> np.ndarray:
+    """Pack (…, 3) in [0, 255] to uint32, ten bits per channel: a sum of four does not overflow."""
     red, green, blue = np.moveaxis(np.clip(np.rint(color), 0, 255).astype(np.uint32), -1, 0)
     return red << 20 | green << 10 | blue
 
@@ -150,7 +150,7 @@ def level_of(distance: np.ndarray) -> np.ndarray:
 
 @cache
 def tables(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the flat texel tables (surfaces, billboards) for screens of `size` pixels.
+    """Compute the flat texel tables (surfaces, billboards) for screens of `size` pixels.
 
     Surfaces: (2 * 3 wall pictures + 2) x LEVELS x TEXELS x TEXELS. Each wall picture appears twice:
     seen while looking east or west, then darker, while looking north or south. Floor and ceiling
@@ -165,16 +165,18 @@ def tables(size: int) -> tuple[np.ndarray, np.ndarray]:
     for wall in walls:
         for side in (1.0, 0.72):
             for f, s in zip(footprint, shade):
-                surfaces.append(blurred(wall, 0.4 * f, 0.6 * f) * side * s)
+                surfaces.append(blur(wall, 0.4 * f, 0.6 * f) * side * s)
     for plane in planes:
         for d, f, s in zip(distances, footprint, shade):
+            # Seen at a slant, the footprint is d / EYE times as long as wide: use the
+            # geometric mean of both.
             width = 0.5 * f * np.sqrt(d / EYE)
-            surfaces.append(blurred(plane, width, width) * s)
+            surfaces.append(blur(plane, width, width) * s)
     sprites = []
     for color, opaque in billboards():
         for s in shade:
-            sprites.append(np.where(opaque, packed(color * s) | OPAQUE, 0))
-    return packed(np.stack(surfaces)).reshape(-1), np.stack(sprites).astype(np.uint32).reshape(-1)
+            sprites.append(np.where(opaque, pack(color * s) | OPAQUE, 0))
+    return pack(np.stack(surfaces)).reshape(-1), np.stack(sprites).astype(np.uint32).reshape(-1)
 
 
 # --------------------------------------------------------------------------------------------- rays
@@ -196,9 +198,10 @@ def across(size: int) -> np.ndarray:
 def cast(
     open: np.ndarray, x: np.ndarray, y: np.ndarray, rx: np.ndarray, ry: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Follow rays (N,) from cell to cell until each hits a wall.
+    """Follow rays (N,) from cell to cell until each hits a wall (digital differential analyser).
 
-    Returns the distance in multiples of the ray, and the wall as a flat index into (4, n, n).
+    Returns the distance in multiples of the ray's length, and the wall as a flat index into
+    (4, n, n).
     """
     n = open.shape[1]
     shut = ~open.reshape(-1)
@@ -208,6 +211,7 @@ def cast(
     # Distance along the ray between two grid lines of x, and of y.
     each_x = 1 / np.maximum(abs(rx), 1e-9)
     each_y = 1 / np.maximum(abs(ry), 1e-9)
+    # to_x, to_y: distance to the next grid line of x, and of y. The nearer one is crossed first.
     fx, fy = x - np.floor(x), y - np.floor(y)
     to_x, to_y = np.where(east, 1 - fx, fx) * each_x, np.where(north, 1 - fy, fy) * each_y
     face_x, face_y = np.where(east, EAST, WEST) * n * n, np.where(north, NORTH, SOUTH) * n * n
@@ -239,6 +243,7 @@ def render(scene: Scene, poses: np.ndarray, light: np.ndarray, size: int = 64) -
     F, S = len(poses), size * FINE
     x, y = poses[:, :1], poses[:, 1:2]
     rx, ry = rays(poses[:, 2], S)
+    # One ray per column: walls are vertical, so all pixels of a column see the same wall.
     flat = [np.broadcast_to(part, rx.shape).reshape(-1) for part in (x, y, rx, ry)]
     distance, wall = (part.reshape(F, S) for part in cast(scene.open, *flat))
     canvas = np.empty((F, S, S), np.uint32)
@@ -266,11 +271,13 @@ def draw_surfaces(canvas: np.ndarray, scene: Scene, x, y, rx, ry, distance, wall
     # Position along the wall, from left to right for the viewer.
     along = np.where(facing % 2 == EAST, y + distance * ry, x + distance * rx)
     along = np.where((facing == EAST) | (facing == SOUTH), -along, along)
+    # Wall pictures come in pairs in the table: bright for east and west, dark for north and south.
     kind = scene.pictures.reshape(-1)[wall].astype(np.int32) * 2 + facing % 2
     texel = np.floor(along * TEXELS).astype(np.int32) & (TEXELS - 1)
     column = (kind * LEVELS + level_of(distance)) * page + texel
     down = across(S)[S // 2 :, None]  # tangents below the horizon
     drop = down * distance[:, None]  # (F, S/2, S): height of the eye above the hit point
+    # A ray that falls below the eye's height before the wall hits the floor, `reach` units ahead.
     on_wall = drop < EYE
     reach = EYE / down
     u = ((x[..., None] + reach * rx[:, None]) * TEXELS).astype(np.int32) & (TEXELS - 1)
@@ -289,7 +296,7 @@ def draw_surfaces(canvas: np.ndarray, scene: Scene, x, y, rx, ry, distance, wall
 def draw_sprites(
     canvas: np.ndarray, sprites: np.ndarray, poses: np.ndarray, walls: np.ndarray
 ) -> None:
-    """Draw billboards, which face the screen, from far to near, where no wall is nearer.
+    """Draw billboards, which face the screen, from far to near, except behind walls.
 
     walls: (F, S), the distance of the wall in each column.
     """
@@ -298,6 +305,7 @@ def draw_sprites(
     ahead, right = c * dx + s * dy, s * dx - c * dy  # (F, B)
     seen = (ahead > SPRITE_NEAR) & (abs(right) - sprites[:, 3] / 2 < HALF_VIEW * ahead)
     order = np.argsort(-ahead, axis=1, kind="stable")
+    # In step n, draw the n-th farthest billboard of every frame; these differ between frames.
     for nth in order.T:
         frames = np.flatnonzero(np.take_along_axis(seen, nth[:, None], 1)[:, 0])
         if len(frames):
@@ -316,6 +324,7 @@ def draw_sprite(
 ) -> None:
     """Draw one billboard into each of `frames`."""
     S = canvas.shape[1]
+    # Texture coordinates of each screen column (u) and row (v), in [0, 1) within the billboard.
     line, size = across(S), sprites[:, 3:4]
     u = (line * ahead[:, None] - right[:, None]) / size + 0.5
     v = (line * ahead[:, None] - (EYE - sprites[:, 2:3])) / size + 0.5

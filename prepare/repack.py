@@ -2,8 +2,8 @@
 
     python -m prepare.repack --source data/kth --out data/kth_packed
 
-Packed shards are read about twenty times as fast (measured on triples of 64-pixel frames, against
-RIVER's lzf compression).
+Packed shards are read about twenty times as fast as RIVER's lzf-compressed ones (measured on
+triples of 64-pixel frames).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHUNK = 1024  # frames held in memory
 
 
 class RiverWriter:
-    """Writes shards in RIVER's layout, for programs that read no other layout.
+    """Writes shards in RIVER's layout, for programs that can read no other layout.
 
     A shard has `videos_per_shard` videos. `add` and `append` work as in ShardWriter.
     """
@@ -75,7 +75,7 @@ class RiverWriter:
         self._video, self._length = str(number), 0
         self.append(video)
         if rate is not None and rate != self.attrs["fps"]:
-            # 0 if unknown, as NaN is.
+            # Unknown rates, 0 or NaN, are stored as 0.
             self._file[self._video].attrs["fps"] = rate if rate > 0 else 0.0
 
     def append(self, frames: np.ndarray) -> None:
@@ -95,9 +95,10 @@ def repack(shards: Shards, out: Path, layout: str, command: str) -> str:
     # RIVER's layout has no place for arrays beside the frames.
     lost = ""
     if extra and layout == "river":
-        lost = f"; left behind, for want of a place in this layout: {', '.join(extra)}"
+        lost = f"; not copied, because RIVER's layout cannot store them: {', '.join(extra)}"
         extra = []
     with writer, progress(int(shards.lengths.sum()), shards.dir.name, "frame") as bar:
+        # A video may be longer than memory, so it is copied in chunks.
         for video, length in enumerate(shards.lengths):
             for start in range(0, length, CHUNK):
                 rows = slice(start, start + CHUNK)

@@ -1,6 +1,6 @@
 """Find source videos in folders and zips, read them into memory, and decode them to square frames.
 
-Zips are not unpacked to disk.
+Members of zips are read into memory, too, and never unpacked to disk.
 """
 
 from __future__ import annotations
@@ -21,7 +21,17 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from prepare.decode import Broken, Film, count, crop_boxes, findings, lost_frames, probe, read, why
+from prepare.decode import (
+    Broken,
+    Film,
+    count,
+    crop_boxes,
+    list_findings,
+    lost_frames,
+    probe,
+    read,
+    why,
+)
 from runtime.console import UserError, first_line, printable
 
 ZIP_ERRORS = (
@@ -49,12 +59,12 @@ class Source:
     size: int = 0
     stamp: int = 0  # modification time of the file in nanoseconds
     detail: tuple = ()  # parameters for the reader of the dataset
-    video: str = ""  # common name of consecutive sources that belong to one video
-    copy_of: str = ""  # name of the source of the same content in another split; it is left out
+    video: str = ""  # common name of consecutive sources that are parts of one video
+    copy_of: str = ""  # if this source is left out: name of its copy, which is in another split
 
 
 class Video(NamedTuple):
-    """Content of a source: clips (T, S, S, 3) uint8, or latents (T, C, h, w) float16."""
+    """Content of a source, as clips: frames (T, S, S, 3) uint8, or latents (T, C, h, w) float16."""
 
     sha256: str  # of the source's bytes
     clips: list[np.ndarray]
@@ -72,7 +82,7 @@ class Found:
     sources: list[Source] = field(default_factory=list)
     broken: list[tuple[str, str]] = field(default_factory=list)
 
-    def limited(self, limit: int | None) -> Found:
+    def limit_videos(self, limit: int | None) -> Found:
         """Keep only the sources of the first `limit` videos of each split."""
         kept = []
         for split in dict.fromkeys(source.split for source in self.sources):
@@ -84,7 +94,7 @@ class Found:
 
 
 # ------------------------------------------------------------------------------------------ finding
-def hidden(path: str) -> bool:
+def is_hidden(path: str) -> bool:
     """Return whether a path has a hidden part or a system part, e.g. .DS_Store or __MACOSX/."""
     return any(part.startswith((".", "__MACOSX")) for part in path.split("/"))
 
@@ -92,24 +102,24 @@ def hidden(path: str) -> bool:
 def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """Yield every folder below a root with the names of its files, both sorted.
 
-    Follows links. Hidden files and folders are left out. Prints a line for a link to nothing, for a
-    link to a folder that was read before, and for a folder that cannot be read.
+    Follows links. Hidden files and folders are left out. Prints a line for each broken link, link
+    to a folder that was read before, and unreadable folder.
     """
     seen = {os.path.realpath(root)}
 
-    def complain(error: OSError) -> None:
+    def report(error: OSError) -> None:
         print(f"{printable(error.filename)}: {error.strerror}; left out", file=sys.stderr)
 
-    for folder, folders, names in os.walk(root, onerror=complain, followlinks=True):
+    for folder, folders, names in os.walk(root, onerror=report, followlinks=True):
         entered = []
         for name in sorted(folders):
             path = os.path.join(folder, name)
-            if hidden(name):
+            if is_hidden(name):
                 continue
             real = os.path.realpath(path)
-            # A folder without links is entered once anyway.
+            # Only a link can lead to a folder a second time.
             if os.path.islink(path) and real in seen:
-                note = "a link to a folder that is read already; left out"
+                note = "a link to a folder that was read already; left out"
                 print(f"{printable(path)}: {note}", file=sys.stderr)
                 continue
             seen.add(real)
@@ -117,13 +127,13 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
         folders[:] = entered
         files = []
         for name in sorted(names):
-            if hidden(name):
+            if is_hidden(name):
                 continue
             if os.path.exists(os.path.join(folder, name)):
                 files.append(name)
             else:
                 path = printable(os.path.join(folder, name))
-                print(f"{path}: a link to nothing; left out", file=sys.stderr)
+                print(f"{path}: a broken link; left out", file=sys.stderr)
         yield Path(folder), files
 
 
@@ -138,7 +148,8 @@ def files_below(root: Path) -> Iterator[Path]:
 
 
 @functools.lru_cache(4)
-def opened_zip(path: str) -> zipfile.ZipFile:
+def open_zip(path: str) -> zipfile.ZipFile:
+    """Open a zip; its directory is read once for all members."""
     return zipfile.ZipFile(path)
 
 
@@ -147,8 +158,8 @@ def members(path: Path) -> list[zipfile.ZipInfo]:
     try:
         return [
             info
-            for info in opened_zip(str(path)).infolist()
-            if not info.is_dir() and not hidden(info.filename)
+            for info in open_zip(str(path)).infolist()
+            if not info.is_dir() and not is_hidden(info.filename)
         ]
     except ZIP_ERRORS as error:
         raise Broken(f"not a readable zip ({first_line(error)})") from None
@@ -160,9 +171,10 @@ def find(
     """Find the files in folders and zips whose names match the pattern, sorted by name.
 
     Returns [(match, source without a split)] and [(zip, reason why it cannot be read)]. The case of
-    names is ignored. A file outside a zip has priority over one in a zip; UserError if otherwise
-    two files have the same name.
+    names is ignored. A file outside zips has priority over a file of the same name in a zip. Any
+    other two files of the same name are a UserError.
     """
+    # {name in lower case: (match, source)}, because file systems differ in the case of names.
     found, broken = {}, []
 
     def add(last: str, match: re.Match, source: Source) -> None:
@@ -184,7 +196,7 @@ def find(
         elif path.suffix.lower() == ".zip":
             try:
                 for info in members(path):
-                    # The pattern is for the name without folders.
+                    # The pattern matches names without folders.
                     last = info.filename.rpartition("/")[2]
                     if match := pattern.fullmatch(last):
                         source = Source(
@@ -200,17 +212,17 @@ def find(
                 broken.append((name, str(error)))
     if not found:
         also = "".join(f"; {name}: {reason}" for name, reason in broken[:1])
-        raise UserError(f"{root}: no {what} in it, nor in zips in it{also}")
+        raise UserError(f"{root}: no {what} in the folder or in its zips{also}")
     return [found[name] for name in sorted(found)], broken
 
 
 # ------------------------------------------------------------------------------------------ reading
-def content(source: Source) -> bytes:
-    """Read the bytes of a source, or of its part; raises Broken."""
+def read_content(source: Source) -> bytes:
+    """Read the bytes of a source, which may be a part of a file; raises Broken."""
     if source.size > LARGEST:
         raise Broken(f"{source.size:,} bytes, more than the {LARGEST:,} that one source may have")
     if source.member:
-        return member_content(source.path, source.member)
+        return read_member(source.path, source.member)
     try:
         with open(source.path, "rb") as file:
             file.seek(source.offset)
@@ -222,9 +234,9 @@ def content(source: Source) -> bytes:
     return data
 
 
-def member_content(path: str, member: str) -> bytes:
+def read_member(path: str, member: str) -> bytes:
     try:
-        return opened_zip(path).read(member)
+        return open_zip(path).read(member)
     except ZIP_ERRORS as error:
         raise Broken(f"cannot be read from the zip ({first_line(error)})") from None
 
@@ -236,13 +248,13 @@ def digest(parts: Iterable[bytes]) -> str:
     return sha256.hexdigest()
 
 
-def clips_of(
+def decode_clips(
     film: Film, size: int, crop: str, keep_before_damage: bool = False
 ) -> list[np.ndarray]:
     """Decode all frames to one clip (T, size, size, 3) uint8 per part; raises Broken.
 
-    crop: squeeze the whole frame, or crop the centre square. keep_before_damage: where the file
-    breaks after its first frame, return the clips from before; film.broken is then True.
+    crop: squeeze (the whole frame) or center (the centre square). keep_before_damage: if the file
+    breaks after its first frame, return the clips before the break; film.broken is then True.
     """
     probe(film)
     box = crop_boxes(*film.size, None)[0] if crop == "center" else None
@@ -261,26 +273,22 @@ def clips_of(
     return [np.stack(clip) for clip in clips]
 
 
-def frames_of(film: Film, size: int, crop: str) -> np.ndarray:
-    """Decode all frames to (T, size, size, 3) uint8; raises Broken. crop: as for clips_of."""
-    return np.concatenate(clips_of(film, size, crop))
-
-
 def read_film(source: Source, size: int, crop: str, keep_before_damage: bool = False) -> Video:
     """Read a video file as one clip per part; raises Broken, also if frames are lost to damage.
 
-    keep_before_damage: return the frames before the first lost one, with the reason in `damage`.
+    keep_before_damage: instead, return the frames before the first lost frame, with the reason in
+    `damage`.
     """
-    data = content(source)
+    data = read_content(source)
     film = Film(Path(source.path), source.name, data=data)
-    clips = clips_of(film, size, crop, keep_before_damage)
+    clips = decode_clips(film, size, crop, keep_before_damage)
     lost = lost_frames(film)
-    note = "; ".join(findings(film)) or None
+    note = "; ".join(list_findings(film)) or None
     damage = None
     if film.broken or lost:
         damage = note or "damaged"
         if not keep_before_damage:
             raise Broken(f"{count(lost, 'frame')} lost to damage")
-        # Behind lost frames, the numbers of the frames are not those of the film.
+        # After lost frames, indices no longer match the frame numbers of annotations.
         clips, note = clips[:1], None
     return Video(digest([data]), clips, sum(map(len, clips)), film.rate, note, damage)

@@ -10,24 +10,25 @@ from pathlib import Path
 import numpy as np
 
 
-def shares(count: int, fractions: Iterable[float]) -> list[int]:
-    """Return sizes near count * fractions whose sum is count.
+def divide(count: int, fractions: Iterable[float]) -> list[int]:
+    """Divide `count` items: return sizes near count * fractions, with the sum `count`.
 
-    A positive fraction gets at least 1 if count is large enough.
+    A positive fraction gets at least 1 item if count is large enough.
     """
     exact = np.array(list(fractions)) * count
     sizes = np.floor(exact + 1e-9).astype(int)
-    # Largest remainders: the splits that lost most by rounding down get one more.
+    # Largest remainder method: the splits that lost most by rounding down get one more item.
     sizes[np.argsort(sizes - exact, kind="stable")[: count - sizes.sum()]] += 1
     # Move one item from the largest split to each positive fraction without items.
-    for k in np.flatnonzero((exact > 0) & (sizes == 0)) if count >= (exact > 0).sum() else ():
-        sizes[sizes.argmax()] -= 1
-        sizes[k] = 1
+    if count >= (exact > 0).sum():
+        for k in np.flatnonzero((exact > 0) & (sizes == 0)):
+            sizes[sizes.argmax()] -= 1
+            sizes[k] = 1
     return sizes.tolist()
 
 
 def digest(paths: Iterable[Path]) -> str:
-    """Return the SHA-256 of the contents of files, in order."""
+    """Return the SHA-256 of the concatenated contents of files."""
     sha256 = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
@@ -37,7 +38,7 @@ def digest(paths: Iterable[Path]) -> str:
 
 
 def group_by_digest(sources: Iterable) -> list[list]:
-    """Return the sources in groups of equal `sha256`, in the order of their first members."""
+    """Group sources by `sha256`; groups are in the order of their first members."""
     groups: dict[str, list] = {}
     for source in sources:
         groups.setdefault(source.sha256, []).append(source)
@@ -49,18 +50,18 @@ def split_sources(
 ) -> list[str]:
     """Return the split of each of `count` sources, by a seeded shuffle.
 
-    digests: of the contents, one per source; sources of equal content get the same split.
+    digests: one digest of the content per source; sources of equal content get the same split.
     """
     keys = range(count) if digests is None else digests
     unique = list(dict.fromkeys(keys))
-    names = np.repeat(list(fractions), shares(len(unique), fractions.values()))
+    names = np.repeat(list(fractions), divide(len(unique), fractions.values()))
     chosen = dict(zip(unique, np.random.default_rng(seed).permutation(names).tolist()))
     return [chosen[key] for key in keys]
 
 
 def time_cuts(frames: int, fractions: dict[str, float]) -> dict[str, tuple[int, int]]:
     """Return the half-open range of frames of each split; the ranges partition [0, frames)."""
-    stops = np.cumsum([0, *shares(frames, fractions.values())]).tolist()
+    stops = np.cumsum([0, *divide(frames, fractions.values())]).tolist()
     return dict(zip(fractions, pairwise(stops)))
 
 

@@ -1,4 +1,4 @@
-"""Convert streams of lifelong learning (chunks of .npy) to packed shards, one video per split.
+"""Convert streams for lifelong learning (.npy chunks) to packed shards, one video per split.
 
     python -m prepare.stream --source FOLDER --out data/wmaze_published
 
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prepare.sources import hidden
+from prepare.sources import is_hidden
 from runtime.console import UserError, first_line, progress, run_command
 from runtime.folders import command_line, complete, write_manifest
 from shards import ShardWriter
@@ -39,7 +39,7 @@ class Stream(NamedTuple):
 
 
 def by_number(path: Path) -> tuple[int, str]:
-    """Sort key: the last number in the name, so chunk_9.npy is before chunk_10.npy."""
+    """Sort key: the last number in the name, so that chunk_9.npy precedes chunk_10.npy."""
     digits = "".join(c if c.isdecimal() and c.isascii() else " " for c in path.stem).split()
     return (int(digits[-1]) if digits else -1), path.name
 
@@ -50,17 +50,19 @@ def read_config(source: Path) -> dict:
         config = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(
-            f"{source}: holds no config.json; --source is the folder with it, train/ and test/"
+            f"{source}: holds no config.json; --source is the folder of config.json, train/ and "
+            "test/"
         ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({first_line(error)})") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a JSON object")
+    # bool is a subclass of int, and true is no number of frames.
     for name in ("T_total", "chunk_size"):
         if name in config and (
             not isinstance(config[name], int) or isinstance(config[name], bool) or config[name] < 1
         ):
-            raise UserError(f"{path}: {name} must be a whole number above 0, got {config[name]!r}")
+            raise UserError(f"{path}: {name} must be a positive integer, got {config[name]!r}")
     return config
 
 
@@ -84,25 +86,26 @@ def open_chunk(path: Path) -> np.ndarray:
     return chunk
 
 
-def chunks_in(folder: Path) -> list[Path]:
+def list_chunks(folder: Path) -> list[Path]:
     """Return the .npy files of a folder, sorted by number."""
     paths = [path for path in folder.iterdir() if path.suffix.lower() == ".npy"]
-    return sorted((path for path in paths if not hidden(path.name)), key=by_number)
+    return sorted((path for path in paths if not is_hidden(path.name)), key=by_number)
 
 
 def open_split(folder: Path, seed: str | None) -> Stream:
     """Open the chunks of train/<seed>, or of train itself."""
     seeds = sorted(
-        (path for path in folder.iterdir() if path.is_dir() and chunks_in(path)), key=by_number
+        (path for path in folder.iterdir() if path.is_dir() and list_chunks(path)), key=by_number
     )
-    paths = chunks_in(folder)
+    paths = list_chunks(folder)
+    # A folder of several seeds holds several streams; which one is meant must be stated.
     name = ""
     if not paths and seeds:
         name = seeds[0].name if seed is None else seed
         if name not in (path.name for path in seeds) or (seed is None and len(seeds) > 1):
             known = ", ".join(path.name for path in seeds)
             raise UserError(f"{folder}: holds streams of the seeds {known}; choose one by --seed")
-        paths = chunks_in(folder / name)
+        paths = list_chunks(folder / name)
     if not paths:
         raise UserError(f"{folder}: no .npy chunks in it, nor in a folder per seed")
     chunks = [(path, open_chunk(path)) for path in paths]
@@ -116,15 +119,15 @@ def open_split(folder: Path, seed: str | None) -> Stream:
 
 
 def check_whole(stream: Stream, folder: Path, config: dict, total: int | None) -> None:
-    """UserError if a chunk is missing or too short, because the video would have a jump."""
+    """UserError if a chunk is missing or too short: the video would jump there."""
     numbers = [by_number(path)[0] for path, _ in stream.chunks]
-    # Chunks are numbered consecutively, or by their first frames.
+    # Chunks are numbered consecutively, or by the index of their first frame.
     step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
     if step != config.get("chunk_size"):
         step = 1
     for before, after in zip(numbers, numbers[1:]):
         if after - before != step:
-            raise UserError(f"{folder}: between the chunks {before} and {after} some are missing")
+            raise UserError(f"{folder}: chunks between {before} and {after} are missing")
     for path, chunk in stream.chunks[:-1]:
         if len(chunk) != config.get("chunk_size", len(chunk)):
             raise UserError(
@@ -138,23 +141,24 @@ def check_whole(stream: Stream, folder: Path, config: dict, total: int | None) -
         )
 
 
-def as_bytes(frames: np.ndarray, path: Path) -> np.ndarray:
+def to_uint8(frames: np.ndarray, path: Path) -> np.ndarray:
     """Convert floats in [0, 1] to uint8 by rounding; return uint8 unchanged."""
     if frames.dtype == np.uint8:
         return np.asarray(frames)
     low, high = frames.min(), frames.max()
-    # The condition is also true if a value is NaN.
+    # Written as `not (…)`, so that NaN is an error, too.
     if not (low >= -1e-3 and high <= 1 + 1e-3):
         raise UserError(f"{path}: values from {low:g} to {high:g}; floats must lie in [0, 1]")
     return np.clip(np.rint(frames.astype(np.float32) * 255), 0, 255).astype(np.uint8)
 
 
 def write_stream(writer: ShardWriter, stream: Stream, limit: int, bar) -> None:
-    # Convert a few frames at a time to bound the memory.
+    """Write the first `limit` frames of a stream as one video."""
+    # Convert a few frames at a time, to limit the memory.
     rows = max(1, PIECE // int(np.prod(stream.chunks[0][1].shape[1:])))
     for path, chunk in stream.chunks:
         for start in range(0, len(chunk), rows):
-            frames = as_bytes(chunk[start : start + rows][: limit - writer.frames], path)
+            frames = to_uint8(chunk[start : start + rows][: limit - writer.frames], path)
             if not len(frames):
                 return
             (writer.append if writer.videos else writer.add)(frames)
@@ -169,8 +173,10 @@ def make(args: argparse.Namespace, command: str = "") -> dict[str, dict]:
     folders = [args.source / split for split in SPLITS if (args.source / split).is_dir()]
     if not folders:
         raise UserError(f"{args.source}: holds no folder train, val or test")
+    # Open and check all splits before anything is written.
     streams = {folder.name: open_split(folder, args.seed) for folder in folders}
     for folder in folders:
+        # T_total is the length of the training stream only.
         total = config.get("T_total") if folder.name == "train" else None
         check_whole(streams[folder.name], folder, config, total)
     lengths = {}

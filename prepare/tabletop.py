@@ -1,9 +1,10 @@
 """Render coloured solids on a grey plane with pybullet's CPU renderer (TinyRenderer), off-screen.
 
-Only the objects are rendered, at twice the size and in two passes: matt for rubber, with highlights
-for metal. The ground does not change, so its picture is computed once. TinyRenderer's own shadows
-take four times as long and are wrong on a large plane. Instead, a shadow map (a small picture from
-the position of the lamp) determines which pixels of the ground are in shadow.
+TinyRenderer renders only the objects, at twice the size and in two passes: matt for rubber, with
+highlights for metal. The ground does not change, so its image is computed once. Shadows come from a
+shadow map, a small image from the position of the lamp, which determines the pixels of the ground
+that are in shadow: TinyRenderer's own shadows take four times as long and are wrong on a large
+plane.
 """
 
 from __future__ import annotations
@@ -68,16 +69,16 @@ class Table:
         ndc = (np.arange(self.side) + 0.5) / self.side * 2 - 1
         x, y = np.meshgrid(ndc, -ndc)
         inverse = np.linalg.inv(matrix(self.projection) @ matrix(self.view))
-        near, far = (
-            homogeneous(inverse, np.stack([x, y, np.full_like(x, z)], -1)) for z in (-1, 1)
-        )
+        near, far = (project(inverse, np.stack([x, y, np.full_like(x, z)], -1)) for z in (-1, 1))
+        # The point where the ray through each pixel meets the plane z = 0.
         along = near[..., 2] / (near[..., 2] - far[..., 2])
         point = near + along[..., None] * (far - near)
+        # Lambert's cosine law with inverse-square falloff, over an ambient half.
         way = np.array(LAMP) - point
         distance = np.linalg.norm(way, axis=-1)
         light = 0.5 + 0.5 * way[..., 2] / distance * (np.linalg.norm(LAMP) / distance) ** 2
         ground = np.clip(GROUND * light, 0, 1)[..., None] * 255
-        lamp = homogeneous(matrix(self.lamp_projection) @ matrix(self.lamp_view), point)
+        lamp = project(matrix(self.lamp_projection) @ matrix(self.lamp_view), point)
         column, row = (
             np.clip((v + 1) / 2 * LAMP_PIXELS, 0, LAMP_PIXELS - 1).astype(np.int64)
             for v in (lamp[..., 0], -lamp[..., 1])
@@ -85,12 +86,12 @@ class Table:
         return np.repeat(ground, 3, -1).round().astype(np.uint8), row * LAMP_PIXELS + column
 
     def outside(self, angle: float) -> np.ndarray:
-        """Return the point (2,) in this direction, MARGIN metres outside the visible plane."""
+        """Return the point (2,) in this direction, MARGIN metres beyond the edge of the image."""
         way = np.array([np.cos(angle), np.sin(angle)])
         far = np.arange(0, 8, 0.05)
         # The foot and the top of an object must both be outside the picture.
         points = np.stack([np.insert(far[:, None] * way, 2, z, axis=1) for z in (0, 2 * RADIUS)])
-        ndc = homogeneous(matrix(self.projection) @ matrix(self.view), points)[..., :2]
+        ndc = project(matrix(self.projection) @ matrix(self.view), points)[..., :2]
         return way * (far[np.argmax(abs(ndc).max(-1).min(0) > 1)] + MARGIN)
 
     # -------------------------------------------------------------------------------------- objects
@@ -103,7 +104,8 @@ class Table:
         bullet.setPhysicsEngineParameter(deterministicOverlappingPairs=1, **client)
         bodies = []
         for shape, colour, material, place, heading in zip(*scene, places, headings):
-            form, sizes, half = self.form(SHAPES[shape])
+            form, sizes, half = self.describe_shape(SHAPES[shape])
+            # pybullet's name for the height of a cylinder differs between these two functions.
             height = {"length": 2 * half} if form == bullet.GEOM_CYLINDER else {}
             visual = bullet.createVisualShape(
                 form, **sizes, **height, rgbaColor=(*list(COLORS.values())[colour], 1), **client
@@ -118,8 +120,8 @@ class Table:
             )
         return bodies
 
-    def form(self, shape: str) -> tuple[int, dict, float]:
-        """Return pybullet's shape, its sizes, and half its height."""
+    def describe_shape(self, shape: str) -> tuple[int, dict, float]:
+        """Return pybullet's number of the shape, its sizes, and half its height."""
         half = 0.85 * RADIUS
         return {
             "cube": (self.bullet.GEOM_BOX, {"halfExtents": [half] * 3}, half),
@@ -132,7 +134,7 @@ class Table:
         """Render positions (T, N, 3) and orientations (T, N, 4) to (T, size, size, 3) uint8."""
         T, N, _ = positions.shape
         bodies = self.place(scene, positions[0, :, :2], np.zeros(N), (0.0, 0.0))
-        # Indexed by body id; the last entry is for id -1, no body.
+        # Whether each body is of metal, indexed by body id; the last entry is for id -1, no body.
         metal = np.zeros(max(bodies) + 2, bool)
         for body, material in zip(bodies, scene.materials):
             metal[body] = MATERIALS[material] == "metal"
@@ -144,24 +146,25 @@ class Table:
                 self.bullet.resetBasePositionAndOrientation(
                     body, position, orientation, physicsClientId=self.client
                 )
-            frames[t] = self.picture(metal)
+            frames[t] = self.render_frame(metal)
         return frames
 
-    def picture(self, metal: np.ndarray) -> np.ndarray:
-        """Render the current state of the objects, (size, size, 3) uint8."""
-        shadow = self.shadow()
+    def render_frame(self, metal: np.ndarray) -> np.ndarray:
+        """Render the current state of the objects: (size, size, 3) uint8."""
+        shadow = self.render_shadow()
         picture = self.ground - (self.ground * shadow[..., None]).astype(np.uint8)
-        pixels, who = self.camera("rubber")
+        pixels, who = self.render_objects("rubber")
         there = who >= 0
         picture[there] = pixels[there]
         shiny = metal[who]
         if shiny.any():
-            picture[shiny] = self.camera("metal")[0][shiny]
+            picture[shiny] = self.render_objects("metal")[0][shiny]
         return np.asarray(Image.fromarray(picture).reduce(2))
 
-    def camera(self, material: str) -> tuple[np.ndarray, np.ndarray]:
+    def render_objects(self, material: str) -> tuple[np.ndarray, np.ndarray]:
         """Render all objects in one material: pixels (side, side, 3), and body ids (side, side)."""
         ambient, diffuse, specular = LIGHTS[material]
+        # `who` is the segmentation mask: the id of the body that each pixel shows, -1 for none.
         _, _, pixels, _, who = self.bullet.getCameraImage(
             self.side,
             self.side,
@@ -179,8 +182,8 @@ class Table:
         pixels = np.asarray(pixels, np.uint8).reshape(self.side, self.side, 4)[..., :3]
         return pixels, np.asarray(who).reshape(self.side, self.side)
 
-    def shadow(self) -> np.ndarray:
-        """Return the share of light that shadows remove at each pixel, (side, side) float32."""
+    def render_shadow(self) -> np.ndarray:
+        """Compute the share of light that shadows remove at each pixel: (side, side) float32."""
         who = self.bullet.getCameraImage(
             LAMP_PIXELS,
             LAMP_PIXELS,
@@ -192,7 +195,7 @@ class Table:
         )[4]
         mask = (np.asarray(who).reshape(LAMP_PIXELS, LAMP_PIXELS) >= 0).astype(np.uint8) * 255
         soft = np.array(Image.fromarray(mask).filter(ImageFilter.BoxBlur(2)))
-        # Points outside the shadow map read its border, which must be without shadow.
+        # Points outside the shadow map are clipped to its border, which must be without shadow.
         soft[[0, -1]] = soft[:, [0, -1]] = 0
         return (soft * np.float32(SHADE / 255)).ravel()[self.in_lamp]
 
@@ -202,7 +205,7 @@ def matrix(columns: tuple[float, ...]) -> np.ndarray:
     return np.array(columns).reshape(4, 4).T
 
 
-def homogeneous(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Apply a projective matrix (4, 4) to points (..., 3), with the division by w."""
+def project(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Apply a projective matrix (4, 4) to points (..., 3) and divide by w."""
     out = points @ matrix[:3, :3].T + matrix[:3, 3]
     return out / (points @ matrix[3, :3] + matrix[3, 3])[..., None]

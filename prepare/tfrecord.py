@@ -1,7 +1,7 @@
 """Read TFRecord files and their tf.train.Example messages without TensorFlow.
 
-A record is: length (uint64), masked CRC-32C of the length, the bytes, masked CRC-32C of the bytes;
-all little-endian.
+A record consists of the length (uint64), the masked CRC-32C of the length, the content, and the
+masked CRC-32C of the content, all little-endian.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ PLAIN = TABLE.tolist()
 
 @functools.cache
 def lane_shift() -> list[list[int]]:
-    """Return tables of a register after LANE zero bytes, one table per byte of the register.
+    """Return tables that advance a register by LANE zero bytes, one table per byte of the register.
 
-    The CRC register is linear over XOR, so four tables give the result for any register.
+    The CRC register is linear over XOR, so the XOR of four table entries advances any register.
     """
     shifted = np.arange(256, dtype=np.uint32)[None] << np.array([[0], [8], [16], [24]], np.uint32)
     for _ in range(LANE):
@@ -44,15 +44,20 @@ def lane_shift() -> list[list[int]]:
 
 
 def crc32c(data: bytes) -> int:
-    """Compute CRC-32C: the remainder byte by byte, then all lanes in parallel, then their join."""
+    """Compute CRC-32C: the first bytes one by one, then all lanes in parallel, then combine these.
+
+    A lane is LANE consecutive bytes. A loop over all bytes in Python would be much slower.
+    """
     register, odd = 0xFFFFFFFF, len(data) % LANE
     for byte in data[:odd]:
         register = PLAIN[(register ^ byte) & 0xFF] ^ (register >> 8)
+    # Column k has byte k of every lane, so one step of the loop advances all lanes by one byte.
     columns = np.frombuffer(data, np.uint8, offset=odd).reshape(-1, LANE).T.astype(np.uint32)
     lanes = np.zeros(columns.shape[1], np.uint32)
     for column in columns:
         lanes = TABLE[(lanes ^ column) & 0xFF] ^ (lanes >> 8)
     a, b, c, d = lane_shift()
+    # Join the lanes: shift the register past a lane of zeros, then XOR the register of that lane.
     for lane in lanes.tolist():
         register = (
             a[register & 255]
@@ -64,13 +69,13 @@ def crc32c(data: bytes) -> int:
     return register ^ 0xFFFFFFFF
 
 
-def masked(data: bytes) -> int:
+def masked_crc(data: bytes) -> int:
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def places(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield (offset, size) of each record, with lengths and checksums, without reading its content.
+def find_records(path: Path) -> Iterator[tuple[int, int]]:
+    """Yield (offset, size) of each record, length and checksums included; reads no contents.
 
     Raises Broken at the first damaged or incomplete record.
     """
@@ -80,10 +85,11 @@ def places(path: Path) -> Iterator[tuple[int, int]]:
             while offset < end:
                 file.seek(offset)
                 head = file.read(HEAD.size)
+                # An incomplete head is reported as a record beyond the end of the file.
                 size = end
                 if len(head) == HEAD.size:
                     size = HEAD.size + HEAD.unpack(head)[0] + FOOT.size
-                if len(head) == HEAD.size and masked(head[:8]) != HEAD.unpack(head)[1]:
+                if len(head) == HEAD.size and masked_crc(head[:8]) != HEAD.unpack(head)[1]:
                     raise Broken(
                         f"not a TFRecord from byte {offset:,} on: the checksum of a length is wrong"
                     )
@@ -95,16 +101,16 @@ def places(path: Path) -> Iterator[tuple[int, int]]:
         raise Broken(why(error)) from None
 
 
-def payload(record: bytes) -> bytes:
-    """Return the content of a record from places(); raises Broken if its checksum is wrong."""
+def read_payload(record: bytes) -> bytes:
+    """Return the content of a record from find_records(); raises Broken on a wrong checksum."""
     data, (crc,) = record[HEAD.size : -FOOT.size], FOOT.unpack(record[-FOOT.size :])
-    if masked(data) != crc:
+    if masked_crc(data) != crc:
         raise Broken("damaged: its checksum is wrong")
     return data
 
 
 # --------------------------------------------------------------------------------- protocol buffers
-def varint(data: memoryview, at: int) -> tuple[int, int]:
+def read_varint(data: memoryview, at: int) -> tuple[int, int]:
     """Decode a variable-length integer; return its value and the position after it.
 
     Raises IndexError if the message ends too early.
@@ -121,16 +127,16 @@ def fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Yield (number, content) of the length-delimited fields of a message; skip other fields."""
     at = 0
     while at < len(data):
-        tag, at = varint(data, at)
+        tag, at = read_varint(data, at)
         kind = tag & 7
         if kind == 0:
-            _, at = varint(data, at)
+            _, at = read_varint(data, at)
             continue
         if kind not in (1, 2, 5):
             raise ValueError(f"field of wire type {kind}")
-        size, at = varint(data, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
+        size, at = read_varint(data, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
         if at + size > len(data):
-            raise ValueError("a field goes beyond the end")
+            raise ValueError("a field extends beyond the end")
         if kind == 2:
             yield tag >> 3, data[at : at + size]
         at += size

@@ -10,7 +10,7 @@ import numpy as np
 
 # After damage, a step over this many median steps is a hole, because a frame is known to be lost.
 DAMAGED_GAP = 1.5
-# For this many frames after damage; decoders return frames with a delay.
+# DAMAGED_GAP applies to this many frames after damage, because decoders return frames with a delay.
 DELAY = 64
 UNEVEN = 0.3  # relative difference from the median at which the rate counts as variable
 
@@ -20,14 +20,14 @@ class Steps:
     """Steps between the timestamps of neighbouring frames, in seconds."""
 
     median: float
-    regular: float  # mean of the steps near the median: without the rounding of timestamps
+    regular: float  # mean of the steps near the median, which averages out rounding
 
 
 def measure_steps(decoding: np.ndarray, shown: np.ndarray, tick: float) -> Steps | None:
     """Measure the steps between frames; None for fewer than two different timestamps.
 
-    decoding: (frames,) timestamps in the order of the file, which only grow, except where joined
-    recordings start over. shown: (frames,) the timestamps at which these frames are shown. tick:
+    decoding: (frames,) decoding timestamps in the order of the file; they only go back where
+    recordings are joined. shown: (frames,) presentation timestamps of the same frames. tick:
     seconds per unit of both.
     """
     joints = np.flatnonzero(np.diff(decoding) < 0) + 1
@@ -37,16 +37,16 @@ def measure_steps(decoding: np.ndarray, shown: np.ndarray, tick: float) -> Steps
     if not len(steps):
         return None
     median = float(np.median(steps))
-    # Rounding moves a timestamp by up to one unit, except where one unit is the whole step.
+    # Steps that differ from the median by rounding only: up to one unit, unless that is a step.
     near = steps[np.abs(steps - median) <= max(0.1 * median, min(1, median / 2))]
-    # No step is near the median of an even number of steps that are far apart.
+    # The median of an even number of steps lies between two steps, and may be near to none.
     regular = float(near.mean()) if len(near) else median
     return Steps(median * tick, regular * tick)
 
 
 def longest_step(median: float, max_gap: float, tick: float) -> float:
     """Return the longest step that is no hole. tick: the unit to which timestamps are rounded."""
-    # A median of one unit is exact, one of many units is wrong by up to one.
+    # A median of one unit is exact. A median of many units has an error of up to one unit.
     rounding = min(tick, max(0.0, (median - tick) / 2))
     return max_gap * median * (1 + 1e-6) + rounding
 
@@ -54,12 +54,13 @@ def longest_step(median: float, max_gap: float, tick: float) -> float:
 class Clock:
     """Divides the frames of a film, in order of presentation, into parts without holes.
 
-    step: median seconds between frames. max_gap: a step over this
-    many medians is a hole. tick: resolution of the timestamps in seconds.
+    step: median seconds between frames. max_gap: a step of more than this many medians is a hole.
+    tick: resolution of the timestamps in seconds.
 
-    part: number of the current part, from 1. holes, longest: the number of holes and the length of
-    the longest in seconds. joints: how often the timestamps went back. uneven: the steps within the
-    parts, in seconds, that differ from the median: (shortest, longest), or None.
+    Attributes: part: number of the current part, from 1. holes: number of holes. longest: length of
+    the longest hole in seconds. joints: number of times that the timestamps went back. uneven:
+    (shortest, longest) step within the parts in seconds, if a step differs from the median; else
+    None.
     """
 
     def __init__(self, step: float, max_gap: float, tick: float):
@@ -72,18 +73,20 @@ class Clock:
         self.joints = 0
         self.uneven: tuple[float, float] | None = None
         self.seconds: float | None = None
-        self.careful = 0
+        # Number of next frames for which the stricter DAMAGED_GAP applies.
+        self.strict = 0
 
     def suspect(self) -> None:
-        """Take note that a frame was lost near the current one."""
-        self.careful = DELAY
+        """Record that a frame was lost near the current one."""
+        self.strict = DELAY
 
     def show(self, seconds: float | None) -> tuple[int, float]:
-        """Return the part and the time of the next frame. seconds: None if it has no timestamp."""
+        """Return the part and the time of the next frame. seconds: its timestamp, or None."""
         if seconds is None:
             seconds = 0.0 if self.seconds is None else self.seconds + self.step
         gap = 0.0 if self.seconds is None else seconds - self.seconds
-        max_gap = min(self.max_gap, DAMAGED_GAP) if self.careful else self.max_gap
+        # Time that goes back is a joint; a step that is too long is a hole. Both begin a new part.
+        max_gap = min(self.max_gap, DAMAGED_GAP) if self.strict else self.max_gap
         if gap < 0:
             self.joints += 1
             self.part += 1
@@ -93,7 +96,7 @@ class Clock:
             self.part += 1
         elif self.seconds is not None:
             self._note_uneven(gap)
-        self.careful = max(0, self.careful - 1)
+        self.strict = max(0, self.strict - 1)
         self.seconds = seconds
         return self.part, seconds
 
@@ -107,13 +110,15 @@ class Clock:
 def at_ticks(
     frames: Iterable[tuple[float, object]], fps: float, step: float = math.inf
 ) -> Iterator:
-    """Yield, for each tick 0, 1/fps, 2/fps, ..., the nearest item of (seconds, item).
+    """Resample frames: yield, for each tick 0, 1/fps, 2/fps, ..., the nearest item of (seconds,
+    item).
 
-    Ticks count from the first frame. An item is yielded repeatedly if it is the nearest to several
-    ticks, and not at all if it is the nearest to none. A frame is nearest to the ticks from halfway
-    to its predecessor up to halfway to its successor; the last one up to half a `step` after it.
+    Ticks count from the first frame. An item is yielded several times if it is the nearest to
+    several ticks, and not at all if it is the nearest to none. The last item is yielded for ticks
+    up to half a `step` after it.
     """
     start, held, half, tick = 0.0, None, 0.5 / fps, 0
+    # `held` is nearest to all ticks up to halfway to its successor, which must be known first.
     for seconds, item in frames:
         if held is None:
             start = seconds

@@ -1,11 +1,11 @@
-"""Convert a folder of videos, or of folders of frames, to packed shards of square clips.
+"""Convert a folder of videos or of image sequences to packed shards of square clips.
 
     python -m prepare.videos --source ~/street --out data/street --image_size 64 --tile 192 \\
         --clip_length 24
 
 Train, val and test are split by source video or by time, so clips of different splits never
-overlap, and no clip crosses a hole in the timestamps. Memory use: one or two frames at full size,
-and one clip of resized frames per tile. What became of every source is printed as a table.
+overlap. No clip crosses a hole in the timestamps. Memory use: one or two frames at full size, and
+one clip of resized frames per tile. A table with the outcome of each source is printed at the end.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from prepare.decode import (
     MAX_GAP,
     Broken,
     crop_boxes,
-    findings,
-    own_rate,
+    keeps_own_rate,
+    list_findings,
     probe,
     read,
     why,
@@ -49,11 +49,11 @@ SPLIT_BY_SOURCE_FROM = 10  # sources; with fewer, `auto` splits by time
 # Percentage of cells in motion. In OpenCV's vtest.avi, tiles without a person have less than 0.8,
 # and most tiles with a person have more than 1.5.
 TILE_MOTION = 1.5
-GRID, GREY_LEVELS = 16, 20  # cells per side and threshold of motion()
+GRID, GREY_LEVELS = 16, 20  # cells per side, and threshold, of measure_motion()
 CHUNK = 256  # frames per write where a clip is a whole video
 
 
-def motion(clip: np.ndarray) -> float:
+def measure_motion(clip: np.ndarray) -> float:
     """Return the percentage of cells of a clip (T, S, S, 3) uint8 that change over time.
 
     A frame has about 16 x 16 cells. Averaging over a cell suppresses sensor noise, compression
@@ -75,13 +75,14 @@ def find_sources(root: Path) -> list[Source]:
     """Return the videos and the folders of images, sorted by path; links are followed.
 
     The images of a folder are one video per kind (see prepare/naming.py), in the order of their
-    numbers. A source whose images cannot be put in order has `skipped` set. Prints a line for
-    images that belong to no video. Raises UserError if nothing is found.
+    numbers. If the order is unknown, `skipped` of the source states why. Prints a line for images
+    that belong to no video. Raises UserError if nothing is found.
     """
     found = []
     if root.is_file() and root.suffix.lower() in VIDEOS:
         found.append(Source(root, root.name))
     for folder, names in walk(root):
+        # Images beside videos are usually previews of these.
         videos = [name for name in names if name.lower().endswith(VIDEOS)]
         images = [name for name in names if name.lower().endswith(IMAGES)]
         for name in videos:
@@ -100,16 +101,17 @@ def find_sources(root: Path) -> list[Source]:
 def image_sources(root: Path, folder: Path, names: list[str]) -> list[Source]:
     """Return one source per kind of image in a folder that has at least two of the kind."""
     kinds = group_by_kind(names)
+    # A kind with one image only is no video.
     several = {kind: members for kind, members in kinds.items() if len(members) > 1}
     alone = [members[0] for members in kinds.values() if len(members) == 1]
     place = folder.relative_to(root)
     if len(alone) > 1 and not several:
         source = Source(folder, str(place))
-        source.skipped = f"the names {alone[0]} and {alone[1]} do not tell the order of the images"
+        source.skipped = f"the names {alone[0]} and {alone[1]} do not determine an order"
         return [source]
     if alone:
         listed = ", ".join(alone[:3]) + (", …" if len(alone) > 3 else "")
-        print(f"{printable(folder)}: no video of {printable(listed)}, alone of its kind; left out")
+        print(f"{printable(folder)}: single images of a kind are left out: {printable(listed)}")
     sources = []
     for kind, members in several.items():
         source = Source(folder, str(place if len(several) == 1 else place / kind))
@@ -125,7 +127,7 @@ def image_sources(root: Path, folder: Path, names: list[str]) -> list[Source]:
 
 
 class Cutter:
-    """Collects the frames of a source per tile, and writes each full clip to its split."""
+    """Collects the frames of a source, one clip per tile, and writes full clips to their split."""
 
     def __init__(
         self, source: Source, boxes: list, writers: dict[str, ShardWriter], args: argparse.Namespace
@@ -135,7 +137,7 @@ class Cutter:
         length, size = args.clip_length or CHUNK, args.image_size
         self.clips = np.empty((len(boxes), length, size, size, 3), np.uint8)
         self.filled, self.split, self.part = 0, "", 0
-        self.open = False  # whether the last video in the shard goes on
+        self.open = False  # whether the next clip continues the last video in the shard
 
     def add(self, image: Image.Image, split: str) -> None:
         # A clip never spans two splits, nor two parts of its source.
@@ -151,10 +153,11 @@ class Cutter:
             self.write()
 
     def write(self) -> None:
+        """Write the collected clips; count those with too little motion instead."""
         for clip in self.clips[:, : self.filled]:
             if self.open:
                 self.writers[self.split].append(clip)
-            elif self.min_motion and motion(clip) < self.min_motion:
+            elif self.min_motion and measure_motion(clip) < self.min_motion:
                 self.source.still += 1
             else:
                 self.writers[self.split].add(clip, rate=self.source.stored_rate or 0.0)
@@ -163,7 +166,7 @@ class Cutter:
         self.filled = 0
 
     def finish(self) -> None:
-        """End the current part: write the end of a whole video, or drop an incomplete clip."""
+        """End the current part: write the rest of a whole video, or drop an incomplete clip."""
         # A single frame between two holes is no video.
         alone = self.filled == 1 and not self.open and self.source.part > 1
         if self.filled and self.whole and not alone:
@@ -172,15 +175,16 @@ class Cutter:
         self.filled, self.open = 0, False
 
 
-def cut(
+def cut_clips(
     source: Source, cuts: dict[str, tuple[int, int]], writers: dict[str, ShardWriter], args, bar
 ) -> None:
     """Write the clips of one source; record problems in the source and print them to stderr."""
-    if args.fps and source.rate and own_rate(source, args.fps):
+    if args.fps and source.rate and keeps_own_rate(source, args.fps):
         source.notes.append(
-            f"--fps {args.fps:g} is above its {source.rate:g}; every frame is kept, and its clips "
-            f"keep the rate {source.rate:g}"
+            f"--fps {args.fps:g} is above its rate of {source.rate:g}; every frame is kept, and "
+            f"its clips keep the rate {source.rate:g}"
         )
+    # The tiles follow from the size of the first frame, so the cutter is made with that frame.
     cutter = None
     try:
         for index, image in read(source, args.fps, bar.update):
@@ -192,18 +196,18 @@ def cut(
         cutter.finish()
     if source.skipped:
         bar.write(
-            f"{source.path}: {source.skipped}; skipped after {source.decoded} frames, the "
-            f"{sum(source.clips.values())} clips from before are kept",
+            f"{source.path}: {source.skipped}; skipped after {source.decoded} frames; its first "
+            f"{sum(source.clips.values())} clips are kept",
             sys.stderr,
         )
-    source.notes = findings(source)
+    source.notes = list_findings(source)
     for note in source.notes:
         bar.write(f"{source.path}: {note}", sys.stderr)
-    # The probed number of frames was an estimate.
+    # The total was an estimate, the number of frames that probing counted.
     bar.total += source.decoded - source.frames
 
 
-def survey(sources: list[Source], args: argparse.Namespace) -> list[Source]:
+def probe_sources(sources: list[Source], args: argparse.Namespace) -> list[Source]:
     """Probe all sources and return the usable sources."""
     with progress(len(sources), "counting frames", "file") as bar:
         for source in sources:
@@ -212,6 +216,8 @@ def survey(sources: list[Source], args: argparse.Namespace) -> list[Source]:
                 if source.skipped:
                     raise Broken(source.skipped)
                 probe(source)
+                # A source that cannot give a single tile is reported now, not after hours of
+                # decoding.
                 if min(source.size) < (args.tile or 1):
                     raise Broken(
                         "frames of {}x{} are smaller than --tile {}".format(
@@ -219,7 +225,7 @@ def survey(sources: list[Source], args: argparse.Namespace) -> list[Source]:
                         )
                     )
                 source.sha256 = digest(source.images or [source.path])
-                source.stored_rate = source.rate if own_rate(source, args.fps) else args.fps
+                source.stored_rate = source.rate if keeps_own_rate(source, args.fps) else args.fps
             except (Broken, OSError) as error:
                 source.skipped = str(error) if isinstance(error, Broken) else why(error)
                 bar.write(f"{source.path}: {source.skipped}; skipped", sys.stderr)
@@ -227,12 +233,12 @@ def survey(sources: list[Source], args: argparse.Namespace) -> list[Source]:
     return [source for source in sources if source.skipped is None]
 
 
-def plan(
+def plan_splits(
     sources: list[Source], args: argparse.Namespace
 ) -> tuple[str, list[dict[str, tuple[int, int]]]]:
     """Return the rule (source or time) and, per source, the range of frames of each split.
 
-    Sources of the same content are split alike; a note says so.
+    Sources of the same content get the same split, and a note that says so.
     """
     fractions = {"train": 1 - args.val - args.test, "val": args.val, "test": args.test}
     fractions = {split: fraction for split, fraction in fractions.items() if fraction}
@@ -255,9 +261,11 @@ def make(args: argparse.Namespace, command: str = "") -> dict:
     root = Path(args.source)
     with complete(args.out) as partial:
         sources = find_sources(root)
-        usable = survey(sources, args)
-        rule, cuts = plan(usable, args)
+        usable = probe_sources(sources, args)
+        rule, cuts = plan_splits(usable, args)
+        # The shards have one rate, that of the first source; other rates are stored per video.
         fps = next((source.stored_rate for source in usable if source.stored_rate), None)
+        # A split of share 0 has no folder; train always exists.
         writers = {
             split: ShardWriter(partial / split, fps=fps, source=root.name, command=command)
             for split, share in zip(SPLITS, (1, args.val, args.test))
@@ -271,7 +279,7 @@ def make(args: argparse.Namespace, command: str = "") -> dict:
         }
         if not any(writer.videos for writer in writers.values()):
             raise UserError(
-                f"{root}: not one clip in {len(sources)} sources; dropped {dropped['still']} still "
+                f"{root}: no clip in {len(sources)} sources; dropped {dropped['still']} still "
                 f"clips, {dropped['remainder']} frames left over, skipped {dropped['skipped']} "
                 "sources"
             )
@@ -301,7 +309,7 @@ def write_clips(
         for writer in writers.values():
             stack.enter_context(writer)
         for source, part in zip(usable, cuts):
-            cut(source, part, writers, args, bar)
+            cut_clips(source, part, writers, args, bar)
     for writer in writers.values():
         if not writer.videos:
             writer.dir.rmdir()

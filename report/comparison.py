@@ -1,4 +1,4 @@
-"""Methods compared in pictures: metrics over the horizon, metrics as points, forecasts side by
+"""Pictures that compare methods: metrics over the horizon, metrics as points, forecasts side by
 side.
 """
 
@@ -24,14 +24,14 @@ from report.style import (
 from report.tables import baseline, direction, label
 from runtime.console import UserError
 
-# a marker for each round through the colours
+# The marker changes after each cycle through the colours.
 MARKERS = "os^Dv"
-# at most this many methods in a mosaic
-MOST = 11
+# Columns of a mosaic; more would be too narrow to judge.
+MAX_METHODS = 11
 
 
 def escape(text: str) -> str:
-    """For matplotlib, where $ starts a formula and a leading _ hides a label from the legend."""
+    """Escape text for matplotlib: $ starts a formula, and a leading _ hides a legend entry."""
     return ("\u200b" if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
@@ -39,14 +39,15 @@ def title_of(metric: str) -> str:
     return escape(label(metric)) + ARROWS[direction(metric)]
 
 
-def look_of(k: int) -> tuple[str, str]:
+def style_of(k: int) -> tuple[str, str]:
     """(colour, marker) of method k."""
     return COLOURS[k % len(COLOURS)], MARKERS[k // len(COLOURS) % len(MARKERS)]
 
 
 def panel_figure(count: int, height: float):
-    """A figure of `count` panels, three in a row, each `height` inches high; returns (context,
-    columns).
+    """A figure of `count` panels, up to three in a row, each `height` inches high.
+
+    Returns (context manager of the figure, number of columns).
     """
     columns = min(3, count)
     rows = -(-count // columns)
@@ -64,8 +65,8 @@ def legend_below(figure, axes: list) -> None:
 
 # ------------------------------------------------------------------------------------------ figures
 def horizon_plot(table: Table, metrics: list[str], path: Path) -> bool:
-    """Each metric over the predicted frames: a line per method with a band of one standard error
-    over seeds, baselines dashed. Returns whether there was anything to draw.
+    """Draw each metric over the predicted frames: a line per method with a band of one standard
+    error over seeds, and dashed baselines. Returns whether any metric has a curve.
     """
     shown = [
         metric
@@ -85,14 +86,15 @@ def horizon_plot(table: Table, metrics: list[str], path: Path) -> bool:
 
 
 def draw_horizon(axis, table: Table, metric: str) -> None:
+    """Draw the panel of one metric of `horizon_plot`."""
     for k, method in enumerate(table.methods):
         curve = method.horizon(metric)
         if curve is None:
             continue
         mean, se = curve
         frames = np.arange(1, len(mean) + 1)
-        colour, marker = look_of(k)
-        # markers only where colours repeat, or where a line would be invisible
+        colour, marker = style_of(k)
+        # Markers only where colours repeat, or where the line has a single point.
         size = 3.5 if k >= len(COLOURS) or len(mean) == 1 else 0
         axis.plot(
             frames,
@@ -105,7 +107,7 @@ def draw_horizon(axis, table: Table, metric: str) -> None:
         )
         axis.fill_between(frames, mean - se, mean + se, color=colour, alpha=0.18, linewidth=0)
 
-    # a baseline is the same for all runs of a table: the first run that has one is drawn
+    # A baseline is the same for all runs of a table, so the first run that has it is drawn.
     runs = [run for method in table.methods for run in method.runs]
     for suffix, text in BASELINES.items():
         rows = [run.horizon[metric + suffix] for run in runs if metric + suffix in run.horizon]
@@ -120,8 +122,8 @@ def draw_horizon(axis, table: Table, metric: str) -> None:
 
 
 def summary_plot(table: Table, metrics: list[str], path: Path) -> None:
-    """A panel per metric: mean and standard error of each method, a small dot per seed, baselines
-    dashed.
+    """Draw a panel per metric: mean and standard error of each method, a small dot per seed, and
+    dashed baselines.
     """
     count = len(table.methods)
     context, columns = panel_figure(len(metrics), 1.5 + 0.32 * count)
@@ -141,9 +143,9 @@ def summary_plot(table: Table, metrics: list[str], path: Path) -> None:
 
 
 def draw_score(axis, method: Method, metric: str, k: int) -> None:
-    """Method k in a panel of `summary_plot`."""
+    """Draw method k in a panel of `summary_plot`."""
     score = method.score(metric)
-    colour, marker = look_of(k)
+    colour, marker = style_of(k)
     if not score.n:
         return
     if score.n > 1:
@@ -155,10 +157,10 @@ def draw_score(axis, method: Method, metric: str, k: int) -> None:
 
 
 def mark_baselines(axis, table: Table, metric: str) -> None:
-    """A dashed line per baseline.
+    """Draw a dashed line per baseline.
 
-    A baseline far outside the axis, which would squeeze the methods into a corner, is written below
-    the panel instead.
+    A baseline far outside the axis limits would squeeze the methods into a corner, so its value is
+    written below the panel instead.
     """
     low, high = axis.get_xlim()
     width = high - low
@@ -191,10 +193,12 @@ def read_first_samples(method: Method) -> tuple[np.ndarray, np.ndarray] | None:
     return None
 
 
-def comparison(table: Table, clips: int) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]] | str:
-    """The liveliest clips: (truth, [(method, its first samples)]). A string says why there is no
-    comparison.
+def select_clips(table: Table, clips: int) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]] | str:
+    """Select the clips with most motion -> (truth, [(method, its first samples)]).
+
+    If there is nothing to compare, returns the reason as a string instead.
     """
+    # Methods without arrays have no column.
     found = []
     for method in table.methods:
         arrays = read_first_samples(method)
@@ -205,15 +209,15 @@ def comparison(table: Table, clips: int) -> tuple[np.ndarray, list[tuple[str, np
     first, truth, samples = found[0]
     for name, other, _ in found:
         if not np.array_equal(other, truth):
-            return f"{name} and {first} were not tried on the same clips"
-    chosen = videos.liveliest(truth, truth.shape[1] - samples.shape[1])[:clips]
-    return truth[chosen], [(name, own[chosen]) for name, _, own in found[:MOST]]
+            return f"{name} and {first} were not measured on the same clips"
+    chosen = videos.rank_by_motion(truth, truth.shape[1] - samples.shape[1])[:clips]
+    return truth[chosen], [(name, own[chosen]) for name, _, own in found[:MAX_METHODS]]
 
 
-def mosaic(
+def draw_mosaic(
     truth: np.ndarray, columns: list[tuple[str, np.ndarray]], wanted: int = 96
 ) -> np.ndarray:
-    """A row per clip: the truth and the forecast of each method.
+    """Draw a row per clip: the truth, then the forecast of each method.
 
     truth (V, T, H, W, 3), forecasts (V, T - condition, H, W, 3) -> (T, H', W', 3).
     """

@@ -23,6 +23,7 @@ POLICIES = {
 
 def document(title: str, body: str, policy: str = "alone") -> str:
     """A complete page. policy: one of POLICIES."""
+    # The page may load nothing but what the policy allows, even if a result contains markup.
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -48,6 +49,7 @@ def grid(head: list[str], body: list[str], label: str) -> str:
 
     Cells of `head` and rows of `body` are HTML. label: the name that screen readers announce.
     """
+    # tabindex lets keyboard users scroll the table.
     cells = "".join(f"<th scope='col'>{cell}</th>" for cell in head)
     rows = "\n".join(body)
     return (

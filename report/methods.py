@@ -21,7 +21,7 @@ import configs
 from report.results import missing_part
 from runtime.console import UserError
 
-# Fields of the protocol that describe the sampler, so they belong to the method.
+# Fields of the protocol that describe the sampler: they are part of the method.
 SAMPLER = (
     "solver",
     "diffusion",
@@ -34,10 +34,11 @@ SAMPLER = (
     "reencode",
     "updates",
 )
-# Fields of the protocol that neither describe the method nor decide what can be compared.
-MEASURED = ("checkpoint", "network_evaluations_per_frame", "fps", "source", "metrics")
-# Settings that do not change the result, that the protocol states, or that are paths.
-APART = re.compile(
+# Fields of the protocol that are ignored when results are grouped into methods and tables.
+UNCOMPARED = ("checkpoint", "network_evaluations_per_frame", "fps", "source", "metrics")
+# Settings that are no part of the method: they do not change the result, or the protocol states
+# them, or they are paths.
+IGNORED = re.compile(
     r"(output|wandb|latent)\.|dataset$|vqvae\.ckpt$|"
     r"data\.(root|workers|skip_bad|condition|predict|skip|image_size)$|"
     r"train\.(seed|log_every|sample_every|save_every|keep|keep_every|max_bad_steps)$|"
@@ -66,13 +67,13 @@ class Score(NamedTuple):
     mean: float
     se: float
     n: int  # number of runs with the metric
-    over: str  # the standard error is over `seeds` or `videos`; empty: there is none
+    over: str  # what the standard error is over: `seeds` or `videos`; empty: no standard error
 
 
 @dataclass
 class Method:
     runs: list[Run]  # one per seed
-    automatic: str = ""  # name made of the settings that distinguish the method
+    automatic: str = ""  # name composed of the settings that distinguish the method
     nickname: str = ""
     named: set[str] = field(default_factory=set)  # settings that the name states
 
@@ -85,8 +86,8 @@ class Method:
         return self.runs[0].settings
 
     def score(self, metric: str) -> Score:
-        """Mean and standard error over the seeds with this metric. For a single seed, the standard
-        error is that over videos.
+        """Mean and standard error over the seeds with this metric. A single seed has the standard
+        error over videos instead.
         """
         scores = [run.summary[metric] for run in self.runs if metric in run.summary]
         if len(scores) <= 1:
@@ -102,6 +103,7 @@ class Method:
         rows = np.array([row for row in rows if len(row) == len(rows[0])])
         if not rows.size or np.isnan(rows).all():
             return None
+        # One seed has no spread over seeds.
         if len(rows) == 1:
             return rows[0], np.full(rows.shape[1], np.nan)
         return rows.mean(0), rows.std(0, ddof=1) / np.sqrt(len(rows))
@@ -120,12 +122,12 @@ def number(value: Any) -> float:
     return float(value) if math.isfinite(value) else math.nan
 
 
-def flat(nested: dict, prefix: str = "") -> dict[str, Any]:
+def flatten(nested: dict, prefix: str = "") -> dict[str, Any]:
     """Flatten nested dicts: {"a": {"b": 1}} -> {"a.b": 1}."""
     out: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, dict):
-            out |= flat(value, f"{prefix}{key}.")
+            out |= flatten(value, f"{prefix}{key}.")
         else:
             out[prefix + key] = value
     return out
@@ -137,8 +139,8 @@ def canonical(value: Any) -> str:
 
 
 @functools.cache
-def usual_settings() -> dict[str, Any]:
-    """{group.field: default}: the values of settings that a result of an earlier version lacks."""
+def default_settings() -> dict[str, Any]:
+    """{group.field: default}, for the settings that a result of an earlier version lacks."""
     defaults = {}
     for group, kind in get_type_hints(configs.Config).items():
         if dataclasses.is_dataclass(kind):
@@ -146,18 +148,20 @@ def usual_settings() -> dict[str, Any]:
     return defaults
 
 
-def run_of(result: Any, folder: Path, time: float = 0.0) -> Run:
-    """The run of a metrics.json as read from JSON. ValueError: what is wrong with the file."""
+def parse_run(result: Any, folder: Path, time: float = 0.0) -> Run:
+    """Convert the content of a metrics.json to a Run. ValueError states what the file lacks."""
     if missing := missing_part(result, ("protocol", "config", "summary")):
         raise ValueError(f"holds no `{missing}`")
-    protocol, config = flat(result["protocol"]), flat(result["config"])
+    protocol, config = flatten(result["protocol"]), flatten(result["config"])
     horizon = result.get("horizon") or {}
-    settings = usual_settings() | config
+    # The sampler that was used may differ from the sample.* settings of the checkpoint's config.
+    settings = default_settings() | config
     settings |= {f"sample.{key}": protocol[key] for key in SAMPLER if key in protocol}
     compared = {"dataset": config.get("dataset"), "image_size": config.get("data.image_size")}
     for key, value in protocol.items():
-        if key not in (*SAMPLER, *MEASURED):
+        if key not in (*SAMPLER, *UNCOMPARED):
             compared[key] = value
+    # Results of earlier versions have plain numbers in place of {"mean", "se"}, or values of NaN.
     summary = {}
     for name, entry in result["summary"].items():
         entry = entry if isinstance(entry, dict) else {"mean": entry}
@@ -171,7 +175,7 @@ def run_of(result: Any, folder: Path, time: float = 0.0) -> Run:
     return Run(
         folder,
         protocol=compared,
-        settings={key: value for key, value in settings.items() if not APART.match(key)},
+        settings={key: value for key, value in settings.items() if not IGNORED.match(key)},
         seed=config.get("train.seed"),
         summary=summary,
         horizon=curves,
@@ -205,19 +209,20 @@ def tabulate(runs: list[Run]) -> tuple[list[Table], list[str]]:
         else:
             groups.append([run])
     tables, warnings = [], []
+    # Tables of the same protocol on different clips are numbered, so that their headings differ.
     for groups in by_protocol.values():
         for k, group in enumerate(groups, 1):
             clip_set = {"clip_set": k} if len(groups) > 1 else {}
-            methods, found = methods_of(group)
+            methods, found = group_methods(group)
             tables.append(Table(group[0].protocol | clip_set, methods))
             warnings += found
     return tables, warnings
 
 
-def differing(tables: list[Table]) -> list[str]:
-    """A warning if the protocols of the tables differ."""
+def warn_of_different_protocols(tables: list[Table]) -> list[str]:
+    """Return a warning if the protocols of the tables differ, else an empty list."""
     fields = []
-    for key, values in spread([table.protocol for table in tables]).items():
+    for key, values in find_differing([table.protocol for table in tables]).items():
         fields.append(f"{key} ({', '.join(values)})")
     if not fields:
         return []
@@ -227,11 +232,12 @@ def differing(tables: list[Table]) -> list[str]:
     ]
 
 
-def methods_of(runs: list[Run]) -> tuple[list[Method], list[str]]:
+def group_methods(runs: list[Run]) -> tuple[list[Method], list[str]]:
     """Group runs of one protocol into methods -> (methods, warnings).
 
-    Of two results with the same settings and seed, the later one counts.
+    Of several results with the same settings and seed, only the latest is kept.
     """
+    # {settings: {seed: run}}; later runs overwrite earlier ones.
     groups: dict[str, dict[str, Run]] = {}
     warnings = []
     for run in sorted(runs, key=lambda run: run.time):
@@ -247,6 +253,8 @@ def methods_of(runs: list[Run]) -> tuple[list[Method], list[str]]:
         methods.append(Method([seeds[seed] for seed in sorted(seeds, key=natural)]))
     name_methods(methods)
     for method in methods:
+        # Seeds are meant to be those of trainings. If only the sampling seed differs, the error is
+        # too small.
         checkpoints = [run.checkpoint for run in method.runs]
         if all(checkpoints) and len(set(checkpoints)) < len(checkpoints):
             warnings.append(
@@ -267,39 +275,41 @@ def natural(text: str) -> list:
 
 
 # -------------------------------------------------------------------------------------------- names
-def shown(value: Any) -> str:
-    """The value as text, without trailing zeros."""
+def format_value(value: Any) -> str:
+    """Format a value as text; floats without trailing zeros."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def spread(fields: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """{field: its different values}, for the fields that differ between the dicts."""
+def find_differing(fields: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Find the fields whose values differ between the dicts -> {field: its distinct values}."""
     differing = {}
     for key in dict.fromkeys(key for own in fields for key in own):
         values = dict.fromkeys(canonical(own.get(key)) for own in fields)
         if len(values) > 1:
-            differing[key] = [shown(json.loads(value)) for value in values]
+            differing[key] = [format_value(json.loads(value)) for value in values]
     return differing
 
 
-def short(key: str, keys: Iterable[str]) -> str:
-    """The name of a setting without its group, if that is unambiguous: `steps` is sample.steps."""
+def shorten(key: str, keys: Iterable[str]) -> str:
+    """Drop the group from a setting's name if the rest is unambiguous: sample.steps -> steps."""
     last = key.split(".")[-1]
     rivals = [other for other in keys if other != key and other.split(".")[-1] == last]
-    clear = key.startswith("sample.") or not rivals and f"sample.{last}" not in usual_settings()
+    clear = key.startswith("sample.") or not rivals and f"sample.{last}" not in default_settings()
     return last if clear else key
 
 
 def name_methods(methods: list[Method]) -> None:
-    """Name methods by their interpolant and, if several share it, by few settings that distinguish
-    them, chosen greedily.
+    """Name each method by its interpolant. If several methods share the interpolant, add a few
+    settings that distinguish them, chosen greedily.
     """
     groups = ("flow", "sample", "model", "train")
+    # Methods with different interpolants have different names already, so each interpolant's
+    # methods are named on their own.
     kinds: dict[str, list[Method]] = {}
     for method in methods:
         kinds.setdefault(str(method.settings.get("flow.interpolant")), []).append(method)
     for kind, own in kinds.items():
-        differing = list(spread([method.settings for method in own]))
+        differing = list(find_differing([method.settings for method in own]))
         # Ties are broken by the order of the groups.
         ranks = {group: rank for rank, group in enumerate(groups)}
         differing.sort(key=lambda key: ranks.get(key.split(".")[0], len(groups)))
@@ -315,7 +325,10 @@ def name_methods(methods: list[Method]) -> None:
         while distinguished(chosen) < len(own):
             chosen.append(max(differing, key=lambda key: distinguished([*chosen, key])))
         for method in own:
-            parts = [f"{short(key, differing)}={shown(method.settings.get(key))}" for key in chosen]
+            parts = [
+                f"{shorten(key, differing)}={format_value(method.settings.get(key))}"
+                for key in chosen
+            ]
             method.automatic = ", ".join([kind, *parts])
             method.named = {"flow.interpolant", *chosen}
 
@@ -323,9 +336,9 @@ def name_methods(methods: list[Method]) -> None:
 def rename(tables: list[Table], pairs: list[str], only: bool = False) -> list[Table]:
     """Give methods nicknames by pairs OLD=NEW, and sort them in the order of the pairs.
 
-    OLD is the automatic name of a method, or its beginning up to a comma. only: drop the methods
-    without a nickname. UserError if a pair names no method, or if two methods of a table get the
-    same name.
+    OLD is the automatic name of a method, or the start of automatic names up to a comma. only: drop
+    the methods without a nickname. UserError if a pair names no method, or if two methods of a
+    table get the same name.
     """
     order: dict[int, int] = {}
     methods = [method for table in tables for method in table.methods]
@@ -334,6 +347,7 @@ def rename(tables: list[Table], pairs: list[str], only: bool = False) -> list[Ta
         for method in found:
             method.nickname = new + method.automatic[len(old) :]
             order[id(method)] = rank
+    # Methods without a nickname keep their order, after those with one.
     for table in tables:
         table.methods.sort(key=lambda method: order.get(id(method), len(pairs)))
         if only:
@@ -350,7 +364,7 @@ def rename(tables: list[Table], pairs: list[str], only: bool = False) -> list[Ta
 def match_pair(pair: str, methods: list[Method]) -> tuple[str, str, list[Method]]:
     """Split OLD=NEW, where OLD may contain `=` -> (old, new, the methods called OLD)."""
     cuts = [(pair[:k], pair[k + 1 :].strip()) for k, sign in enumerate(pair) if sign == "="]
-    # The longest OLD first, and whole names before beginnings.
+    # Prefer whole names to starts of names, and among these the longest OLD.
     for whole in (True, False):
         for old, new in reversed(cuts):
             found = []
@@ -368,20 +382,22 @@ def match_pair(pair: str, methods: list[Method]) -> tuple[str, str, list[Method]
     )
 
 
-def differences(table: Table) -> dict[str, list[str]]:
-    """{setting: its value in each method}, for the settings in which the methods differ."""
-    keys = spread([method.settings for method in table.methods])
+def list_differences(table: Table) -> dict[str, list[str]]:
+    """List the settings in which the methods differ -> {setting: its value in each method}."""
+    keys = find_differing([method.settings for method in table.methods])
     values = {}
     for key in keys:
-        values[short(key, keys)] = [shown(method.settings.get(key)) for method in table.methods]
+        values[shorten(key, keys)] = [
+            format_value(method.settings.get(key)) for method in table.methods
+        ]
     return values
 
 
-def unstated(table: Table) -> list[str]:
-    """The settings in which the methods differ and that the names do not state."""
-    keys = spread([method.settings for method in table.methods])
+def list_unnamed(table: Table) -> list[str]:
+    """List the settings in which the methods differ but that their names do not state."""
+    keys = find_differing([method.settings for method in table.methods])
     found = []
     for key in keys:
         if not all(key in method.named for method in table.methods):
-            found.append(short(key, keys))
+            found.append(shorten(key, keys))
     return found

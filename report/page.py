@@ -1,5 +1,5 @@
-"""Write the web page of a results folder: one file that contains all pictures and clips, opens from
-the disk and loads nothing from the network.
+"""Write the web page of a results folder: one file that contains all pictures and clips. It opens
+from the disk and loads nothing from the network.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from report.html import WEB, document, grid, row, write_page
 from report.style import with_unit
 from runtime.console import progress
 
-LIMIT = 40 << 20  # bytes of clips in one page
-OPEN = 6  # clips that are not in a collapsed section
+MAX_CLIP_BYTES = 40 << 20  # bytes of clips in one page
+OPEN_CLIPS = 6  # clips shown at first; the others are in a collapsed section
 SPEEDS = {0.25: "¼", 0.5: "½", 1: "1", 2: "2", 4: "4"}
 
 
@@ -37,20 +37,21 @@ def columns_of(frames: int) -> int:
     return math.ceil(math.sqrt(frames))
 
 
-def sheet(truth: np.ndarray, samples: np.ndarray) -> str:
-    """A data URI of one lossless picture that holds all frames of a clip in rows: the truth (T, H,
-    W, 3), then the samples (S, P, H, W, 3).
+def encode_sheet(truth: np.ndarray, samples: np.ndarray) -> str:
+    """Tile all frames of a clip into one lossless picture -> data URI.
+
+    The frames are in rows: the truth (T, H, W, 3), then the samples (S, P, H, W, 3).
     """
     frames = np.concatenate([truth, samples.reshape(-1, *truth.shape[1:])])
     N, H, W, _ = frames.shape
     columns = columns_of(N)
     rows = -(-N // columns)
-    grid = np.zeros((rows * columns, H, W, 3), np.uint8)
-    grid[:N] = frames
-    grid = grid.reshape(rows, columns, H, W, 3).swapaxes(1, 2)
-    image = Image.fromarray(grid.reshape(rows * H, columns * W, 3))
+    tiles = np.zeros((rows * columns, H, W, 3), np.uint8)
+    tiles[:N] = frames
+    tiles = tiles.reshape(rows, columns, H, W, 3).swapaxes(1, 2)
+    image = Image.fromarray(tiles.reshape(rows * H, columns * W, 3))
     file = io.BytesIO()
-    # WebP is limited to 16,383 pixels.
+    # WebP allows at most 16,383 pixels per side.
     if max(image.size) < 16384:
         image.save(file, "webp", lossless=True, quality=50, method=2)
         return data_uri(file.getvalue(), "image/webp")
@@ -58,8 +59,8 @@ def sheet(truth: np.ndarray, samples: np.ndarray) -> str:
     return data_uri(file.getvalue(), "image/png")
 
 
-def embedded(data: dict, id: str) -> str:
-    """A script element with JSON, in which no string can end the element."""
+def embed_json(data: dict, id: str) -> str:
+    """A script element with JSON, escaped so that no string in `data` can end the element."""
     text = json.dumps(data).replace("</", "<\\/")
     return f'<script type="application/json" id="{id}">{text}</script>'
 
@@ -77,8 +78,8 @@ def picture(content: bytes, alt: str, wide: bool = False) -> str:
 
 # ----------------------------------------------------------------------------- metrics and protocol
 def decimals(entry: dict) -> int | None:
-    """Number of decimals that the standard error justifies: two of its significant digits. None
-    without a standard error.
+    """Number of decimals to print: two significant digits of the standard error. None without a
+    standard error.
     """
     se = entry.get("se")
     if not se or not math.isfinite(se):
@@ -86,7 +87,7 @@ def decimals(entry: dict) -> int | None:
     return min(max(1 - math.floor(math.log10(se)), 0), 8)
 
 
-def number(entry: dict | None, digits: int | None = None) -> str:
+def format_number(entry: dict | None, digits: int | None = None) -> str:
     """{"mean", "se"} as HTML; a dash for a missing value."""
     value = (entry or {}).get("mean")
     if value is None or not math.isfinite(value):
@@ -97,9 +98,9 @@ def number(entry: dict | None, digits: int | None = None) -> str:
     return f"{value:.{digits}f}{error}"
 
 
-def against(own: dict, baseline: dict | None, unit: str, higher: bool | None) -> str:
-    """A cell that compares the forecast with a baseline: their difference if higher values are
-    better, else their ratio.
+def compare_with_baseline(own: dict, baseline: dict | None, unit: str, higher: bool | None) -> str:
+    """A cell that compares the forecast with a baseline: by the difference if higher values are
+    better (PSNR), else by the ratio. higher: None if neither direction is better.
     """
     value, base = own.get("mean"), (baseline or {}).get("mean")
     if None in (value, base) or not math.isfinite(value - base) or (not higher and base == 0):
@@ -126,16 +127,16 @@ def metrics_table(summary: dict) -> str:
         own, digits = summary[name], decimals(summary[name])
         _, unit, higher = plots.describe(name)
         hint = {None: "", True: "higher is better", False: "lower is better"}[higher]
-        cells = [f"<b>{number(own, digits)}</b>"]
-        cells += [number(summary.get(name + suffix), digits) for suffix in baselines]
-        cells.append(against(own, summary.get(name + "_repeat_last"), unit, higher))
+        cells = [f"<b>{format_number(own, digits)}</b>"]
+        cells += [format_number(summary.get(name + suffix), digits) for suffix in baselines]
+        cells.append(compare_with_baseline(own, summary.get(name + "_repeat_last"), unit, higher))
         rows.append(row(f"{label(name)}<small>{hint}</small>", cells))
     labels = [BASELINES[suffix] for suffix in baselines]
     return grid(["metric", "forecast", *labels, "forecast against repeating"], rows, "Metrics")
 
 
-# (sentence about fields of the protocol, field without which the sentence is left out)
-PROTOCOL = [
+# (sentence about fields of the protocol, field whose absence or zero omits the sentence)
+SENTENCES = [
     ("Between two frames, {skip} frames of the source are skipped.", "skip"),
     (
         "Sampler: solver {solver}, diffusion {diffusion}, {steps} steps on a {grid} grid, "
@@ -150,16 +151,18 @@ PROTOCOL = [
 ]
 
 
-def in_words(protocol: dict) -> list[str]:
+def describe_protocol(protocol: dict) -> list[str]:
     """Describe a protocol in sentences. Fields without a sentence follow as `name: value`."""
-    # The rates of the single clips would be a long list.
+    # `rates` is never printed: it lists the frame rate of every clip.
     sentences, covered = [], {"rates"}
     if {"name", "source", "clips", "rule"} <= protocol.keys():
-        for line in [*protocols.in_words(protocol), protocol["source"]]:
+        for line in [*protocols.describe(protocol), protocol["source"]]:
             sentences.append(f"{line[0].upper()}{line[1:]}.")
         covered |= {field.name for field in dataclasses.fields(protocols.Protocol)}
         covered |= {"samples_per_video", "fps", "metrics"}
-    for sentence, condition in PROTOCOL:
+    # A sentence is used only if the protocol has all its fields; results of earlier versions lack
+    # some.
+    for sentence, condition in SENTENCES:
         names = {field for _, field, _, _ in Formatter().parse(sentence) if field} | {condition}
         if names <= protocol.keys():
             covered |= names
@@ -171,8 +174,8 @@ def in_words(protocol: dict) -> list[str]:
     return sentences
 
 
-def settings(config: dict) -> str:
-    """All settings as `group.field=value` lines, as --set takes them."""
+def list_settings(config: dict) -> str:
+    """List all settings as lines `group.field=value`, the format of --set."""
     lines = []
 
     def add(name: str, value: object) -> None:
@@ -201,15 +204,16 @@ CONTROLS = """<div class="bar" role="group" aria-label="Playback of all clips">
 </div>"""
 
 
-def pick(truth: np.ndarray, samples: np.ndarray, limit: int) -> tuple[list[int], list[str]]:
-    """Choose the clips that fit into `limit` bytes, those with most motion first -> (their indices,
-    their sheets). At least one clip.
+def choose_clips(truth: np.ndarray, samples: np.ndarray, limit: int) -> tuple[list[int], list[str]]:
+    """Choose clips, those with most motion first, until their sheets exceed `limit` bytes.
+
+    Returns (indices, sheets) of at least one clip.
     """
     clips, sheets, size = [], [], 0
-    order = videos.liveliest(truth, truth.shape[1] - samples.shape[2])
+    order = videos.rank_by_motion(truth, truth.shape[1] - samples.shape[2])
     with progress(len(order), "write page", "clip") as bar:
         for v in order:
-            new = sheet(truth[v], samples[v])
+            new = encode_sheet(truth[v], samples[v])
             size += len(new)
             if sheets and size > limit:
                 break
@@ -220,14 +224,15 @@ def pick(truth: np.ndarray, samples: np.ndarray, limit: int) -> tuple[list[int],
 
 
 def player(truth: np.ndarray, samples: np.ndarray, futures: int, fps: float, limit: int) -> str:
-    """The clips with the controls that play them, as HTML.
+    """The clips and their playback controls, as HTML.
 
-    futures: samples to show of each clip. limit: as for `pick`.
+    futures: number of samples to show per clip. limit: as for `choose_clips`.
     """
     V, T, H, W, _ = truth.shape
     S, P = samples.shape[1:3]
     shown = samples[:, :futures]
-    clips, sheets = pick(truth, shown, limit)
+    clips, sheets = choose_clips(truth, shown, limit)
+    # player.js reads the sheets and their geometry from JSON, and draws the frames on canvases.
     data = {
         "sheets": sheets,
         "given": T - P,
@@ -242,9 +247,9 @@ def player(truth: np.ndarray, samples: np.ndarray, futures: int, fps: float, lim
         selected = " selected" if value == 1 else ""
         speeds.append(f'<option value="{value}"{selected}>{name}×</option>')
     sections = [clip_section(v, shown.shape[1], W, H) for v in clips]
-    if len(sections) > OPEN:
-        more = f"<details><summary>{len(sections) - OPEN} more clips</summary>"
-        sections = [*sections[:OPEN], more, *sections[OPEN:], "</details>"]
+    if len(sections) > OPEN_CLIPS:
+        more = f"<details><summary>{len(sections) - OPEN_CLIPS} more clips</summary>"
+        sections = [*sections[:OPEN_CLIPS], more, *sections[OPEN_CLIPS:], "</details>"]
     about = describe_clips(len(clips), V, shown.shape[1], S, fps)
     width = W * videos.scale_of(H, 128) + 8
     return "\n".join(
@@ -255,7 +260,7 @@ def player(truth: np.ndarray, samples: np.ndarray, futures: int, fps: float, lim
             CONTROLS.format(frames=T, share=100 * (T - P) / T, speeds="".join(speeds)),
             *sections,
             "</div>",
-            embedded(data, "sheets"),
+            embed_json(data, "sheets"),
             f"<script>\n{(WEB / 'player.js').read_text()}</script>",
         ]
     )
@@ -293,7 +298,7 @@ def clip_section(v: int, samples: int, width: int, height: int) -> str:
 
 
 def horizon_picture(dir: Path, result: dict) -> str:
-    """The plot of metrics against the predicted frame, from curves.png or drawn here."""
+    """The plot of metrics against the predicted frame: curves.png if it exists, else drawn now."""
     if (dir / "curves.png").is_file():
         content = (dir / "curves.png").read_bytes()
     elif own_metrics(result["horizon"]):
@@ -307,20 +312,23 @@ def horizon_picture(dir: Path, result: dict) -> str:
     )
 
 
-def result_page(dir: Path, fps: float | None = None, futures: int = 8, limit: int = LIMIT) -> Path:
+def result_page(
+    dir: Path, fps: float | None = None, futures: int = 8, limit: int = MAX_CLIP_BYTES
+) -> Path:
     """Write dir/index.html from the files of a results folder; returns its path.
 
-    fps: frames per second of the clips; default: the protocol's. futures: samples to show of each
-    clip, at most. limit: bytes of clips; if they are more, those with most motion are shown.
+    fps: frames per second of the clips; default: the protocol's. futures: maximum number of samples
+    shown per clip. limit: maximum size of all clips in bytes; clips with most motion come first.
     """
     result, (truth, samples) = results.read_metrics(dir), results.read_arrays(dir)
+    # The metrics.json may be of an earlier version, whose config lacks fields.
     config, protocol = result["config"], result["protocol"]
     dataset = config.get("dataset", "?")
     interpolant = config.get("flow", {}).get("interpolant", "?")
     run = results.run_id(config)
     parts = [
         f"<h1>{escape(f'{dataset} · {interpolant}')}</h1>\n<p class='soft'>run {escape(run)}</p>",
-        f"<p>{escape(' '.join(in_words(protocol)))}</p>",
+        f"<p>{escape(' '.join(describe_protocol(protocol)))}</p>",
         f"<h2>Metrics</h2>\n{metrics_table(result['summary'])}\n<p class='soft'>Mean ± standard "
         f"error over clips.</p>",
         player(truth, samples, futures, fps or results.frame_rate_of(protocol), limit),
@@ -328,6 +336,7 @@ def result_page(dir: Path, fps: float | None = None, futures: int = 8, limit: in
     ]
     rank_alt = "Histogram of the truth’s rank among the samples"
     sheet_alt = "Contact sheet: time runs to the right, truth above samples"
+    # Pictures that the folder lacks are left out: a result without a rank histogram is complete.
     for name, title, alt in (
         ("rank_histogram", "Spread", rank_alt),
         ("contact_sheet", "Contact sheet", sheet_alt),
@@ -336,7 +345,7 @@ def result_page(dir: Path, fps: float | None = None, futures: int = 8, limit: in
         if file.is_file():
             image = picture(file.read_bytes(), alt, wide=name == "contact_sheet")
             parts.append(f"<h2>{title}</h2>\n{image}")
-    config_text = escape(settings(config))
+    config_text = escape(list_settings(config))
     parts.append(f"<details><summary>Config</summary><pre>{config_text}</pre></details>")
     title = f"{dataset} {interpolant} {run}"
     return write_page(dir / "index.html", document(title, "\n".join(parts)))

@@ -24,21 +24,21 @@ from report.style import (
     with_unit,
 )
 
-# colours of segments, in an order that keeps neighbours apart
+# Colours of segments, ordered so that neighbouring segments differ clearly.
 SEGMENTS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#555555")
 
 
 def describe(metric: str) -> tuple[str, str, bool | None]:
-    """(label, unit, whether higher is better). psnr_best has unit and direction of psnr."""
+    """(label, unit, whether higher is better). psnr_best has the unit and direction of psnr."""
     label, unit, direction = split_metric(metric)
     return label, unit, {"higher": True, "lower": False}.get(direction)
 
 
 def curves(horizon: dict, path: Path | IO[bytes], bands: dict | None = None) -> None:
-    """One panel per metric: horizon[metric], (T,) over the predicted frames, beside its baselines.
+    """Draw a panel per metric: horizon[metric], (T,) over the predicted frames, and its baselines.
 
-    bands: standard errors, bands[metric] is (T,); drawn as a band of plus and minus one. None in a
-    curve leaves a gap.
+    bands: {metric: standard errors (T,)}, drawn as a band of plus and minus one standard error.
+    None in a curve leaves a gap.
     """
     from matplotlib.patches import Patch
 
@@ -57,7 +57,7 @@ def curves(horizon: dict, path: Path | IO[bytes], bands: dict | None = None) -> 
 
 
 def draw_curves(panel, horizon: dict, name: str, bands: dict) -> None:
-    """One panel of `curves`."""
+    """Draw one panel of `curves`."""
     rows = []
     for suffix, label in {"": "forecast", **BASELINES}.items():
         if name + suffix not in horizon:
@@ -81,14 +81,15 @@ def draw_curves(panel, horizon: dict, name: str, bands: dict) -> None:
             panel.fill_between(x, y - error, y + error, color=color, alpha=0.2, linewidth=0)
         rows.append(y)
 
-    # decibels are logarithmic already
+    # A logarithmic axis where values differ by a factor of 30, but not for decibels, which are
+    # logarithmic already.
     _, unit, direction = split_metric(name)
     values = np.concatenate(rows)
     values = values[np.isfinite(values)]
     if unit != "dB" and len(values) and 0 < values.min() < values.max() / 30:
         panel.set_yscale("log")
 
-    # at most seven ticks, at round numbers and at frame 1
+    # At most seven ticks: frame 1 and round numbers.
     T = max(len(y) for y in rows)
     step = next(n for n in (1, 2, 5, 10, 20, 50, 100, 200, T) if T / n <= 6 or n == T)
     panel.set(xlabel="predicted frame", xticks=[1, *range(max(step, 2), T + 1, step)])
@@ -102,11 +103,11 @@ def forgetting(
     losses: list[dict] | None = None,
     columns: int = 2,
 ) -> None:
-    """Metrics of each segment of a stream against training time.
+    """Draw the metrics of each segment of a stream against training time.
 
     panels: (title, rows, metric). A row has updates, segment, seen (the share of the segment that
-    has been trained on) and metric: {"mean", "se"}. Panels of one metric in one row of the figure
-    share their scale. losses: rows of metrics.jsonl, drawn in a panel of their own.
+    has been trained on) and metric: {"mean", "se"}. Panels of the same metric in one row of the
+    figure share their y axis. losses: rows of metrics.jsonl, drawn in an extra panel.
     """
     count = len(panels) + bool(losses)
     rows, columns = -(-count // columns), min(columns, count)
@@ -131,7 +132,7 @@ def forgetting(
 
 
 def segment_curves(panel, title: str, rows: list[dict], metric: str) -> None:
-    """One panel of `forgetting`."""
+    """Draw one panel of `forgetting`: a curve per segment, dashed until most of it was seen."""
     for segment in sorted({row["segment"] for row in rows}):
         own = sorted(
             (row for row in rows if row["segment"] == segment), key=lambda row: row["updates"]
@@ -139,6 +140,7 @@ def segment_curves(panel, title: str, rows: list[dict], metric: str) -> None:
         x, y, error = np.array(
             [(row["updates"], row[metric]["mean"], row[metric]["se"] or 0) for row in own], float
         ).T
+        # Index of the first checkpoint that was trained on most of the segment.
         known = next((k for k, row in enumerate(own) if row["seen"] > 0.5), len(own))
         look = {"color": SEGMENTS[segment % len(SEGMENTS)], "marker": "o", "markersize": 3}
         panel.plot(
@@ -151,6 +153,7 @@ def segment_curves(panel, title: str, rows: list[dict], metric: str) -> None:
 
 
 def share_scale(axes, metrics_shown: list[str]) -> None:
+    """Give axes that show the same metric the same y limits."""
     for metric in set(metrics_shown):
         same = [axis for axis, shown in zip(axes, metrics_shown) if shown == metric]
         limits = np.array([axis.get_ylim() for axis in same])
@@ -159,9 +162,10 @@ def share_scale(axes, metrics_shown: list[str]) -> None:
 
 
 def loss_curves(panel, losses: list[dict]) -> None:
-    """The loss over updates, on a stream separately for live and replayed data, with its moving
-    average.
+    """Draw the loss over updates and its moving average; on a stream, live and replayed data have
+    separate curves.
     """
+    # On a stream the log has both losses; otherwise it has one.
     names = [
         name for name in ("loss_live", "loss_replay") if any(name in row for row in losses)
     ] or ["loss"]
@@ -178,6 +182,7 @@ def loss_curves(panel, losses: list[dict]) -> None:
             label=name.replace("_", ", "),
         )
     panel.set_yscale("log")
+    # Labels at 1, 2 and 5 of each decade only: the others would overlap.
     for axis in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
         axis(lambda value, _: f"{value:.1g}" if f"{value:.0e}"[0] in "125" else "")
     panel.set(xlabel="updates", ylabel="loss")
@@ -186,9 +191,9 @@ def loss_curves(panel, losses: list[dict]) -> None:
 
 
 def rank_histogram(counts: np.ndarray, path: Path | IO[bytes]) -> None:
-    """counts: (S + 1,), how often the truth was larger than 0, 1, …, S of S samples.
+    """Draw a rank histogram, which is flat if the forecasts have the right spread.
 
-    Forecasts with the right spread give a flat histogram.
+    counts: (S + 1,); counts[k] is how often the truth was larger than k of the S samples.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -198,6 +203,7 @@ def rank_histogram(counts: np.ndarray, path: Path | IO[bytes]) -> None:
         panel = figure.subplots()
         panel.grid(axis="x", visible=False)
         panel.bar(np.arange(S + 1), share, width=0.86, color=MODEL)
+        # A calibrated ensemble gives each rank the same probability.
         panel.axhline(
             1 / (S + 1),
             color=COLOURS[1],

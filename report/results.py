@@ -1,4 +1,4 @@
-"""Results folders: their paths, atomic writes, reads with checks."""
+"""Results folders: paths, atomic writes, checked reads."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from runtime.folders import replace_folder, restore_folder
 
 
 def require(file: Path) -> Path:
-    """The path, if the file exists; else UserError."""
+    """Return the path if the file exists; else raise UserError."""
     if not file.is_file():
         raise UserError(f"{file}: no such file; name a results folder that sample.py wrote")
     return file
 
 
 def read_array(file: Path, axes: int) -> np.ndarray:
-    """Map a uint8 array with that number of axes from the disk. UserError if it is not one."""
+    """Memory-map a uint8 array with `axes` axes. UserError if the file holds anything else."""
     try:
         array = np.load(require(file), mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise UserError(
             f"{file}: not an array that sample.py wrote ({first_line(error)}); sample again"
         ) from None
+    # np.load returns an archive, which is no array, for a file of several arrays.
     if (
         not isinstance(array, np.ndarray)
         or array.dtype != np.uint8
@@ -57,14 +58,13 @@ def read_arrays(dir: Path) -> tuple[np.ndarray, np.ndarray]:
         or frame[-1] != 3
     ):
         raise UserError(
-            f"{dir}: samples {samples.shape} and truth {truth.shape} do not go together; sample "
-            "again"
+            f"{dir}: samples {samples.shape} and truth {truth.shape} do not match; sample again"
         )
     return truth, samples
 
 
 def missing_part(result: object, parts: tuple[str, ...]) -> str | None:
-    """The first of `parts` that is no object of metrics.json; None if all are."""
+    """The first of `parts` that is missing from metrics.json or no JSON object; None if none is."""
     for part in parts:
         if not isinstance(result, dict) or not isinstance(result.get(part), dict):
             return part
@@ -95,7 +95,7 @@ def config_of(result: dict, dir: Path) -> configs.Config:
 
 
 def frame_rate_of(protocol: dict, clip: int | None = None) -> float:
-    """Frames per second of the clips, or of one clip if the clips differ; 10 if unknown."""
+    """Frames per second of the clips, or of clip number `clip` if rates differ; 10 if unknown."""
     rates = protocol.get("rates")
     fps = protocol.get("fps")
     if clip is not None and isinstance(rates, list) and clip < len(rates):
@@ -113,11 +113,13 @@ def run_id(config: dict) -> str:
 
 
 def results_dir(forecaster: Forecaster, step: int) -> Path:
-    """The default results folder of a sampler; its name holds the settings that differ from the
-    defaults.
+    """The default results folder of a sampler. Its name contains the sampler's settings that differ
+    from the defaults.
     """
     config, sample = forecaster.config, forecaster.config.sample
     sampler = f"{config.model.name}-{step}_{sample.solver}-{config.diffusion}-{sample.steps}"
+    # Only settings that differ from the defaults are in the name, which would be too long
+    # otherwise.
     usual = configs.Sample()
     sampler += "".join(
         f"_{name}-{getattr(sample, name)}"
@@ -133,6 +135,7 @@ def results_dir(forecaster: Forecaster, step: int) -> Path:
     )
 
 
+# All names that a results folder may contain.
 RESULTS = {
     "videos",
     "samples.npy",
@@ -149,8 +152,9 @@ RESULTS = {
 
 
 def folder(name: str) -> Path:
-    """The path of a results folder given by a flag, resolved if it is a link, `.` or `..`, because
-    the folder is replaced by renaming.
+    """The path of a results folder given by a flag.
+
+    A link, `.` or `..` is resolved, because the folder will be replaced by renaming.
     """
     path = Path(name)
     return path.resolve() if path.is_symlink() or not path.name or path.name == ".." else path
@@ -159,12 +163,12 @@ def folder(name: str) -> Path:
 def check_out(out: Path) -> None:
     """Restore a folder whose replacement was interrupted.
 
-    UserError if the folder holds anything but results, which would be lost.
+    UserError if the folder contains anything but results: the replacement would delete it.
     """
     restore_folder(out)
     if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= RESULTS):
         raise UserError(
-            f"{out} exists and holds other things than results; choose another folder with --out"
+            f"{out} exists and holds files that are not results; choose another folder with --out"
         )
 
 
@@ -177,11 +181,11 @@ def write_results(
     format: str,
     latents: Sequence[np.ndarray] = (),
 ) -> None:
-    """Write a results folder, which appears when it is complete and replaces an earlier one.
+    """Write a results folder, which replaces an earlier one when it is complete.
 
-    truth (V, T, H, W, 3) and samples (V, S, T - condition, H, W, 3), uint8; result: metrics.json;
-    fps: of the videos; format: mp4, avi or gif; latents: latents of the samples in batches, if the
-    data are latents.
+    truth (V, T, H, W, 3) and samples (V, S, T - condition, H, W, 3), uint8. result: the content of
+    metrics.json. fps: frame rate of the videos. format: mp4, avi or gif. latents: batches of the
+    samples' latents, if the data are latents.
     """
     with replace_folder(out) as partial:
         np.save(partial / "samples.npy", samples)
@@ -190,7 +194,7 @@ def write_results(
             shape = (*samples.shape[:3], *latents[0].shape[2:])
             np.save(partial / "latents.npy", np.concatenate(latents).reshape(shape))
         elif (out / "latents.npy").exists():
-            # The same samples are measured again.
+            # The same samples were measured again, so their latents stay valid.
             shutil.copyfile(out / "latents.npy", partial / "latents.npy")
         rates = [fps] * len(truth)
         if "rates" in result["protocol"]:
@@ -209,11 +213,11 @@ def write_videos(
 ) -> None:
     """Write a video per clip, and a contact sheet and a mosaic of the six clips with most motion.
 
-    rates: frames per second of each clip; the mosaic has the first.
+    rates: frames per second of each clip; the mosaic has the rate of the first clip.
     """
-    shown = videos.liveliest(truth, truth.shape[1] - samples.shape[2])[:6]
+    shown = videos.rank_by_motion(truth, truth.shape[1] - samples.shape[2])[:6]
     videos.contact_sheet(truth[shown], samples[shown]).save(dir / "contact_sheet.png")
-    mosaic = videos.mosaic(truth[shown], samples[shown])
+    mosaic = videos.draw_mosaic(truth[shown], samples[shown])
     videos.write_video(dir / f"forecasts.{format}", mosaic, rates[0])
     (dir / "videos").mkdir()
     with progress(len(truth), "write videos", "video") as bar:
@@ -224,7 +228,7 @@ def write_videos(
 
 
 def paths(out: Path, format: str, ckpt: str | Path) -> str:
-    """The lines that a command prints at its end: what it wrote, and where."""
+    """The lines that a command prints at its end: the files that it wrote."""
     lines = [
         f"page           {out / 'index.html'}",
         f"video          {out / f'forecasts.{videos.usable_format(format)}'}",

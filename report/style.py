@@ -18,8 +18,7 @@ RC = {
     "grid.color": "#e4e4e4",
     "axes.axisbelow": True,
 }
-# the palette of Okabe and Ito, distinguishable with colour blindness, extended by a brown and a
-# violet
+# The colour-blind safe palette of Okabe and Ito, extended by a brown and a violet.
 COLOURS = (
     "#0072B2",
     "#D55E00",
@@ -32,7 +31,7 @@ COLOURS = (
 )
 GREY = "#555555"
 MODEL = COLOURS[0]
-# (colour, dashes) of each baseline: the dashes distinguish them in grey, too
+# (colour, dashes) of each baseline; the dashes distinguish baselines in black-and-white print.
 STYLES = {
     "_repeat_last": (COLOURS[1], (0, (5, 2))),
     "_mean_frame": (GREY, (0, (1.5, 1.5))),
@@ -43,8 +42,8 @@ HINTS = {"higher": "higher is better", "lower": "lower is better"}
 
 
 def split_metric(metric: str) -> tuple[str, str, str]:
-    """(label, unit, direction: lower, higher, one or empty). psnr_best has unit and direction of
-    psnr.
+    """(label, unit, direction: lower, higher, one or empty). psnr_best has the unit and direction
+    of psnr.
     """
     base, rest = metric, ""
     if metric not in ABOUT:
@@ -60,9 +59,10 @@ def with_unit(metric: str) -> str:
 
 @contextmanager
 def figure_of(width: float, height: float) -> Iterator:
-    """A matplotlib figure in this style, of a size in inches. Nothing of pyplot's global state is
-    changed.
+    """Open a matplotlib figure in this style; width and height in inches. Does not use pyplot's
+    global state.
     """
+    # Imported late, because loading matplotlib takes a second and most commands draw no figure.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -73,7 +73,7 @@ def figure_of(width: float, height: float) -> Iterator:
 
 
 def add_panels(figure, count: int, columns: int) -> list:
-    """`count` axes in rows of `columns`."""
+    """Add `count` axes in rows of `columns`."""
     rows = -(-count // columns)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[count:]:
@@ -82,7 +82,7 @@ def add_panels(figure, count: int, columns: int) -> list:
 
 
 def add_legend(figure, axes: list, place: str, columns: int, more: dict | None = None, **options):
-    """One legend for all axes, each label once. more: {label: handle} to append."""
+    """Add one legend for all axes, each label once. more: {label: handle} to append."""
     handles = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels()):

@@ -1,4 +1,4 @@
-"""The page of a summary of many runs: a static index.html without scripts."""
+"""The page that summarizes many runs: a static index.html without scripts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from report.html import document, grid, link, row
-from report.methods import Table, differences
+from report.methods import Table, list_differences
 from report.style import ARROWS
 from report.tables import Cell, direction, heading, label, notes, rows
 
@@ -28,7 +28,7 @@ def section(
 ) -> str:
     """The part of the page about one table: the table, its notes, pictures, settings and runs.
 
-    pictures: {kind: file name}. out: the folder of the page. number: of the table, from 1.
+    pictures: {kind: file name}. out: the folder of the page. number: number of the table, from 1.
     """
     head = ["method", "seeds"]
     head += [escape(label(metric)) + ARROWS[direction(metric)] for metric in metrics]
@@ -42,7 +42,8 @@ def section(
     ]
     parts += [f'<p class="soft">{escape(note)}</p>' for note in notes(table, metrics)]
     parts += figures(pictures, "many" if len(metrics) > 2 else "few")
-    settings = differences(table)
+    # The names state some of the differing settings only, so the page lists all of them.
+    settings = list_differences(table)
     if settings:
         head = ["setting", *(escape(method.name) for method in table.methods)]
         body = []
@@ -56,6 +57,7 @@ def section(
 def figures(pictures: dict[str, str], size: str) -> list[str]:
     """The mosaic and the plots of a table, as HTML. size: a class of page.css."""
     parts = []
+    # A GIF is an image, which plays by itself; an MP4 needs a player.
     if "mosaic" in pictures:
         file = quote(pictures["mosaic"])
         if file.endswith(".gif"):
@@ -101,7 +103,7 @@ def runs_of(table: Table, metrics: list[str], out: Path) -> str:
 def page(
     name: str, sections: list[str], tables: list[Table], warnings: list[str], files: list[str]
 ) -> str:
-    """The whole page. sections: of the tables; files: names of the files with the same numbers."""
+    """The whole page. sections: one per table. files: names of the files with the same numbers."""
     runs = sum(len(method.runs) for table in tables for method in table.methods)
     methods = sum(len(table.methods) for table in tables)
     counts = f"{runs} runs, {methods} methods"

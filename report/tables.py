@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evaluation.metrics import ABOUT, BASELINES
-from report.methods import Method, Score, Table, differences, shown, unstated
+from report.methods import Method, Score, Table, format_value, list_differences, list_unnamed
 from report.style import ARROWS
 from runtime.console import UserError
 
@@ -19,7 +19,7 @@ class Cell(NamedTuple):
     se: str = ""
     best: bool = False
     mark: str = ""  # a dagger: the standard error is over videos, not over seeds
-    n: int = 0  # number of seeds with this metric, if fewer than the method has; else 0
+    n: int = 0  # number of seeds with this metric, if some seeds of the method lack it; else 0
 
 
 class Row(NamedTuple):
@@ -39,31 +39,31 @@ def direction(metric: str) -> str:
 
 
 def metrics_of(tables: list[Table], wanted: list[str]) -> list[str]:
-    """The wanted metrics, or all metrics of the results, those in ABOUT first. UserError if no
-    result has a wanted metric.
+    """The wanted metrics; if none are named, all metrics of the results, those in ABOUT first.
+    UserError if no result has a wanted metric.
     """
-    there = set()
+    available = set()
     for table in tables:
         for method in table.methods:
             for run in method.runs:
-                there |= {name for name in run.summary if not name.endswith(tuple(BASELINES))}
-    if missing := [name for name in wanted if name not in there]:
+                available |= {name for name in run.summary if not name.endswith(tuple(BASELINES))}
+    if missing := [name for name in wanted if name not in available]:
         raise UserError(
             f"--metrics {missing[0]}: in none of the results; they have "
-            f"{', '.join(sorted(there)) or 'none'}"
+            f"{', '.join(sorted(available)) or 'none'}"
         )
     if wanted:
         return list(dict.fromkeys(wanted))
-    return [name for name in ABOUT if name in there] + sorted(there - ABOUT.keys())
+    return [name for name in ABOUT if name in available] + sorted(available - ABOUT.keys())
 
 
-def measured(table: Table, metrics: list[str]) -> list[str]:
-    """The metrics that some result of this table has."""
+def measured_metrics(table: Table, metrics: list[str]) -> list[str]:
+    """The metrics that at least one result of this table has."""
     return [metric for metric in metrics if any(method.score(metric).n for method in table.methods)]
 
 
 def baseline(table: Table, metric: str) -> Score:
-    """The score of a baseline, which is the same for all runs: that of the first run with it."""
+    """The score of a baseline, which all runs of a table share: that of the first run with it."""
     mean, se = math.nan, math.nan
     for method in table.methods:
         for run in method.runs:
@@ -96,15 +96,16 @@ def decimals(scores: list[Score]) -> int:
     return min(10, max(0, digits - 1 - math.floor(math.log10(size))))
 
 
-def fixed(value: float, digits: int) -> str:
+def format_fixed(value: float, digits: int) -> str:
     """Format with a fixed number of decimals, without negative zeros; empty for NaN."""
     text = "" if math.isnan(value) else f"{value:.{digits}f}"
     return text.removeprefix("-") if text and float(text) == 0 else text
 
 
-def best(means: list[str], metric: str) -> list[bool]:
-    """Whether each printed mean is the best, or equal to it."""
+def mark_best(means: list[str], metric: str) -> list[bool]:
+    """Whether each printed mean is the best one, or rounds to the same text."""
     losses = []
+    # Compare the rounded numbers, so that equal printed numbers are marked alike.
     for text in means:
         if not text:
             losses.append(math.inf)
@@ -116,20 +117,21 @@ def best(means: list[str], metric: str) -> list[bool]:
 
 
 def column(table: Table, metric: str) -> tuple[list[Cell], int]:
-    """The cell of each method, and the number of decimals."""
+    """The cell of each method in the column of a metric, and the column's number of decimals."""
     scores = [method.score(metric) for method in table.methods]
     digits = decimals(scores)
-    means = [fixed(score.mean, digits) for score in scores]
+    means = [format_fixed(score.mean, digits) for score in scores]
     cells = []
-    for method, score, mean, top in zip(table.methods, scores, means, best(means, metric)):
+    for method, score, mean, top in zip(table.methods, scores, means, mark_best(means, metric)):
         mark = "†" if score.over == "videos" else ""
         n = score.n if score.n < len(method.runs) else 0
-        cells.append(Cell(mean, fixed(score.se, digits), top, mark, n))
+        cells.append(Cell(mean, format_fixed(score.se, digits), top, mark, n))
     return cells, digits
 
 
 def rows(table: Table, metrics: list[str]) -> list[Row]:
     """The rows of the methods, then those of the baselines, which are never marked as best."""
+    # Columns first: the number of decimals, and which value is best, depend on the whole column.
     columns = [column(table, metric) for metric in metrics]
     found = []
     for k, method in enumerate(table.methods):
@@ -138,7 +140,7 @@ def rows(table: Table, metrics: list[str]) -> list[Row]:
     for name, scores in baselines(table, metrics).items():
         cells = []
         for score, (_, digits) in zip(scores, columns):
-            cells.append(Cell(fixed(score.mean, digits)))
+            cells.append(Cell(format_fixed(score.mean, digits)))
         found.append(Row(name, "", cells, baseline=True))
     return found
 
@@ -155,12 +157,12 @@ def heading(protocol: dict[str, Any]) -> str:
         parts.append(f"{rest.pop('condition')} → {rest.pop('predict')} frames")
     for key, value in rest.items():
         if value not in (None, 0, ""):
-            parts.append(f"{key} {shown(value)}")
+            parts.append(f"{key} {format_value(value)}")
     return ", ".join(parts)
 
 
 def notes(table: Table, metrics: list[str]) -> list[str]:
-    """The notes below a table: what its marks mean, and what the methods' names do not state."""
+    """The notes below a table: the meaning of its marks, and settings that the names omit."""
     own_rows = rows(table, metrics)
     over = {method.score(metric).over for method in table.methods for metric in metrics}
     legend = []
@@ -176,7 +178,8 @@ def notes(table: Table, metrics: list[str]) -> list[str]:
     if legend:
         text = "; ".join(legend)
         found.append(f"{text[0].upper()}{text[1:]}.")
-    hidden = unstated(table)
+    # A difference that no name states could be mistaken for one of the methods.
+    hidden = list_unnamed(table)
     if hidden:
         found.append(f"The methods also differ in {', '.join(hidden)}, which their names omit.")
     return found
@@ -187,7 +190,7 @@ def escape_markdown(text: str) -> str:
 
 
 def markdown(table: Table, metrics: list[str]) -> str:
-    """The table in Markdown, below its heading and above its notes."""
+    """The table in Markdown: heading, table, notes."""
 
     def write_cell(cell: Cell) -> str:
         text = f"{cell.mean} ± {cell.se}" if cell.se else cell.mean or "–"
@@ -242,7 +245,7 @@ def latex(table: Table, metrics: list[str]) -> str:
         head.append(escape_latex(label(metric)) + arrows[direction(metric)])
     body = []
     for row in rows(table, metrics):
-        # A rule above the first baseline.
+        # A rule separates the methods from the baselines.
         if row.baseline and r"\midrule" not in body:
             body.append(r"\midrule")
         line = [escape_latex(row.name), row.seeds, *map(write_cell, row.cells)]
@@ -267,11 +270,13 @@ def latex(table: Table, metrics: list[str]) -> str:
 
 
 def records(tables: list[Table], metrics: list[str]) -> tuple[list[dict], list[dict]]:
-    """The rows of CSV: (one per run, one per method or baseline)."""
+    """The rows of the CSV files: (one per run, one per method or baseline)."""
     of_runs, of_methods = [], []
     for k, table in enumerate(tables, 1):
-        settings = differences(table)
+        settings = list_differences(table)
         for j, method in enumerate(table.methods):
+            # A single run has no error over seeds, so the columns about it are dropped from its
+            # row.
             who = {"table": k, "method": method.name, "automatic": method.automatic}
             for run in method.runs:
                 own = {}
@@ -289,7 +294,7 @@ def records(tables: list[Table], metrics: list[str]) -> tuple[list[dict], list[d
 
 
 def columns_of(method: Method, metrics: list[str]) -> dict[str, Any]:
-    """The columns of CSV with the scores of a method."""
+    """{column: value} of a CSV row: the scores of a method."""
     out: dict[str, Any] = {}
     for metric in metrics:
         score = method.score(metric)

@@ -1,4 +1,4 @@
-"""Tables of one result, printed to the terminal."""
+"""Format the tables of one result for the terminal."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from evaluation import protocols
 from evaluation.metrics import ABOUT, BASELINES, own_metrics
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """Four significant digits; empty for None."""
     return "" if value is None else f"{value:.4g}"
 
 
 def horizon_table(result: dict) -> str:
-    """Each metric at some predicted frames and over all of them, above its baselines. For sample.py
-    and main.py.
+    """The table of sample.py and main.py: each metric, then its baselines, at some predicted frames
+    and over all of them.
     """
     horizon, protocol = result["horizon"], result["protocol"]
     T = protocol["predict"]
+    # A few frames fit into a terminal: denser at the start, where errors grow fastest.
     frames = sorted({t for t in (1, 2, 5, 10, 20, 30, T) if t <= T})
     head = f"{'frame':<24}" + "".join(f"{t:>9}" for t in frames) + f"{'all':>9}"
     title = (
@@ -34,6 +35,7 @@ def horizon_table(result: dict) -> str:
         cells = [*(values[t - 1] for t in frames), mean]
         lines.append(f"{label:<24}" + "".join(f"{value:>9.{digits}f}" for value in cells))
 
+    # The baselines stand directly below the metric, and the ratio to the first of them last.
     for name in [name for name in ABOUT if name in horizon]:
         digits = 2 if ABOUT[name][1] == "dB" else 4
         for suffix, label in {"": "", **BASELINES}.items():
@@ -47,19 +49,19 @@ def horizon_table(result: dict) -> str:
 
 
 def summary_table(result: dict) -> str:
-    """Each metric beside its baselines, below the protocol in words. For evaluate.py."""
+    """The table of evaluate.py: the protocol in words, then each metric beside its baselines."""
     summary = result["summary"]
     width = 2 + max(map(len, BASELINES.values()))
     head = f"{'metric':<26}{'forecast':>20}"
     head += "".join(f"{label:>{width}}" for label in BASELINES.values())
-    lines = [*protocols.in_words(result["protocol"]), "", head, "-" * len(head)]
+    lines = [*protocols.describe(result["protocol"]), "", head, "-" * len(head)]
     for name in own_metrics(summary):
         unit = ABOUT[name][1]
         label = f"{name} ({unit})" if unit else name
         value = summary[name]
-        text = number(value["mean"])
+        text = format_number(value["mean"])
         if value["se"] is not None:
-            text += f" ± {number(value['se'])}"
-        cells = [number(summary.get(name + suffix, {}).get("mean")) for suffix in BASELINES]
+            text += f" ± {format_number(value['se'])}"
+        cells = [format_number(summary.get(name + suffix, {}).get("mean")) for suffix in BASELINES]
         lines.append(f"{label:<26}{text:>20}" + "".join(f"{cell:>{width}}" for cell in cells))
     return "\n".join(lines)

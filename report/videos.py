@@ -22,12 +22,12 @@ GIVEN, FORECAST = (40, 180, 70), (245, 140, 20)
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 # pixels: between pictures, above a contact sheet, per line of a label
 GAP, HEADER, LINE = 4, 16, 12
-# H.264 plays everywhere; in AVI, Motion JPEG does
+# The codecs that play almost everywhere: H.264 in MP4, Motion JPEG in AVI.
 CODECS = {
     ".mp4": {"codec": "libx264", "quality": 8, "output_params": ["-preset", "veryfast"]},
     ".avi": {"codec": "mjpeg", "quality": 9, "pixelformat": "yuvj444p"},
 }
-# A delay of two hundredths of a second is the shortest that browsers play.
+# Browsers slow down delays that are shorter than two hundredths of a second.
 MOST_GIF_FPS = 50
 ENDINGS = (*CODECS, ".gif")
 
@@ -37,7 +37,7 @@ def enlarge(frames: np.ndarray, factor: int) -> np.ndarray:
     return frames.repeat(factor, -3).repeat(factor, -2)
 
 
-def framed(frames: np.ndarray, condition: int, factor: int) -> np.ndarray:
+def add_edges(frames: np.ndarray, condition: int, factor: int) -> np.ndarray:
     """Enlarge frames (T, H, W, 3) and add an edge: green for the first `condition` frames, orange
     for the others.
     """
@@ -53,8 +53,8 @@ def scale_of(size: int, wanted: int) -> int:
 
 
 def tracks(truth: np.ndarray, samples: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """[(label, (T, H, W, 3))] of the truth and of each sample, which begins with the true given
-    frames.
+    """[(label, frames (T, H, W, 3))] of the truth and of each sample. The given frames, which are
+    true, precede each sample.
     """
     condition = len(truth) - samples.shape[1]
     named = [("truth", truth)]
@@ -63,9 +63,9 @@ def tracks(truth: np.ndarray, samples: np.ndarray) -> list[tuple[str, np.ndarray
     return named
 
 
-def liveliest(truth: np.ndarray, condition: int) -> np.ndarray:
+def rank_by_motion(truth: np.ndarray, condition: int) -> np.ndarray:
     """Indices of videos (V, T, H, W, 3), sorted by the motion in their first `condition` frames,
-    largest first. The forecast of motion that can be seen can be judged.
+    largest first: a forecast is easiest to judge where the given frames show motion.
     """
     motion = []
     for video in truth[:, : max(2, condition)]:
@@ -75,14 +75,14 @@ def liveliest(truth: np.ndarray, condition: int) -> np.ndarray:
 
 @functools.cache
 def font():
-    """The font of matplotlib, since that of Pillow lacks letters such as ö."""
+    """Load the font that comes with matplotlib. Pillow's default font lacks letters such as ö."""
     from matplotlib import font_manager
 
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 10)
 
 
-def wrap(text: str, width: int) -> list[str]:
-    """Wrap a text into lines of at most `width` pixels, and break longer words."""
+def wrap_text(text: str, width: int) -> list[str]:
+    """Wrap a text into lines of at most `width` pixels; break words that are longer."""
     length, lines = font().getlength, [""]
     for word in text.split():
         pieces = list(word) if length(word) > width else [word]
@@ -95,7 +95,7 @@ def wrap(text: str, width: int) -> list[str]:
     return lines
 
 
-def header(lines: list[str], height: int, width: int) -> np.ndarray:
+def draw_header(lines: list[str], height: int, width: int) -> np.ndarray:
     """Draw lines of text at the bottom of an image (height, width, 3)."""
     image = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(image)
@@ -112,14 +112,15 @@ def labelled_columns(
     """
     stacks = []
     for _, clips in columns:
-        stacks.append(np.concatenate([framed(clip, condition, factor) for clip in clips], 1))
+        stacks.append(np.concatenate([add_edges(clip, condition, factor) for clip in clips], 1))
     T, height, width, _ = stacks[0].shape
-    labels = [wrap(label, width - 2 * GAP)[:5] for label, _ in columns]
+    labels = [wrap_text(label, width - 2 * GAP)[:5] for label, _ in columns]
     head = LINE * max(map(len, labels)) + 4
+    # A gap after each column; the last one is dropped.
     gap = np.full((T, head + height, GAP, 3), 255, np.uint8)
     parts = []
     for lines, stack in zip(labels, stacks):
-        top = np.broadcast_to(header(lines, head, width), (T, head, width, 3))
+        top = np.broadcast_to(draw_header(lines, head, width), (T, head, width, 3))
         parts += [np.concatenate([top, stack], 1), gap]
     return np.concatenate(parts[:-1], 2)
 
@@ -136,7 +137,7 @@ def side_by_side(
     return labelled_columns([(label, frames[None]) for label, frames in shown], condition, factor)
 
 
-def mosaic(truth: np.ndarray, samples: np.ndarray, rows: int = 6) -> np.ndarray:
+def draw_mosaic(truth: np.ndarray, samples: np.ndarray, rows: int = 6) -> np.ndarray:
     """Stack the first `rows` clips: truth (V, T, …), samples (V, S, T - condition, …) -> frames (T,
     H', W', 3).
     """
@@ -153,10 +154,11 @@ def contact_sheet(
     """
     condition, T = truth.shape[1] - samples.shape[2], truth.shape[1]
     shown = np.linspace(max(0, condition - 3), T - 1, min(columns, T)).round().astype(int)
-    # Always with the first forecast frame.
+    # The first forecast frame is always shown.
     shown = np.unique(np.append(shown, condition))
     factor, margin = scale_of(truth.shape[2], 64), 60
     cell_h, cell_w = truth.shape[2] * factor + 2 * GAP, truth.shape[3] * factor + 2 * GAP
+    # Lay out the rows first: their number gives the height of the sheet.
     lines = []
     clips = min(rows, len(truth))
     for v in range(clips):
@@ -170,14 +172,14 @@ def contact_sheet(
     for v, label, frames in lines:
         y, previous = y + 8 * (v != previous), v
         pen.text((2, y + cell_h // 2 - 6), label, INK)
-        for k, cell in enumerate(framed(frames, condition, factor)[shown]):
+        for k, cell in enumerate(add_edges(frames, condition, factor)[shown]):
             sheet.paste(Image.fromarray(cell), (margin + k * cell_w, y))
         y += cell_h
     return sheet
 
 
 def usable_format(format: str) -> str:
-    """The format, or gif, with one printed line, if the encoder of mp4 and avi is not installed."""
+    """Return the format. If the encoder of mp4 and avi is not installed, print so; return gif."""
     if format == "gif" or has_package("imageio_ffmpeg"):
         return format
     print_once(
@@ -191,12 +193,12 @@ def gif_delays(count: int, fps: float) -> tuple[int, list[int]]:
     """Plan a GIF that lasts as long as `count` frames at `fps` -> (stride, delays): show every
     stride-th frame, each for its delay in hundredths of a second.
 
-    GIF stores whole hundredths, so delays differ by one. Browsers slow down delays below two, so
-    above 50 frames per second the stride is larger than 1.
+    GIF stores whole hundredths, so delays may differ by one. Browsers slow down delays below two,
+    so the stride is larger than 1 above 50 frames per second.
     """
     every = math.ceil(fps / MOST_GIF_FPS)
     shown = range(0, count, every)
-    # When each shown frame ends.
+    # End of each shown frame. Rounding the ends, not the delays, keeps the errors from adding up.
     ends = [round(100 * min(k + every, count) / fps) for k in shown]
     delays = [end - start for start, end in zip([0, *ends], ends)]
     return every, [max(delay, 2) for delay in delays]
@@ -208,11 +210,12 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
         every, delays = gif_delays(len(frames), fps)
         if every > 1:
             print_once(
-                f"GIFs show at most {MOST_GIF_FPS} frames per second: of {fps:g}, every "
-                f"{every}. frame is written (as .mp4, all)"
+                f"GIFs show at most {MOST_GIF_FPS} frames per second: of {fps:g}, one frame in "
+                f"{every} is written (an .mp4 has all)"
             )
         imageio.mimwrite(path, list(frames[::every]), duration=[10 * d for d in delays], loop=0)
         return
+    # H.264 with subsampled chroma needs an even height and width.
     frames = np.pad(
         frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), "edge"
     )

@@ -1,4 +1,4 @@
-"""Combine the results of many runs: tables with standard errors over seeds, plots, videos, a page.
+"""Combine results of many runs into tables with standard errors over seeds, plots, and a page.
 
     python scripts/collect_results.py --runs 'outputs/results/ball_stn-*' --name sweep \\
         --nicknames linear=Linear
@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from report import comparison, summary_page, tables, videos
-from report.methods import Run, Table, differing, rename, run_of, tabulate
+from report.methods import Run, Table, parse_run, rename, tabulate, warn_of_different_protocols
 from runtime.console import UserError, progress, run_command
 from runtime.folders import replace_folder, restore_folder
 
@@ -36,7 +36,7 @@ OURS = re.compile(
 
 # ----------------------------------------------------------------------------------------- reading
 def expand(pattern: str) -> list[Path]:
-    """Paths that match a glob; a path that exists is not read as a glob."""
+    """Paths that match a glob. A pattern that is an existing path stands for itself."""
     path = os.path.expanduser(pattern)
     if os.path.exists(path):
         return [Path(path)]
@@ -44,7 +44,7 @@ def expand(pattern: str) -> list[Path]:
 
 
 def metrics_files(patterns: list[str]) -> list[Path]:
-    """All metrics.json files found in the given globs, folders and files, without duplicates."""
+    """Find all metrics.json files in the given globs, folders and files, without duplicates."""
     found: dict[Path, Path] = {}
     for pattern in patterns:
         candidates = []
@@ -66,19 +66,20 @@ def metrics_files(patterns: list[str]) -> list[Path]:
     return sorted(found.values())
 
 
-def read(file: Path) -> Run:
+def read_run(file: Path) -> Run:
     """Read one metrics.json; raise UserError if it is damaged or not a result."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        return run_of(content, file.parent, file.stat().st_mtime)
+        return parse_run(content, file.parent, file.stat().st_mtime)
     except (ValueError, RecursionError) as error:
-        # run_of raises a plain ValueError with a message for the user; subclasses are parse errors.
+        # A plain ValueError is from parse_run, with a message for the user; a subclass is from the
+        # parser.
         if type(error) is ValueError:
             why = str(error)
         else:
             why = f"cannot be read ({str(error).splitlines()[0]})"
         raise UserError(
-            f"{file} {why}: damaged, or no result; make it again with sample.py or leave it out"
+            f"{file} {why}: damaged, or no result; run sample.py again or leave the file out"
         ) from None
 
 
@@ -86,7 +87,7 @@ def read_all(files: list[Path]) -> list[Run]:
     runs = []
     with progress(len(files), "read results", "file") as bar:
         for file in files:
-            runs.append(read(file))
+            runs.append(read_run(file))
             bar.update()
     return runs
 
@@ -102,13 +103,13 @@ def folder_of(root: str, name: str) -> Path:
     restore_folder(out)
     if out.exists() and not is_ours(out):
         raise UserError(
-            f"{out} exists and holds other things than a summary; choose another --name"
+            f"{out} exists and holds files that are not of a summary; choose another --name"
         )
     return out
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether the folder is empty or holds only files that this command writes."""
+    """Whether a folder is empty or contains only files that this command writes."""
     if not folder.is_dir() or folder.is_symlink():
         return False
     names = {path.name for path in folder.iterdir()}
@@ -138,13 +139,14 @@ def write_pictures(
 ) -> tuple[list[dict[str, str]], list[str]]:
     """Draw the plots and the mosaic of each table.
 
-    `shown` has the metrics of each table. Returns ({kind: file name} per table, notes on what was
-    left out).
+    shown: the metrics of each table. Returns ({kind: file name} per table, notes on what was left
+    out).
     """
     pictures: list[dict[str, str]] = []
     notes = []
     with progress(3 * len(found), "draw", "picture") as bar:
         for k, (table, metrics) in enumerate(zip(found, shown), 1):
+            # Only several tables need numbered files.
             ending = f"-{k}" if len(found) > 1 else ""
             files = {"summary": f"summary{ending}.png"}
             comparison.summary_plot(table, metrics, folder / files["summary"])
@@ -168,18 +170,18 @@ def write_mosaic(table: Table, number: int, path: Path, clips: int) -> tuple[boo
 
     Returns (whether the video was written, a note on what was left out or "").
     """
-    compared = comparison.comparison(table, clips)
-    # comparison() returns the reason as a string if there is nothing to show.
+    compared = comparison.select_clips(table, clips)
+    # select_clips() returns the reason as a string if there is nothing to show.
     if isinstance(compared, str):
         return False, f"no mosaic of table {number}: {compared}"
     fps = table.methods[0].runs[0].fps
-    videos.write_video(path, comparison.mosaic(*compared), 10 if math.isnan(fps) else fps)
+    videos.write_video(path, comparison.draw_mosaic(*compared), 10 if math.isnan(fps) else fps)
     left = len(table.methods) - len(compared[1])
     if not left:
         return True, ""
     return True, (
         f"the mosaic of table {number} leaves out {left} of {len(table.methods)} methods, "
-        f"which have no arrays or come after {comparison.MOST} others"
+        f"which have no arrays or come after {comparison.MAX_METHODS} others"
     )
 
 
@@ -198,7 +200,7 @@ def write_summary(
     dir: Path, name: str, found: list[Table], metrics: list[str], warnings: list[str], clips: int
 ) -> tuple[str, list[str]]:
     """Fill the folder of a summary. name: the title of its page. Returns as `write`."""
-    shown = [tables.measured(table, metrics) for table in found]
+    shown = [tables.measured_metrics(table, metrics) for table in found]
     text = "\n\n".join(tables.markdown(*pair) for pair in zip(found, shown))
     latex = "\n\n".join(tables.latex(*pair) for pair in zip(found, shown))
     of_runs, of_methods = tables.records(found, metrics)
@@ -209,6 +211,7 @@ def write_summary(
     write_csv(dir / "runs.csv", of_runs)
     write_csv(dir / "methods.csv", of_methods)
 
+    # The page needs the names of the pictures, and lists their notes as warnings.
     pictures, notes = write_pictures(found, shown, dir, clips)
     sections = []
     for k, (table, own, files) in enumerate(zip(found, shown, pictures), 1):
@@ -265,7 +268,7 @@ def parse() -> argparse.Namespace:
         raise UserError(f"--clips must be >= 1, got {args.clips}")
     if args.only and not args.nicknames:
         raise UserError(
-            "--only shows the methods that --nicknames names; give it, or leave --only out"
+            "--only needs --nicknames, which names the methods to show; add it, or leave out --only"
         )
     return args
 
@@ -275,7 +278,7 @@ def main() -> None:
     out = folder_of(args.root, args.name)
     found, warnings = tabulate(read_all(metrics_files(args.runs)))
     found = rename(found, args.nicknames, args.only)
-    warnings = differing(found) + warnings
+    warnings = warn_of_different_protocols(found) + warnings
     metrics = tables.metrics_of(found, args.metrics)
     if not metrics:
         raise UserError("the results hold no finite metric; measure them again with sample.py")

@@ -1,4 +1,4 @@
-"""Contact sheet of prepared data: evenly spaced clips of a split, one per row, time to the right.
+"""Draw a contact sheet of prepared data: evenly spaced clips of a split, one per row.
 
 python scripts/data_sheet.py --data data/wmaze/train --out wmaze.png
 """
@@ -28,7 +28,8 @@ def read_clips(shards: Shards, rows: int, columns: int, every: int) -> np.ndarra
     starts = np.maximum(shards.lengths - need + 1, 0)
     if not starts.sum():
         raise UserError(f"{shards.dir}: no video of {need} frames; lower --columns or --every")
-    # Positions are counted over the possible starts of all videos, then split into (video, frame).
+    # Number the possible starts of all videos consecutively, space them evenly, without the ends,
+    # and convert the numbers to (video, first frame).
     flat = np.linspace(0, starts.sum() - 1, rows + 2).round().astype(np.int64)[1:-1]
     ends = np.cumsum(starts)
     videos = np.searchsorted(ends, flat, side="right")

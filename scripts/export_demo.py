@@ -24,7 +24,7 @@ from runtime.console import UserError, run_command
 from runtime.folders import write_atomically
 from sample import DEMO
 
-# The file is part of the repository, so it must stay small.
+# The file is committed to the repository, so it must be small.
 MAX_BYTES = 3_000_000
 
 
@@ -37,8 +37,8 @@ def to_half(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def reduce(state: dict, path: str | Path) -> dict:
-    """Reduce a checkpoint of main.py to what sampling needs. UserError if the run is not finished
-    or does not hold its autoencoder."""
+    """Reduce a checkpoint of main.py to the parts that sampling needs. UserError if the run is not
+    finished, or if the checkpoint does not contain the autoencoder."""
     lacking = {"ema", "vqvae", "config", "step"} - state.keys()
     if lacking:
         raise UserError(f"{path}: not a checkpoint with its autoencoder (no {min(lacking)})")
@@ -47,7 +47,7 @@ def reduce(state: dict, path: str | Path) -> dict:
         raise UserError(
             f"{path}: {state['step']} of {config.train.steps} updates are done; finish the run"
         )
-    # Paths of the machine that trained do not matter.
+    # Paths of the machine that trained the network are meaningless elsewhere.
     config = configs.update(config, {"output.root": "outputs", "output.run_id": "demo"})
     return {
         "ema": to_half(state["ema"]),

@@ -1,4 +1,4 @@
-"""Forgetting: every checkpoint kept along a training forecasts each segment of its stream.
+"""Measure forgetting: every checkpoint of a training forecasts every segment of its stream.
 
     python main.py --dataset ball_nstn --set data.mode=stream train.keep_every=20_000
     python scripts/forgetting.py --run outputs/checkpoints/ball_nstn-follmer-0-stream
@@ -45,7 +45,7 @@ BATCH = 20
 
 
 # ------------------------------------------------------------------------------- index arithmetic
-def cut(start: int, stop: int, segments: int) -> list[tuple[int, int]]:
+def split_range(start: int, stop: int, segments: int) -> list[tuple[int, int]]:
     """Split the half-open range [start, stop) into parts whose lengths differ by at most one."""
     bounds = [start + k * (stop - start) // segments for k in range(segments + 1)]
     return list(zip(bounds, bounds[1:]))
@@ -54,7 +54,7 @@ def cut(start: int, stop: int, segments: int) -> list[tuple[int, int]]:
 def share_seen(windows: StreamWindows, updates: int, start: int, stop: int, mode: str) -> float:
     """Share of the training windows starting in [start, stop) that the first `updates` used.
 
-    It is 1 for an offline run, which draws windows from all segments from its first update on.
+    The share is 1 for an offline run, which draws windows from all segments from the start.
     """
     if mode == "offline":
         return 1.0
@@ -65,11 +65,11 @@ def share_seen(windows: StreamWindows, updates: int, start: int, stop: int, mode
 
 # ------------------------------------------------------------------------------------- measurement
 def find_checkpoints(run: Path) -> dict[int, Path]:
-    """{updates: checkpoint} of the numbered checkpoints in a run's folder."""
+    """Find the numbered checkpoints in a run's folder -> {updates: path}."""
     found = {int(path.stem.partition("_")[2]): path for path in sorted(run.glob("step_*.pt"))}
     if len(found) < 2:
         raise UserError(
-            f"{run} holds {len(found)} numbered checkpoints, a curve needs two; train with "
+            f"{run} holds {len(found)} numbered checkpoints, but a curve needs two; train with "
             "--set train.keep_every=N"
         )
     return found
@@ -84,10 +84,10 @@ def build_protocol(config: Config, frames: str, windows: int, samples: int) -> P
 def measure_segment(
     forecaster: Forecaster, shards: Shards, protocol: Protocol, process: Process
 ) -> dict:
-    """{metric: {"mean", "se"}} of one checkpoint's forecasts of one segment.
+    """Measure one checkpoint's forecasts of one segment -> {metric: {"mean", "se"}}.
 
-    A metric of pixels also has `<metric>_repeat_last`, the score of repeating the last frame, and
-    `<metric>_ratio`, its ratio to that score.
+    A pixel metric also has `<metric>_repeat_last`, the score of repeating the last frame, and
+    `<metric>_ratio`, the ratio of both scores.
     """
     config = forecaster.config
     is_ball = config.dataset.startswith("ball")
@@ -113,10 +113,10 @@ def measure_segment(
 
 
 class Rows:
-    """The rows of forgetting.json; each added row is saved by an atomic rename.
+    """The rows of forgetting.json. Each added row is saved at once, by an atomic rename.
 
-    `plan` states what rows must share to be comparable. Rows of a file with another plan are
-    dropped.
+    plan: what all rows must have in common to be comparable. If an existing file has another plan,
+    its rows are dropped.
     """
 
     def __init__(self, dir: Path, plan: dict):
@@ -129,6 +129,7 @@ class Rows:
                 self.rows = old["rows"]
 
     def lacks(self, updates: int, segment: int) -> bool:
+        """Whether the file has no row for this checkpoint and segment."""
         return not any((row["updates"], row["segment"]) == (updates, segment) for row in self.rows)
 
     def add(self, row: dict) -> None:
@@ -146,10 +147,10 @@ def output_folder(forecaster: Forecaster, step: int) -> Path:
     return dir.parent.with_name(model) / f"{forecaster.config.dataset}-train-forgetting"
 
 
-def curves(
+def measure_curves(
     run: Path, segments: int, windows: int, samples: int, overrides: dict
 ) -> tuple[list[dict], Path]:
-    """Measure every checkpoint on every segment, unless saved before; return (rows, folder)."""
+    """Measure every checkpoint on every segment; skip saved rows. Returns (rows, folder)."""
     process = start()
     found = find_checkpoints(run)
     last = found[max(found)]
@@ -160,7 +161,8 @@ def curves(
     shards = data.open_split(config, "train")
     trained_on = windows_of(config, shards)
     total = int(shards.lengths.sum())
-    parts = cut(*frame_range(config.data.frames, total), segments)
+    parts = split_range(*frame_range(config.data.frames, total), segments)
+    # One protocol per segment, the same for all checkpoints: the rows differ in the weights only.
     segment_protocols = []
     for begin, end in parts:
         segment_protocols.append(build_protocol(config, f"{begin}:{end}", windows, samples))
@@ -170,6 +172,7 @@ def curves(
     with progress(len(found) * segments, f"forgetting {config.run_id}", "segment") as bar:
         for updates, path in found.items():
             todo = [j for j in range(segments) if rows.lacks(updates, j)]
+            # Rows of an earlier start count as progress.
             bar.update(segments - len(todo))
             if todo:
                 forecaster, _ = load_forecaster(path, process.device, overrides)
@@ -187,7 +190,7 @@ def curves(
 
 
 def build_plan(config: Config, shards: Shards, segment_protocols: list[Protocol]) -> dict:
-    """What rows must share to be comparable, as plain JSON values."""
+    """State what rows must have in common to be comparable, as plain JSON values."""
     settings = {}
     for name, group in configs.to_dict(config).items():
         if name not in ("output", "wandb"):
@@ -214,9 +217,9 @@ def read_losses(run: Path) -> list[dict]:
 
 # ------------------------------------------------------------------------------------- the command
 def format_table(rows: list[dict], metric: str) -> str:
-    """Text table: a line per checkpoint, a column per segment.
+    """Format a text table: a line per checkpoint, a column per segment.
 
-    A value is in brackets where the checkpoint has seen at most half of the segment.
+    A value is in brackets if the checkpoint was trained on at most half of the segment.
     """
     segments = sorted({row["segment"] for row in rows})
     lines = [f"{metric + ', after':<22}" + "".join(f"{f'segment {j + 1}':>12}" for j in segments)]
@@ -224,7 +227,7 @@ def format_table(rows: list[dict], metric: str) -> str:
         cells = []
         for row in rows:
             if row["updates"] == updates:
-                value = evaluate.number(row[metric]["mean"])
+                value = evaluate.format_number(row[metric]["mean"])
                 cells.append(value if row["seen"] > 0.5 else f"({value})")
         lines.append(f"{f'{updates:,} updates':<22}" + "".join(f"{cell:>12}" for cell in cells))
     return "\n".join(lines)
@@ -268,7 +271,7 @@ def main() -> None:
     if start().world > 1:
         raise UserError("scripts/forgetting.py runs as one process; start it without torchrun")
     overrides = configs.parse_overrides(args.set)
-    rows, out = curves(args.run, args.segments, args.windows, args.samples, overrides)
+    rows, out = measure_curves(args.run, args.segments, args.windows, args.samples, overrides)
     shown = [name for name in METRICS if name in rows[0]]
     panels = [(plots.describe(name)[0], rows, name) for name in shown]
     plots.forgetting(panels, out / "forgetting.png", read_losses(args.run))

@@ -33,18 +33,18 @@ def select_clips(args: argparse.Namespace, truth: np.ndarray, condition: int) ->
         count = min(6, V) if args.liveliest is None else args.liveliest
         if not 1 <= count <= V:
             raise UserError(f"--liveliest {count}: {args.results} holds {V} clips; take 1 to {V}")
-        return videos.liveliest(truth, condition)[:count].tolist()
+        return videos.rank_by_motion(truth, condition)[:count].tolist()
     if wrong := [v for v in args.videos if not 0 <= v < V]:
         raise UserError(f"--videos {wrong[0]}: {args.results} holds {V} clips; take 0 to {V - 1}")
     return args.videos
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise UserError if a flag has a value that no results folder could satisfy."""
+    """Raise UserError if a flag has a value that is wrong for every results folder."""
     if args.out.suffix not in videos.ENDINGS:
         raise UserError(
             f"--out {args.out}: ending {args.out.suffix or 'missing'}; "
-            f"take one of {', '.join(videos.ENDINGS)}"
+            f"use one of {', '.join(videos.ENDINGS)}"
         )
     if not args.out.parent.is_dir():
         raise UserError(f"--out {args.out}: there is no folder {args.out.parent}; create it first")
@@ -70,8 +70,8 @@ def check_size(clips: int, tracks: int, frame: tuple[int, int], height: int) -> 
     video_height = clips * (cell_height + videos.HEADER)
     if max(video_width, video_height) > LARGEST:
         raise UserError(
-            f"a video of {video_width}x{video_height} pixels, and {LARGEST} is the most; "
-            "lower --size or take fewer clips"
+            f"a video of {video_width}x{video_height} pixels, at most {LARGEST} are possible; "
+            "lower --size or choose fewer clips"
         )
 
 
@@ -83,13 +83,13 @@ def make(args: argparse.Namespace) -> str:
     if args.samples is not None and args.samples > samples.shape[1]:
         raise UserError(
             f"--samples {args.samples}: {args.results} holds {samples.shape[1]} of each clip; "
-            "take no more"
+            "lower --samples"
         )
     count = min(4, samples.shape[1]) if args.samples is None else args.samples
     clips = select_clips(args, truth, truth.shape[1] - samples.shape[2])
     check_size(len(clips), args.truth + count, truth.shape[2:4], args.size)
 
-    # Arrays alone are enough; metrics.json adds the frame rate.
+    # metrics.json states the frame rate, but the arrays alone are enough.
     protocol = {}
     if (args.results / "metrics.json").is_file():
         protocol = results.read_metrics(args.results)["protocol"]
@@ -102,7 +102,7 @@ def make(args: argparse.Namespace) -> str:
             rows.append(row)
             bar.update()
 
-    # Fail with a one-line error before the encoder starts if the path is not writable.
+    # A path that is not writable is a one-line error here; the encoder would print its own.
     args.out.touch()
     videos.write_video(args.out, np.concatenate(rows, 1), fps)
     shown = f"truth and {count} samples" if args.truth else f"{count} samples"

@@ -30,7 +30,7 @@ FLAGS = [
 
 
 def processes_of(folder: str) -> list[int]:
-    """Those that name the folder on their command line, the browser's own among them."""
+    """Ids of the processes with the folder on their command line, as all the browser's have."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -38,7 +38,8 @@ def processes_of(folder: str) -> list[int]:
                 if folder.encode() in (entry / "cmdline").read_bytes():
                     found.append(int(entry.name))
             except OSError:
-                pass  # it has ended meanwhile
+                # The process has ended meanwhile.
+                pass
     return found
 
 
@@ -86,11 +87,11 @@ class Browser:
         return self.call("/goog/cdp/execute", cmd=command, params=params)
 
     def run(self, script: str, *args):
-        """The value of a script's `return`."""
+        """Run a script in the page; return the value of its `return`."""
         return self.call("/execute/sync", script=script, args=args)
 
     def until(self, condition, what: str, deadline: float = 120):
-        """Wait until condition(), or the script that it is, gives something true; -> that."""
+        """Wait until a function, or a script given as a string, returns a true value; return it."""
         end = time.monotonic() + deadline
         while not (
             value := self.run(f"return {condition}") if isinstance(condition, str) else condition()
@@ -116,7 +117,7 @@ class Browser:
         self.call("/actions", actions=[{"type": "key", "id": "keyboard", "actions": keys}])
 
     def errors(self) -> list[str]:
-        """What the console said since the last call."""
+        """The console messages since the last call."""
         return [entry["message"] for entry in self.call("/se/log", type="browser")]
 
     def screenshot(self, file: Path, whole: bool = False) -> None:
@@ -124,7 +125,7 @@ class Browser:
         file.write_bytes(base64.b64decode(shot["data"]))
 
     def close(self) -> None:
-        """End the session, then whatever of it is left."""
+        """End the session and the driver, then kill the processes that are left."""
         try:
             if hasattr(self, "session"):
                 self.send("DELETE", f"/session/{self.session}")

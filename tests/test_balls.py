@@ -55,7 +55,7 @@ def test_the_rule_is_the_published_one():
     world.colors, world.previous = [YELLOW, GREEN], [NONE, NONE]
     seen = []
     for _ in range(5):
-        world.bounce(0)
+        world.change_color(0)
         seen.append(world.colors[0])
     assert seen == [RED, GREEN, RED, YELLOW, RED]
     assert NEXT_COLOR[NONE, RED] == YELLOW and NEXT_COLOR[NONE, GREEN] == RED

@@ -1,4 +1,4 @@
-"""What is seen in frames of balls, against what they were drawn from."""
+"""Balls found in drawn frames, against the positions and colours that were drawn."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,9 @@ def test_places_and_colours_of_drawn_balls(size, blue):
     )
     assert np.linalg.norm(places[0] - positions * size / BOX, axis=-1).max() < 0.01 * size
     assert (seen[0] == colors).all()
-    assert (balls.transitions(seen)[0] == balls.transitions(colors[None].astype(int))[0]).all()
+    assert (
+        balls.count_transitions(seen)[0] == balls.count_transitions(colors[None].astype(int))[0]
+    ).all()
 
 
 def test_a_lost_ball_and_a_smeared_one_have_no_colour():
@@ -46,5 +48,5 @@ def test_tracks_keep_the_balls_apart():
 
 def test_transitions_count_changes_only():
     colors = np.array([[[RED, GREEN], [RED, balls.LOST], [YELLOW, RED], [RED, RED]]])
-    counts = balls.transitions(colors)[0]
+    counts = balls.count_transitions(colors)[0]
     assert counts.sum() == 2 and counts[RED, YELLOW] == 1 and counts[YELLOW, RED] == 1

@@ -67,7 +67,7 @@ def test_every_module_is_imported(bare, tmp_path):
     launch(tmp_path, str(script), **bare)
 
 
-def test_main_runs_and_says_once_what_is_missing(run):
+def test_main_runs_and_prints_each_missing_package_once(run):
     folder, said = run
     assert said.count("wandb is not installed") == 1
     assert said.count("imageio-ffmpeg is not installed, so videos are GIFs") == 1
@@ -89,7 +89,7 @@ def test_sample_runs_from_its_checkpoint(run, bare):
     assert (folder / "again/forecasts.gif").is_file()
 
 
-def test_wandb_asked_for_by_name_is_refused_before_any_work(bare, tmp_path):
+def test_wandb_that_was_chosen_by_name_is_refused_before_any_work(bare, tmp_path):
     done = launch(tmp_path, "main.py", "--set", *TINY, "wandb.mode=online", check=False, **bare)
     assert done.returncode == 2
     assert done.stderr.startswith(

@@ -48,7 +48,9 @@ def tiny(monkeypatch):
 def test_a_block_of_calls_is_timed_between_two_waits(monkeypatch):
     events = []
     monkeypatch.setattr(measure, "synchronize", lambda _: events.append("wait"))
-    measure.seconds(lambda: events.append("call"), torch.device("cuda"), 2, warmup=3, calls=4)
+    measure.median_seconds(
+        lambda: events.append("call"), torch.device("cuda"), 2, warmup=3, calls=4
+    )
     block = ["wait", *["call"] * 4, "wait"]
     assert events == [*["call"] * 3, *block, *block]
 
@@ -57,27 +59,29 @@ def test_the_median_is_per_call_and_leaves_the_warm_up_out(monkeypatch):
     clock = iter([0.0, 8.0, 10.0, 30.0, 30.0, 34.0])
     monkeypatch.setattr(measure, "synchronize", lambda _: None)
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
-    assert measure.seconds(lambda: None, torch.device("cuda"), 3, calls=4) == 2.0
+    assert measure.median_seconds(lambda: None, torch.device("cuda"), 3, calls=4) == 2.0
 
 
 def test_on_a_cpu_a_block_is_one_call():
     calls = []
-    measure.seconds(lambda: calls.append(0), CPU, 3, 2, calls=10)
+    measure.median_seconds(lambda: calls.append(0), CPU, 3, 2, calls=10)
     assert len(calls) == 5
 
 
 def test_flops_are_those_of_the_layers(tiny):
     """Three times 2 per weight and token of the linear layers, plus a little for attention."""
-    config = train_step.setting(argparse.Namespace(**{**vars(tiny), "size": "B"}), "B", 1)
+    config = train_step.build_config(argparse.Namespace(**{**vars(tiny), "size": "B"}), "B", 1)
     tokens, weights = 65, 13 * 12 * 768**2 + 4 * 2 * 768**2
-    assert 1.0 < train_step.flops(config) / (6 * tokens * weights) < 1.05
+    assert 1.0 < train_step.count_flops(config) / (6 * tokens * weights) < 1.05
 
 
 def test_a_training_step_is_timed_beside_the_straightforward_one(tiny):
-    run = train_step.worker(tiny, Process(0, 1, CPU))
+    run = train_step.measure_run(tiny, Process(0, 1, CPU))
     assert run["samples_per_second"] > 0 and run["batch"] == 3 and run["peak_gib"] > 0.05
     line = {"runs": [run]}
-    text = "\n".join(train_step.compared(tiny, line, train_step.baseline(tiny, CPU)))
+    text = "\n".join(
+        train_step.compare_with_baseline(tiny, line, train_step.measure_baseline(tiny, CPU))
+    )
     each = line["baseline_ms_per_sample"]
     assert each["all"] == pytest.approx(each["read"] + each["encode"] + each["update"])
     assert min(each.values()) > 0
@@ -86,7 +90,7 @@ def test_a_training_step_is_timed_beside_the_straightforward_one(tiny):
 
 
 def test_sampling_is_timed_beside_the_straightforward_one(tiny):
-    text, line = sampling.same_evaluations(tiny, CPU)
+    text, line = sampling.compare_roll_outs(tiny, CPU)
     assert set(line["frames_per_second"]) == {
         "straightforward, one by one",
         "straightforward, all at once",
@@ -97,7 +101,7 @@ def test_sampling_is_timed_beside_the_straightforward_one(tiny):
 
 def test_the_roll_out_is_the_plain_loop(tiny):
     """A loop that grows its history by concatenation gives the same samples, up to 1e-4."""
-    model = sampling.kth(tiny, CPU, "float32", "off")
+    model = sampling.build_kth(tiny, CPU, "float32", "off")
     object.__setattr__(
         model, "config", configs.update(model.config, {"sample.context": "recent:1"})
     )
@@ -191,9 +195,9 @@ def test_the_parent_of_measured_memory_leaves_the_gpu_alone(workers, capsys):
 
 
 def test_kth_like_shards_hold_the_walk(tmp_path):
-    shards = Shards(measure.river_shards(tmp_path, 3, 45))
+    shards = Shards(measure.write_river_shards(tmp_path, 3, 45))
     assert shards.lengths.tolist() == [45] * 3 and shards.shape == (64, 64, 3)
-    assert np.array_equal(shards.read(0, np.array([7])), measure.frames_of_a_walk(64)[7:8])
+    assert np.array_equal(shards.read(0, np.array([7])), measure.read_walk(64)[7:8])
 
 
 # -------------------------------------------------------------------- soak
@@ -212,7 +216,7 @@ def test_a_soak_with_most_kills_before_a_checkpoint_fails():
 
 def test_most_kills_of_a_soak_wait_for_updates():
     for kills in (1, 4, 20):
-        moments = soak.moments(kills, np.random.default_rng(0))
+        moments = soak.draw_moments(kills, np.random.default_rng(0))
         updates = [moment for moment in moments if isinstance(moment, int)]
         assert len(moments) == kills and len(updates) >= kills * 3 / 4
         assert all(1 <= moment < soak.SPAN for moment in updates)

@@ -1,6 +1,4 @@
-"""Results of many runs put together: methods, tables, pictures, and the command on a small
-sweep.
-"""
+"""Results of many runs, combined: methods, tables, pictures, and the command on a small sweep."""
 
 import csv
 import json
@@ -13,8 +11,8 @@ import pytest
 from conftest import launch
 
 from report import comparison, summary_page, tables
-from report.methods import differing, rename, run_of, short, tabulate
-from report.tables import best, decimals, latex, markdown, metrics_of
+from report.methods import parse_run, rename, shorten, tabulate, warn_of_different_protocols
+from report.tables import decimals, latex, mark_best, markdown, metrics_of
 from runtime.console import UserError
 from scripts.collect_results import folder_of, metrics_files
 
@@ -60,7 +58,7 @@ def result(
 
 
 def table_of(*results):
-    (table,), _ = tabulate([run_of(own, f"run{k}", k) for k, own in enumerate(results)])
+    (table,), _ = tabulate([parse_run(own, f"run{k}", k) for k, own in enumerate(results)])
     return table
 
 
@@ -119,7 +117,7 @@ def test_a_setting_that_an_older_result_lacks_had_its_default():
     assert [method.name for method in table.methods] == ["follmer, c=0.5", "follmer, c=1"]
 
 
-def test_a_name_is_what_sets_the_method_apart():
+def test_a_name_states_the_settings_that_distinguish_the_method():
     own = [
         result("linear"),
         result(protocol={"steps": 5}),
@@ -133,7 +131,7 @@ def test_a_name_is_what_sets_the_method_apart():
         "follmer, steps=10, width=128",
         "linear",
     ]
-    assert short("train.steps", ["train.steps"]) == "train.steps"  # `steps` is the sampler's
+    assert shorten("train.steps", ["train.steps"]) == "train.steps"  # `steps` is the sampler's
     confounded = table_of(result("linear"), result(protocol={"diffusion": "sigma"}))
     assert [method.name for method in confounded.methods] == ["follmer", "linear"]
     assert "also differ in diffusion" in markdown(confounded, ["crps"])
@@ -151,10 +149,10 @@ def test_a_name_is_what_sets_the_method_apart():
         {"fvd_reference": "train"},
     ],
 )
-def test_another_protocol_is_another_table(changed):
+def test_results_of_another_protocol_form_another_table(changed):
     found, _ = tabulate(
         [
-            run_of(own, "a")
+            parse_run(own, "a")
             for own in (result(), result("linear"), result("bridge", protocol=changed))
         ]
     )
@@ -162,31 +160,31 @@ def test_another_protocol_is_another_table(changed):
         ["follmer", "linear"],
         ["bridge"],
     ]
-    (warning,) = differing(found)
+    (warning,) = warn_of_different_protocols(found)
     assert f"differ in {next(iter(changed))} (" in warning and "2 tables" in warning
     sampled = result(
         "linear", protocol={"checkpoint": "b", "solver": "em", "network_evaluations_per_frame": 7.1}
     )
-    (same,), told = tabulate([run_of(own, "a") for own in (result(), sampled)])
-    assert len(same.methods) == 2 and not told and not differing([same])
+    (same,), told = tabulate([parse_run(own, "a") for own in (result(), sampled)])
+    assert len(same.methods) == 2 and not told and not warn_of_different_protocols([same])
 
 
-def test_other_clips_are_another_table_though_the_protocol_is_the_same():
+def test_results_on_other_clips_form_another_table_despite_the_same_protocol():
     other = result("linear")
     other["horizon"]["crps_repeat_last"] = [0.04, 0.05, 0.061]
-    found, _ = tabulate([run_of(own, "a") for own in (result(), other)])
-    assert len(found) == 2 and "clip_set (1, 2)" in differing(found)[0]
+    found, _ = tabulate([parse_run(own, "a") for own in (result(), other)])
+    assert len(found) == 2 and "clip_set (1, 2)" in warn_of_different_protocols(found)[0]
 
 
-def test_results_that_are_no_new_seeds_are_warned_of():
-    own = [run_of(result(crps=0.02), "old", 1), run_of(result(crps=0.03), "new", 2)]
+def test_a_warning_names_results_that_are_no_new_seeds():
+    own = [parse_run(result(crps=0.02), "old", 1), parse_run(result(crps=0.03), "new", 2)]
     (table,), (warning,) = tabulate(own[::-1])
     assert (
         table.methods[0].score("crps").mean == 0.03
         and "old has the same settings as new" in warning
     )
     resampled = [
-        run_of(result(seed=seed, protocol={"checkpoint": "one.pt"}), "a") for seed in range(2)
+        parse_run(result(seed=seed, protocol={"checkpoint": "one.pt"}), "a") for seed in range(2)
     ]
     assert "several seeds of one checkpoint (one.pt)" in tabulate(resampled)[1][0]
 
@@ -212,11 +210,11 @@ def test_nicknames_rename_order_and_select():
 
 # ------------------------------------------------------------------------------------------- tables
 def test_best_in_every_direction_and_ties():
-    assert best(["0.020", "0.021", "0.020", ""], "crps") == [True, False, True, False]
-    assert best(["18.1", "17.0", "18.1"], "psnr") == [True, False, True]
-    assert best(["0.90", "1.05", "1.30", "0.95"], "spread_skill") == [False, True, False, True]
-    assert best(["0.020"], "crps") == [False]  # alone it is no contest
-    assert best(["", ""], "crps") == [False, False]
+    assert mark_best(["0.020", "0.021", "0.020", ""], "crps") == [True, False, True, False]
+    assert mark_best(["18.1", "17.0", "18.1"], "psnr") == [True, False, True]
+    assert mark_best(["0.90", "1.05", "1.30", "0.95"], "spread_skill") == [False, True, False, True]
+    assert mark_best(["0.020"], "crps") == [False]  # alone it is no contest
+    assert mark_best(["", ""], "crps") == [False, False]
 
 
 def test_digits_follow_the_standard_error():
@@ -236,10 +234,10 @@ def test_digits_follow_the_standard_error():
         decimals([]) == 2
         and decimals([table.methods[0].score("psnr")._replace(mean=123.0, se=float("nan"))]) == 1
     )
-    assert tables.fixed(-0.001, 2) == "0.00" and tables.fixed(-0.01, 2) == "-0.01"
+    assert tables.format_fixed(-0.001, 2) == "0.00" and tables.format_fixed(-0.01, 2) == "-0.01"
 
 
-def test_what_was_not_measured_is_left_out():
+def test_metrics_that_were_not_measured_are_left_out():
     more = [
         {
             "fvd": {"mean": None, "se": None},
@@ -312,29 +310,32 @@ def test_page_is_escaped(tmp_path):
 def test_mosaic_has_a_row_per_clip_and_a_column_per_method(tmp_path):
     truth = np.random.default_rng(0).integers(0, 255, (3, 5, 8, 8, 3), np.uint8)
     own = [result(), result("linear"), result("bridge")]
-    runs = [run_of(each, written(tmp_path / str(k), each, truth)) for k, each in enumerate(own)]
+    runs = [parse_run(each, written(tmp_path / str(k), each, truth)) for k, each in enumerate(own)]
     (table,), _ = tabulate(runs)
-    shown, columns = comparison.comparison(table, 2)
+    shown, columns = comparison.select_clips(table, 2)
     assert shown.shape == (2, 5, 8, 8, 3) and [name for name, _ in columns] == [
         "bridge",
         "follmer",
         "linear",
     ]
-    frames, cell = comparison.mosaic(shown, columns), 96 + 8
+    frames, cell = comparison.draw_mosaic(shown, columns), 96 + 8
     assert frames.shape == (5, 2 * cell + 16, 4 * cell + 3 * 4, 3)
     assert (frames[:, 20:112, 4:100] == shown[0].repeat(12, -3).repeat(12, -2)[:, :92]).all()
     assert (
         frames[2:, 20:112, 112:208] == shown[0, 2:].repeat(12, -3).repeat(12, -2)[:, :92] // 2
     ).all()
     assert (
-        comparison.mosaic(shown, [("a name too long for a column", columns[0][1])]).shape[1]
+        comparison.draw_mosaic(shown, [("a name too long for a column", columns[0][1])]).shape[1]
         > frames.shape[1]
     )
     np.save(tmp_path / "0" / "truth.npy", truth[::-1])
-    assert comparison.comparison(table, 2) == "follmer and bridge were not tried on the same clips"
+    assert (
+        comparison.select_clips(table, 2)
+        == "follmer and bridge were not measured on the same clips"
+    )
     for k in range(3):
         (tmp_path / str(k) / "truth.npy").write_bytes(b"damaged")
-    assert "no result has both" in comparison.comparison(table, 2)
+    assert "no result has both" in comparison.select_clips(table, 2)
 
 
 # ------------------------------------------------------------------------------------------ command
@@ -355,10 +356,10 @@ def test_globs_folders_and_files_count_each_result_once(tmp_path, monkeypatch):
         metrics_files(["r/a-*", "r/c*"])
 
 
-def test_only_an_own_folder_is_replaced(tmp_path):
+def test_only_a_folder_of_this_command_is_replaced(tmp_path):
     out = folder_of(str(tmp_path), "sweep")
     written(out, result())
-    with pytest.raises(UserError, match="holds other things than a summary"):
+    with pytest.raises(UserError, match="holds files that are not of a summary"):
         folder_of(str(tmp_path), "sweep")
     (out / "metrics.json").rename(out / "summary.json")
     assert folder_of(str(tmp_path), "sweep") == out

@@ -75,7 +75,7 @@ def test_truth_is_held_out_and_given_frames_are_the_test_streams(tiny_run):
     assert (truth[0] == test.read(0, slice(0, 8))).all()
 
 
-def test_the_same_command_again_has_nothing_left_to_do(tiny_run):
+def test_running_the_same_command_again_repeats_no_work(tiny_run):
     folder, printed = tiny_run
     before = {
         path: os.stat(path).st_mtime_ns
@@ -90,7 +90,7 @@ def test_the_same_command_again_has_nothing_left_to_do(tiny_run):
     )  # and the forecasts are the same to the last digit
 
 
-def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path):
+def test_a_run_killed_in_any_stage_resumes(tmp_path):
     """SIGKILL in every stage: the streams, the VQVAE, the latents, the training."""
     command = [
         sys.executable,
@@ -319,7 +319,7 @@ def test_wandb_runs_offline_without_a_key(tiny_run, tmp_path):
     assert (tmp_path / RUN / "forecasts_00000006.png").exists()
 
 
-def test_the_benchmark_of_interpolants_writes_its_table_and_goes_on_where_it_stopped(
+def test_the_benchmark_of_interpolants_writes_its_table_and_resumes(
     tiny_run, tmp_path, monkeypatch
 ):
     folder, _ = tiny_run

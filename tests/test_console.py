@@ -140,7 +140,7 @@ def test_another_broken_pipe_is_not_hidden(capsys):
 
 # ------------------------------------------------------------------------------------------ signals
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_outside_training_removes_temporary_files_and_asks_for_another_start(
+def test_a_signal_outside_training_removes_temporary_files_and_requests_a_restart(
     tmp_path, capsys, number
 ):
     before = signal.getsignal(number)

@@ -135,7 +135,7 @@ def encode(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.avg_pool2d(x[:, :2], 4)
 
 
-def test_latent_cache_holds_each_frame_once_and_goes_on_where_it_stopped(make_shards, tmp_path):
+def test_latent_cache_holds_each_frame_once_and_resumes(make_shards, tmp_path):
     shards = Shards(make_shards([30, 20], shard_bytes=3000))
     assert len(shards.paths) == 2
     out = cache_latents(shards, encode, "weights", tmp_path, torch.device("cpu"))
@@ -313,7 +313,7 @@ def test_latent_batches_hold_the_frames_they_name(make_shards, tmp_path):
 
 
 @pytest.mark.parametrize("K", [1, 3])
-def test_augmented_batches_match_whatever_the_workers_and_jitter_frames_alike(make_shards, K):
+def test_augmented_batches_do_not_depend_on_workers_and_jitter_frames_alike(make_shards, K):
     dir = make_shards([30, 20], size=8)
     batches = {}
     for workers in (0, 2):

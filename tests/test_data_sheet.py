@@ -4,7 +4,9 @@ import numpy as np
 from PIL import Image
 
 
-def test_clips_lie_where_they_should(command, make_shards, tmp_path, capsys, monkeypatch):
+def test_clips_are_at_their_places_in_the_sheet(
+    command, make_shards, tmp_path, capsys, monkeypatch
+):
     from scripts import data_sheet
 
     dir = make_shards([3, 100, 2, 50])

@@ -11,7 +11,7 @@ from sample import DEMO
 from scripts import export_demo
 
 
-def test_without_a_checkpoint_it_samples_from_the_one_in_the_repository(tmp_path):
+def test_without_a_checkpoint_sample_uses_the_one_in_the_repository(tmp_path):
     few = ["--num_videos", "2", "--num_frames", "4"]
     printed = launch(tmp_path, "sample.py", *few).stdout
     assert "sampling from ball_stn.pt" in printed

@@ -55,7 +55,7 @@ def here(folder, monkeypatch, capsys):
     return run
 
 
-def test_the_command_and_the_same_again(folder, here):
+def test_the_command_run_twice_gives_the_same_result(folder, here):
     printed = launch(folder, "evaluate.py", *PLAIN, "--videos", "9").stdout
     (path,) = (folder / "outputs/results").rglob("*-own-videos_9/metrics.json")
     made = json.loads(path.read_text())
@@ -94,7 +94,7 @@ def test_samples_made_before_give_the_same_numbers(folder, here):
     assert after["protocol"]["checkpoint"] == CKPT and after["protocol"]["videos"] == 3
 
 
-def test_a_run_that_was_cut_off_goes_on(folder, here, monkeypatch):
+def test_an_interrupted_evaluation_resumes(folder, here, monkeypatch):
     command = [*PLAIN, "--videos", "20", "--out"]
     with monkeypatch.context() as patch:
         write = Parts.write
@@ -185,7 +185,7 @@ def test_fvd_alone_and_with_an_autoencoder_that_was_not_there_before(
     assert "i3d" not in json.loads((folder / "far/metrics.json").read_text())["protocol"]
 
 
-def test_other_settings_are_another_evaluation(folder, here):
+def test_other_settings_start_another_evaluation(folder, here):
     common = ["--ckpt", CKPT, "--metrics", "mse", "--videos", "4", "--out", "skips"]
     here(*common)
     before = json.loads((folder / "skips/metrics.json").read_text())
@@ -194,7 +194,7 @@ def test_other_settings_are_another_evaluation(folder, here):
     assert after["protocol"]["skip"] == 1 and after["summary"] != before["summary"]
 
 
-def test_samples_keep_the_clips_they_are_of(folder, here, command):
+def test_stored_samples_keep_their_clips(folder, here, command):
     here(
         "--ckpt",
         CKPT,
@@ -273,7 +273,7 @@ def test_killed_while_results_are_swapped_nothing_is_lost(folder, here, monkeypa
         (["--ckpt", CKPT, "--keep", "0"], "--keep must be >= 1"),
         (
             ["--ckpt", CKPT, "--metrics", "mse", "--out", "data"],
-            "data exists and holds other things than results",
+            "data exists and holds files that are not results",
         ),
         (
             ["--results", "fine", "--protocol", "lifelong_ball"],
@@ -287,11 +287,11 @@ def test_killed_while_results_are_swapped_nothing_is_lost(folder, here, monkeypa
         (["--results", "damaged"], "damaged/samples.npy: not an array that sample.py wrote"),
         (
             ["--results", "unequal", "--metrics", "mse"],
-            "unequal: samples .* and truth .* do not go together",
+            "unequal: samples .* and truth .* do not match",
         ),
     ],
 )
-def test_mistakes_are_told(folder, command, arguments, message):
+def test_mistakes_are_one_line_and_code_2(folder, command, arguments, message):
     for name in ("damaged", "unequal"):
         (folder / name).mkdir(exist_ok=True)
     (folder / "damaged/samples.npy").write_bytes(b"not an array")

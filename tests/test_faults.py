@@ -112,7 +112,7 @@ def test_a_mistake_of_a_launched_command(tmp_path):
         ([*CKPT, "--num_frames", "5000"], "the longest video has 200 frames"),
         ([*CKPT, "--set", "data.root=elsewhere"], "no shards in elsewhere"),
         ([*CKPT, "--set", "flow.interpolant=linear"], "cannot be changed when sampling"),
-        ([*CKPT, "--out", "data"], "exists and holds other things than results"),
+        ([*CKPT, "--out", "data"], "exists and holds files that are not results"),
         ([*CKPT, "--dataset", "kth"], "was trained with --dataset ball_stn, so kth"),
         ([*CKPT, "--interpolant", "linear"], "was trained with --interpolant follmer, so linear"),
         ([*CKPT, "--steps", "0"], "sample.steps must be >= 1"),
@@ -153,7 +153,9 @@ def test_mistakes_with_sample_are_one_line_and_code_2(tiny_run, command, argumen
         ("data.image_size=64", "frames of 32x32 pixels, but data.image_size is 64"),
     ],
 )
-def test_data_that_does_not_fit_is_told_before_any_training(tiny_run, command, changed, message):
+def test_data_that_does_not_fit_is_reported_before_any_training(
+    tiny_run, command, changed, message
+):
     folder, _ = tiny_run
     before = sorted((folder / "outputs/checkpoints").iterdir())
     code, err = command(folder, "main.py", "--set", *TINY, changed, "output.run_id=new")
@@ -353,7 +355,7 @@ def change(path, **values):
         (lambda run: change(run / "latest.pt", model={}), "not weights of this architecture"),
     ],
 )
-def test_spoiled_checkpoints_are_told(copy, command, spoil, message):
+def test_damaged_checkpoints_are_reported(copy, command, spoil, message):
     spoil(copy / RUN)
     before = {path: path.read_bytes() for path in (copy / RUN).glob("*.pt")}
     code, err = command(copy, "main.py", "--set", *TINY, "train.steps=15")
@@ -363,7 +365,7 @@ def test_spoiled_checkpoints_are_told(copy, command, spoil, message):
     assert {path: path.read_bytes() for path in (copy / RUN).glob("*.pt")} == before
 
 
-def test_latents_that_are_not_finite_are_told(copy, command):
+def test_latents_that_are_not_finite_are_reported(copy, command):
     path = next((copy / "outputs/latents").rglob("train/shard_0001.hdf5"))
     with h5py.File(path, "r+") as file:
         file["latents"][30] = np.nan
@@ -374,7 +376,7 @@ def test_latents_that_are_not_finite_are_told(copy, command):
     )
 
 
-def test_the_latents_of_another_autoencoder_are_not_gone_on_with(copy, command):
+def test_latents_of_another_autoencoder_are_not_reused(copy, command):
     for path in (copy / RUN).glob("*.pt"):
         state = checkpoints.load_checkpoint(path)
         state["config"]["latent"]["vqvae"] = "another"
@@ -383,7 +385,7 @@ def test_the_latents_of_another_autoencoder_are_not_gone_on_with(copy, command):
     assert code == 2 and "was trained on the latents of another VQVAE" in err.splitlines()[-1]
 
 
-def test_a_batch_that_processes_cannot_share_is_told(tmp_path):
+def test_a_batch_that_processes_cannot_share_is_reported(tmp_path):
     config = configs.build(overrides={"train.batch_size": 8})
     with pytest.raises(
         UserError, match="train.batch_size = 8 cannot be divided evenly among 3 processes"
@@ -496,7 +498,7 @@ POINTS = [
 ]
 
 
-def test_signals_in_every_stage_leave_what_the_same_command_goes_on_from(
+def test_after_a_signal_in_any_stage_the_same_command_resumes(
     tiny_run, tmp_path, command, monkeypatch
 ):
     """One run is stopped at all points, one after another, and equals an undisturbed run."""
@@ -609,7 +611,7 @@ def test_a_forward_pass_of_nan_leaves_batch_normalisation_alone(copy, monkeypatc
     )
 
 
-def test_too_many_in_a_row_are_seen_though_a_good_one_followed():
+def test_too_many_bad_updates_in_a_row_are_detected_after_a_good_one():
     recent = logs.Recent(batch_size=4)
     for norm in (1.0, float("nan"), float("inf"), float("nan"), 1.0):
         recent.add({"loss": torch.tensor(2.0), "grad_norm": torch.tensor(norm)})
@@ -619,7 +621,7 @@ def test_too_many_in_a_row_are_seen_though_a_good_one_followed():
     assert recent.longest == (3, 4) and recent.bad_in_a_row == 0
 
 
-def test_too_many_in_a_row_end_the_run_and_name_their_batch(copy, monkeypatch):
+def test_too_many_bad_updates_in_a_row_end_the_run_and_name_their_batch(copy, monkeypatch):
     with pytest.raises(
         Failure,
         match=r"no finite gradient in 4 updates in a row, from update 7 on, whose batch is of "

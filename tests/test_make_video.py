@@ -23,7 +23,7 @@ def saved(tmp_path):
 
 
 def written(monkeypatch, saved, command, *flags, name="a.mp4") -> tuple[np.ndarray, float]:
-    """(frames, frames per second) that the command passes to the encoder."""
+    """Run the command -> (frames, frames per second) that it passes to the encoder."""
     seen = []
 
     def write_video(path, frames, fps):
@@ -36,7 +36,7 @@ def written(monkeypatch, saved, command, *flags, name="a.mp4") -> tuple[np.ndarr
     return seen[0]
 
 
-def test_clips_samples_and_size_are_those_asked_for(monkeypatch, saved, command):
+def test_flags_select_clips_samples_and_size(monkeypatch, saved, command):
     truth, samples = np.load(saved / "truth.npy"), np.load(saved / "samples.npy")
     frames, fps = written(
         monkeypatch, saved, command, "--videos", 3, 1, "--samples", 2, "--size", 30
@@ -45,7 +45,7 @@ def test_clips_samples_and_size_are_those_asked_for(monkeypatch, saved, command)
     rows = [videos.side_by_side(truth[v], samples[v, :2], 32) for v in (3, 1)]
     assert (frames == np.concatenate(rows, 1)).all()
     frames, fps = written(monkeypatch, saved, command, "--liveliest", 1, "--truth", 0, "--fps", 2.5)
-    first = videos.liveliest(truth, 2)[0]
+    first = videos.rank_by_motion(truth, 2)[0]
     expected = videos.side_by_side(truth[first], samples[first], 128, with_truth=False)
     assert (frames == expected).all()
     assert fps == 2.5
@@ -106,10 +106,10 @@ def test_every_kind_of_file_holds_every_frame(saved, command, name):
         (["--samples", 4], "--samples 4: . holds 3 of each clip"),
         (["--samples", 0, "--truth", 0], "--samples must be at least 1, got 0"),
         (["--size", 0], "--size must be at least 1"),
-        (["--size", 9000], "16000 is the most; lower --size"),
+        (["--size", 9000], "at most 16000 are possible; lower --size"),
         (["--fps", 0], "--fps must be greater than 0, got 0"),
         (["--fps", "nan"], "--fps must be greater than 0, got nan"),
-        (["--out", "a.webm"], "ending .webm; take one of .mp4, .avi, .gif"),
+        (["--out", "a.webm"], "ending .webm; use one of .mp4, .avi, .gif"),
         (["--out", "a"], "ending missing"),
         (["--out", "none/a.mp4"], "there is no folder none"),
         (["--results", "tests"], "tests/samples.npy: no such file; name a results folder"),
@@ -131,8 +131,8 @@ def test_mistakes_are_one_line_and_code_2(saved, command, flags, says):
             "samples.npy: float32 (4, 3, 3, 16, 16, 3), not uint8 with 6 axes",
         ),
         ("truth", np.zeros((4, 5, 16, 16), np.uint8), "not uint8 with 5 axes"),
-        ("truth", np.zeros((4, 3, 16, 16, 3), np.uint8), "do not go together"),
-        ("truth", np.zeros((3, 5, 16, 16, 3), np.uint8), "do not go together"),
+        ("truth", np.zeros((4, 3, 16, 16, 3), np.uint8), "do not match"),
+        ("truth", np.zeros((3, 5, 16, 16, 3), np.uint8), "do not match"),
         ("truth", np.array([{"a": 1}]), "truth.npy: not an array"),
     ],
 )

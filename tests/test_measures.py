@@ -1,4 +1,4 @@
-"""What is measured of a part of the videos, and the sums over all parts."""
+"""The tables of metrics of a part of the videos, and the summaries of all parts."""
 
 import numpy as np
 import pytest
@@ -82,12 +82,12 @@ def test_numbers_are_those_of_the_metrics(nets):
     x, y = other / 255, truth[:, 3:] / 255
     assert np.allclose(
         result["horizon"]["mse"],
-        metrics.chosen(metrics.mse(x, y), "best", False).mean(0),
+        metrics.reduce_samples(metrics.mse(x, y), "best", False).mean(0),
         rtol=1e-4,
     )
     assert np.allclose(
         result["horizon"]["psnr"],
-        metrics.chosen(metrics.psnr(x, y), "best", True).mean(0),
+        metrics.reduce_samples(metrics.psnr(x, y), "best", True).mean(0),
         rtol=1e-4,
     )
     assert np.allclose(result["horizon"]["crps"], metrics.crps(x, y).mean(0), rtol=1e-4)
@@ -106,7 +106,7 @@ def test_numbers_are_those_of_the_metrics(nets):
     assert result["summary"]["minade"]["mean"] > 3 and len(result["horizon_se"]["lpips"]) == 12
 
 
-def test_what_fvd_looks_at(nets):
+def test_fvd_pieces_follow_the_protocol(nets):
     videos = np.arange(2 * 25)[:, None].reshape(2, 1, 25, 1, 1, 1).repeat(3, -1)
 
     def of(**fields):
@@ -136,7 +136,7 @@ def test_what_fvd_looks_at(nets):
     )  # given frames are not coded in either
 
 
-def test_of_one_video_and_of_one_sample(nets):
+def test_measures_of_one_video_and_of_one_sample(nets):
     truth = balls_of(1, 15)
     alone = protocol(videos=1, samples=1)
     with pytest.raises(UserError, match="at least two videos, there is 1"):
@@ -147,7 +147,7 @@ def test_of_one_video_and_of_one_sample(nets):
     assert "spread_skill" not in result["summary"] and "rank_histogram" not in result
 
 
-def test_only_what_is_asked_for(nets):
+def test_only_the_chosen_metrics_are_measured(nets):
     truth = balls_of(2, 15)
     result = found(
         truth,

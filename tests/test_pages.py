@@ -1,4 +1,4 @@
-"""Pages of results: one file that holds all, and that a real browser plays frame by frame."""
+"""Pages of results: one file that contains everything, played frame by frame in a real browser."""
 
 import base64
 import io
@@ -80,14 +80,14 @@ def fill(dir, **changes):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """With a results folder and its page."""
+    """A folder with a results folder and its page."""
     top = tmp_path_factory.mktemp("pages")
     page.result_page(fill(top / "c" / "model" / "data"))
     return top
 
 
 class Links(HTMLParser):
-    """What a page refers to, and its elements."""
+    """Collects the references and the elements of a page."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -108,7 +108,7 @@ def sheets_of(page: str) -> dict:
 
 
 # ----------------------------------------------------------------------------------------- the file
-def test_a_page_holds_all_it_shows_and_strings_of_files_stay_text(folder):
+def test_a_page_contains_all_its_parts_and_escapes_strings(folder):
     page = (folder / "c/model/data/index.html").read_text()
     found = Links(page)
     assert len(found.links) == 4 and all(link.startswith("data:") for link in found.links)
@@ -122,7 +122,7 @@ def test_a_page_holds_all_it_shows_and_strings_of_files_stay_text(folder):
 
 def test_sheets_hold_every_frame_exactly(folder):
     data, (truth, samples) = sheets_of((folder / "c/model/data/index.html").read_text()), arrays()
-    order = videos.liveliest(truth, T - P)
+    order = videos.rank_by_motion(truth, T - P)
     assert (data["given"], data["frames"], data["fps"], len(data["sheets"])) == (T - P, T, 8, V)
     for v, sheet in zip(order, data["sheets"]):
         image = np.asarray(
@@ -134,11 +134,11 @@ def test_sheets_hold_every_frame_exactly(folder):
         ).all()
 
 
-def test_too_many_clips_or_samples_are_left_out_and_the_page_says_so(tmp_path):
+def test_too_many_clips_or_samples_are_left_out_and_the_page_states_it(tmp_path):
     text = page.result_page(fill(tmp_path), futures=1, limit=1).read_text()
     assert len(sheets_of(text)["sheets"]) == 1 and text.count("<canvas") == 2
     assert f"1 of {V} clips" in text and f"Truth and 1 of {S} samples" in text
-    liveliest = videos.liveliest(arrays()[0], T - P)[0]
+    liveliest = videos.rank_by_motion(arrays()[0], T - P)[0]
     assert f"<h3>clip {liveliest}</h3>" in text
 
 
@@ -150,9 +150,9 @@ def test_metrics_stand_beside_the_baselines(folder):
     assert "FVD lower is better 123.5 – – –" in page
 
 
-def test_the_protocol_is_told_in_words_and_the_config_as_settings():
-    told = protocols.get("own", configs.build("videos"), {"videos": 3}).told(["psnr", "fvd"])
-    said = page.in_words({**told, "skip": 0, "reencode": True, "checkpoint": "", "odd": 7})
+def test_the_protocol_is_described_and_the_config_is_listed():
+    told = protocols.get("own", configs.build("videos"), {"videos": 3}).to_metadata(["psnr", "fvd"])
+    said = page.describe_protocol({**told, "skip": 0, "reencode": True, "checkpoint": "", "odd": 7})
     assert (
         said[0].startswith("Protocol own-videos_3: 3 test clips")
         and "Fvd and kvd: the forecast frames" in said[2]
@@ -163,7 +163,7 @@ def test_the_protocol_is_told_in_words_and_the_config_as_settings():
         "odd: 7.",
     ]
     assert (
-        page.settings(
+        page.list_settings(
             {"dataset": "kth", "flow": {"c": 0.1, "name": "x"}, "latent": {"shape": [4, 8, 8]}}
         )
         == "dataset=kth\nflow.c=0.1\nflow.name=x\nlatent.shape=[4, 8, 8]"
@@ -226,7 +226,7 @@ class TestInABrowser:
     def test_the_scrubber_shows_the_same_frame_of_every_clip_exactly(self, browser, folder):
         opened(browser, folder / PAGE)
         truth, samples = arrays()
-        order = videos.liveliest(truth, T - P)
+        order = videos.rank_by_motion(truth, T - P)
         for t in (0, T - P, T - 1):
             scrub(browser, t + 1)
             assert browser.run(f"return {FRAMES}") == [t + 1] * V

@@ -1,4 +1,4 @@
-"""What a person looks at: sizes, marks, and files that play."""
+"""Videos and contact sheets: sizes, edges, and files that play."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def clip():
 
 def test_conditioning_and_forecast_frames_have_their_own_edges():
     truth, samples = clip()
-    frames = videos.framed(truth[0], 2, 4)
+    frames = videos.add_edges(truth[0], 2, 4)
     assert (frames[1, 0, 0] == videos.GIVEN).all() and (frames[2, 0, 0] == videos.FORECAST).all()
     assert (frames[:, videos.GAP : -videos.GAP : 4, videos.GAP : -videos.GAP : 4] == truth[0]).all()
 
@@ -43,7 +43,7 @@ def test_contact_sheet_shows_each_shown_frame_in_its_place():
 @pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
 def test_videos_play_with_every_frame(tmp_path, name):
     truth, samples = clip()
-    frames = videos.mosaic(truth, samples)
+    frames = videos.draw_mosaic(truth, samples)
     videos.write_video(tmp_path / name, frames, 10)
     if name.endswith("gif"):
         with Image.open(tmp_path / name) as gif:
@@ -58,13 +58,13 @@ def test_videos_play_with_every_frame(tmp_path, name):
     )
 
 
-def test_the_liveliest_videos_come_first_by_what_was_given():
+def test_videos_are_ranked_by_the_motion_of_their_given_frames():
     truth = np.zeros((4, 6, 8, 8, 3), np.uint8)
     truth[1, 1, :2] = 255  # some motion among the given frames
     truth[3, 1] = 255  # more
     truth[2, 4:] = 255  # and some that only the forecast could know of
-    assert videos.liveliest(truth, 3).tolist() == [3, 1, 0, 2]
-    assert videos.liveliest(truth, 1).tolist() == [3, 1, 0, 2]
+    assert videos.rank_by_motion(truth, 3).tolist() == [3, 1, 0, 2]
+    assert videos.rank_by_motion(truth, 1).tolist() == [3, 1, 0, 2]
 
 
 def delays_of(path):
@@ -104,7 +104,7 @@ def test_a_gif_lasts_as_long_as_the_film(tmp_path, fps, every, delays, capsys):
     # At every time the GIF shows the frame that the film shows, up to one hundredth of a second.
     ends = np.cumsum(found)
     assert np.abs(ends - 1000 * every * np.arange(1, len(found) + 1) / fps).max() <= 5
-    assert ("every 2. frame" in capsys.readouterr().out) == (fps == 60)
+    assert ("one frame in 2" in capsys.readouterr().out) == (fps == 60)
 
 
 @pytest.mark.parametrize("count", [1, 2, 61])

@@ -1,5 +1,5 @@
-"""Training on latents that others have made: no autoencoder of our own, samples that stay latents,
-pictures as previews.
+"""Training on latents of a foreign autoencoder: none of our own is trained, samples stay latents,
+and pictures are previews.
 """
 
 import json
@@ -104,7 +104,7 @@ def test_the_streaming_settings_are_the_published_ones():
     ) == (20, 8, 2, "0.2")
 
 
-def test_what_is_missing_is_told_in_one_line(folder, tmp_path):
+def test_missing_parts_are_reported_in_one_line(folder, tmp_path):
     done = launch(tmp_path, "main.py", "--dataset", "plaicraft", check=False)
     assert done.returncode == 2 and "python -m prepare.plaicraft --source" in done.stderr
     done = launch(

@@ -129,7 +129,7 @@ def test_val_is_the_end_of_train_and_another_camera_and_size(raw, tmp_path):
     )
 
 
-def test_damage_costs_its_record_alone_and_a_cut_its_end(raw, tmp_path):
+def test_damage_loses_one_record_and_truncation_the_rest(raw, tmp_path):
     source = tmp_path / "raw" / "train"
     source.mkdir(parents=True)
     whole = bytearray((raw / "train/traj_9_to_11.tfrecords").read_bytes())
@@ -164,7 +164,7 @@ def test_damage_costs_its_record_alone_and_a_cut_its_end(raw, tmp_path):
     assert len(reasons) == 6 and build.report(manifest, args) == 1
 
 
-def test_a_length_beyond_the_message_is_told():
+def test_a_length_beyond_the_message_is_reported():
     with pytest.raises(Broken, match="beyond the end"):
         tfrecord.bytes_features(b"\x0a\x7fabc")
     with pytest.raises(Broken, match="not a tf.train.Example"):
@@ -191,11 +191,11 @@ def test_mistakes(raw, tmp_path, command):
     for flags, said in (
         (
             ["--source", "there", "--out", "o"],
-            "no train/*.tfrecords, and of frames: there: no train/<video>",
+            "no train/*.tfrecords, and no folders of frames: there: no train/<video>",
         ),
-        (["--source", raw / "train", "--out", "o"], "lies in no folder train, val or test"),
+        (["--source", raw / "train", "--out", "o"], "is not below a folder train, val or test"),
         (["--source", raw, "--out", "o", "--image_size", "256"], "frames of TFRecords are 64x64"),
-        (["--source", raw, "--out", "o", "--val", "5"], "--val 5 leaves nothing to train"),
+        (["--source", raw, "--out", "o", "--val", "5"], "--val 5 leaves no training video"),
         (["--source", "none", "--out", "o"], "none: no such file"),
     ):
         code, err = command(tmp_path, "prepare/bair", *flags)

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("pybullet")
 
 from prepare import build, clevrer_like, tabletop  # noqa: E402
-from prepare.clevrer_like import MOST, happening  # noqa: E402
+from prepare.clevrer_like import MAX_OBJECTS, plan_collision  # noqa: E402
 from prepare.tabletop import COLORS, MATERIALS, RADIUS, SHAPES, Scene, Table  # noqa: E402
 from shards import Shards  # noqa: E402
 
@@ -50,7 +50,7 @@ def pixels_of(points):
     """(..., 3) metres -> column and row in a picture of SIZE."""
     table = Table.of(SIZE)
     matrix = tabletop.matrix(table.projection) @ tabletop.matrix(table.view)
-    ndc = tabletop.homogeneous(matrix, points)
+    ndc = tabletop.project(matrix, points)
     return (ndc[..., :2] * [1, -1] + 1) / 2 * SIZE - 0.5
 
 
@@ -67,18 +67,18 @@ def test_shards_and_manifest(made):
     assert manifest["legend"]["shapes"] == list(SHAPES) and manifest["versions"]["pybullet"]
     assert len({entry["sha256"] for entry in manifest["sources"]}) == 12 and not manifest["shared"]
     facts = extras(shards, 3)
-    assert facts["positions"].shape == (FRAMES, MOST, 3) and facts["orientations"].shape == (
+    assert facts["positions"].shape == (FRAMES, MAX_OBJECTS, 3) and facts["orientations"].shape == (
         FRAMES,
-        MOST,
+        MAX_OBJECTS,
         4,
     )
     assert (
-        facts["contacts"].shape == (FRAMES, MOST, MOST)
+        facts["contacts"].shape == (FRAMES, MAX_OBJECTS, MAX_OBJECTS)
         and not facts["positions"][facts["present"] == 0].any()
     )
 
 
-def test_a_video_follows_from_seed_split_and_number_alone(made, tmp_path):
+def test_a_video_depends_on_seed_split_and_number_only(made, tmp_path):
     out, _ = made
     args = parse(tmp_path / "x", "--seed", 0)
     sources = (
@@ -98,7 +98,7 @@ def test_a_video_follows_from_seed_split_and_number_alone(made, tmp_path):
     ).all()
 
 
-def test_something_moving_collides_and_bodies_keep_out_of_each_other(made):
+def test_every_video_has_a_collision_and_bodies_do_not_overlap(made):
     shards, counts = Shards(made[0] / "train"), set()
     for video in range(len(shards)):
         facts = extras(shards, video)
@@ -106,7 +106,7 @@ def test_something_moving_collides_and_bodies_keep_out_of_each_other(made):
         x, touch = facts["positions"][:, :n].astype(np.float64), facts["contacts"][:, :n, :n]
         counts.add(n)
         assert (
-            3 <= n <= MOST
+            3 <= n <= MAX_OBJECTS
             and (touch == touch.transpose(0, 2, 1)).all()
             and not facts["contacts"][:, n:].any()
         )
@@ -126,8 +126,8 @@ def test_something_moving_collides_and_bodies_keep_out_of_each_other(made):
     assert len(counts) > 1
 
 
-def test_momentum_is_handed_on(made):
-    """Two spheres of one material on a line: what hits stops, nearly, and what is hit goes on."""
+def test_momentum_passes_between_spheres(made):
+    """A sphere hits an equal resting one head-on: it almost stops, and the other moves on."""
     table = Table.of(SIZE)
     scene = Scene(*np.array([[1, 1], [0, 1], [0, 0]]))
     planned = clevrer_like.Plan(
@@ -185,7 +185,7 @@ def test_metal_shines_and_shadows_fall_away_from_the_lamp():
     assert (rubber[:20] == empty[:20]).all()
 
 
-def test_what_waits_outside_is_not_seen():
+def test_objects_outside_the_picture_are_not_seen():
     table = Table.of(SIZE)
     for angle in np.linspace(0, 2 * np.pi, 12):
         place = table.outside(angle)
@@ -194,7 +194,7 @@ def test_what_waits_outside_is_not_seen():
         assert (np.ptp(frame, axis=-1) < 3).all() and 1 < np.linalg.norm(place) < 7  # nothing red
 
 
-def test_interrupted_it_goes_on(made, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes(made, tmp_path, monkeypatch):
     read, calls = clevrer_like.read, []
 
     def stops(source, args):
@@ -217,7 +217,7 @@ def test_interrupted_it_goes_on(made, tmp_path, monkeypatch):
     )
 
 
-def test_mistakes_are_told(tmp_path, command, monkeypatch):
+def test_mistakes_are_one_line_and_code_2(tmp_path, command, monkeypatch):
     for flags, said in (
         (["--frames", "8"], "--frames must be from 32"),
         (["--videos", "0"], "--videos must be from 1"),
@@ -229,8 +229,8 @@ def test_mistakes_are_told(tmp_path, command, monkeypatch):
     assert code == 2 and "pip install pybullet" in err and len(err.splitlines()) == 1
 
 
-def test_where_nothing_can_collide_it_says_so(monkeypatch):
+def test_too_many_simulations_without_a_collision_are_an_error(monkeypatch):
     monkeypatch.setattr(clevrer_like, "collides", lambda track: False)
-    monkeypatch.setattr(clevrer_like, "TRIES", 2)
-    with pytest.raises(clevrer_like.UserError, match="nothing collided within 32 frames"):
-        happening(Table.of(SIZE), [0, 0, 0], 32)
+    monkeypatch.setattr(clevrer_like, "MAX_TRIES", 2)
+    with pytest.raises(clevrer_like.UserError, match="no collision within 32 frames"):
+        plan_collision(Table.of(SIZE), [0, 0, 0], 32)

@@ -45,7 +45,7 @@ def test_each_kind_of_image_is_a_video(tmp_path):
     assert levels(tmp_path) == [[10, 11, 12, 13, 14], [20, 21, 20, 21, 20], [0, 1, 2, 3, 4]]
 
 
-def test_missing_numbers_part_the_video_and_are_named(tmp_path):
+def test_a_new_video_begins_at_missing_numbers(tmp_path):
     for k, number in enumerate((0, 1, 2, 23, 24, 25)):
         save(tmp_path / f"raw/f{number}.png", 10 * k)
     (source,) = make(tmp_path)["sources"]
@@ -72,13 +72,13 @@ def test_images_without_an_order_are_skipped_and_named(tmp_path, capsys):
     manifest = make(tmp_path)
     skipped = {source["name"]: source["skipped"] for source in manifest["sources"]}
     assert "several numbers change" in skipped["rig"]
-    assert "dawn.jpg and dusk.jpg do not tell the order" in skipped["photos"]
+    assert "dawn.jpg and dusk.jpg do not determine an order" in skipped["photos"]
     assert skipped["good"] is None and levels(tmp_path) == [[0, 1, 2]]
     err = capsys.readouterr().err
     assert "rig: several numbers" in err and "photos: the names" in err
 
 
-def test_images_that_become_no_video_are_named(tmp_path, capsys):
+def test_images_that_form_no_video_are_named(tmp_path, capsys):
     for k in range(3):
         save(tmp_path / f"raw/a/{k}.png", 10 * k)
     save(tmp_path / "raw/a/cover.jpg", 0)
@@ -87,7 +87,7 @@ def test_images_that_become_no_video_are_named(tmp_path, capsys):
     make(tmp_path)
     assert levels(tmp_path) == [[0, 1, 2], [3, 4, 5]]
     printed = capsys.readouterr().out
-    assert "no video of cover.jpg, alone of its kind" in printed
+    assert "single images of a kind are left out: cover.jpg" in printed
     assert "b: holds videos, so its 1 images are left out" in printed
 
 
@@ -111,7 +111,7 @@ def test_linked_folders_and_files_are_read_once(tmp_path, capsys):
     make(tmp_path)
     assert levels(tmp_path) == [[3, 4, 5], [0, 1, 2]]
     err = capsys.readouterr().err
-    assert "gone.mkv: a link to nothing" in err and "again: a link to a folder" in err
+    assert "gone.mkv: a broken link" in err and "again: a link to a folder" in err
 
 
 def test_an_unreadable_image_is_named(tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image
 from raw import png, psnr, walk
 
 from prepare import build, frames
-from prepare.decode import WHITENED, Film, png_pixels, rgb
+from prepare.decode import WHITENED, Film, png_pixels, read_rgb
 from shards import Shards
 
 
@@ -112,12 +112,12 @@ def test_broken_videos_are_named_with_the_frame(raw, tmp_path, capsys):
     ).lengths.tolist() == [6]
 
 
-def test_plain_pngs_have_a_quicker_way_with_the_same_pixels():
+def test_ffmpeg_decodes_plain_pngs_to_the_pixels_of_pillow():
     plain, tagged = png(walk()[3]), io.BytesIO()
     Image.fromarray(walk()[3]).save(tagged, "png", dpi=(72, 72))
     assert (png_pixels(tagged.getvalue()) == walk()[3]).all()
     assert (png_pixels(plain) == walk()[3]).all() and (
-        np.asarray(rgb(Film(None, ""), io.BytesIO(plain))) == walk()[3]
+        np.asarray(read_rgb(Film(None, ""), io.BytesIO(plain))) == walk()[3]
     ).all()
     for mode in ("L", "P", "RGBA", "I;16"):
         other = io.BytesIO()
@@ -180,7 +180,7 @@ def test_the_same_video_twice_in_one_split_is_kept_and_named(tmp_path, capsys):
     assert Shards(tmp_path / "out/train").lengths.tolist() == [5, 5]
 
 
-def test_missing_numbers_part_the_video(tmp_path, capsys):
+def test_a_new_video_begins_at_missing_numbers(tmp_path, capsys):
     fill(tmp_path / "raw/train/a", walk()[:12])
     for t in (4, 6, 7):
         (tmp_path / f"raw/train/a/{t}.png").unlink()
@@ -223,8 +223,8 @@ def test_links_are_followed_once_and_dead_ones_named(tmp_path, capsys):
     frames.make(parse(tmp_path))
     assert Shards(tmp_path / "out/train").lengths.tolist() == [4]
     err = capsys.readouterr().err
-    assert "loop: a link to a folder that is read already" in err
-    assert "dead: a link to nothing" in err
+    assert "loop: a link to a folder that was read already" in err
+    assert "dead: a broken link" in err
 
 
 def test_names_in_upper_case_are_read(tmp_path):
@@ -252,14 +252,14 @@ def test_transparent_images_are_composed_on_white(mode):
         options = {"transparency": 1}
     elif mode != "RGBA":
         image = image.convert(mode)
-    pixels = np.asarray(rgb(film, saved(image, **options)))
+    pixels = np.asarray(read_rgb(film, saved(image, **options)))
     assert (pixels[:, :4] == 200).all() and (pixels[:, 4:] == 255).all()
     assert film.notes == [WHITENED]
 
 
 def test_opaque_alpha_is_not_noted():
     film = Film(None, "")
-    rgb(film, saved(Image.new("RGBA", (8, 4), (1, 2, 3, 255))))
+    read_rgb(film, saved(Image.new("RGBA", (8, 4), (1, 2, 3, 255))))
     assert film.notes == []
 
 

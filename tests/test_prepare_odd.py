@@ -1,4 +1,4 @@
-"""prepare.videos on the files that people have: damaged, turned, uneven, joined, trimmed, twice."""
+"""prepare.videos on unusual files: damaged, turned, uneven, joined, trimmed, duplicated."""
 
 import gc
 import json
@@ -28,7 +28,7 @@ from test_prepare_videos import launch
 from prepare import timing, videos
 from prepare.container import TURNS
 from prepare.decode import Broken, Film, probe, read
-from prepare.sources import Source, clips_of, read_film
+from prepare.sources import Source, decode_clips, read_film
 from runtime.console import UserError
 from shards import Shards
 
@@ -297,11 +297,11 @@ def test_turn_and_aspect_together_and_in_tiles(tmp_path):
     assert np.abs(shards.read(0, np.array([0]))[0, 3, 3].astype(int) - (30, 30, 200)).max() < 8
 
 
-def test_other_scripts_turn_and_part_videos_too(tmp_path):
+def test_other_scripts_also_turn_videos_and_divide_them_at_holes(tmp_path):
     stamps = [40 * k for k in (*range(5), *range(30, 35))]
     path = turned(encode(tmp_path / "a.mp4", corners(10), stamps=stamps), (0, 1, -1, 0))
     film = Film(path, "a", data=path.read_bytes())
-    clips = clips_of(film, 16, "squeeze")
+    clips = decode_clips(film, 16, "squeeze")
     assert [clip.shape for clip in clips] == [(5, 16, 16, 3), (5, 16, 16, 3)]
     assert np.abs(clips[0][0, 3, 3].astype(int) - (30, 30, 200)).max() < 8 and film.holes == 1
 
@@ -423,7 +423,7 @@ def test_a_video_slower_than_fps_keeps_its_rate(tmp_path):
     manifest, shards = prepared(tmp_path, tmp_path / "out", "--fps", 25)
     assert shards.rates.tolist() == [5, 25, 25] and shards.fps == 5
     assert shards.lengths.tolist()[::2] == [20, 20]
-    assert "--fps 25 is above its 5" in manifest["sources"][0]["notes"][0]
+    assert "--fps 25 is above its rate of 5" in manifest["sources"][0]["notes"][0]
 
 
 @pytest.mark.parametrize(
@@ -576,7 +576,7 @@ def folder_of_everything(folder):
         stamps=list(range(-10, 10)),
         unit=Fraction(1, 25),
     )
-    put("empty.mp4", [], "skipped: an empty file").touch()
+    put("empty.mp4", [], "skipped: the file is empty").touch()
     encode(
         put("gap.mkv", [range(0, 40, 4), range(40, 80, 4)], "1 hole"),
         plain,
@@ -606,7 +606,7 @@ def folder_of_everything(folder):
     encode(put("quiet.webm", wanted), plain, "libvpx-vp9", options={"crf": "4", "b:v": "0"})
     encode(put("raw.h264", wanted), plain, options={"crf": "6"})
     turned(encode(put("rotated.mp4", wanted), plain, options={"crf": "7"}), (0, 1, -1, 0))
-    encode(put("slow.mp4", wanted, "--fps 25 is above its 5"), plain, rate=5)
+    encode(put("slow.mp4", wanted, "--fps 25 is above its rate of 5"), plain, rate=5)
     sound(None, put("sound.mp4", [], "skipped: no video stream"))
     two_tracks(put("tracks.mkv", wanted, "2 video tracks; track 0"), plain, plain[:, :32, :32])
     encode(
@@ -666,7 +666,7 @@ def test_a_folder_of_everything(tmp_path):
         else:
             wanted, words = everything.pop(name)
             if name in ("12:30.mp4", "copy.mp4"):
-                words = (*words, "--fps 25 is above its 24")
+                words = (*words, "--fps 25 is above its rate of 24")
             assert close(got[at : at + clips], wanted), name
             assert all(word in row for word in words), row
             assert words or row.rstrip() == row and row.split()[-1].isdigit(), row

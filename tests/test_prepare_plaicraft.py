@@ -61,7 +61,7 @@ def write_database(path, rows):
 
 @pytest.fixture
 def raw(tmp_path):
-    """The files' numbers have no padding, or some."""
+    """A small PLAICraft. The numbers of its files are zero-padded in some sessions only."""
     root = tmp_path / "raw"
     for id, (_, _, _, count) in SESSIONS.items():
         folder, all = folder_of(root, id), torch.from_numpy(latents_of(id))
@@ -139,7 +139,7 @@ def test_sessions_become_videos_in_the_order_of_their_start(raw, tmp_path, capsy
     )
 
 
-def test_the_same_shards_whatever_the_workers(raw, tmp_path):
+def test_the_output_does_not_depend_on_the_number_of_workers(raw, tmp_path):
     make(raw, tmp_path / "one")
     make(raw, tmp_path / "two", workers=2)
     assert shards_of(tmp_path / "one") == shards_of(tmp_path / "two") and shards_of(
@@ -173,7 +173,7 @@ def test_players_named_by_digest_and_by_share(raw, tmp_path):
     assert splits[:50] == [split_of(f"player {k}", {}, shares) for k in range(50)]
 
 
-def test_gaps_and_broken_files_part_a_session_and_are_named(raw, tmp_path, capsys):
+def test_a_session_is_divided_at_gaps_and_broken_files(raw, tmp_path, capsys):
     folder, all = folder_of(raw, "s_long"), latents_of("s_long")
     bad = torch.from_numpy(all[30:40].copy())
     bad[3, 0, 0, 0] = float("nan")
@@ -255,7 +255,7 @@ def test_sessions_that_cannot_be_placed_are_named(raw, tmp_path):
     assert same(videos(tmp_path / "out", "test"), latents_of("s_long"), latents_of("Alexs_own"))
 
 
-def test_interrupted_it_goes_on(raw, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes(raw, tmp_path, monkeypatch):
     make(raw, tmp_path / "whole")
     read, seen = plaicraft.read, []
 
@@ -309,7 +309,7 @@ class AutoencoderKL(torch.nn.Module):
 
 
 def test_decoded_to_frames(raw, tmp_path, monkeypatch):
-    """By a stand-in for diffusers: what it draws must arrive in the shards, in order."""
+    """With a stand-in for diffusers: the frames that it draws must be in the shards, in order."""
     # The number of threads would stay changed in the tests that follow.
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     (tmp_path / "site/diffusers").mkdir(parents=True)

@@ -22,10 +22,10 @@ FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
     ],
 )
 def test_shares(count, fractions, sizes):
-    assert splits.shares(count, fractions) == sizes
+    assert splits.divide(count, fractions) == sizes
 
 
-def test_split_sources_is_seeded_and_about_as_asked():
+def test_split_sources_is_seeded_and_near_the_fractions():
     first = splits.split_sources(50, FRACTIONS, seed=3)
     assert (
         first

@@ -102,7 +102,7 @@ def test_chunks_in_the_split_itself_and_of_one_seed_of_several(source, tmp_path,
     ).lengths.tolist() == [3]
 
 
-def test_what_is_missing_or_damaged_is_named_and_nothing_is_left(source, command, tmp_path):
+def test_missing_or_damaged_parts_are_named_and_nothing_is_left(source, command, tmp_path):
     def refused(message, *flags):
         code, said = command(tmp_path, "prepare/stream", "--source", folder, "--out", "d", *flags)
         assert code == 2 and message in said and len(said.splitlines()) == 1, said
@@ -112,7 +112,7 @@ def test_what_is_missing_or_damaged_is_named_and_nothing_is_left(source, command
     refused("holds no config.json")
     folder = source(name="gap")
     (folder / "train/7/4.npy").unlink()
-    refused("between the chunks 3 and 5 some are missing")
+    refused("chunks between 3 and 5 are missing")
     folder = source(name="short", total=26)
     refused("25 frames, but config.json's T_total is 26")
     folder = source(name="odd")

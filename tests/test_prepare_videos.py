@@ -80,10 +80,10 @@ def test_motion_sees_a_small_body_but_neither_noise_nor_flicker():
         .clip(0, 255)
         .astype(np.uint8)
     )
-    assert videos.motion(noisy) == 0
+    assert videos.measure_motion(noisy) == 0
     for t in range(24):
         noisy[t, 24:36, 2 * t : 2 * t + 6] = 0
-    assert 3 * 12 / 256 * 100 <= videos.motion(noisy) <= 4 * 14 / 256 * 100
+    assert 3 * 12 / 256 * 100 <= videos.measure_motion(noisy) <= 4 * 14 / 256 * 100
 
 
 def test_walk_round_trip_by_command(tmp_path):
@@ -200,19 +200,19 @@ def test_fps_by_timestamps(tmp_path):
     assert manifest["dropped"]["skipped"] == 0  # uneven timestamps are no sign of a cut-off file
 
 
-def test_differing_rates_are_told_and_the_first_is_stored(tmp_path, capsys):
+def test_differing_rates_are_printed_and_the_first_is_stored(tmp_path, capsys):
     write_video(tmp_path / "a.mkv", numbered(8), rate=20)
     write_video(tmp_path / "b.mkv", numbered(8), rate=10)
     videos.report(make(tmp_path, tmp_path / "out", "--image_size", 8, "--val", 0, "--test", 0))
-    assert "10 to 20 frames per second, the shards say 20" in capsys.readouterr().out
+    assert "10 to 20 frames per second; the shards store 20" in capsys.readouterr().out
     shards = Shards(tmp_path / "out" / "train")
     assert shards.fps == 20 and shards.rates.tolist() == [20, 10]
 
 
-def test_fps_above_the_source_keeps_all_and_says_so_once(tmp_path, capsys):
+def test_fps_above_the_source_keeps_all_frames_with_one_note(tmp_path, capsys):
     make(WALK, tmp_path / "out", "--image_size", 8, "--fps", 25)
     assert sum(Shards(tmp_path / "out" / split).lengths.sum() for split in videos.SPLITS) == 60
-    assert capsys.readouterr().err.count("--fps 25 is above its 15") == 1
+    assert capsys.readouterr().err.count("--fps 25 is above its rate of 15") == 1
 
 
 def test_frame_folders_in_numeric_order_and_converted_to_rgb(tmp_path):
@@ -303,7 +303,7 @@ def test_a_truncated_file_keeps_the_clips_before_the_end(tmp_path, capsys, share
     assert np.abs(first - walk_squares(32)[:4, 2:-2, 2:-2]).max() <= 1
 
 
-def test_damage_that_the_decoder_conceals_is_told(tmp_path, capsys):
+def test_damage_that_the_decoder_conceals_is_reported(tmp_path, capsys):
     data = bytearray(WALK.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 3000] = bytes(range(250)) * 12
     (tmp_path / "bad.mp4").write_bytes(data)
@@ -383,7 +383,7 @@ def test_no_video_is_one_line_and_leaves_nothing(tmp_path):
 
 def test_not_one_clip_leaves_nothing(tmp_path):
     write_video(tmp_path / "a.mkv", numbered(5))
-    with pytest.raises(UserError, match="not one clip in 1 sources.* 5 frames left over"):
+    with pytest.raises(UserError, match="no clip in 1 sources.* 5 frames left over"):
         make(tmp_path, tmp_path / "out", "--clip_length", 6)
     assert [path.name for path in tmp_path.iterdir()] == ["a.mkv"]
 

@@ -1,4 +1,4 @@
-"""Protocols by name: what they ask for, what may change, and that a changed one says so."""
+"""Protocols by name: their fields, changes of fields, and the names of changed protocols."""
 
 import pytest
 
@@ -7,9 +7,9 @@ from evaluation import protocols
 from runtime.console import UserError
 
 
-def test_names_are_those_of_the_table_and_all_are_said_in_words():
+def test_every_protocol_has_its_name_and_a_description():
     for name, protocol in protocols.PROTOCOLS.items():
-        said = protocols.in_words(protocol.told(["fvd", "lpips"]))
+        said = protocols.describe(protocol.to_metadata(["fvd", "lpips"]))
         assert protocol.name == name and protocol.source and str(protocol.videos) in said[0]
     kth = configs.build("kth")
     assert (
@@ -19,13 +19,13 @@ def test_names_are_those_of_the_table_and_all_are_said_in_words():
     assert protocols.get("bair", configs.build("bair_64"), {}).compared == 100
 
 
-def test_only_what_its_metrics_look_at_is_said():
+def test_a_description_covers_only_the_measured_metrics():
     protocol = protocols.PROTOCOLS["srvp_kth"]
-    told = protocol.told(["psnr", "fvd"])
+    told = protocol.to_metadata(["psnr", "fvd"])
     assert told["fvd_given"] is True and told["samples_per_video"] == 100
     assert set(told) == protocols.FIELDS - {"datasets", "stream", "frames"}
-    assert "fvd" in "".join(protocols.in_words(told)) and "fvd" not in "".join(
-        protocols.in_words(protocol.told(["psnr"]))
+    assert "fvd" in "".join(protocols.describe(told)) and "fvd" not in "".join(
+        protocols.describe(protocol.to_metadata(["psnr"]))
     )
 
 

@@ -21,9 +21,9 @@ def packed(tmp_path):
     return tmp_path
 
 
-def test_there_and_back_everything_is_as_it_was(packed):
+def test_packing_and_unpacking_restores_everything(packed):
     printed = launch(packed, "-m", "prepare.repack", "--source", "packed", "--out", "river").stdout
-    lost = "left behind, for want of a place in this layout: place"
+    lost = "not copied, because RIVER's layout cannot store them: place"
     assert f"river/train: 3 videos, 1,510 frames, river; {lost}" in printed
     assert "river/test: 1 videos, 5 frames, river" in printed
     launch(packed, "-m", "prepare.repack", "--source", "river", "--out", "again")

@@ -244,7 +244,7 @@ def answer_requests(listening: socket.socket, status: bytes) -> None:
             connection.sendall(head + page)
 
 
-def test_bf16_only_where_asked_or_fast():
+def test_bf16_only_where_chosen_or_fast():
     cpu = torch.device("cpu")
     with autocast("bf16", cpu):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16

@@ -226,7 +226,7 @@ def test_exact2_makes_in_one_step_of_a_straight_line_what_exact_makes_in_very_ma
     assert torch.allclose(second(dynamics, x, s, t) - held, fine - held, rtol=2e-3)
 
 
-def test_a_drift_that_starts_blind_costs_the_first_step_only():
+def test_a_drift_without_information_at_s_0_affects_the_first_step_only():
     """As published, follmer's output at s = 0 holds nothing of x_1, so x_0 replaces E[x_1|x].
 
     That error vanishes faster than the step size.

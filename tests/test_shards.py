@@ -40,7 +40,7 @@ def test_videos_come_back_in_any_order(make_shards):
         ({"dtype": ">i4"}, False),
     ],
 )
-def test_scattered_rows_are_the_same_past_hdf5_and_by_it(tmp_path, layout, plain):
+def test_scattered_rows_are_the_same_with_and_without_hdf5(tmp_path, layout, plain):
     rows = np.arange(40).reshape(10, 2, 2).astype(layout.get("dtype", "<i4"))
     with h5py.File(tmp_path / "file.hdf5", "w") as file:
         file["before"] = np.ones(7)
@@ -52,7 +52,7 @@ def test_scattered_rows_are_the_same_past_hdf5_and_by_it(tmp_path, layout, plain
             assert (got.read(np.array(wanted, int)) == rows[np.array(wanted, int)]).all()
 
 
-def test_a_file_cut_short_while_it_is_open_is_told(make_shards):
+def test_a_file_truncated_while_open_is_reported(make_shards):
     shards = Shards(make_shards([40]))
     assert values(shards.read(0, np.array([39, 0]))) == [39, 0]
     os.truncate(shards.paths[0], shards.files[0]._rows(shards.files[0].data).offsets[30])
@@ -285,7 +285,7 @@ def test_river_shards_and_videos_without_frames_count_for_nothing(tmp_path):
         lambda file: file.update({"frames": np.zeros((2, 4, 4, 3), np.uint8), "lengths": "two"}),
     ],
 )
-def test_files_of_another_make_are_named_and_can_be_left_out(fill, tmp_path):
+def test_files_of_another_format_are_named_and_can_be_left_out(fill, tmp_path):
     entries = {}
     fill(entries)
     with h5py.File(tmp_path / "shard_0002.hdf5", "w") as file:
@@ -298,7 +298,7 @@ def test_files_of_another_make_are_named_and_can_be_left_out(fill, tmp_path):
         assert Shards(tmp_path, skip_bad=True).lengths.tolist() == [4]
 
 
-def test_room_that_was_reserved_leaves_the_file_as_it_were_without(tmp_path, monkeypatch):
+def test_reserving_space_does_not_change_the_file(tmp_path, monkeypatch):
     video = np.random.default_rng(0).integers(256, size=(300, 32, 32, 3), dtype=np.uint8)
 
     def written(name):
@@ -312,7 +312,7 @@ def test_room_that_was_reserved_leaves_the_file_as_it_were_without(tmp_path, mon
     assert reserved == written("b") and len(reserved) == 2
 
 
-def test_a_full_disk_is_told_before_hdf5_meets_it(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_hdf5_fails(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -165,7 +165,7 @@ def text_of(log: Path) -> str:
     return log.read_text(errors="replace") if log.exists() else ""
 
 
-def test_preempted_it_comes_back_and_finishes(folder, slurm):
+def test_a_preempted_job_is_requeued_and_finishes(folder, slurm):
     more = "train.schedule=constant train.steps=1300 train.save_every=100 train.keep=1000"
     settings = " ".join([*TINY, more, "output.run_id=run"])
     job = submit(folder, slurm, "train.sbatch", DATASET="ball_stn", SETTINGS=settings)

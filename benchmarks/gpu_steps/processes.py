@@ -124,7 +124,7 @@ def train_with_torchrun(count: int, size: str, batch: int, shard: bool) -> dict:
     )
     found = {}
     for processes in (1, count):
-        run = train_step.launched(args, size, batch, processes)
+        run = train_step.launch_worker(args, size, batch, processes)
         found[f"samples_per_s, {processes}"] = run["samples_per_second"]
         found[f"peak_gib, {processes}"] = run["peak_gib"]
     found["ratio"] = found[f"samples_per_s, {count}"] / found["samples_per_s, 1"]

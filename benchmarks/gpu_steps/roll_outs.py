@@ -84,7 +84,7 @@ def time_straightforward(sizes: Sizes, videos: int) -> dict:
     clear(trial)
     model = sizes.build("float32")
     given = random_latents(trial, videos, GIVEN)
-    work = partial(benchmark.plainly, model, given, sizes.frames, videos)
+    work = partial(benchmark.roll_out_straightforward, model, given, sizes.frames, videos)
     times = time_calls(trial, work, 3, 1)
     sizes.straightforward[videos] = videos * sizes.frames / (times["ms"] / 1e3)
     return sizes.compare(videos, times)
@@ -95,7 +95,7 @@ def time_eager(sizes: Sizes, videos: int) -> dict:
     clear(trial)
     model = sizes.build(sizes.precision)
     given = random_latents(trial, videos, GIVEN)
-    times = time_calls(trial, partial(benchmark.ours, model, given, sizes.frames), 3, 1)
+    times = time_calls(trial, partial(benchmark.roll_out_ours, model, given, sizes.frames), 3, 1)
     kernels = profile_kernels(trial, partial(model.roll_out, given, 1, ("key",)))
     return sizes.compare(videos, times, **kernels)
 
@@ -122,7 +122,7 @@ def check_and_time_compiled(sizes: Sizes, videos: int, mode: str) -> dict:
     graphs = count_graphs()
     differences = [relative_difference(a, b) for a, b in zip(found, expected)]
     worst, allowed = max(differences), TOLERANCE[sizes.precision]
-    times = time_calls(trial, partial(benchmark.ours, model, given, sizes.frames), 3, 1)
+    times = time_calls(trial, partial(benchmark.roll_out_ours, model, given, sizes.frames), 3, 1)
     kernels = profile_kernels(trial, partial(model.roll_out, given, 1, ("key",)))
     more = {
         "first_s": first,

@@ -230,7 +230,7 @@ def time_calls(
     launched = time.perf_counter() - began
     measure.synchronize(trial.device)
     row = time.perf_counter() - began
-    waited = measure.seconds(work, trial.device, min(repeats, 10), warmup=0, calls=1)
+    waited = measure.median_seconds(work, trial.device, min(repeats, 10), warmup=0, calls=1)
     return {
         "ms": 1e3 * row / repeats,
         "ms_waited": 1e3 * waited,

@@ -80,7 +80,7 @@ class Rates:
     def __init__(self, trial: Trial):
         self.trial = trial
         self.batches = {"large": 8, "small": 4} if trial.tiny else {"large": 256, "small": 32}
-        self.work = train_step.flops(build_config(trial, 1))
+        self.work = train_step.count_flops(build_config(trial, 1))
         # A CPU multiplies float32 here.
         dtype = torch.bfloat16 if trial.on_gpu else torch.float32
         self.matmul = measure.matmul_rate(trial.device, dtype)

@@ -381,6 +381,10 @@ class Train(Group):
     lr: OpenUnit = 1e-3  # learning rate
     warmup: NonNegative = 100  # updates of linear warm-up
     schedule: Literal["cosine", "constant"] = "cosine"  # after warm-up: cosine to 0, or constant
+    # adamw; muon: orthogonalised momentum for the matrices of the network's blocks, AdamW for the
+    # other weights
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    muon_lr: OpenUnit = 0.05  # learning rate of these matrices; follows train.schedule
     beta2: HalfOpenUnit = 0.99  # decay of AdamW's second moment
     # maximum norm of the gradient; a larger gradient is scaled down
     clip_norm: Annotated[float, Rule("in (0, 1e9)", lambda x: 0 < x < 1e9)] = 1.0
@@ -415,6 +419,11 @@ class Train(Group):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.optimizer == "muon" and self.shard:
+            raise UserError(
+                "train.optimizer=muon needs whole matrices on each process: set train.shard=false, "
+                "or train.optimizer=adamw"
+            )
         if self.accumulate > 1 and self.compile in GRAPHS:
             raise UserError(
                 f"train.compile={self.compile} records CUDA graphs, which cannot accumulate "

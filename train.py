@@ -28,6 +28,7 @@ from report import videos
 from runtime import checkpoints, logs, parallel
 from runtime.budget import seconds_per_item
 from runtime.console import Failure, progress
+from runtime.muon import Muon
 from runtime.process import (
     Process,
     StopSignals,
@@ -127,13 +128,11 @@ def begin(config: Config, process: Process) -> Learner:
     spread = parallel.spread(net, config, process)
     weights = net.state_dict()
     ema = {name: value.detach().clone() for name, value in weights.items()}
-    optimizer = torch.optim.AdamW(
-        net.parameters(),
-        train.lr,
-        betas=(0.9, train.beta2),
-        weight_decay=train.weight_decay,
-        fused=True,
-    )
+    options = {"betas": (0.9, train.beta2), "weight_decay": train.weight_decay, "fused": True}
+    if train.optimizer == "muon":
+        optimizer = Muon(net, train.lr, train.muon_lr, **options)
+    else:
+        optimizer = torch.optim.AdamW(net.parameters(), train.lr, **options)
     return Learner(spread, weights, ema, optimizer)
 
 

@@ -54,7 +54,7 @@ class Trunk(nn.Module):
     def encode(
         self, reference: Tensor, contexts: Tensor, gaps: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The given frames of B items -> features (B, head_width, h, w) and embedding (B, width)."""
+        """The given frames of B items -> features (B, head width, h, w), embedding (B, width)."""
         B = len(gaps)
         of_gaps = sinusoidal(gaps.log().flatten(), self.width, 10.0).view(B, -1)
         level = gaps.new_zeros(B) if noise is None else noise

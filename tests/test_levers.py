@@ -16,6 +16,7 @@ from batches.latents import LatentTriples
 from batches.windows import FrameIndices, draw_gaps, shift_back
 from forecaster import Forecaster
 from runtime.console import UserError
+from runtime.muon import orthogonalize
 from runtime.process import Process
 from shards import write_packed
 
@@ -274,3 +275,91 @@ def test_an_interpolant_from_the_reference_starts_at_the_noisy_reference():
     expected = (batch.target - batch.reference).square().mean((1, 2, 3))
     assert torch.allclose(error, expected) and torch.equal(seen["reference"], batch.reference)
     assert torch.equal(seen["noise"], level)
+
+
+# -------------------------------------------------------------------- Muon
+@pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 6, 6)])
+def test_orthogonalised_matrices_keep_their_singular_vectors(shape):
+    torch.manual_seed(0)
+    g = torch.randn(shape, dtype=torch.float64)
+    u, values, vh = torch.linalg.svd(orthogonalize(g), full_matrices=False)
+    # The iteration brings the singular values near 1, not to 1.
+    assert (values > 0.6).all() and (values < 1.3).all()
+    u0, _, vh0 = torch.linalg.svd(g, full_matrices=False)
+    assert (u @ vh - u0 @ vh0).abs().max() < 1e-6
+
+
+def test_muon_updates_matrices_by_momentum_and_the_rest_by_adamw(latents):
+    config = small_config(**{"train.optimizer": "muon", "train.muon_lr": 0.1})
+    process = Process(0, 1, CPU)
+    learner = train.begin(config, process)
+    source = LatentTriples(config, latents, CPU)
+    forecaster = Forecaster(config, learner.net, None, CPU)
+    weight = learner.net.trunk_blocks[0].conv1.weight
+    # The second convolution is 0 at first, so the first one has a gradient from update 1 on.
+    for step in range(3):
+        before = weight.detach().clone()
+        train.update(learner, forecaster, source.batch(step), step, process)
+    change = (weight.detach() - before).reshape(len(weight), -1)
+    values = torch.linalg.svdvals(change)
+    lr = learner.optimizer.param_groups[1]["lr"] * 0.1 / config.train.lr
+    assert (values > 0.6 * lr).all() and (values < 1.3 * lr).all()
+    state = learner.optimizer.state
+    assert "momentum_buffer" in state[weight] and "exp_avg" not in state[weight]
+    assert {"exp_avg", "exp_avg_sq"} <= set(state[learner.net.conv_in.weight])
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_under_muon(latents):
+    config = small_config(**{"train.optimizer": "muon"})
+    process = Process(0, 1, CPU)
+    learner = train.begin(config, process)
+    forecaster = Forecaster(config, learner.net, None, CPU)
+    source = LatentTriples(config, latents, CPU)
+    for step in range(2):
+        train.update(learner, forecaster, source.batch(step), step, process)
+    weights = {name: value.clone() for name, value in learner.weights.items()}
+    moments = [state["momentum_buffer"].clone() for state in muon_states(learner)]
+    bad = source.batch(2)
+    bad.target.fill_(float("nan"))
+    train.update(learner, forecaster, bad, 2, process)
+    assert all(torch.equal(weights[name], value) for name, value in learner.weights.items())
+    after = [state["momentum_buffer"] for state in muon_states(learner)]
+    assert all(torch.equal(old, new) for old, new in zip(moments, after)) and moments
+
+
+def muon_states(learner: train.Learner) -> list[dict]:
+    return [state for state in learner.optimizer.state.values() if "momentum_buffer" in state]
+
+
+def test_muon_resumes_bit_for_bit(latents):
+    config = small_config(**{"train.optimizer": "muon"})
+    process = Process(0, 1, CPU)
+    source = LatentTriples(config, latents, CPU)
+
+    def go_on(learner: train.Learner, first: int, last: int) -> None:
+        forecaster = Forecaster(config, learner.net, None, CPU)
+        for step in range(first, last):
+            train.update(learner, forecaster, source.batch(step), step, process)
+
+    through = train.begin(config, process)
+    go_on(through, 0, 4)
+    half = train.begin(config, process)
+    go_on(half, 0, 2)
+    saved = {name: part.save(2) for name, part in train.learner_parts(half, latents).items()}
+    saved = torch.load(write(saved, latents / "state.pt"), weights_only=True)
+    again = train.begin(config, process)
+    for name, part in train.learner_parts(again, latents).items():
+        part.load(saved[name])
+    go_on(again, 2, 4)
+    for name, value in through.weights.items():
+        assert torch.equal(value, again.weights[name]), name
+
+
+def write(state: dict, path):
+    torch.save(state, path)
+    return path
+
+
+def test_muon_is_refused_for_sharded_weights():
+    with pytest.raises(UserError, match="needs whole matrices"):
+        small_config(**{"train.optimizer": "muon", "train.shard": True})

@@ -390,9 +390,10 @@ class Train(Group):
     clip_norm: Annotated[float, Rule("in (0, 1e9)", lambda x: 0 < x < 1e9)] = 1.0
     weight_decay: Annotated[float, at_least(0)] = 0.0  # weight decay of AdamW
     ema: HalfOpenUnit = 0.995  # decay of the averaged weights; lower in the first updates
-    # every n-th item of a batch is given the network's own forecast in place of the last given
-    # frame, so that the network learns to correct its errors; 0: none
+    # every n-th item of a batch is given the network's own forecasts in place of the last given
+    # frames, so that the network learns to correct its errors; 0: none
     own: NonNegative = 0
+    own_steps: Positive = 1  # largest number of frames that are replaced
     # arithmetic of the network and of published autoencoders: bf16 or float32;
     # auto: bf16 if the hardware supports it (GPU, CPU with AMX), else float32
     precision: Literal["auto", "bf16", "float32"] = "auto"
@@ -542,6 +543,8 @@ class Config:
             rule = "0 unless data.mode=clips, without augmentation"
             plain = self.data.mode == "clips" and not self.data.augmented
             check(plain, "train.own", rule, self.train.own)
+            norm = self.model.out_norm
+            check(norm == "ln", "model.out_norm", "ln for train.own", norm)
         rule = f"<= flow.noise = {self.flow.noise}"
         check(self.sample.noise <= self.flow.noise, "sample.noise", rule, self.sample.noise)
 

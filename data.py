@@ -212,7 +212,7 @@ class Source(NamedTuple):
 
     batches(start, stop, whole=False): batches start..stop-1, this process's share or the whole.
     measured: the same signature, batches for the statistics of the latents.
-    earlier(k): given frames for train.own, see LatentTriples.earlier; None where it does not apply.
+    earlier(k): frames for train.own, see LatentTriples.earlier; None where it does not apply.
     describe(k): where the frames of batch k are stored, for error messages.
     state_dict(step), load_state_dict(state): the state of a stream after `step` updates.
     """

@@ -25,10 +25,34 @@ from runtime import checkpoints, parallel, published
 from runtime.budget import seconds_per_item
 from runtime.console import UserError, progress
 from runtime.process import autocast, cast_weights, generator, uses_bf16
-from solvers import integrate
+from solvers import Noise, integrate
 
 # A decoder takes at most this many pixels in one call.
 DECODE_PIXELS = 1 << 21
+
+
+class Draws:
+    """The random numbers of a roll-out of B videos, by a key."""
+
+    def __init__(self, device: torch.device, *key: int | str):
+        self.device = device
+        self.noise = generator(device, *key)
+        self.places = generator(device, *key, "context")
+        self.others = generator(device, *key, "given")
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Noise of the solver, of the shape of `like`."""
+        return torch.randn(like.shape, generator=self.noise, device=self.device)
+
+    def uniform(self, B: int, K: int) -> Tensor:
+        """(B, K) in [0, 1), which draw the contexts."""
+        return torch.rand(B, K, generator=self.places, device=self.device)
+
+    def perturb(self, z: Tensor, level: float) -> Tensor:
+        """Add noise of deviation `level` to given frames."""
+        if not level:
+            return z
+        return z + level * torch.randn(z.shape, generator=self.others, device=self.device)
 
 
 # -------------------------------------------------------------------- roll-out
@@ -125,7 +149,7 @@ class Forecaster:
         return evaluate
 
     def sample_frame(
-        self, x0: Tensor, draw: Callable[[], tuple[Tensor, Tensor]], noise: torch.Generator
+        self, x0: Tensor, draw: Callable[[], tuple[Tensor, Tensor]], noise: Noise
     ) -> Tensor:
         """Sample x_1 given the reference x0, both (B, C, h, w), with the sampler of the config."""
         sample = self.config.sample
@@ -145,10 +169,11 @@ class Forecaster:
         )
 
     @torch.no_grad()
-    def roll_out(self, given: Tensor, frames: int, key: tuple, bar=None) -> Tensor:
+    def roll_out(self, given: Tensor, frames: int, key: tuple | Draws, bar=None) -> Tensor:
         """Normalised latents (B, T, C, h, w) -> the next `frames` latents (B, frames, C, h, w).
 
-        key seeds the noise and the contexts. bar: progress bar, counted in frames.
+        key seeds the noise and the contexts, or is their source. bar: progress bar, counted in
+        frames.
         """
         B, T, *shape = given.shape
         sample = self.config.sample
@@ -158,25 +183,19 @@ class Forecaster:
         K, rule = self.config.data.contexts, self.config.context
         history = torch.empty(B, T + frames, *shape, device=self.device)
         history[:, :T] = given
-        noise, places = generator(self.device, *key), generator(self.device, *key, "context")
+        draws = key if isinstance(key, Draws) else Draws(self.device, *key)
         rows = torch.arange(B, device=self.device)[:, None]
-        others = generator(self.device, *key, "given")
-
-        def perturb(z: Tensor) -> Tensor:
-            if not sample.noise:
-                return z
-            eps = torch.randn(z.shape, generator=others, device=self.device)
-            return z + sample.noise * eps
-
         for t in range(T, T + frames):
 
             def draw(t: int = t) -> tuple[Tensor, Tensor]:
-                u = torch.rand(B, K, generator=places, device=self.device)
+                u = draws.uniform(B, K)
                 gaps = draw_gaps(u, max(t - 1, 1), rule)
                 # After a single given frame, the reference is its own context.
-                return perturb(history[rows, (t - 1 - gaps).clamp(min=0)]), gaps.float()
+                contexts = history[rows, (t - 1 - gaps).clamp(min=0)]
+                return draws.perturb(contexts, sample.noise), gaps.float()
 
-            x1 = self.sample_frame(perturb(history[:, t - 1]), draw, noise)
+            x0 = draws.perturb(history[:, t - 1], sample.noise)
+            x1 = self.sample_frame(x0, draw, draws.normal)
             history[:, t] = self.encode_again(x1) if sample.reencode else x1
             if bar is not None:
                 bar.update(B)

@@ -21,7 +21,7 @@ from batches.stream import loss_parts
 from batches.windows import share
 from configs import Config
 from evaluation import metrics
-from forecaster import Forecaster, build_net
+from forecaster import Draws, Forecaster, build_net
 from interpolants import Interpolant
 from models.shared import repeat_given
 from report import videos
@@ -35,14 +35,14 @@ from runtime.process import (
     autocast,
     generator,
     learning_rate,
+    numpy_generator,
     seed_of,
     stopped,
 )
-from solvers import integrate
 
 PREVIEW_FUTURES = 2
-# Solver steps of the forecasts that train.own trains on.
-OWN_STEPS = 2
+# Solver steps for each frame of the forecasts that train.own trains on.
+OWN_EVALUATIONS = 2
 
 
 class Learner(NamedTuple):
@@ -147,7 +147,7 @@ def update(
 ) -> dict[str, Tensor]:
     """Make one update of the weights -> scalars to log, which stay on the device.
 
-    earlier: given frames of the items whose reference the network forecasts, see train.own.
+    earlier: frames of the items whose given frames the network forecasts, see train.own.
 
     If the gradient norm is not finite, the weights do not change. All processes decide alike, since
     all have the same gradient.
@@ -167,7 +167,7 @@ def update(
     s, eps = draw_noise(forecaster.config, batch.target, step, device, own)
     batch = batch.normalize(forecaster.mean, forecaster.std)
     if earlier is not None:
-        batch = forecast_references(net, forecaster, batch, earlier, step, own)
+        batch = replace_given(net, forecaster, batch, earlier, step, own)
     level = None
     if flow.noise:
         batch, level = add_noise(forecaster.config, batch, step, device, own)
@@ -318,38 +318,58 @@ def add_noise(
     return batch, level
 
 
-@torch.no_grad()
-def forecast_references(
+class BatchDraws(Draws):
+    """Draws for some rows of a batch, which do not depend on the number of processes."""
+
+    def __init__(self, device: torch.device, size: int, rows: Tensor, *key: int | str):
+        super().__init__(device, *key)
+        self.size, self.rows = size, rows
+
+    def normal(self, like: Tensor) -> Tensor:
+        whole = torch.empty(self.size, *like.shape[1:], device=self.device)
+        return super().normal(whole)[self.rows]
+
+    def uniform(self, B: int, K: int) -> Tensor:
+        return super().uniform(self.size, K)[self.rows]
+
+    def perturb(self, z: Tensor, level: float) -> Tensor:
+        whole = torch.zeros(self.size, *z.shape[1:], device=self.device)
+        return z + super().perturb(whole, level)[self.rows]
+
+
+def replace_given(
     net: nn.Module, forecaster: Forecaster, batch: Batch, earlier: Earlier, step: int, own: slice
 ) -> Batch:
-    """Replace the references of the items `earlier.rows` by forecasts of the network.
+    """Replace given frames of some items of a normalised batch by forecasts of the network.
 
-    A forecast takes OWN_STEPS solver steps with the diffusion of the sampler, and is decoded and
-    encoded again if the roll-out does so.
+    The network rolls out 1 to train.own_steps frames, up to the reference, with OWN_EVALUATIONS
+    solver steps each. No gradient passes through these frames.
     """
     config, device = forecaster.config, forecaster.device
-    rows, gaps = earlier.rows, earlier.gaps
-    x0 = forecaster.normalize(earlier.reference)
-    given = [x0, forecaster.normalize(earlier.contexts), gaps]
-    noise = generator(device, config.train.seed, "own", step)
-    if config.flow.noise:
-        given.append(torch.zeros(len(x0), device=device))
+    train, rows = config.train, earlier.rows
+    n = 1 + int(numpy_generator(train.seed, "own", step).integers(train.own_steps))
+    sample = dataclasses.replace(config.sample, steps=OWN_EVALUATIONS, redraw="frame")
+    roller = Forecaster(
+        dataclasses.replace(config, sample=sample), net, forecaster.autoencoder, device
+    )
+    # The network is being trained: it is neither cast nor compiled here.
+    roller.ready = True
+    frames = forecaster.normalize(earlier.frames)
+    H = frames.shape[1]
+    draws = BatchDraws(device, train.batch_size, rows + own.start, train.seed, "own", step)
+    future = roller.roll_out(frames[:, : H - n], n, draws)
+    frames = torch.cat([frames[:, : H - n], future], 1)
 
-    def field(x: Tensor, s: float) -> Tensor:
-        z = forecaster.interpolant.network_input(x, s, x0)
-        with autocast(config.train.precision, device):
-            return net(z, torch.full((len(x0),), s, device=device), *given).float()
-
-    def normal(like: Tensor) -> Tensor:
-        # Drawn for the whole batch, so that it does not depend on the number of processes.
-        shape = (config.train.batch_size, *like.shape[1:])
-        return torch.randn(shape, generator=noise, device=device)[own][rows]
-
-    interpolant, g = forecaster.interpolant, config.diffusion
-    x1 = integrate(field, interpolant, x0, OWN_STEPS, "exact", g, normal, float_times=True)
-    if config.sample.reencode:
-        x1 = forecaster.encode_again(x1)
-    return batch._replace(reference=batch.reference.index_copy(0, rows, x1))
+    gaps = batch.gaps[rows].long()
+    place = (H - 1 - gaps).clamp(min=0)
+    items = torch.arange(len(rows), device=device)[:, None]
+    # Contexts further back than `frames` stay.
+    inside = (gaps < H).view(*gaps.shape, 1, 1, 1)
+    contexts = torch.where(inside, frames[items, place], batch.contexts[rows])
+    return batch._replace(
+        reference=batch.reference.index_copy(0, rows, frames[:, -1]),
+        contexts=batch.contexts.index_copy(0, rows, contexts),
+    )
 
 
 def flow_times(

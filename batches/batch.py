@@ -38,16 +38,14 @@ class Batch(NamedTuple):
 
 
 class Earlier(NamedTuple):
-    """The given frames of n items of a batch, one frame earlier: from them the network forecasts
-    the references of these items. Not normalised.
+    """The frames up to the references of n items of a batch, from which the network forecasts the
+    last ones of these frames itself, see train.own. Not normalised.
 
-    rows: (n,) int64, the items. reference: (n, C, h, w). contexts: (n, K, C, h, w). gaps: (n, K).
+    rows: (n,) int64, the items. frames: (n, H, C, h, w), the last one is the reference.
     """
 
     rows: Tensor
-    reference: Tensor
-    contexts: Tensor
-    gaps: Tensor
+    frames: Tensor
 
 
 def to_pixels(frames: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from batches.batch import Batch, Earlier, to_pixels
-from batches.windows import FrameIndices, Windows, check_long_enough, draw_batch, share, shift_back
+from batches.windows import FrameIndices, Windows, check_long_enough, draw_batch, lookback, share
 from configs import Config
 from runtime.console import UserError, progress
 from runtime.process import to_device
@@ -228,28 +228,29 @@ class LatentTriples:
         return draw_batch(self.config, self.shards.lengths, k, rank, world, self.fixed)
 
     def batch(self, k: int, whole: bool = False) -> Batch:
-        return gather_batch(self.store, self.flatten(self.frames(k, whole)))
-
-    def earlier(self, k: int) -> Earlier:
-        """The given frames, one frame earlier, of every n-th item of batch k, n = train.own. Items
-        at the start of a video are left out."""
-        config = self.config
-        at, exist = shift_back(self.frames(k), config.data.skip + 1)
-        # Counted over the whole batch, so that the number of processes changes nothing.
-        first = share(config.train.batch_size, self.rank, self.world).start
-        chosen = (np.arange(len(exist)) + first) % config.train.own == 0
-        rows = np.flatnonzero(chosen & exist)
-        batch = gather_batch(self.store, self.flatten(at.share(rows)))
-        return Earlier(to_device(rows, self.device), *batch[1:])
-
-    def flatten(self, at: FrameIndices) -> FrameIndices:
-        """Frame numbers within videos -> flat indices."""
+        at = self.frames(k, whole)
         first = self.shards.starts[at.video]
-        return at._replace(
+        flat = at._replace(
             target=first + at.target,
             reference=first + at.reference,
             contexts=first[:, None] + at.contexts,
         )
+        return gather_batch(self.store, flat)
+
+    def earlier(self, k: int) -> Earlier:
+        """The frames up to the references of every n-th item of batch k, n = train.own. Items with
+        too few frames before them are left out."""
+        config, at = self.config, self.frames(k)
+        stride = config.data.skip + 1
+        # Enough frames to forecast train.own_steps of them with all contexts.
+        back = np.arange(lookback(config.data.context) + config.train.own_steps, -1, -1) * stride
+        # Counted over the whole batch, so that the number of processes changes nothing.
+        first = share(config.train.batch_size, self.rank, self.world).start
+        chosen = (np.arange(len(at.video)) + first) % config.train.own == 0
+        rows = np.flatnonzero(chosen & (at.reference >= back[0]))
+        flat = (self.shards.starts[at.video] + at.reference)[rows, None] - back
+        frames = self.store.gather(flat.ravel()).float().unflatten(0, flat.shape)
+        return Earlier(to_device(rows, self.device), frames)
 
     def batches(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:
         """Batches start..stop-1: this process's share of each, or the whole batch."""

@@ -113,22 +113,10 @@ def draw_frames(
     )
 
 
-def shift_back(at: FrameIndices, stride: int) -> tuple[FrameIndices, np.ndarray]:
-    """The given frames that forecast the references of `at` -> (frames, rows that exist (B,) bool).
-
-    Every frame moves back by `stride`. A context that has no frame before it stays, with a gap that
-    is smaller by 1, which must be >= 1.
-    """
-    moves = at.contexts >= stride
-    gaps = np.where(moves, at.gaps, at.gaps - 1)
-    earlier = FrameIndices(
-        video=at.video,
-        target=at.reference,
-        reference=at.reference - stride,
-        contexts=np.where(moves, at.contexts - stride, at.contexts),
-        gaps=gaps,
-    )
-    return earlier, (gaps >= 1).all(1)
+def lookback(rule: str) -> int:
+    """The largest gap of a rule of `draw_gaps`; 8 for rules without a largest gap."""
+    kind, _, numbers = rule.partition(":")
+    return max(map(int, numbers.split(","))) if kind in ("at", "recent") else 8
 
 
 def check_long_enough(shards: Shards, clip: int, skip: int, field: str) -> None:

@@ -11,9 +11,9 @@ import configs
 import interpolants
 import models
 import train
-from batches.batch import Batch, Earlier
+from batches.batch import Batch
 from batches.latents import LatentTriples
-from batches.windows import FrameIndices, draw_gaps, shift_back
+from batches.windows import draw_gaps
 from forecaster import Forecaster
 from runtime.console import UserError
 from runtime.muon import orthogonalize
@@ -190,22 +190,6 @@ def test_draws_do_not_depend_on_the_number_of_processes():
 
 
 # -------------------------------------------------------------------- own forecasts
-def test_given_frames_move_back_by_one_frame_where_the_video_has_one():
-    at = FrameIndices(
-        video=np.array([0, 0, 1]),
-        target=np.array([4, 10, 20]),
-        reference=np.array([2, 8, 18]),
-        contexts=np.array([[0, 0], [6, 0], [16, 14]]),
-        gaps=np.array([[1, 1], [1, 4], [1, 2]]),
-    )
-    earlier, exist = shift_back(at, 2)
-    # The first item has no frame before its only context; the second keeps the first frame.
-    assert exist.tolist() == [False, True, True]
-    assert earlier.target.tolist() == [2, 8, 18] and earlier.reference.tolist() == [0, 6, 16]
-    assert earlier.contexts[1:].tolist() == [[4, 0], [14, 12]]
-    assert earlier.gaps[1:].tolist() == [[1, 3], [1, 2]]
-
-
 @pytest.fixture
 def latents(tmp_path):
     z = np.random.default_rng(0).standard_normal((120, 4, 8, 8)).astype(np.float16)
@@ -214,34 +198,45 @@ def latents(tmp_path):
     return tmp_path
 
 
-def test_own_forecasts_replace_the_references_of_every_nth_item(latents):
-    config = small_config(**{"train.own": 2, "flow.noise": 0.2})
+def test_own_forecasts_replace_the_last_given_frames_of_every_nth_item(latents):
+    levers = {"train.own": 2, "train.own_steps": 3, "flow.noise": 0.2, "sample.noise": 0.1}
+    config = small_config(**levers)
     source = LatentTriples(config, latents, CPU)
-    for k in range(20):
-        at, batch, earlier = source.frames(k), source.batch(k), source.earlier(k)
-        rows = earlier.rows.numpy()
-        assert (rows % 2 == 0).all() and len(rows)
-        flat = source.shards.starts[at.video] + at.reference
-        assert torch.equal(earlier.reference, source.store.gather(flat[rows] - 1).float())
-
     torch.manual_seed(0)
     net = perturbed(models.build("trunk", **NET, contexts=K)).eval()
     forecaster = Forecaster(config, net, None, CPU)
-    whole = slice(0, 8)
-    own = train.forecast_references(net, forecaster, batch, earlier, 7, whole)
-    kept = np.setdiff1d(np.arange(8), rows)
-    assert torch.equal(own.reference[kept], batch.reference[kept])
-    assert not own.reference.requires_grad
-    # The forecast of an item is the roll-out's: the same network, solver and diffusion.
-    assert (own.reference[rows] - batch.reference[rows]).abs().mean() > 0.1
+    replaced = set()
+    for k in range(12):
+        at, batch, earlier = source.frames(k), source.batch(k), source.earlier(k)
+        rows = earlier.rows.numpy()
+        assert (rows % 2 == 0).all()
+        # Seven frames: the reference, and three contexts of the first of three forecasts.
+        assert (at.reference[rows] >= 6).all() and earlier.frames.shape[1] == 7
+        assert torch.equal(earlier.frames[:, -1], batch.reference[rows])
+        items = torch.arange(len(rows))
+        places = 6 - batch.gaps[rows, 1].long()
+        assert torch.equal(earlier.frames[items, places], batch.contexts[rows, 1])
 
-    # Two processes forecast what one does.
-    for rank, part in enumerate((slice(0, 4), slice(4, 8))):
-        half = LatentTriples(config, latents, CPU, rank, 2)
-        found = half.earlier(k)
-        assert isinstance(found, Earlier)
-        part_own = train.forecast_references(net, forecaster, half.batch(k), found, 7, part)
-        assert torch.allclose(part_own.reference, own.reference[part], atol=1e-5)
+        own = train.replace_given(net, forecaster, batch, earlier, k, slice(0, 8))
+        kept = np.setdiff1d(np.arange(8), rows)
+        assert torch.equal(own.reference[kept], batch.reference[kept])
+        assert torch.equal(own.contexts[kept], batch.contexts[kept])
+        assert torch.equal(own.target, batch.target) and not own.reference.requires_grad
+        # The reference and the contexts less than n frames before it are forecasts.
+        changed = (own.contexts[rows] != batch.contexts[rows]).flatten(2).any(2)
+        n = 1 + int(batch.gaps[rows][changed].max().item() if changed.any() else 0)
+        assert torch.equal(changed, (batch.gaps[rows] < n))
+        assert (own.reference[rows] != batch.reference[rows]).flatten(1).any(1).all()
+        replaced.add(n)
+
+        # Two processes forecast what one does.
+        for rank, part in enumerate((slice(0, 4), slice(4, 8))):
+            half = LatentTriples(config, latents, CPU, rank, 2)
+            given = (half.batch(k), half.earlier(k), k, part)
+            part_own = train.replace_given(net, forecaster, *given)
+            assert torch.allclose(part_own.reference, own.reference[part], atol=1e-5)
+            assert torch.allclose(part_own.contexts, own.contexts[part], atol=1e-5)
+    assert replaced == {1, 2, 3}
 
 
 def test_an_update_with_all_levers_is_finite_and_changes_every_weight(latents):

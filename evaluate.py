@@ -1,8 +1,9 @@
 """Measure samples against the truth under a named protocol, and write the results folder.
 
-    python evaluate.py --ckpt outputs/checkpoints/ball_stn-follmer-0/latest.pt --protocol
-    lifelong_ball python evaluate.py --results DIR        measures samples that sample.py has stored
+    python evaluate.py --ckpt CHECKPOINT --protocol lifelong_ball
+    python evaluate.py --results FOLDER
 
+The first command samples from a checkpoint; the second measures samples that sample.py has stored.
 The same command run again resumes. Several processes, started by hand or by torchrun, share the
 work.
 """
@@ -41,7 +42,7 @@ from runtime.console import UserError, progress, run_command
 from runtime.folders import Parts
 from runtime.process import Process, start
 
-# fields of the protocol that are flags, too
+# Fields of Protocol that are also flags of this command.
 CHANGEABLE = (
     "videos",
     "samples",
@@ -61,7 +62,7 @@ CHANGEABLE = (
 
 # ----------------------------------------------------------------------------- sources of forecasts
 def from_checkpoint(args: argparse.Namespace, process: Process) -> tuple[Source, Path]:
-    """Samples to be made now. Returns (source, default folder of the results)."""
+    """Sample from a checkpoint. Returns (source, default folder of the results)."""
     forecaster, step = load_forecaster(
         args.ckpt, process.device, overrides(args), args.dataset, args.interpolant
     )
@@ -77,7 +78,7 @@ def from_checkpoint(args: argparse.Namespace, process: Process) -> tuple[Source,
 
 
 def from_results(args: argparse.Namespace, process: Process) -> tuple[Source, Path]:
-    """Samples stored by sample.py or evaluate.py. Returns (source, their folder)."""
+    """Read samples that sample.py or evaluate.py stored. Returns (source, their folder)."""
     dir = results.folder(args.results)
     results.check_out(dir)
     truth, samples = results.read_arrays(dir)
@@ -87,12 +88,12 @@ def from_results(args: argparse.Namespace, process: Process) -> tuple[Source, Pa
     counted = about.get("samples_per_video") or S
     if counted > S:
         raise UserError(
-            f"{dir} keeps {S} of the {counted} samples that its numbers are of; evaluate the "
-            f"checkpoint again"
+            f"{dir} stores {S} of the {counted} samples per video that its metrics were computed "
+            "from; evaluate the checkpoint again"
         )
     protocol = protocol_of_results(args, dir, config, about, truth, samples)
 
-    # the FVD of the autoencoder needs its weights
+    # The FVD of the autoencoder needs its weights, which the results folder does not hold.
     forecaster = None
     ckpt = args.ckpt or str(about.get("checkpoint") or "")
     if set(metrics_of(args, config, protocol)) & set(measure.SETS):
@@ -105,6 +106,7 @@ def from_results(args: argparse.Namespace, process: Process) -> tuple[Source, Pa
                 "the FVD of the autoencoder is left out: the checkpoint "
                 f"{ckpt or 'of these samples'} does not exist; give one with --ckpt"
             )
+    # The new protocol and the new weights of the metric networks replace these entries.
     dropped = (*protocols.FIELDS, "i3d", "lpips")
     fps = results.frame_rate_of(about)
     about = {name: value for name, value in about.items() if name not in dropped}
@@ -119,8 +121,9 @@ def protocol_of_results(
     truth: np.ndarray,
     samples: np.ndarray,
 ) -> Protocol:
-    """The protocol of --protocol, which must agree with the stored samples; by default the protocol
-    of the samples.
+    """Choose the protocol: that of the stored samples, or that of --protocol.
+
+    Raises UserError if --protocol does not agree with the stored samples.
     """
     T = samples.shape[2]
     own = {
@@ -136,6 +139,7 @@ def protocol_of_results(
     }
     name = args.protocol or "own"
     protocol = protocols.get(name, config, changes(args))
+    # The protocol `own` takes every field that no flag sets from the samples.
     if name == "own":
         unset = {field: own[field] for field in own if getattr(args, field, None) is None}
         protocol = dataclasses.replace(protocol, **unset)
@@ -165,7 +169,7 @@ def measure_parts(
     with progress(V, "evaluate", "video") as bar:
         for k in parts.ours(first):
             if k is None:
-                # the remaining parts are being measured by other processes
+                # Other processes are measuring the remaining parts.
                 time.sleep(0.5)
             else:
                 truth, samples, evaluations = source.part(k)
@@ -180,8 +184,9 @@ def measure_parts(
 def summarize_parts(
     source: Source, which: list[str], weights: dict[str, str], parts: Parts
 ) -> tuple[np.ndarray, np.ndarray, dict]:
-    """All parts together: (truth, the samples to store, metrics.json). weights: names of the
-    networks' files.
+    """Merge all parts. -> (truth, the samples to store, metrics.json).
+
+    weights: {network: name of its file}.
     """
     tables, protocol, about = parts.read(), source.protocol, dict(source.about)
     truth, samples = source.arrays or (tables.pop("truth"), tables.pop("samples"))
@@ -227,7 +232,7 @@ def metrics_of(args: argparse.Namespace, config: Config, protocol: Protocol) -> 
 
 
 def weights_of(which: list[str], protocol: Protocol, args: argparse.Namespace) -> dict[str, Path]:
-    """The weights files of the networks that the metrics use."""
+    """Find the weights files of the networks that the metrics use. UserError if one is missing."""
     found = {}
     if set(which) & set(measure.SETS):
         found["i3d"] = args.i3d or args.weights / "i3d.safetensors"
@@ -254,7 +259,7 @@ def load_networks(
 
 
 def check(source: Source, which: list[str]) -> None:
-    """Raise UserError, before hours of work, if a metric cannot be computed of these videos."""
+    """Raise UserError, before hours of work, if a metric cannot be computed for these videos."""
     protocol, size = source.protocol, source.config.data.image_size
     sets = set(which) & set(measure.SETS)
     if sets and protocol.reference == "autoencoded" and source.autoencode is None:
@@ -283,8 +288,9 @@ def changes(args: argparse.Namespace) -> dict:
 
 
 def overrides(args: argparse.Namespace) -> dict:
-    """The sampler's flags and --set as overrides of the config. The split belongs to the
-    protocol.
+    """The sampler's flags and --set, as overrides of the config.
+
+    The split is left out, because the protocol sets it.
     """
     given = []
     for flag, name in configs.SAMPLING_FLAGS.items():
@@ -312,7 +318,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     known = ", ".join(protocols.PROTOCOLS)
     add("--protocol", help=f"{known} (default: own); see docs/evaluation.md")
     every = ", ".join(measure.ALL)
-    add("--metrics", nargs="+", help=f"of {every} (default: all that suit the dataset)")
+    add("--metrics", nargs="+", help=f"some of {every} (default: all that suit the dataset)")
     for field in dataclasses.fields(Protocol):
         if field.name in CHANGEABLE:
             kind = int if isinstance(field.default, int) else str
@@ -324,8 +330,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--weights",
         type=Path,
         default=Path("weights/metrics"),
-        help=f"folder of the metric networks, made by `{networks.COMMAND}` (default "
-        f"weights/metrics)",
+        help=f"folder of the metric networks' weights, from `{networks.COMMAND}` "
+        "(default weights/metrics)",
     )
     add("--i3d", type=Path, help="another safetensors file of I3D's weights")
     add("--out", help="results folder; default: that of sample.py with the protocol's name added")
@@ -350,8 +356,8 @@ def plan_of(
     which: list[str],
     keep: int,
 ) -> str:
-    """A digest of everything that the results depend on: results with the same plan are not made
-    again.
+    """A digest of everything that the results depend on. Equal plans give equal results, which are
+    therefore not computed again.
     """
     settings = {}
     for name, group in configs.to_dict(source.config).items():
@@ -373,7 +379,9 @@ def plan_of(
 def evaluated(
     args: argparse.Namespace, process: Process, known: dict[bytes, np.ndarray] | None = None
 ) -> Path:
-    """The results folder, measured now unless it has the same plan already.
+    """Measure and write the results, unless the folder already holds those of the same plan.
+
+    Returns the folder.
 
     known: cache of I3D features by digest of the video, for callers that measure the same videos
     repeatedly.

@@ -1,4 +1,4 @@
-"""The autoregressive roll-out of a trained network."""
+"""Forecast frames by the autoregressive roll-out of a trained network; load a checkpoint."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Forecaster:
         self.interpolant = make_interpolant(config)
         # The last forecast as latents, if the data are latents.
         self.latents: list[np.ndarray] = []
-        # Evaluations of the network, each counted once per item, over all forecasts so far.
+        # Number of network evaluations in all forecasts so far. A batch of B items counts B times.
         self.evaluations = 0
-        # Set by `prepare`: is the network compiled, and is it replayed as CUDA graphs?
+        # Set by `prepare`. compiled: by torch.compile. graphs: as CUDA graphs.
         self.ready = False
         self.compiled = False
         self.graphs = False
@@ -78,7 +78,11 @@ class Forecaster:
         return torch.cat([self.autoencoder.decode(part) for part in parts])
 
     def encode_again(self, x: Tensor) -> Tensor:
-        """Decode latents (n, C, h, w) and encode the frames: latents of frames, as in training."""
+        """Decode latents (n, C, h, w) to pixels and encode these again.
+
+        The result is the latents of a frame, as the network saw them in training. The network's own
+        output need not be.
+        """
         return self.normalize(self.autoencoder.encode(self.to_pixels(x)))
 
     def field(
@@ -145,6 +149,7 @@ class Forecaster:
         K = self.config.data.contexts
         history = torch.empty(B, T + frames, *shape, device=self.device)
         history[:, :T] = given
+        # Two generators, so that the noise does not depend on how often contexts are drawn.
         noise, places = generator(self.device, *key), generator(self.device, *key, "context")
         rows = torch.arange(B, device=self.device)[:, None]
         for t in range(T, T + frames):
@@ -163,8 +168,8 @@ class Forecaster:
         return history[:, T:]
 
     def roll_out_jointly(self, given: Tensor, frames: int, key: tuple, bar=None) -> Tensor:
-        """roll_out with the joint network, which forecasts several frames at once. Surplus frames
-        at the end are dropped."""
+        """`roll_out` with the joint network, which forecasts several frames at once. Frames beyond
+        the requested number are dropped."""
         B, T, _, h, _ = given.shape
         past, future = self.config.halves
         noise = generator(self.device, *key)
@@ -183,8 +188,8 @@ class Forecaster:
 
     @torch.no_grad()
     def shown(self, frames: np.ndarray) -> np.ndarray:
-        """Frames as stored, (V, T, H, W, 3) uint8 or latents (V, T, C, h, w), -> frames to look at,
-        (V, T, H, W, 3) uint8."""
+        """Convert frames as stored to frames for display, (V, T, H, W, 3) uint8: latents
+        (V, T, C, h, w) are decoded, uint8 frames are returned unchanged."""
         if frames.dtype == np.uint8:
             return frames
         videos = []
@@ -207,6 +212,7 @@ class Forecaster:
         z = torch.from_numpy(encode_frames(self.autoencoder.encode, flat, self.device))
         z = self.normalize(z.to(self.device, torch.float32)).unflatten(0, (V, T))
         z = z.repeat_interleave(futures, 0)
+        # Frames for display may be larger than the latents that the shards store.
         out = np.empty((V * futures, predict, *self.shown(frames[:1, :1]).shape[2:]), np.uint8)
         self.latents = []
         size = self.config.sample.batch
@@ -242,7 +248,7 @@ def measure_frame(config: Config, autoencoder: nn.Module, device: torch.device) 
 
 
 def as_drawn(drawn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The same (contexts, gaps) at every call, for `Forecaster.field`."""
+    """Return the same (contexts, gaps) at every call, for `Forecaster.field`."""
     return drawn
 
 
@@ -275,10 +281,12 @@ def load(
     checkpoints of main.py, dataset and interpolant must be those of the training.
     """
     state, overrides = checkpoints.load_checkpoint(path), overrides or {}
+    # Settings that sampling may change.
     free = ("data.", "sample.", "output.", "vqvae.ckpt", "train.precision", "train.seed")
     if published.is_foreign(state):
         settings = {"flow.interpolant": interpolant, **overrides}
         state = published.checkpoint(state, path, dataset, settings)
+        # A published file does not hold these settings, so the user may have to give them.
         free += ("vqvae.", "flow.interpolant", "model.")
     if missing := {"ema", "config", "step"} - state.keys():
         raise UserError(
@@ -305,7 +313,7 @@ def check_trained_with(path: str | Path, flag: str, value: str, trained: str) ->
     """Raise UserError if a flag contradicts the training of the checkpoint."""
     if value and value != trained:
         raise UserError(
-            f"{path} was trained with --{flag} {trained}, so {value} does not go with it"
+            f"{path} was trained with --{flag} {trained}, not with {value}; leave out the flag"
         )
 
 

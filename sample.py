@@ -43,7 +43,7 @@ def evaluate(
     windows: Windows | None = None,
     ckpt: str | Path = "",
 ) -> tuple[dict, Path]:
-    """Forecast held-out clips, score them, write the results; returns (metrics.json, folder)."""
+    """Forecast held-out clips, score them, write the results. -> (metrics.json, its folder)."""
     config, sample = forecaster.config, forecaster.config.sample
     train = data.open_split(config, "train")
     truth, samples, shards = forecast_split(forecaster, windows)
@@ -71,7 +71,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python sample.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
     about_ckpt = "checkpoint of main.py, or a published one (docs/published.md); default: a small "
-    add("--ckpt", default=DEMO, help=about_ckpt + "one of the bouncing balls, with clips made here")
+    add("--ckpt", default=DEMO, help=about_ckpt + "one of the bouncing balls, with generated clips")
     add("--dataset", default="", help="dataset of a published checkpoint, which does not name it")
     add("--interpolant", default="", help="interpolant of a published checkpoint")
     for flag, name in configs.SAMPLING_FLAGS.items():
@@ -101,6 +101,7 @@ def main() -> None:
     )
     if demo:
         data.ensure_data(forecaster.config, process)
+    # Before the sampling, which may take hours: can the results be written there?
     out = results.folder(args.out) if args.out else None
     if out is not None:
         results.check_out(out)

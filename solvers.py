@@ -17,6 +17,7 @@ from torch import Tensor
 
 from interpolants import Interpolant, scale_of, value
 
+# field(x, s) -> the network's output. s: (B,), or a float shared by the batch.
 Field = Callable[[Tensor, Tensor], Tensor] | Callable[[Tensor, float], Tensor]
 ODE = ("euler", "heun", "rk4", "dopri5")
 SDE = ("em", "stochastic_heun")
@@ -33,12 +34,12 @@ def check(solver: str, diffusion: str, grid: str = "uniform") -> None:
         raise ValueError(f"diffusion must be 0, sigma, follmer or a number >= 0, got {diffusion!r}")
     if solver in ODE and noisy(diffusion):
         raise ValueError(
-            f"solver {solver} solves the ODE, diffusion 0; for {diffusion} "
-            f"take {' or '.join((*SDE, 'exact'))}"
+            f"solver {solver} solves the ODE, diffusion 0; for diffusion {diffusion} "
+            f"use {' or '.join((*SDE, 'exact'))}"
         )
     if solver in SDE and not noisy(diffusion):
         raise ValueError(
-            f"solver {solver} solves an SDE; for diffusion 0 take {', '.join(ODE)} or exact"
+            f"solver {solver} solves an SDE; for diffusion 0 use {', '.join(ODE)} or exact"
         )
     power = number(grid.removeprefix("power:"))
     if grid not in ("uniform", "cosine") and not 0 < power < float("inf"):
@@ -98,7 +99,7 @@ def integrate(
     solver, grid: see `check` and `time_grid`. diffusion: see Interpolant.diffusion.
     warm_start: start at this s in [0, 1), with x0 in place of x_1 (RIVER, arXiv 2211.14575).
     first: the flow time at which exact and exact2 evaluate the network in place of s = 0, where
-        the output may hold nothing of x_1.
+        the output may not depend on x_1.
     tolerance: absolute and relative tolerance of dopri5, which chooses its own steps.
     float_times: call field(x, s) with s as a Python float, shared by the whole batch.
 
@@ -110,6 +111,7 @@ def integrate(
         raise ValueError(
             f"warm_start must be in [0, 1) and steps >= 1, got {warm_start} and {steps}"
         )
+    # A path from a point mass starts at x_0. Any other start has noise: x_s with x_0 as x_1.
     x = x0
     if warm_start or not interpolant.wiener:
         begin = float(warm_start)
@@ -149,17 +151,18 @@ class Dynamics:
     def diffusion_at(self, s: float) -> str:
         """The diffusion of a step that starts at s.
 
-        A path that leaves a point mass at s = 0 has no score there, so its first step takes the
-        trained diffusion. All diffusions share their marginals, so switching after it is exact.
+        A path from a point mass has no score at s = 0, so its first step uses the trained
+        diffusion. All diffusions have the same marginals, so another one may follow without an
+        error.
         """
         return "sigma" if self.interpolant.wiener and s == 0 else self.diffusion
 
     def needs_exact(self, solver: str, s: float, t: float) -> bool:
-        """True for steps that a solver in flow time cannot take, which exact_step then takes.
+        """True for a step that this solver cannot take; exact_step takes it instead.
 
         For ODE solvers: the first step from x_0, where the noise grows like sqrt(s), and the last
-        step of a bridge, where it shrinks likewise. For SDE solvers: the first step if the drift is
-        infinite, or close to it, at s = 0.
+        step of a bridge, where the noise falls like sqrt(1 - s). For SDE solvers: the first step if
+        the drift at s = 0 is infinite or very large.
         """
         it = self.interpolant
         if solver in ODE:
@@ -198,8 +201,8 @@ def hold(dynamics: Dynamics, x: Tensor, s: float, t: float) -> tuple[Tensor, Ten
 
     x_t = alpha x_0 + beta E[x_1|x] + gamma (rho E[eps|x] + sqrt(1 - rho^2) xi),
 
-    with the coefficients at t, xi standard normal, and rho the part of the noise that the
-    diffusion keeps, see Interpolant.memory. rho = 1 for the ODE.
+    with the coefficients at t, xi standard normal, and rho the correlation of the noise at s and at
+    t, see Interpolant.memory. rho = 1 for the ODE.
     """
     it = dynamics.interpolant
     x0 = dynamics.x0
@@ -215,9 +218,11 @@ def hold(dynamics: Dynamics, x: Tensor, s: float, t: float) -> tuple[Tensor, Ten
 class Exact2:
     """`exact`, with E[x_1|x] extrapolated linearly from its last two values: second order (ODE).
 
-    Between s and t, x_1 at time tau enters x_t with the weight dP(tau), where
-    P(tau) = gamma(t) memory(tau, t) beta(tau) / gamma(tau). Integrated by parts, a slope therefore
-    adds int (tau - s) dP = (t - s) beta(t) - int P dtau, which is `lever`.
+    If E[x_1|x] varies over the step, its value at time tau enters x_t with the weight dP(tau),
+    where P(tau) = gamma(t) memory(tau, t) beta(tau) / gamma(tau). A value that grows linearly from
+    s, by v per unit of time, therefore adds v int_s^t (tau - s) dP to the result of `exact`.
+    Integration by parts gives int_s^t (tau - s) dP = (t - s) beta(t) - int_s^t P dtau, which
+    `lever` computes.
     """
 
     def __init__(self):
@@ -229,7 +234,7 @@ class Exact2:
         before = self.before
         after, x1 = hold(dynamics, x, s, t)
         s = max(s, float(dynamics.first))
-        # A drift output holds nothing of x_1 where beta' = 0, so there is no value to extrapolate.
+        # A drift output does not depend on x_1 where beta' = 0: there is nothing to extrapolate.
         blind = it.output == "drift" and value(it.d_beta, s) == 0
         self.before = None if blind else (x1, s)
         if before is None:
@@ -252,9 +257,10 @@ def lever(it: Interpolant, diffusion: str, s: float, t: float) -> float:
 
 
 # ------------------------------------------------------------------------------------- ODE, in time
-# These steps integrate the probability-flow ODE in the variable u, see Interpolant.u_of. From a
-# point mass, heun and rk4 lose their order: the exact first step leaves out the variance of x_1,
-# an error that the ODE carries on, and paths have a kink at u = 0.
+# These steps integrate the probability-flow ODE in the variable u, see Interpolant.u_of. On paths
+# from a point mass, heun and rk4 have a lower order than stated, for two reasons: the exact first
+# step neglects the variance of x_1, an error that the ODE carries to the end, and the paths have a
+# kink at u = 0.
 def euler_step(dynamics: Dynamics, x: Tensor, s: float, t: float) -> Tensor:
     """Euler's method: order 1."""
     u, end = dynamics.span(s, t)
@@ -301,7 +307,7 @@ def dopri5(dynamics: Dynamics, x: Tensor, moments: list[float], tolerance: float
 
 # ------------------------------------------------------------------------------------- SDE, in time
 def em_step(dynamics: Dynamics, x: Tensor, s: float, t: float) -> Tensor:
-    """Euler-Maruyama method: weak order 1. The last step, to the sample, adds no noise."""
+    """Euler-Maruyama method: weak order 1. The last step, to s = 1, adds no noise."""
     drift, g = dynamics.drift(x, s, dynamics.diffusion_at(s))
     x = x + (t - s) * drift
     return x if t == 1 else x + g * (t - s) ** 0.5 * normal(x, dynamics.generator)
@@ -319,6 +325,7 @@ def stochastic_heun_step(dynamics: Dynamics, x: Tensor, s: float, t: float) -> T
     h = t - s
     drift, g = dynamics.drift(x, s, name)
     g_end = value(dynamics.interpolant.diffusion, name, t)
+    # The variance of int g dW over the step, by the trapezoidal rule.
     moved = x + ((g**2 + g_end**2) / 2 * h) ** 0.5 * normal(x, dynamics.generator)
     drift_end, _ = dynamics.drift(moved + h * drift, t, name)
     return moved + h / 2 * (drift + drift_end)

@@ -73,7 +73,8 @@ def fit(
     if step >= train.steps:
         return dir / "latest.pt"
 
-    # The first process previews the averaged weights in a network of their own.
+    # All processes normalise batches with the forecaster. Only the first one makes previews, with
+    # the averaged weights, in a second network.
     preview_net = build_net(config, process.device).eval() if process.first else None
     forecaster = Forecaster(config, preview_net, autoencoder, process.device)
     stop_signal = 0
@@ -91,6 +92,7 @@ def fit(
             bar.update()
 
             last = step == train.steps
+            # All processes must leave the loop at the same update.
             stop_signal = signals.agreed(step, last)
             to_log = step % train.log_every == 0
             to_save = step % train.save_every == 0 or last or stop_signal
@@ -114,7 +116,7 @@ def fit(
 
 
 def begin(config: Config, process: Process) -> Learner:
-    """Build the network, with new weights, and its optimizer."""
+    """Build the network with new weights, its average and its optimizer."""
     train = config.train
     torch.manual_seed(seed_of(train.seed, "weights"))
     net = build_net(config, process.device)
@@ -143,15 +145,16 @@ def update(
 ) -> dict[str, Tensor]:
     """Make one update of the weights -> scalars to log, which stay on the device.
 
-    If the gradient norm is not finite, the weights do not change. All processes decide alike, since
-    all have the same gradient.
+    If the gradient norm is not finite, the weights do not change, on any process: all processes
+    have the same gradient.
     """
     train = forecaster.config.train
     device = process.device
     torch.manual_seed(seed_of(train.seed, "dropout", step, process.rank))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, train.lr, train.steps, train.warmup, train.schedule)
-    # Running statistics of batch normalisation, which the forward pass changes.
+    # The forward pass changes the running statistics of batch normalisation. A skipped update
+    # restores them.
     buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]
     before = [buffer.clone() for buffer in buffers]
 
@@ -207,11 +210,12 @@ def measure_update(
     past, future = config.halves or (config.data.contexts, 1)
     process = Process(0, 1, device)
     settings = dataclasses.replace(config.train, compile="off", accumulate=1)
-    # One live window fits into a batch of any size.
+    # make_update tries batches of one item and more, and replay.n_live must not exceed that size.
     replay = dataclasses.replace(config.replay, n_live=1)
     config = dataclasses.replace(config, train=settings, replay=replay)
     learner = begin(config, process)
     given = torch.randn(config.train.batch_size, past, C, h, w, device=device)
+    # The joint network predicts several frames, stacked along the height.
     frame = given[:, 0].repeat(1, 1, future, 1)
     batch = Batch(frame, frame, given, torch.ones(given.shape[:2], device=device))
 
@@ -270,8 +274,8 @@ def flow_times(
 def average(ema: dict[str, Tensor], own: dict[str, Tensor], step: int, decay: float) -> None:
     """Update the exponential moving average of the weights. Integer buffers are copied.
 
-    The decay rises as (1 + n) / (10 + n) over the updates n, so that the initial weights are soon
-    forgotten.
+    After n updates the decay is at most (1 + n) / (10 + n), so that the initial weights soon lose
+    their influence.
     """
     decay = min(decay, (1 + step) / (10 + step))
     floats = [name for name, value in ema.items() if value.is_floating_point()]
@@ -284,7 +288,7 @@ def average(ema: dict[str, Tensor], own: dict[str, Tensor], step: int, decay: fl
 def summarize(
     recent: logs.Recent, config: Config, source: data.Source, step: int, dir: Path
 ) -> dict[str, float]:
-    """The values to log. Failure if too many gradients in a row were not finite."""
+    """Average the values to log. Failure if too many gradients in a row were not finite."""
     values = recent.summary()
     count, ago = recent.longest
     if count >= config.train.max_bad_steps:
@@ -292,8 +296,8 @@ def summarize(
         found = max(dir.glob("step_*.pt"), default="none yet")
         raise Failure(
             f"no finite gradient in {count} updates in a row, from update {first + 1} on, whose "
-            f"batch is of {source.describe(first)}; last good checkpoint: {found}; lower train.lr, "
-            "or look at the data"
+            f"batch holds {source.describe(first)}; last good checkpoint: {found}; lower train.lr, "
+            "or check the data"
         )
     return values
 
@@ -307,8 +311,9 @@ def preview(
     log: logs.Log,
     process: Process,
 ) -> None:
-    """Forecast a few clips with the averaged weights: a picture beside the checkpoints, a video in
-    wandb, and scores in the log. All processes call this function; the first one forecasts."""
+    """Forecast a few clips with the averaged weights. Writes a picture beside the checkpoints, a
+    video to wandb, and scores to the log. All processes call this function; the first one
+    forecasts."""
     ema = parallel.whole(learner.ema, process.first)
     if process.first:
         forecaster.net.load_state_dict(ema)
@@ -377,14 +382,14 @@ def parts_of(
 
 
 def load(start: dict | None, parts: dict[str, Part], process: Process, dir: Path) -> int:
-    """Load the parts that a checkpoint holds -> number of updates done before, 0 without one.
+    """Load the parts that a checkpoint holds -> the number of its updates, 0 without a checkpoint.
 
-    Failure if the processes read different numbers."""
+    Failure if the processes read checkpoints of different updates."""
     step = start["step"] if start else 0
     if process.agree(step) != step:
         raise Failure(
-            f"process {process.rank} read update {step} from {dir}, the first another: is it the "
-            "same folder on all machines?"
+            f"process {process.rank} read update {step} from {dir}, process 0 another one: is it "
+            "the same folder on all machines?"
         )
     for name, part in parts.items():
         if start and name in start:
@@ -406,7 +411,7 @@ def save(
     for name, part in parts.items():
         state[name] = parallel.whole(part.save(step), process.first)
     state |= {"step": step, "config": configs.to_dict(config), "rng": {"seed": config.train.seed}}
-    # Our own autoencoder is small: with it, the checkpoint is all that sampling needs.
+    # Our own autoencoder is small. A checkpoint that holds it is all that sampling needs.
     if config.vqvae.kind == "small":
         state["vqvae"] = autoencoder.state_dict()
     if process.first:

@@ -218,7 +218,7 @@ def test_samples_keep_the_clips_they_are_of(folder, here, command):
     assert code == 2 and "it has clips random, not spaced" in err
     here("--ckpt", CKPT, "--metrics", "mse", "--videos", "3", "--keep", "1", "--out", "kept")
     code, err = command(folder, "evaluate.py", "--results", "kept", "--metrics", "mse")
-    assert code == 2 and "kept keeps 1 of the 4 samples that its numbers are of" in err
+    assert code == 2 and "kept stores 1 of the 4 samples per video" in err
 
 
 def test_killed_while_results_are_swapped_nothing_is_lost(folder, here, monkeypatch):

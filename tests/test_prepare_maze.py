@@ -329,6 +329,6 @@ def test_the_branch_wmaze_makes_its_stream_and_knows_it_again(tmp_path):
     data.ensure_data(configs.build("wmaze", wanted), alone)
     for changed in ({"data.stream": 61}, {"data.generate": "balls"}):
         with pytest.raises(
-            UserError, match="holds 60 frames .walk through mazes., but data.stream, .* ask for 6"
+            UserError, match="holds 60 frames .walk through mazes., but data.stream, .* require 6"
         ):
             data.ensure_data(configs.build("wmaze", {**wanted, **changed}), alone)

@@ -403,8 +403,8 @@ def test_warm_start_begins_part_of_the_way_from_the_reference():
     "solver, diffusion, options, message",
     [
         ("rk5", "0", {}, "solver must be one of exact"),
-        ("euler", "sigma", {}, "euler solves the ODE.*take em"),
-        ("em", "0", {}, "em solves an SDE.*take euler"),
+        ("euler", "sigma", {}, "euler solves the ODE.*use em"),
+        ("em", "0", {}, "em solves an SDE.*use euler"),
         ("exact", "mu", {}, "diffusion must be 0, sigma"),
         ("exact", -1, {}, "diffusion must be 0, sigma"),
         ("exact", "0", {"grid": "power:x"}, "grid must be uniform"),

@@ -32,7 +32,7 @@ from runtime.folders import report_no_locks, write_atomically
 FORMAT_VERSION = 1
 RESERVE = 4 << 20  # bytes of disk space kept free, so that HDF5 can close a file
 PATTERN = "shard_*.hdf5"
-# What h5py raises for damaged files.
+# Exceptions that h5py raises for damaged files.
 DAMAGED = (
     OSError,
     KeyError,
@@ -160,6 +160,7 @@ class Rows:
         if len(rows) and (np.diff(rows) == 1).all():
             return self.data[rows[0] : rows[-1] + 1]
         if self.raw is None or not len(rows):
+            # HDF5 takes increasing indices without repeats only.
             unique, inverse = np.unique(rows, return_inverse=True)
             return self.data[unique][inverse]
         out = np.empty((len(rows), *self.data.shape[1:]), self.data.dtype)
@@ -184,6 +185,7 @@ def offsets(data: h5py.Dataset) -> np.ndarray | None:
     if data.chunks is None:
         start = data.id.get_offset()
         return None if start is None else start + size * np.arange(len(data))
+    # A chunk holds `chunk_rows` rows. Its offset stays -1 if it is not stored.
     chunk_rows = data.chunks[0]
     starts = np.full(-(-len(data) // chunk_rows), -1)
 
@@ -205,8 +207,8 @@ class Shards:
     video, NaN where unknown. fps: frames per second of the first video, or None. shape: of one
     frame, (H, W, 3), or (C, h, w) for `key="latents"`.
 
-    Raises UserError that names the file for anything that cannot be read. skip_bad: warn and skip a
-    file that cannot be opened; a video that continues after the skipped file becomes a new video.
+    A file that cannot be read raises a UserError that names it. skip_bad: warn and skip a file that
+    cannot be opened; a video that continues after the skipped file becomes a new video.
     """
 
     def __init__(self, dir: str | Path, key: str = "frames", skip_bad: bool = False):
@@ -229,7 +231,7 @@ class Shards:
         self.fps = first.fps
 
     def _join_videos(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lengths and rates of all videos; a video that continues in the next file is one."""
+        """Lengths and rates of all videos. A video that spans several files counts as one."""
         full = [k for k, file in enumerate(self.files) if len(file.lengths)]
         if not full:
             raise UserError(f"{self.dir}: not one video in its shards; prepare it again")
@@ -336,6 +338,7 @@ class Shards:
         files = np.unique(owner)
         if len(files) == 1:
             return self.read_file(files[0], flat - self.file_starts[files[0]], extra)
+        # Read each file once, then put its frames at their places in the requested order.
         masks = [owner == k for k in files]
         pieces = []
         for k, mask in zip(files, masks):
@@ -440,9 +443,9 @@ class ShardWriter:
     Each file is written atomically; an error inside the `with` block removes the incomplete file.
 
     fps: frame rate of videos whose rate `add` does not state; None if unknown. shard_bytes: size of
-    frames at which the next shard starts. continues: the first call may be
-    `append`, to continue the last video of a shard from another writer. Raises UserError if the
-    directory already holds shards.
+    frames at which the next shard starts. continues: the first call may be `append`, to continue
+    the last video of a shard from another writer. Raises UserError if the directory already holds
+    shards.
     """
 
     def __init__(
@@ -566,9 +569,11 @@ class ShardWriter:
         HDF5 crashes or hangs if the disk is full when it writes.
         """
         self._claimed += size
+        # A sixteenth and 1 MiB more, for the overhead of HDF5.
         short = self._claimed + self._claimed // 16 + (1 << 20) - self._reserved
         if short <= 0:
             return
+        # At least 4 MiB at a time, so that not every short video needs a reservation.
         step = max(short, 1 << 22)
         need_space(self._temporary, step)
         if hasattr(os, "posix_fallocate"):

@@ -11,8 +11,8 @@ from models.shared import sinusoidal, through
 
 
 class Block(nn.Module):
-    """Two convolutions; the input of the second is scaled and shifted by the conditioning (FiLM).
-    The identity at initialisation."""
+    """A residual block of two convolutions. The conditioning scales and shifts the input of the
+    second one (FiLM). At initialisation the block is the identity."""
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
@@ -29,7 +29,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all pixels. The identity at initialisation."""
+    """Residual self-attention over all pixels. At initialisation it is the identity."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -47,8 +47,10 @@ class Attention(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """`depth` input blocks, `mid_depth` middle blocks with one attention after the first, `depth`
-    output blocks with long skips from the input blocks. recompute: activation checkpointing.
+    """`depth` input blocks, `mid_depth` middle blocks with one attention layer after the first of
+    them, `depth` output blocks with long skips from the input blocks.
+
+    recompute: activation checkpointing.
     """
 
     recompute = False
@@ -88,7 +90,8 @@ class ConvNet(nn.Module):
         gaps: Tensor,
         noise: Tensor | None = None,
     ) -> Tensor:
-        # The gap embedding is the mean over the K contexts.
+        # The gap embedding is the mean over the K contexts. The scales of the embeddings spread
+        # log(gap) and s over a wide range of angles.
         of_gaps = sinusoidal(gaps.log().flatten(), self.width, 10.0)
         of_gaps = of_gaps.unflatten(0, gaps.shape).mean(1)
         condition = self.condition(torch.cat([sinusoidal(s, self.width, 200.0), of_gaps], 1))

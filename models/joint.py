@@ -1,5 +1,5 @@
-"""Several future frames at once, given several past frames: the conv net with all frames stacked
-along its channels.
+"""A network that predicts several future frames at once, given several past frames: the conv net,
+with all frames stacked along its channels.
 
 Outside the network the future frames are stacked along the height, (B, C, frames x h, w), so that
 every computation per channel, or on latents of any size, applies to them as to one frame.
@@ -43,6 +43,7 @@ class Joint(ConvNet):
         gaps: Tensor,
         noise: Tensor | None = None,
     ) -> Tensor:
+        # Inside, frames are channels. All past frames are contexts, so the reference is left empty.
         frames = apart(z, self.h).flatten(1, 2)
         no_reference = frames[:, :0]
         one_gap = gaps.new_ones(len(gaps), 1)

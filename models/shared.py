@@ -21,8 +21,8 @@ def sinusoidal(x: Tensor, dim: int, scale: float) -> Tensor:
 
 
 def through(block: nn.Module, recompute: bool, *inputs: Tensor) -> Tensor:
-    """block(*inputs). recompute: activation checkpointing, so that the backward pass computes the
-    activations of the block again."""
+    """Return block(*inputs). recompute: activation checkpointing, in which the backward pass
+    computes the activations of the block again."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)
     return block(*inputs)

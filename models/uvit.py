@@ -1,5 +1,5 @@
-"""The published velocity network of RIVER (arXiv 2211.14575): a U-ViT,
-transformer blocks with long skips.
+"""The published velocity network of RIVER (arXiv 2211.14575): a U-ViT, which is a transformer with
+long skips.
 
 Parameter names and shapes are those of the published checkpoints, which therefore load without
 renaming.
@@ -59,8 +59,8 @@ class Block(nn.TransformerEncoderLayer):
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for (B, heads, tokens, d)."""
-    # In bf16 on CPUs with AMX, the backward pass of torch's fused attention is slow. Without AMX
-    # both ways take equally long.
+    # In bf16 on CPUs with AMX, the backward pass of torch's fused attention is slower than this
+    # explicit form. Without AMX both take equally long.
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
         weights = torch.softmax(
             (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), -1, dtype=torch.float32
@@ -76,8 +76,8 @@ class UViT(nn.Module):
     Defaults are the published sizes, 98.1 M parameters at C = 4. width must be a multiple of heads
     and of 2. out_norm: normalisation in the projection to latents, `ln`, or `bn` as in RIVER on
     BAIR at 256 pixels. contexts: K. recompute: activation checkpointing, which stores only the
-    input of each block and computes the block again in the backward pass: less memory, a third more
-    work."""
+    input of each block and computes the block again in the backward pass. It takes less memory and
+    a third more computation."""
 
     recompute = False
 
@@ -103,13 +103,14 @@ class UViT(nn.Module):
         self.project_in = nn.Sequential(
             Rearrange("b c h w -> b (h w) c"), nn.Linear((2 + contexts) * C, width)
         )
-        # Its input is log(gap).
+        # The published name is misleading: the input is log(gap), not the flow time.
         self.time_projection = nn.Sequential(nn.Linear(1, 256), nn.ReLU(), nn.Linear(256, width))
         self.in_blocks = nn.ModuleList(block() for _ in range(depth))
         self.mid_blocks = nn.ModuleList(block() for _ in range(mid_depth))
         self.out_blocks = nn.ModuleList(
             nn.ModuleList([nn.Linear(2 * width, width), block()]) for _ in range(depth)
         )
+        # The order of the modules gives their weights the published names.
         to_pixels = Rearrange("b (h w) c -> b c h w", h=h, w=w)
         between = {
             "ln": [nn.GELU(), nn.LayerNorm(width), to_pixels],

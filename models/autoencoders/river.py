@@ -17,6 +17,7 @@ class ResBlock(nn.Module):
     def __init__(self, width: int, out: int, factor: int = 1):
         super().__init__()
         self.factor = factor
+        # `bn1` and `bn2` are the published names of these group norms.
         self.conv1 = nn.Conv2d(width, out, 3, padding=1, bias=False)
         self.bn1 = norm(out)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
@@ -91,6 +92,8 @@ class Decoder(Attended):
 
 
 class Quantizer(nn.Module):
+    """Holds the codebook under its published name."""
+
     def __init__(self, codes: int, dim: int):
         super().__init__()
         self.embedding = nn.Embedding(codes, dim)

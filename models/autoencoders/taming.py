@@ -96,8 +96,8 @@ class Middle(nn.Module):
 class Level(nn.Module):
     """Residual blocks of one resolution, then a change of resolution.
 
-    attention: follow each block by attention. resample: {name: module} of the change of resolution;
-    empty at the level without one.
+    attention: put attention after each block. resample: {published name: module} that changes the
+    resolution; empty at the level that keeps it.
     """
 
     def __init__(
@@ -163,6 +163,8 @@ class Decoder(nn.Module):
 
 
 class Quantize(nn.Module):
+    """Holds the codebook under its published name."""
+
     def __init__(self, codes: int, dim: int):
         super().__init__()
         self.embedding = nn.Embedding(codes, dim)

@@ -1,5 +1,5 @@
-"""Batches read as frames, for random augmentation, which the latent cache cannot serve; colour
-jitter on the device."""
+"""Batches that are read as frames and encoded anew: random augmentation rules out the latent cache.
+Colour jitter on the device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Jitter(NamedTuple):
     """Colour jitter of B clips.
 
     factors: (B, 4) float32, of brightness, contrast and saturation, and the turn of the hue.
-    order: (B, 4), the change that is applied first, second, third and fourth.
+    order: (B, 4), the numbers of the changes in the order in which they are applied.
     """
 
     factors: np.ndarray
@@ -44,8 +44,10 @@ def draw_jitter(data: Data, n: int, rng: np.random.Generator) -> Jitter:
 
 
 def apply_jitter(frames: Tensor, jitter: Jitter) -> Tensor:
-    """frames (B, T, 3, H, W) in [0, 1] -> jittered frames of the same shape and range."""
+    """Jitter frames (B, T, 3, H, W) in [0, 1]. -> the same shape and range."""
     factors = to_device(jitter.factors, frames.device)
+    # The order of the changes differs between clips: at each of the four places, every change is
+    # applied to the clips that have it at this place.
     for turn in range(4):
         out = torch.empty_like(frames)
         for k, change in enumerate((brightness, contrast, saturation, hue)):
@@ -59,7 +61,7 @@ def apply_jitter(frames: Tensor, jitter: Jitter) -> Tensor:
 
 
 def gray(x: Tensor) -> Tensor:
-    """(..., 3, H, W) -> (..., 1, H, W): luma"""
+    """Convert RGB to luma: (…, 3, H, W) -> (…, 1, H, W)."""
     red, green, blue = x.split(1, -3)
     return GRAY[0] * red + GRAY[1] * green + GRAY[2] * blue
 
@@ -83,6 +85,7 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 def hue(x: Tensor, turn: Tensor) -> Tensor:
     """Rotate the hue of each pixel by `turn` turns. Value and saturation (of HSV) do not change."""
+    # From RGB to the hue in sixths of a turn: red is 0, green 2, blue 4.
     value, least = x.amax(-3, keepdim=True), x.amin(-3, keepdim=True)
     chroma = value - least
     red, green, blue = x.split(1, -3)
@@ -95,7 +98,8 @@ def hue(x: Tensor, turn: Tensor) -> Tensor:
         )
         + 6 * turn
     )
-    # Distance of red, green and blue from red, in sixths of a turn.
+    # Back to RGB: the value of a channel falls from `value` to `least` with the distance of the hue
+    # from the channel's own hue. `corner` places each channel on the colour wheel.
     corner = torch.arange(5.0, 0.0, -2.0, device=x.device).view(3, 1, 1)
     way = (corner + sixth) % 6
     return value - chroma * torch.minimum(way, 4 - way).clamp(0, 1)
@@ -103,9 +107,9 @@ def hue(x: Tensor, turn: Tensor) -> Tensor:
 
 # -------------------------------------------------------------------- batches from frames
 class FrameTriples(torch.utils.data.Dataset):
-    """Item k is batch k as stored: frames (b, 2 + K, H, W, 3) uint8, in the order target,
-    reference, contexts, and gaps (b, K) float32. `batches` jitters and encodes the frames on the
-    device."""
+    """A data set whose item k is batch k as stored: frames (b, 2 + K, H, W, 3) uint8, in the order
+    target, reference, contexts, and gaps (b, K) float32. `batches` jitters and encodes the frames
+    on the device."""
 
     def __init__(
         self,
@@ -134,9 +138,8 @@ class FrameTriples(torch.utils.data.Dataset):
         return np.stack(clips), at.gaps.astype(np.float32)
 
     def transform_clips(self, clips: list[np.ndarray], k: int) -> list[np.ndarray]:
-        """Transform each clip of this process's share of batch k by random parameters of its
-        own.
-        """
+        """Transform this process's share of batch k, each clip with its own random parameters."""
+        # Clips are numbered in the whole batch: the parameters do not depend on the processes.
         first = share(self.config.train.batch_size, self.rank, self.world).start
         seeds = [
             seed_of(self.config.train.seed, "transform", k, first + i) for i in range(len(clips))

@@ -1,4 +1,4 @@
-"""Loader workers: processes that read batches ahead of the training loop, and their failures."""
+"""Loader workers, processes that read batches ahead of the training loop: reading, and errors."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def worker_count(data: Data) -> int:
 
 # -------------------------------------------------------------------- shared memory
 def shared_memory_bytes(config: Config) -> int:
-    """Shared memory that the workers of one process take at most, in bytes.
+    """The most shared memory that the workers of one process use, in bytes.
 
-    Workers hand batches over in shared memory. PREFETCH batches per worker are being read or wait,
-    and the process holds two: that of the update, and the next one.
+    Workers pass batches to the process in shared memory. At most PREFETCH batches per worker are
+    being read or are waiting, and the process holds two: that of the update, and the next one.
     """
     B, size = config.train.batch_size, config.data.image_size
     # A process reads whole batches when it measures the latents.
@@ -59,7 +59,7 @@ def check_shared_memory(config: Config) -> None:
     free = disk.f_bavail * disk.f_frsize
     if free < need:
         raise UserError(
-            f"{SHARED_MEMORY} has {free / 1e6:,.1f} MB of free room, but the batches of "
+            f"{SHARED_MEMORY} has {free / 1e6:,.1f} MB of free space, but the batches of "
             f"data.workers={config.data.workers} loader processes need {need / 1e6:,.1f} MB; "
             f"enlarge it (docker run --shm-size={-(-need // 10**9)}g), or set data.workers lower "
             "(0: no loader processes) or train.batch_size lower"
@@ -76,8 +76,9 @@ def read_batches(
 ) -> Iterator:
     """Items start..stop-1 of a dataset, in order, as tensors; in pinned memory if they go to a GPU.
 
-    A worker that dies, or gives nothing for TIMEOUT seconds, is a Failure of one line, which names
-    the last checkpoint. So is an exception in a worker, but a UserError stays one.
+    If a worker dies, or no batch arrives within TIMEOUT seconds, raises a Failure of one line that
+    names the last checkpoint. An exception in a worker becomes a Failure, too, but a UserError
+    remains a UserError.
     """
     workers = worker_count(config.data)
     loader = torch.utils.data.DataLoader(
@@ -100,22 +101,23 @@ def read_batches(
             # Up to `begin`, torch's handler raises here if a worker dies.
             items = iter(loader)
             watch.begin(items._workers)
-            # Not until StopIteration, where torch ends the workers.
+            # Not until StopIteration: there torch ends the workers, as if they had died.
             for _ in range(start, stop):
                 yield watch.next_of(items)
         except Exception as error:
             failure = explain(error, watch, config)
-            # Frees `items`, which the frames of torch refer to.
+            # The stack frames of torch in the traceback would keep `items` alive.
             traceback.clear_frames(error.__traceback__)
-        # Ends the workers. Until then, torch's handler reports a dead one again and again.
+        # Ends the workers. While `items` exists, torch's handler of SIGCHLD reports a dead worker
+        # again and again.
         del items
     if failure is not None:
         raise failure
 
 
 def own_group(_worker: int) -> None:
-    """Move a worker into its own process group. A SIGTERM to the group of the training then does
-    not end the worker, which the training needs for one more batch."""
+    """Move a worker into its own process group. A SIGTERM to the group of the training process then
+    spares the worker, whose batch the training needs to finish its update."""
     os.setpgid(0, 0)
 
 
@@ -126,8 +128,8 @@ class WorkerDied(Exception):
 class DeathWatch:
     """From `begin` to the end of the block, a worker that ends is reported in `next_of` only.
 
-    torch's own handler of SIGCHLD, which `begin` replaces, raises at whatever line the main thread
-    is, for example while a checkpoint is written.
+    `begin` replaces torch's own handler of SIGCHLD, which raises at any line of the main thread,
+    for example while a checkpoint is written.
     """
 
     def __init__(self):
@@ -174,8 +176,8 @@ class DeathWatch:
 
 
 def death_of(watch: DeathWatch) -> str:
-    """How a worker ended, and the usual reason; "" if all live."""
-    # A worker that ends while it hands over a batch breaks a socket first, and ends soon after.
+    """How a worker ended, and the usual reason; "" if all workers run."""
+    # A worker that dies while it sends a batch first breaks a socket, and ends a little later.
     sentinels = [worker.sentinel for worker in watch.workers]
     ending = wait(sentinels, timeout=5) if sentinels else []
     for worker in watch.workers:
@@ -193,7 +195,8 @@ def death_of(watch: DeathWatch) -> str:
 
 
 def explain(error: Exception, watch: DeathWatch, config: Config) -> Exception:
-    """The error of one line for an exception of `next_of`; the exception if no worker caused it."""
+    """Convert an exception of `next_of` to an error of one line. An exception that no worker caused
+    is returned unchanged."""
     if "in DataLoader worker process" in str(error):
         # torch appends the traceback of the worker, which ends with "TYPE: MESSAGE".
         line = str(error).strip().splitlines()[-1]

@@ -493,7 +493,7 @@ def test_shared_memory_that_is_too_small_is_found_before_any_work(monkeypatch):
         return lambda _: types.SimpleNamespace(f_bavail=free // 4096, f_frsize=4096)
 
     monkeypatch.setattr(os, "statvfs", room(64 << 20))
-    message = r"/dev/shm has 67.1 MB of free room.*data.workers=4.* need 377.*--shm-size=1g"
+    message = r"/dev/shm has 67.1 MB of free space.*data.workers=4.* need 377.*--shm-size=1g"
     with pytest.raises(UserError, match=message):
         check_shared_memory(cfg)
     check_shared_memory(config(data__workers=0, **size))

@@ -117,9 +117,9 @@ def test_windows_with_skipped_frames():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (("spaced", 6), "6 windows asked for, but only 5"),
-        (("continuous", 0, "0:10"), "data.frames=0:10 is no part"),
-        (("continuous", 0, "4:4"), "data.frames=4:4 is no part"),
+        (("spaced", 6), "6 windows of 5 frames requested, but only 5 "),
+        (("continuous", 0, "0:10"), "data.frames=0:10 is not a part"),
+        (("continuous", 0, "4:4"), "data.frames=4:4 is not a part"),
         (("chunked", 0, "5:"), "4 frames within data.frames=5:, a window needs 5"),
     ],
 )

@@ -1,9 +1,9 @@
-"""Data-parallel training of a network, its compilation, and the gathering of its state.
+"""Data-parallel training: replicate or shard a network, compile it, gather its state.
 
 The network is either replicated on all processes (DDP) or sharded over them (`train.shard`, FSDP2).
-When sharded, each process holds a part of every weight, gradient, averaged weight and optimizer
-moment, as DTensors, and all-gathers the weights of a block when it computes the block. A checkpoint
-holds full tensors in both cases.
+In a sharded network, each process holds a part of every weight, gradient, averaged weight and
+optimizer moment, as DTensors. It all-gathers the weights of a block when it computes the block. A
+checkpoint holds full tensors in both cases.
 """
 
 from __future__ import annotations
@@ -65,9 +65,10 @@ def compiled(modules: list[nn.Module], asked: str, model: str, device: torch.dev
 
 
 def compile_mode(asked: str, model: str, device: torch.device) -> str:
-    """train.compile with `auto` resolved.
+    """Resolve the value `auto` of train.compile.
 
-    `auto` is off on CPUs, where compilation takes long and matrix products dominate the run time.
+    It is `off` on CPUs, where compilation takes long and gains little: matrix products dominate the
+    run time.
     """
     if asked != "auto":
         return asked
@@ -85,7 +86,7 @@ def has_compiler() -> bool:
 def last_of_step(net: nn.Module, last: bool) -> AbstractContextManager:
     """The context of the forward and backward pass of one part of a batch.
 
-    With gradient accumulation, processes exchange gradients in the last part only.
+    With gradient accumulation, processes exchange gradients only in the last part of a batch.
     """
     if isinstance(net, nn.parallel.DistributedDataParallel):
         return nullcontext() if last else net.no_sync()
@@ -100,7 +101,7 @@ def plain(value: Tensor) -> Tensor:
 
 
 def local(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """This process's part of each tensor, as ordinary tensors that share memory with it."""
+    """This process's shard of each tensor, as ordinary tensors that share its memory."""
     parts = {}
     for name, value in tensors.items():
         parts[name] = value.to_local() if isinstance(value, DTensor) else value
@@ -108,9 +109,10 @@ def local(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def alike(value: Tensor, own: Tensor) -> Tensor:
-    """Copy a full tensor, with the sharding and memory layout of `own`.
+    """Copy a full tensor to the sharding and memory layout of `own`.
 
-    The fused optimizer requires that layout. All processes call this function with the same value.
+    The fused optimizer requires the layout of the weights for its moments. All processes call this
+    function with the same value.
     """
     if isinstance(own, DTensor):
         value = value.detach().to(own.device).contiguous()
@@ -131,7 +133,8 @@ def load_tensors(own: dict[str, Tensor], values: dict[str, Tensor], where: str |
 def whole(state, keep: bool):
     """All-gather the sharded tensors of a nested state into CPU memory.
 
-    All processes call this function. Those without `keep` get None in place of sharded tensors.
+    All processes call this function. A process with keep=False receives None in place of sharded
+    tensors.
     """
     if isinstance(state, DTensor):
         value = state.full_tensor()

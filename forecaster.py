@@ -20,7 +20,7 @@ from batches.latents import encode_frames
 from batches.windows import draw_gaps
 from configs import Config
 from interpolants import Interpolant
-from models.joint import apart, below
+from models.joint import split_frames, stack_frames
 from runtime import checkpoints, parallel, published
 from runtime.budget import seconds_per_item
 from runtime.console import UserError, progress
@@ -176,9 +176,9 @@ class Forecaster:
         gaps = torch.ones(B, past, device=self.device)
         history = given
         while history.shape[1] < T + frames:
-            x0 = below(history[:, -1:].expand(-1, future, -1, -1, -1))
+            x0 = stack_frames(history[:, -1:].expand(-1, future, -1, -1, -1))
             x1 = self.sample_frame(x0, partial(as_drawn, (history[:, -past:], gaps)), noise)
-            x1 = apart(x1, h)[:, : T + frames - history.shape[1]]
+            x1 = split_frames(x1, h)[:, : T + frames - history.shape[1]]
             if self.config.sample.reencode:
                 x1 = self.encode_again(x1.flatten(0, 1)).unflatten(0, (B, -1))
             history = torch.cat([history, x1], 1)

@@ -22,7 +22,7 @@ from batches.batch import Batch
 from batches.latents import LatentStore, gather_batch
 from batches.windows import Windows, draw_frames, share, span
 from configs import Config
-from models.joint import below
+from models.joint import stack_frames
 from runtime.console import UserError
 from runtime.process import numpy_generator
 from shards import Shards
@@ -290,7 +290,7 @@ def split_windows(x: Tensor, given: int) -> Batch:
     B, T = x.shape[:2]
     last = x[:, given - 1 : given].expand(-1, T - given, -1, -1, -1)
     gaps = torch.ones(B, given, device=x.device)
-    return Batch(below(x[:, given:]), below(last), x[:, :given], gaps)
+    return Batch(stack_frames(x[:, given:]), stack_frames(last), x[:, :given], gaps)
 
 
 def loss_parts(config: Config, share: slice) -> dict[str, slice]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.shared import sinusoidal, through
+from models.shared import run_block, sinusoidal
 
 
 class Block(nn.Module):
@@ -92,21 +92,21 @@ class ConvNet(nn.Module):
     ) -> Tensor:
         # The gap embedding is the mean over the K contexts. The scales of the embeddings spread
         # log(gap) and s over a wide range of angles.
-        of_gaps = sinusoidal(gaps.log().flatten(), self.width, 10.0)
-        of_gaps = of_gaps.unflatten(0, gaps.shape).mean(1)
-        condition = self.condition(torch.cat([sinusoidal(s, self.width, 200.0), of_gaps], 1))
+        gap_embedding = sinusoidal(gaps.log().flatten(), self.width, 10.0)
+        gap_embedding = gap_embedding.unflatten(0, gaps.shape).mean(1)
+        condition = self.condition(torch.cat([sinusoidal(s, self.width, 200.0), gap_embedding], 1))
         x = torch.cat([z, reference, contexts.flatten(1, 2)], 1)
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         stored = []
         for block in self.in_blocks:
-            x = through(block, self.recompute, x, condition)
+            x = run_block(block, self.recompute, x, condition)
             stored.append(x)
         for i, block in enumerate(self.mid_blocks):
-            x = through(block, self.recompute, x, condition)
+            x = run_block(block, self.recompute, x, condition)
             if i == 0:
                 x = self.attention(x)
         for join, block in zip(self.joins, self.out_blocks):
-            x = through(block, self.recompute, join(torch.cat([stored.pop(), x], 1)), condition)
+            x = run_block(block, self.recompute, join(torch.cat([stored.pop(), x], 1)), condition)
         return self.conv_out(F.silu(self.norm_out(x)))
 
     @property

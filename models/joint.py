@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from models.convnet import ConvNet
 
 
-def below(frames: Tensor) -> Tensor:
+def stack_frames(frames: Tensor) -> Tensor:
     """Stack frames along the height: (B, T, C, h, w) -> (B, C, T h, w)."""
     return frames.transpose(1, 2).flatten(2, 3)
 
 
-def apart(x: Tensor, h: int) -> Tensor:
-    """Split into frames of height h, (B, C, T h, w) -> (B, T, C, h, w): the inverse of `below`."""
+def split_frames(x: Tensor, h: int) -> Tensor:
+    """Invert stack_frames: (B, C, T h, w) -> (B, T, C, h, w)."""
     return x.unflatten(2, (-1, h)).transpose(1, 2)
 
 
@@ -44,8 +44,8 @@ class Joint(ConvNet):
         noise: Tensor | None = None,
     ) -> Tensor:
         # Inside, frames are channels. All past frames are contexts, so the reference is left empty.
-        frames = apart(z, self.h).flatten(1, 2)
+        frames = split_frames(z, self.h).flatten(1, 2)
         no_reference = frames[:, :0]
         one_gap = gaps.new_ones(len(gaps), 1)
         out = super().forward(frames, s, no_reference, contexts, one_gap)
-        return below(out.unflatten(1, (-1, z.shape[1])))
+        return stack_frames(out.unflatten(1, (-1, z.shape[1])))

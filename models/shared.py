@@ -20,8 +20,8 @@ def sinusoidal(x: Tensor, dim: int, scale: float) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], 1)
 
 
-def through(block: nn.Module, recompute: bool, *inputs: Tensor) -> Tensor:
-    """Return block(*inputs). recompute: activation checkpointing, in which the backward pass
+def run_block(block: nn.Module, recompute: bool, *inputs: Tensor) -> Tensor:
+    """Run block(*inputs). recompute: activation checkpointing, in which the backward pass
     computes the activations of the block again."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)

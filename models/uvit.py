@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
-from models.shared import sinusoidal, through
+from models.shared import run_block, sinusoidal
 
 POSITIONS = 512  # size of the position embedding in rows and in columns
 
@@ -111,10 +111,10 @@ class UViT(nn.Module):
             nn.ModuleList([nn.Linear(2 * width, width), block()]) for _ in range(depth)
         )
         # The order of the modules gives their weights the published names.
-        to_pixels = Rearrange("b (h w) c -> b c h w", h=h, w=w)
+        to_grid = Rearrange("b (h w) c -> b c h w", h=h, w=w)
         between = {
-            "ln": [nn.GELU(), nn.LayerNorm(width), to_pixels],
-            "bn": [to_pixels, nn.GELU(), nn.BatchNorm2d(width)],
+            "ln": [nn.GELU(), nn.LayerNorm(width), to_grid],
+            "bn": [to_grid, nn.GELU(), nn.BatchNorm2d(width)],
         }
         self.project_out = nn.Sequential(
             nn.Linear(width, width), *between[out_norm], nn.Conv2d(width, C, 3, padding=1)
@@ -133,18 +133,18 @@ class UViT(nn.Module):
         tokens = self.project_in(torch.cat([z, reference, contexts.flatten(1, 2)], 1))
         tokens = tokens + self.position_encoding(h, w)
         # The gap embedding is the mean over the K contexts, the same for all tokens.
-        of_gaps = self.time_projection(gaps.log().reshape(-1, 1))
-        tokens = tokens + of_gaps.unflatten(0, gaps.shape).mean(1)[:, None]
+        gap_embedding = self.time_projection(gaps.log().reshape(-1, 1))
+        tokens = tokens + gap_embedding.unflatten(0, gaps.shape).mean(1)[:, None]
         # The flow time is a token of its own.
         tokens = torch.cat([sinusoidal(s, self.width, 200.0)[:, None].to(tokens), tokens], 1)
         stored = []
         for block in self.in_blocks:
-            tokens = through(block, self.recompute, tokens)
+            tokens = run_block(block, self.recompute, tokens)
             stored.append(tokens)
         for block in self.mid_blocks:
-            tokens = through(block, self.recompute, tokens)
+            tokens = run_block(block, self.recompute, tokens)
         for join, block in self.out_blocks:
-            tokens = through(block, self.recompute, join(torch.cat([stored.pop(), tokens], -1)))
+            tokens = run_block(block, self.recompute, join(torch.cat([stored.pop(), tokens], -1)))
         return self.project_out(tokens[:, 1:])
 
     @property

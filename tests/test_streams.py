@@ -18,7 +18,7 @@ from configs import DATASETS
 from forecaster import Forecaster
 from forecaster import load as load_forecaster
 from main import Clock, train_network
-from models.joint import apart, below
+from models.joint import split_frames, stack_frames
 from runtime import checkpoints
 from runtime.console import Stopped, UserError
 from runtime.process import StopSignals, start
@@ -574,8 +574,8 @@ def test_the_joint_network_depends_on_its_given_frames_only():
     )
     torch.nn.init.normal_(net.conv_out.weight)
     frames = torch.randn(2, 5, 3, 4, 4)
-    assert torch.equal(apart(below(frames), 4), frames)
-    z, s = below(torch.randn(2, 3, 3, 4, 4)), torch.rand(2)
+    assert torch.equal(split_frames(stack_frames(frames), 4), frames)
+    z, s = stack_frames(torch.randn(2, 3, 3, 4, 4)), torch.rand(2)
     contexts, gaps = frames[:, :2], torch.ones(2, 2)
     out = net(z, s, z, contexts, gaps)
     assert out.shape == (2, 3, 12, 4) and torch.equal(net(z, s, 0 * z, contexts, gaps + 1), out)

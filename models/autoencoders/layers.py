@@ -28,7 +28,7 @@ def norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, width, eps=1e-6)
 
 
-def precise(layer: nn.Module, x: Tensor) -> Tensor:
+def apply_in_float32(layer: nn.Module, x: Tensor) -> Tensor:
     """Apply a layer in float32, also under autocast.
 
     For layers on the residual stream, which in bf16 would change the latents by 1.5 %.

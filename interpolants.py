@@ -41,7 +41,7 @@ def value(function: Callable, *arguments: float | str):
     return tuple(map(float, result)) if isinstance(result, tuple) else float(result)
 
 
-def across(coefficient: Tensor, x: Tensor) -> Tensor:
+def broadcast(coefficient: Tensor, x: Tensor) -> Tensor:
     """Reshape (B,) to (B, 1, 1, …), with as many axes as x, to broadcast over x."""
     return coefficient.view(-1, *[1] * (x.ndim - 1))
 
@@ -93,7 +93,7 @@ class Interpolant:
         self, coefficient: Callable[[Tensor], Tensor], s: Tensor | float, x: Tensor
     ) -> Tensor | float:
         """coefficient(s) as a factor of x: a float for a float s, (B, 1, …) for s of shape (B,)."""
-        return value(coefficient, s) if isinstance(s, float) else across(coefficient(s), x)
+        return value(coefficient, s) if isinstance(s, float) else broadcast(coefficient(s), x)
 
     # ------------------------------------------------------------------------------ coefficients
     # Each interpolant defines alpha, beta, sigma and d_alpha, d_beta, d_sigma, the derivatives.
@@ -109,13 +109,13 @@ class Interpolant:
     # ---------------------------------------------------------------------------------- training
     def interpolate(self, s: Tensor, x0: Tensor, x1: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """-> (x_s, target). The loss compares the network's output with the target."""
-        alpha, beta, sigma = (across(f(s), x1) for f in (self.alpha, self.beta, self.sigma))
-        w = across(s.sqrt(), x1) * eps if self.wiener else eps
+        alpha, beta, sigma = (broadcast(f(s), x1) for f in (self.alpha, self.beta, self.sigma))
+        w = broadcast(s.sqrt(), x1) * eps if self.wiener else eps
         x = alpha * x0 + beta * x1 + sigma * w
         if self.output == "residual":
             return x, (x1 - x0 if self.from_reference else x1) / self.k
         derivatives = (self.d_alpha, self.d_beta, self.d_sigma)
-        d_alpha, d_beta, d_sigma = (across(f(s), x1) for f in derivatives)
+        d_alpha, d_beta, d_sigma = (broadcast(f(s), x1) for f in derivatives)
         return x, d_alpha * x0 + d_beta * x1 + d_sigma * w
 
     def weight(self, s: Tensor) -> Tensor:
@@ -127,9 +127,9 @@ class Interpolant:
         Weights are at most 25, because some of them are unbounded on [0, 1].
         """
         # d target / d x_1 at fixed x_s, the ratio of both errors
-        share = self.d_beta(s) - divide(self.d_sigma(s) * self.beta(s), self.sigma(s), 0.0)
+        slope = self.d_beta(s) - divide(self.d_sigma(s) * self.beta(s), self.sigma(s), 0.0)
         of_x1 = {
-            "published": share**2,
+            "published": slope**2,
             "velocity": (1 - s).clamp(min=0.2) ** -2,
             "uniform": torch.ones_like(s),
         }
@@ -139,7 +139,7 @@ class Interpolant:
             if self.weighting == "published":
                 weight = torch.ones_like(s)
             else:
-                weight = weight / share.abs().clamp(min=1e-6) ** 2
+                weight = weight / slope.abs().clamp(min=1e-6) ** 2
         return weight.clamp(max=25)
 
     # ------------------------------------------------------------------- the network's input
@@ -186,8 +186,8 @@ class Interpolant:
         # The determinant is 0 in two cases. At s = 0 with beta'(0) = 0, beta is 0 too, and x_0
         # takes the place of x_1. Where x_s contains no noise, as some paths at s = 1,
         # x_1 = rest / beta.
-        unknown = divide(rest, beta, x0)
-        x1 = divide(d_sigma * rest - sigma * d_rest, determinant, unknown)
+        x1_if_singular = divide(rest, beta, x0)
+        x1 = divide(d_sigma * rest - sigma * d_rest, determinant, x1_if_singular)
         w = divide(beta * d_rest - d_beta * rest, determinant, 0.0)
         return x1, w
 
@@ -234,10 +234,10 @@ class Interpolant:
         """
         x1, w = self.solve(output, x, s, x0)
         sigma = self.at(self.sigma, s, x)
-        g = across(g, x) if isinstance(g, Tensor) else g
+        g = broadcast(g, x) if isinstance(g, Tensor) else g
         if self.wiener:
-            q = across(s, x) if isinstance(s, Tensor) else s
-            extra = divide(sigma**2 - g**2, 2 * sigma * q, 0.0) * w
+            time = broadcast(s, x) if isinstance(s, Tensor) else s
+            extra = divide(sigma**2 - g**2, 2 * sigma * time, 0.0) * w
         else:
             extra = divide(-(g**2), 2 * sigma, 0.0) * w
         # The output is the drift for g = sigma (Föllmer family) or g = 0, where `extra` is 0.
@@ -263,7 +263,7 @@ class Interpolant:
         g_squared = 2 * gamma * (gamma * self.d_beta(s) / self.beta(s) - self.d_gamma(s))
         return g_squared.clamp(min=0).sqrt()
 
-    def memory(self, name: str, s: Tensor, t: Tensor) -> Tensor:
+    def noise_correlation(self, name: str, s: Tensor, t: Tensor) -> Tensor:
         """rho = exp(-1/2 int_s^t g^2 / gamma^2 du), (B,), with g the diffusion `name`.
 
         rho is the correlation of the noise at s and at t: eps_t = rho eps_s + sqrt(1 - rho^2) xi.
@@ -271,7 +271,7 @@ class Interpolant:
         if name == "follmer":
             rho = divide(self.beta(s) * self.gamma(t), self.beta(t) * self.gamma(s), 0.0)
         else:
-            rho = self.process_memory(s, t) ** scale_of(name) ** 2
+            rho = self.process_correlation(s, t) ** scale_of(name) ** 2
         # A path from a point mass has no noise at s = 0. Its first step follows the trained SDE,
         # for every g.
         return torch.where(s > 0, rho, torch.zeros_like(rho)) if self.wiener else rho
@@ -284,8 +284,8 @@ class Interpolant:
         """
         return self.sigma(s)
 
-    def process_memory(self, s: Tensor, t: Tensor) -> Tensor:
-        """`memory` under process_sigma."""
+    def process_correlation(self, s: Tensor, t: Tensor) -> Tensor:
+        """`noise_correlation` for the diffusion `sigma`."""
         return (s / t).sqrt() if self.wiener else torch.exp(-(t - s) / 2)
 
     # -------------------------------------------------------------------- time variable of solvers
@@ -410,7 +410,7 @@ class Bridge(Interpolant):
     def process_sigma(self, s):
         return torch.full_like(s, self.c)
 
-    def process_memory(self, s, t):
+    def process_correlation(self, s, t):
         """int_s^t c^2 / gamma^2 du by partial fractions: gamma^2 = c^2 (u - low) (high - u)."""
         width = (1 + 4 * (self.m / self.c) ** 2) ** 0.5
         low = (1 - width) / 2

@@ -18,7 +18,7 @@ def stack_frames(frames: Tensor) -> Tensor:
 
 
 def split_frames(x: Tensor, h: int) -> Tensor:
-    """Invert stack_frames: (B, C, T h, w) -> (B, T, C, h, w)."""
+    """Invert stack_frames for frames of height h: (B, C, T h, w) -> (B, T, C, h, w)."""
     return x.unflatten(2, (-1, h)).transpose(1, 2)
 
 

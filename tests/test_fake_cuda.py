@@ -235,8 +235,10 @@ def test_a_wait_planted_in_the_update_is_found(gpu, latents, monkeypatch, plant)
 
 @pytest.mark.parametrize("plant", PLANTS)
 def test_a_wait_planted_in_the_roll_out_is_found(gpu, monkeypatch, plant):
-    normal = solvers.normal
-    monkeypatch.setattr(solvers, "normal", lambda like, generator: plant(normal(like, generator)))
+    normal = solvers.draw_normal
+    monkeypatch.setattr(
+        solvers, "draw_normal", lambda like, generator: plant(normal(like, generator))
+    )
     with pytest.raises(CAUGHT):
         run_roll_out(**{"flow.interpolant": "follmer"})
 

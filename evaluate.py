@@ -167,7 +167,7 @@ def measure_parts(
     V = source.protocol.videos
     first = process.rank * parts.count // process.world
     with progress(V, "evaluate", "video") as bar:
-        for k in parts.ours(first):
+        for k in parts.claim(first):
             if k is None:
                 # Other processes are measuring the remaining parts.
                 time.sleep(0.5)
@@ -178,7 +178,7 @@ def measure_parts(
                 )
                 stored = {} if source.arrays else {"truth": truth, "samples": samples[:, :keep]}
                 parts.write(k, {**tables, **stored, "evaluations": np.array([evaluations])})
-            bar.update(sum(min(PART, V - k * PART) for k in parts.there()) - bar.n)
+            bar.update(sum(min(PART, V - k * PART) for k in parts.written()) - bar.n)
 
 
 def summarize_parts(

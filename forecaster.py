@@ -61,7 +61,7 @@ class Forecaster:
             return
         if uses_bf16(self.config.train.precision, self.device):
             cast_weights(self.net, torch.bfloat16)
-        mode = parallel.compiled(
+        mode = parallel.compile_modules(
             [self.net], self.config.sample.compile, self.config.model.name, self.device
         )
         self.ready = True
@@ -285,7 +285,7 @@ def load(
     free = ("data.", "sample.", "output.", "vqvae.ckpt", "train.precision", "train.seed")
     if published.is_foreign(state):
         settings = {"flow.interpolant": interpolant, **overrides}
-        state = published.checkpoint(state, path, dataset, settings)
+        state = published.convert(state, path, dataset, settings)
         # A published file does not hold these settings, so the user may have to give them.
         free += ("vqvae.", "flow.interpolant", "model.")
     if missing := {"ema", "config", "step"} - state.keys():

@@ -121,7 +121,7 @@ def begin(config: Config, process: Process) -> Learner:
     torch.manual_seed(seed_of(train.seed, "weights"))
     net = build_net(config, process.device)
     net.recompute = train.recompute
-    spread = parallel.spread(net, config, process)
+    distributed = parallel.distribute(net, config, process)
     weights = net.state_dict()
     ema = {name: value.detach().clone() for name, value in weights.items()}
     optimizer = torch.optim.AdamW(
@@ -131,7 +131,7 @@ def begin(config: Config, process: Process) -> Learner:
         weight_decay=train.weight_decay,
         fused=True,
     )
-    return Learner(spread, weights, ema, optimizer)
+    return Learner(distributed, weights, ema, optimizer)
 
 
 # -------------------------------------------------------------------- an update
@@ -165,13 +165,13 @@ def update(
     parts = list(zip(batch.chunk(n), s.chunk(n), eps.chunk(n)))
     losses = []
     for k, part in enumerate(parts, 1):
-        with parallel.last_of_step(net, k == len(parts)):
+        with parallel.gradient_sync(net, k == len(parts)):
             with autocast(train.precision, device):
                 loss = flow_loss(net, forecaster.interpolant, *part)
             losses.append(loss.detach())
             (loss.mean() / len(parts)).backward()
 
-    norm = parallel.plain(nn.utils.clip_grad_norm_(net.parameters(), train.clip_norm))
+    norm = parallel.to_plain(nn.utils.clip_grad_norm_(net.parameters(), train.clip_norm))
     # The fused optimizer reads found_inf on the device, so that the host does not wait.
     optimizer.found_inf = (~norm.isfinite()).float()
     optimizer.step()
@@ -314,7 +314,7 @@ def preview(
     """Forecast a few clips with the averaged weights. Writes a picture beside the checkpoints, a
     video to wandb, and scores to the log. All processes call this function; the first one
     forecasts."""
-    ema = parallel.whole(learner.ema, process.first)
+    ema = parallel.gather(learner.ema, process.first)
     if process.first:
         forecaster.net.load_state_dict(ema)
         data = forecaster.config.data
@@ -409,7 +409,7 @@ def save(
     learner; the first one writes, and the others wait for it."""
     state = {}
     for name, part in parts.items():
-        state[name] = parallel.whole(part.save(step), process.first)
+        state[name] = parallel.gather(part.save(step), process.first)
     state |= {"step": step, "config": configs.to_dict(config), "rng": {"seed": config.train.seed}}
     # Our own autoencoder is small. A checkpoint that holds it is all that sampling needs.
     if config.vqvae.kind == "small":

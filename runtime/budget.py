@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from runtime.console import UserError, first_line
+from runtime.console import UserError
 from runtime.folders import write_atomically
 
 # A call that takes more seconds than this is long enough to measure a rate.
@@ -127,8 +127,8 @@ def read_plan(path: Path) -> dict | None:
         plan = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        plan = first_line(error)
+    except ValueError:
+        plan = None
     plan = plan if isinstance(plan, dict) else {}
     settings, minutes = plan.get("settings"), plan.get("minutes")
     numbers = [*settings.values(), minutes] if isinstance(settings, dict) else [None]

@@ -47,8 +47,8 @@ def write_manifest(dir: Path, command: str, **facts: object) -> None:
 
 
 # ------------------------------------------------------------------------------------ atomic writes
-def beside(path: Path, ending: str) -> Path:
-    """`path` with `.ending` appended to its name."""
+def add_ending(path: Path, ending: str) -> Path:
+    """Append `.ending` to the name of a path."""
     return path.with_name(f"{path.name}.{ending}")
 
 
@@ -82,7 +82,7 @@ def write_atomically(path: str | Path, per_process: bool = False) -> Iterator[Bi
 @contextmanager
 def fill_partial(out: Path) -> Iterator[Path]:
     """Yield the empty folder `out`.partial; remove whatever is left of it when the block ends."""
-    partial = beside(out, "partial")
+    partial = add_ending(out, "partial")
     # A process that was killed may have left one behind.
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -116,7 +116,7 @@ def replace_folder(out: str | Path) -> Iterator[Path]:
     `restore_folder` renames back. Until the swap, other processes can read `out`.
     """
     out = Path(out)
-    old = beside(out, "old")
+    old = add_ending(out, "old")
     restore_folder(out)
     with fill_partial(out) as partial:
         yield partial
@@ -133,7 +133,7 @@ def restore_folder(out: str | Path) -> None:
     Commands that read `out` before they replace it call this function first.
     """
     out = Path(out)
-    old = beside(out, "old")
+    old = add_ending(out, "old")
     if old.exists() and not out.exists():
         os.replace(old, out)
 
@@ -251,7 +251,7 @@ class Parts:
         """The path of part k."""
         return self.dir / f"part_{k:04d}.npz"
 
-    def there(self) -> list[int]:
+    def written(self) -> list[int]:
         """The numbers of the parts that are written."""
         return [k for k in range(self.count) if self.file(k).exists()]
 
@@ -268,7 +268,7 @@ class Parts:
                 parts.append(dict(file))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def ours(self, first: int = 0) -> Iterator[int | None]:
+    def claim(self, first: int = 0) -> Iterator[int | None]:
         """Yield the numbers of the parts that this process has to compute, from part `first` on.
 
         Yields None while all missing parts are locked by other processes. Ends when all parts are

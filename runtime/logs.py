@@ -56,12 +56,12 @@ def wandb_mode(mode: str) -> str:
     elif variable not in MODES:
         # wandb refuses an unknown value even if wandb.mode is not auto.
         raise UserError(f"WANDB_MODE={variable}: wandb has no such mode{nearest(variable, MODES)}")
-    source, asked = f"wandb.mode={mode}", mode
+    source, requested = f"wandb.mode={mode}", mode
     if mode == "auto":
-        source, asked = f"WANDB_MODE={variable}", variable
-    asked = MODES.get(asked, "")
+        source, requested = f"WANDB_MODE={variable}", variable
+    requested = MODES.get(requested, "")
 
-    if asked != "disabled" and not has_package("wandb"):
+    if requested != "disabled" and not has_package("wandb"):
         if mode != "auto":
             raise UserError(
                 f"{source}, but wandb is not installed: pip install wandb, or set "
@@ -72,11 +72,11 @@ def wandb_mode(mode: str) -> str:
             "pip install wandb"
         )
         return "disabled"
-    if asked in ("disabled", "offline"):
-        return asked
+    if requested in ("disabled", "offline"):
+        return requested
     if has_key():
-        return asked or "online"
-    if asked:
+        return requested or "online"
+    if requested:
         raise UserError(
             f"{source}, but wandb has no API key: run `wandb login`, set WANDB_API_KEY, or "
             "--set wandb.mode=offline"

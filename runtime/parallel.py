@@ -25,14 +25,14 @@ from runtime.console import UserError
 from runtime.process import Process
 
 
-def spread(net: nn.Module, config: Config, process: Process) -> nn.Module:
+def distribute(net: nn.Module, config: Config, process: Process) -> nn.Module:
     """Compile and parallelise a network with the same weights on all processes.
 
     -> the module that the training loop calls in place of `net`.
     """
     sharded = config.train.shard and process.world > 1
     modules = net.blocks if sharded else [net]
-    mode = compiled(modules, config.train.compile, config.model.name, process.device)
+    mode = compile_modules(modules, config.train.compile, config.model.name, process.device)
     if sharded and mode in GRAPHS:
         raise UserError(
             f"train.compile={mode} records the addresses of weights, and train.shard moves the "
@@ -55,23 +55,28 @@ def spread(net: nn.Module, config: Config, process: Process) -> nn.Module:
     return net
 
 
-def compiled(modules: list[nn.Module], asked: str, model: str, device: torch.device) -> str:
-    """Mark modules for compilation at their first call. -> the mode, see `compile_mode`."""
-    mode = compile_mode(asked, model, device)
+def compile_modules(
+    modules: list[nn.Module], setting: str, model: str, device: torch.device
+) -> str:
+    """Mark modules for compilation at their first call. -> the mode, see `compile_mode`.
+
+    setting: train.compile or sample.compile.
+    """
+    mode = compile_mode(setting, model, device)
     if mode != "off":
         for module in modules:
             module.compile(mode=None if mode == "default" else mode, dynamic=False)
     return mode
 
 
-def compile_mode(asked: str, model: str, device: torch.device) -> str:
+def compile_mode(setting: str, model: str, device: torch.device) -> str:
     """Resolve the value `auto` of train.compile.
 
     It is `off` on CPUs, where compilation takes long and gains little: matrix products dominate the
     run time.
     """
-    if asked != "auto":
-        return asked
+    if setting != "auto":
+        return setting
     useful = device.type == "cuda" and model == "uvit" and has_compiler() and has_triton()
     return "default" if useful else "off"
 
@@ -83,7 +88,7 @@ def has_compiler() -> bool:
     return bool(compiler) and (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
 
 
-def last_of_step(net: nn.Module, last: bool) -> AbstractContextManager:
+def gradient_sync(net: nn.Module, last: bool) -> AbstractContextManager:
     """The context of the forward and backward pass of one part of a batch.
 
     With gradient accumulation, processes exchange gradients only in the last part of a batch.
@@ -95,7 +100,7 @@ def last_of_step(net: nn.Module, last: bool) -> AbstractContextManager:
     return nullcontext()
 
 
-def plain(value: Tensor) -> Tensor:
+def to_plain(value: Tensor) -> Tensor:
     """Convert a DTensor that is equal on all processes, such as a norm, to an ordinary tensor."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
@@ -108,7 +113,7 @@ def local(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return parts
 
 
-def alike(value: Tensor, own: Tensor) -> Tensor:
+def shard_like(value: Tensor, own: Tensor) -> Tensor:
     """Copy a full tensor to the sharding and memory layout of `own`.
 
     The fused optimizer requires the layout of the weights for its moments. All processes call this
@@ -127,10 +132,12 @@ def load_tensors(own: dict[str, Tensor], values: dict[str, Tensor], where: str |
     """
     checkpoints.check_weights(own, values, where)
     for name, tensor in own.items():
-        tensor.copy_(alike(values[name], tensor) if isinstance(tensor, DTensor) else values[name])
+        tensor.copy_(
+            shard_like(values[name], tensor) if isinstance(tensor, DTensor) else values[name]
+        )
 
 
-def whole(state, keep: bool):
+def gather(state, keep: bool):
     """All-gather the sharded tensors of a nested state into CPU memory.
 
     All processes call this function. A process with keep=False receives None in place of sharded
@@ -140,9 +147,9 @@ def whole(state, keep: bool):
         value = state.full_tensor()
         return value.cpu() if keep else None
     if isinstance(state, dict):
-        return {key: whole(value, keep) for key, value in state.items()}
+        return {key: gather(value, keep) for key, value in state.items()}
     if isinstance(state, list):
-        return [whole(value, keep) for value in state]
+        return [gather(value, keep) for value in state]
     return state
 
 
@@ -156,5 +163,5 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
         for name, value in slot.items():
             # Step counts are scalars and are not sharded.
             of_weight = value.shape == weight.shape
-            moments[index][name] = alike(value, weight) if of_weight else value
+            moments[index][name] = shard_like(value, weight) if of_weight else value
     optimizer.load_state_dict({**state, "state": moments})

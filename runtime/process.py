@@ -96,7 +96,7 @@ def gpu_index(local: int, visible: int) -> int:
 def connect(rank: int, world: int, device: torch.device) -> Process:
     """Join the other processes. Cached, so that several calls of start() connect once."""
     store = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))[0]
-    store = fresh(store, rank, world)
+    store = use_new_prefix(store, rank, world)
     on_gpu = device.type == "cuda"
     if on_gpu:
         gpu = torch.cuda.get_device_properties(device)
@@ -136,7 +136,7 @@ def refuse_shared_gpus(store: dist.Store, rank: int, world: int, gpu: str) -> No
             )
 
 
-def fresh(store: dist.Store, rank: int, world: int) -> dist.Store:
+def use_new_prefix(store: dist.Store, rank: int, world: int) -> dist.Store:
     """Agree on a prefix of the store that no earlier processes have used. -> the store under it.
 
     After a restart by torchrun --max-restarts, the store still holds entries of the dead workers,
@@ -255,7 +255,7 @@ class StopSignals:
 
     def __init__(self, process: Process):
         self.process = process
-        self.asked = 0  # number of the signal received, 0 before
+        self.received = 0  # number of the signal received, 0 before
         self.read = False  # whether `agreed` has returned a signal
         self.before = {}  # the handlers to restore
 
@@ -264,20 +264,20 @@ class StopSignals:
             # Windows has no SIGUSR1.
             if hasattr(signal, name):
                 number = getattr(signal, name)
-                self.before[number] = signal.signal(number, self.ask)
+                self.before[number] = signal.signal(number, self.receive)
         return self
 
     def __exit__(self, kind, *_) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        if kind is None and self.asked and not self.read:
-            os.kill(os.getpid(), self.asked)
+        if kind is None and self.received and not self.read:
+            os.kill(os.getpid(), self.received)
 
-    def ask(self, number: int, _frame) -> None:
+    def receive(self, number: int, _frame) -> None:
         """The signal handler."""
-        if number == signal.SIGINT and self.asked == number:
+        if number == signal.SIGINT and self.received == number:
             raise KeyboardInterrupt
-        self.asked = number
+        self.received = number
 
     def agreed(self, step: int, last: bool = False) -> int:
         """The number of a signal that any process received, or 0; the same on all processes.
@@ -285,13 +285,13 @@ class StopSignals:
         Several processes exchange the number by an all-reduce, at every tenth step and at the
         `last` one; at other steps the result is 0.
         """
-        number = self.asked
+        number = self.received
         if self.process.world > 1:
             if step % 10 and not last:
                 return 0
-            asked = torch.tensor(number, device=self.process.device)
-            dist.all_reduce(asked, dist.ReduceOp.MAX)
-            number = int(asked)
+            highest = torch.tensor(number, device=self.process.device)
+            dist.all_reduce(highest, dist.ReduceOp.MAX)
+            number = int(highest)
         self.read = self.read or bool(number)
         return number
 

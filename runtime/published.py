@@ -61,7 +61,7 @@ def weights_of(state: dict, part: str, path: str | Path) -> dict[str, Tensor]:
     return weights
 
 
-def under(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def strip_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Select the weights whose names start with the prefix, and remove the prefix."""
     found = {}
     for name, value in weights.items():
@@ -84,7 +84,7 @@ def autoencoder_weights(state: dict, path: str | Path) -> dict[str, Tensor]:
             f"{path}: not a published autoencoder (it holds neither `state_dict` nor `model`)"
         )
     for prefix in AUTOENCODER:
-        inside = under(weights, prefix)
+        inside = strip_prefix(weights, prefix)
         if inside:
             weights = inside
             break
@@ -97,14 +97,14 @@ def is_foreign(state: dict) -> bool:
     return "model" in state and not isinstance(state.get("config"), dict)
 
 
-def checkpoint(state: dict, path: str | Path, dataset: str, given: dict[str, Any]) -> dict:
+def convert(state: dict, path: str | Path, dataset: str, given: dict[str, Any]) -> dict:
     """Convert a published model. -> {"ema", "config", "step"}, and "vqvae" if the file holds it.
 
     Settings that the file does not hold come from the entry of `dataset` in configs.py and from
     `given`, {"group.field": value}. Raises UserError if these contradict the file.
     """
     weights = weights_of(state, "ema" if "ema" in state else "model", path)
-    net = under(weights, NETWORK)
+    net = strip_prefix(weights, NETWORK)
     if not net:
         net = {name: value for name, value in weights.items() if not name.startswith("ae.")}
     given = {name: value for name, value in {"dataset": dataset, **given}.items() if value != ""}

@@ -49,7 +49,7 @@ def check_start(config: Config, ckpt: str) -> dict:
     state = checkpoints.load_checkpoint(ckpt)
     if published.is_foreign(state):
         given = {"flow.interpolant": config.flow.interpolant}
-        state = published.checkpoint(state, ckpt, config.dataset, given)
+        state = published.convert(state, ckpt, config.dataset, given)
     if not {"ema", "config"} <= state.keys():
         raise UserError(f"{ckpt}: not a checkpoint of main.py (it lacks ema or config)")
     old = configs.from_dict(state["config"])

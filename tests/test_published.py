@@ -326,10 +326,10 @@ def test_vqvae_ckpt_replaces_the_autoencoder_in_the_file(tmp_path, taming_file):
 
 def test_batch_normalisation_is_detected_in_the_weights(tmp_path):
     path = river_file(tmp_path / "model.pth", out_norm="bn")
-    state = published.checkpoint(checkpoints.load_checkpoint(path), path, "bair_64", {})
+    state = published.convert(checkpoints.load_checkpoint(path), path, "bair_64", {})
     assert state["config"]["model"]["out_norm"] == "bn"
     with pytest.raises(UserError, match="was trained with model.out_norm = bn, not with ln"):
-        published.checkpoint(
+        published.convert(
             checkpoints.load_checkpoint(path), path, "bair_64", {"model.out_norm": "ln"}
         )
 
@@ -441,7 +441,7 @@ def test_a_published_model_of_a_wrapped_network_loads(how, tmp_path):
     path = tmp_path / "model.pth"
     weights = wrapped(prefixed("vector_field_regressor.", network()), how)
     torch.save({"model": weights}, path)
-    state = published.checkpoint(checkpoints.load_checkpoint(path), path, "kth", {})
+    state = published.convert(checkpoints.load_checkpoint(path), path, "kth", {})
     own = network()
     assert state["ema"].keys() == own.keys()
     assert all(torch.equal(value, own[name]) for name, value in state["ema"].items())

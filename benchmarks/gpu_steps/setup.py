@@ -200,7 +200,7 @@ class Loop:
 def copy_state(learner: train.Learner) -> dict:
     """The learner's part of a checkpoint, in main memory."""
     state = {"model": learner.weights, "ema": learner.ema, "opt": learner.optimizer.state_dict()}
-    return copy_tensors(parallel.whole(state, True))
+    return copy_tensors(parallel.gather(state, True))
 
 
 def copy_tensors(value):

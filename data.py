@@ -70,9 +70,9 @@ class Clips(NamedTuple):
 
 def preview_clips(config: Config, shards: Shards, windows: Windows | None) -> Clips:
     """Read PREVIEW_VIDEOS clips of a split: the first of `windows`, or evenly spaced ones."""
-    whole = config.data.condition + config.data.predict
+    length = config.data.condition + config.data.predict
     if windows is None:
-        windows = spaced_windows(shards.lengths, whole, config.data.skip, PREVIEW_VIDEOS)
+        windows = spaced_windows(shards.lengths, length, config.data.skip, PREVIEW_VIDEOS)
     return Clips(read_clips(shards, windows)[:PREVIEW_VIDEOS], frame_rate(shards, config))
 
 
@@ -119,13 +119,13 @@ def open_split(config: Config, split: str) -> Shards:
 def check_lengths(config: Config, shards: Shards) -> None:
     """Raise UserError if no clip is long enough to train or to forecast. Called before the VQVAE is
     trained."""
-    whole, skip = config.data.condition + config.data.predict, config.data.skip
+    length, skip = config.data.condition + config.data.predict, config.data.skip
     check_long_enough(shards, config.data.clip, skip, "data.clip")
     held_out = shards if config.train.overfit else open_split(config, config.sample.split)
-    check_long_enough(held_out, whole, skip, "data.condition + data.predict")
+    check_long_enough(held_out, length, skip, "data.condition + data.predict")
 
 
-def with_steps(config: Config, shards: Shards) -> Config:
+def resolve_steps(config: Config, shards: Shards) -> Config:
     """Replace train.steps = 0 by the number of windows in the stream. UserError if train.steps is
     larger than that number."""
     if config.data.mode == "clips":
@@ -227,7 +227,7 @@ class Source(NamedTuple):
     load_state_dict: Callable[[dict | None], None] = ignore_state
 
 
-def batches_from(
+def build_source(
     config: Config,
     shards: Shards,
     autoencoder: nn.Module,
@@ -246,7 +246,11 @@ def batches_from(
         stream = StreamTriples(config, dir, process.device, process.rank, process.world)
         describe = partial(describe_stream_batch, config, shards)
         return Source(
-            stream.batches, stream.anywhere, describe, stream.state_dict, stream.load_state_dict
+            stream.batches,
+            stream.random_batches,
+            describe,
+            stream.state_dict,
+            stream.load_state_dict,
         )
     latents = LatentTriples(config, dir, process.device, process.rank, process.world, windows)
     return Source(latents.batches, latents.batches, describe)
@@ -328,7 +332,7 @@ def assume_latents(
     return dataclasses.replace(config, latent=latent)
 
 
-def latents_of(
+def resolve_latents(
     config: Config, source: Source, autoencoder: nn.Module, start: dict | None, process: Process
 ) -> Latent:
     """Shape and statistics of the latents: from the checkpoint of a resumed run, or measured by the

@@ -96,7 +96,7 @@ def from_results(args: argparse.Namespace, process: Process) -> tuple[Source, Pa
     # The FVD of the autoencoder needs its weights, which the results folder does not hold.
     forecaster = None
     ckpt = args.ckpt or str(about.get("checkpoint") or "")
-    if set(metrics_of(args, config, protocol)) & set(measure.SETS):
+    if set(choose_metrics(args, config, protocol)) & set(measure.SETS):
         if args.ckpt or Path(ckpt).is_file():
             forecaster, _ = load_forecaster(
                 ckpt, process.device, overrides(args), args.dataset, args.interpolant
@@ -210,7 +210,7 @@ def summarize_parts(
 
 
 # ------------------------------------------------------------------------------------------ command
-def metrics_of(args: argparse.Namespace, config: Config, protocol: Protocol) -> list[str]:
+def choose_metrics(args: argparse.Namespace, config: Config, protocol: Protocol) -> list[str]:
     """The metrics of --metrics; by default all that suit the dataset and the protocol."""
     ball, several = config.dataset.startswith("ball"), protocol.samples > 1
     if not args.metrics:
@@ -231,7 +231,7 @@ def metrics_of(args: argparse.Namespace, config: Config, protocol: Protocol) -> 
     return [name for name in measure.ALL if name in args.metrics]
 
 
-def weights_of(which: list[str], protocol: Protocol, args: argparse.Namespace) -> dict[str, Path]:
+def find_weights(which: list[str], protocol: Protocol, args: argparse.Namespace) -> dict[str, Path]:
     """Find the weights files of the networks that the metrics use. UserError if one is missing."""
     found = {}
     if set(which) & set(measure.SETS):
@@ -300,7 +300,7 @@ def overrides(args: argparse.Namespace) -> dict:
     return configs.parse_overrides([*given, *args.set])
 
 
-def mean_of_training(config: Config) -> np.ndarray | None:
+def mean_training_frame(config: Config) -> np.ndarray | None:
     if config.vqvae.kind == "latents":
         return None
     try:
@@ -349,7 +349,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def plan_of(
+def digest_plan(
     source: Source,
     weights: dict[str, str],
     mean: np.ndarray | None,
@@ -376,7 +376,7 @@ def plan_of(
     return digest(repr(plan).encode())[:16]
 
 
-def evaluated(
+def ensure_results(
     args: argparse.Namespace, process: Process, known: dict[bytes, np.ndarray] | None = None
 ) -> Path:
     """Measure and write the results, unless the folder already holds those of the same plan.
@@ -389,12 +389,12 @@ def evaluated(
     source, out = (from_results if args.results else from_checkpoint)(args, process)
     if args.out:
         out = results.folder(args.out)
-    which = metrics_of(args, source.config, source.protocol)
+    which = choose_metrics(args, source.config, source.protocol)
     results.check_out(out)
     check(source, which)
-    files, mean = weights_of(which, source.protocol, args), mean_of_training(source.config)
+    files, mean = find_weights(which, source.protocol, args), mean_training_frame(source.config)
     weights = {name: f"{path.name} {digest(path.read_bytes())[:8]}" for name, path in files.items()}
-    plan = plan_of(source, weights, mean, which, args.keep)
+    plan = digest_plan(source, weights, mean, which, args.keep)
 
     def done() -> bool:
         return (out / "metrics.json").exists() and results.read_metrics(out).get("plan") == plan
@@ -417,7 +417,7 @@ def evaluated(
 
 def main() -> None:
     args, process = parse(), start()
-    out = evaluated(args, process)
+    out = ensure_results(args, process)
     if process.first:
         result = results.read_metrics(out)
         format = results.config_of(result, out).sample.format

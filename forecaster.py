@@ -150,12 +150,13 @@ class Forecaster:
         history = torch.empty(B, T + frames, *shape, device=self.device)
         history[:, :T] = given
         # Two generators, so that the noise does not depend on how often contexts are drawn.
-        noise, places = generator(self.device, *key), generator(self.device, *key, "context")
+        noise = generator(self.device, *key)
+        context_generator = generator(self.device, *key, "context")
         rows = torch.arange(B, device=self.device)[:, None]
         for t in range(T, T + frames):
 
             def draw(t: int = t) -> tuple[Tensor, Tensor]:
-                u = torch.rand(B, K, generator=places, device=self.device)
+                u = torch.rand(B, K, generator=context_generator, device=self.device)
                 gaps = draw_gaps(u, max(t - 1, 1), sample.context)
                 # After a single given frame, the reference is its own context.
                 return history[rows, (t - 1 - gaps).clamp(min=0)], gaps.float()
@@ -330,7 +331,7 @@ def load_autoencoder(state: dict, config: Config, path: str | Path) -> nn.Module
     )
 
 
-def about(forecaster: Forecaster, step: int, ckpt: str | Path) -> dict:
+def describe_sampler(forecaster: Forecaster, step: int, ckpt: str | Path) -> dict:
     """Describe the sampler and the checkpoint for metrics.json."""
     sample = forecaster.config.sample
     return {

@@ -87,7 +87,7 @@ def train_network(
 
         shards = data.open_split(config, "train")
         data.check_lengths(config, shards)
-        config = data.with_steps(config, shards)
+        config = data.resolve_steps(config, shards)
         if process.first:
             expected = budget.describe_run(remaining_stages(config, process), time.time())
             print(expected, file=sys.stderr)
@@ -95,8 +95,8 @@ def train_network(
         clock.lap("VQVAE")
 
         windows = data.overfit_windows(config, shards) if config.train.overfit else None
-        source = data.batches_from(config, shards, autoencoder, windows, process)
-        latent = data.latents_of(config, source, autoencoder, state, process)
+        source = data.build_source(config, shards, autoencoder, windows, process)
+        latent = data.resolve_latents(config, source, autoencoder, state, process)
         config = dataclasses.replace(config, latent=latent)
         clock.lap("latents")
 
@@ -262,7 +262,7 @@ def choose_updates(config: Config, stages: list[Stage], minutes: float) -> dict:
 
 
 # -------------------------------------------------------------------- plan
-def plan(config: Config) -> list[str]:
+def describe_work(config: Config) -> list[str]:
     """Describe what a run would do (--dry_run), in lines of text."""
     root, dir = Path(config.data.root), checkpoint_dir(config)
     lines = [f"missing: {problem}" for problem in data.missing(config)]
@@ -383,7 +383,7 @@ def print_plan(config: Config, minutes: float | None) -> None:
     dir = checkpoint_dir(config)
     config, planned = apply_plan(config, dir, process)
     print(json.dumps(configs.to_dict(config), indent=1))
-    print("\n".join(plan(config)))
+    print("\n".join(describe_work(config)))
     if data.missing(config):
         return
     stages = remaining_stages(config, process)

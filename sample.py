@@ -18,7 +18,7 @@ from batches.windows import Windows
 from evaluation import measure
 from evaluation.protocols import Protocol
 from evaluation.sources import forecast_split, sample_windows
-from forecaster import Forecaster, about
+from forecaster import Forecaster, describe_sampler
 from forecaster import load as load_forecaster
 from report import results
 from report.terminal import horizon_table as table
@@ -53,7 +53,7 @@ def evaluate(
     protocol = Protocol("own", source, (), *clips)
     fps = data.frame_rate(shards, config)
     described = {
-        **about(forecaster, step, ckpt),
+        **describe_sampler(forecaster, step, ckpt),
         **protocol.told(measure.SCORES),
         "skip": config.data.skip,
         "fps": fps,

@@ -58,14 +58,14 @@ class PackedFile:
             )
         self.file = file
         self.path = path
-        self.data = own(file[key], file)
+        self.data = check_dataset(file[key], file)
         self.rows: dict[str, Rows] = {}
-        self.lengths = own(file["lengths"], file)[:].astype(np.int64)
+        self.lengths = check_dataset(file["lengths"], file)[:].astype(np.int64)
         self.continues = bool(file.attrs.get("continues", False))
         self.fps = float(file.attrs.get("fps", 0)) or None
         self.rates = np.full(len(self.lengths), self.fps or 0.0)
         if "rates" in file:
-            self.rates = own(file["rates"], file)[:].astype(np.float64)
+            self.rates = check_dataset(file["rates"], file)[:].astype(np.float64)
         self.shape = self.data.shape[1:]
         self.dtype = self.data.dtype
         if self.lengths.sum() != len(self.data):
@@ -83,7 +83,7 @@ class PackedFile:
         return self._rows(self.data).read(flat)
 
     def read_extra(self, name: str, flat: np.ndarray) -> np.ndarray:
-        return self._rows(own(self.file["extra"][name], self.file)).read(flat)
+        return self._rows(check_dataset(self.file["extra"][name], self.file)).read(flat)
 
     def _rows(self, data: h5py.Dataset) -> Rows:
         if data.name not in self.rows:
@@ -101,7 +101,7 @@ class RiverFile:
         self.fps = float(file.attrs.get("fps", 0)) or None
         lengths = {}
         for name in sorted(file["len"], key=int):
-            lengths[name] = int(own(file["len"][name], file)[()])
+            lengths[name] = int(check_dataset(file["len"][name], file)[()])
         # RIVER's converter also writes empty videos, and shards without any video.
         self.names = [name for name, length in lengths.items() if length]
         self.lengths = np.array([lengths[name] for name in self.names], np.int64)
@@ -114,7 +114,7 @@ class RiverFile:
         self.shape = None
         self.dtype = None
         if self.names:
-            first = own(file[self.names[0]]["0"], file)
+            first = check_dataset(file[self.names[0]]["0"], file)
             self.shape = first.shape
             self.dtype = first.dtype
 
@@ -123,11 +123,11 @@ class RiverFile:
         frames = []
         for v, i in zip(videos, flat):
             frame = self.file[self.names[v]][str(i - self.starts[v])]
-            frames.append(own(frame, self.file)[()])
+            frames.append(check_dataset(frame, self.file)[()])
         return np.stack(frames)
 
 
-def own(data: h5py.Dataset, file: h5py.File) -> h5py.Dataset:
+def check_dataset(data: h5py.Dataset, file: h5py.File) -> h5py.Dataset:
     """Check a dataset of an untrusted file and return it.
 
     Raises ValueError if the data are stored outside `file`, so that no shard gives access to other
@@ -189,10 +189,10 @@ def offsets(data: h5py.Dataset) -> np.ndarray | None:
     chunk_rows = data.chunks[0]
     starts = np.full(-(-len(data) // chunk_rows), -1)
 
-    def note(chunk) -> None:
+    def record(chunk) -> None:
         starts[chunk.chunk_offset[0] // chunk_rows] = chunk.byte_offset
 
-    data.id.chunk_iter(note)
+    data.id.chunk_iter(record)
     if data.chunks[1:] != data.shape[1:] or (starts < 0).any():
         return None
     rows = np.arange(len(data))
@@ -263,7 +263,7 @@ class Shards:
         """
         if k == 0 or not self.files[k].continues:
             return False
-        return number_of(self.paths[k]) == number_of(self.paths[k - 1]) + 1
+        return shard_number(self.paths[k]) == shard_number(self.paths[k - 1]) + 1
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -288,7 +288,7 @@ class Shards:
         try:
             file = open_to_read(path)
         except OSError as error:
-            raise UserError(f"{path}: {why_closed(error)}") from None
+            raise UserError(f"{path}: {explain_open_error(error)}") from None
         try:
             opened = RiverFile(file, path) if "len" in file else PackedFile(file, path, self.key)
         except DAMAGED as error:
@@ -406,7 +406,7 @@ def open_to_read(path: Path) -> h5py.File:
         return file
 
 
-def why_closed(error: OSError) -> str:
+def explain_open_error(error: OSError) -> str:
     """Why HDF5 cannot open a file, and what to do."""
     line = first_line(error)
     if "unable to lock" in line:
@@ -420,13 +420,13 @@ def why_closed(error: OSError) -> str:
     return f"not a readable HDF5 file ({line}); prepare it again"
 
 
-def number_of(path: Path) -> int:
+def shard_number(path: Path) -> int:
     """The number in the name of a shard, 0 if there is none."""
     return int("".join(filter(str.isdigit, path.stem)) or 0)
 
 
 # ------------------------------------------------------------------------------------------ writing
-def need_space(path: Path, size: int) -> None:
+def check_space(path: Path, size: int) -> None:
     """Raise OSError (ENOSPC) if the disk has no room for `size` more bytes.
 
     Called before HDF5 writes, because HDF5 crashes when the disk is full.
@@ -575,7 +575,7 @@ class ShardWriter:
             return
         # At least 4 MiB at a time, so that not every short video needs a reservation.
         step = max(short, 1 << 22)
-        need_space(self._temporary, step)
+        check_space(self._temporary, step)
         if hasattr(os, "posix_fallocate"):
             with open(self._temporary, "r+b") as file:
                 try:
@@ -611,7 +611,7 @@ def write_packed(
     path: str | Path, key: str, rows: np.ndarray, lengths: np.ndarray, attrs: dict
 ) -> None:
     """Write an array as one packed shard, stored contiguously so that it can be memory-mapped."""
-    need_space(Path(path), rows.nbytes)
+    check_space(Path(path), rows.nbytes)
     digest = hashlib.blake2b(np.ascontiguousarray(rows), digest_size=16).hexdigest()
     # Several processes may encode the same file of a latent cache.
     with (

@@ -66,9 +66,9 @@ def fit(
     start: the checkpoint to resume from, or the weights to start from, or None.
     """
     train = config.train
-    learner = begin(config, process)
+    learner = build_learner(config, process)
     recent = logs.Recent(train.batch_size)
-    parts = parts_of(config, learner, recent, source, process, dir)
+    parts = checkpoint_parts(config, learner, recent, source, process, dir)
     step = load(start, parts, process, dir)
     if step >= train.steps:
         return dir / "latest.pt"
@@ -87,7 +87,9 @@ def fit(
         recent.restart_clock()
         for batch in source.batches(step, train.steps):
             recent.add(update(learner.net, learner.optimizer, forecaster, batch, step, process))
-            average(parallel.local(learner.ema), parallel.local(learner.weights), step, train.ema)
+            update_ema(
+                parallel.local(learner.ema), parallel.local(learner.weights), step, train.ema
+            )
             step += 1
             bar.update()
 
@@ -115,7 +117,7 @@ def fit(
     return dir / "latest.pt"
 
 
-def begin(config: Config, process: Process) -> Learner:
+def build_learner(config: Config, process: Process) -> Learner:
     """Build the network with new weights, its average and its optimizer."""
     train = config.train
     torch.manual_seed(seed_of(train.seed, "weights"))
@@ -213,7 +215,7 @@ def measure_update(
     # make_update tries batches of one item and more, and replay.n_live must not exceed that size.
     replay = dataclasses.replace(config.replay, n_live=1)
     config = dataclasses.replace(config, train=settings, replay=replay)
-    learner = begin(config, process)
+    learner = build_learner(config, process)
     given = torch.randn(config.train.batch_size, past, C, h, w, device=device)
     # The joint network predicts several frames, stacked along the height.
     frame = given[:, 0].repeat(1, 1, future, 1)
@@ -226,7 +228,7 @@ def measure_update(
         )
         part = Batch(*(values[:n] for values in batch))
         update(learner.net, learner.optimizer, forecaster, part, 0, process)
-        average(learner.ema, learner.weights, 0, train.ema)
+        update_ema(learner.ema, learner.weights, 0, train.ema)
 
     most = max(1, config.train.batch_size // world)
     per_item = seconds_per_item(make_update, most, device)
@@ -271,7 +273,7 @@ def flow_times(
 
 
 @torch.no_grad()
-def average(ema: dict[str, Tensor], own: dict[str, Tensor], step: int, decay: float) -> None:
+def update_ema(ema: dict[str, Tensor], weights: dict[str, Tensor], step: int, decay: float) -> None:
     """Update the exponential moving average of the weights. Integer buffers are copied.
 
     After n updates the decay is at most (1 + n) / (10 + n), so that the initial weights soon lose
@@ -279,9 +281,10 @@ def average(ema: dict[str, Tensor], own: dict[str, Tensor], step: int, decay: fl
     """
     decay = min(decay, (1 + step) / (10 + step))
     floats = [name for name, value in ema.items() if value.is_floating_point()]
-    torch._foreach_lerp_([ema[name] for name in floats], [own[name] for name in floats], 1 - decay)
+    averages = [ema[name] for name in floats]
+    torch._foreach_lerp_(averages, [weights[name] for name in floats], 1 - decay)
     for name in ema.keys() - set(floats):
-        ema[name].copy_(own[name])
+        ema[name].copy_(weights[name])
 
 
 # -------------------------------------------------------------------- logs
@@ -362,7 +365,7 @@ def learner_parts(learner: Learner, dir: Path) -> dict[str, Part]:
     }
 
 
-def parts_of(
+def checkpoint_parts(
     config: Config,
     learner: Learner,
     recent: logs.Recent,

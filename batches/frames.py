@@ -48,11 +48,11 @@ def apply_jitter(frames: Tensor, jitter: Jitter) -> Tensor:
     factors = to_device(jitter.factors, frames.device)
     # The order of the changes differs between clips: at each of the four places, every change is
     # applied to the clips that have it at this place.
-    for turn in range(4):
+    for place in range(4):
         out = torch.empty_like(frames)
         for k, change in enumerate((brightness, contrast, saturation, hue)):
             # Selected on the host, so that the host does not wait for the device.
-            clips = np.flatnonzero(jitter.order[:, turn] == k)
+            clips = np.flatnonzero(jitter.order[:, place] == k)
             if len(clips):
                 at = to_device(clips, frames.device)
                 out[at] = change(frames[at], factors[at, k].view(-1, 1, 1, 1, 1)).clamp_(0, 1)
@@ -90,7 +90,7 @@ def hue(x: Tensor, turn: Tensor) -> Tensor:
     chroma = value - least
     red, green, blue = x.split(1, -3)
     per = chroma.clamp(min=1e-8)
-    sixth = (
+    sixths = (
         torch.where(
             value == red,
             (green - blue) / per,
@@ -98,11 +98,11 @@ def hue(x: Tensor, turn: Tensor) -> Tensor:
         )
         + 6 * turn
     )
-    # Back to RGB: the value of a channel falls from `value` to `least` with the distance of the hue
-    # from the channel's own hue. `corner` places each channel on the colour wheel.
-    corner = torch.arange(5.0, 0.0, -2.0, device=x.device).view(3, 1, 1)
-    way = (corner + sixth) % 6
-    return value - chroma * torch.minimum(way, 4 - way).clamp(0, 1)
+    # Back to RGB in closed form: V - C clamp(min(k, 4 - k), 0, 1), with value V, chroma C,
+    # k = (n + hue) mod 6, and n = 5, 3, 1 for red, green, blue.
+    n = torch.arange(5.0, 0.0, -2.0, device=x.device).view(3, 1, 1)
+    k = (n + sixths) % 6
+    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
 # -------------------------------------------------------------------- batches from frames
@@ -146,7 +146,7 @@ class FrameTriples(torch.utils.data.Dataset):
         ]
         return [self.transform(clip, seed) for clip, seed in zip(clips, seeds)]
 
-    def jittered(self, frames: Tensor, k: int) -> Tensor:
+    def jitter_batch(self, frames: Tensor, k: int) -> Tensor:
         """Jitter this process's share of batch k: (b, T, H, W, 3) uint8 -> (b, T, 3, H, W) float32
         in [-1, 1]."""
         n = self.config.train.batch_size
@@ -170,7 +170,7 @@ class FrameTriples(torch.utils.data.Dataset):
         items = read_batches(dataset, self.config, start, stop, device)
         for k, (frames, gaps) in enumerate(items, start):
             with torch.no_grad():
-                pixels = dataset.jittered(frames.to(device, non_blocking=True), k).flatten(0, 1)
+                pixels = dataset.jitter_batch(frames.to(device, non_blocking=True), k).flatten(0, 1)
                 z = encode(pixels.contiguous(memory_format=torch.channels_last))
             z = z.float().unflatten(0, (-1, per_item))
             yield Batch(z[:, 0], z[:, 1], z[:, 2:], gaps.to(device, non_blocking=True))

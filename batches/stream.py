@@ -32,7 +32,7 @@ AHEAD = 4096
 
 
 # -------------------------------------------------------------------- index arithmetic
-def cut(lengths: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+def cut_range(lengths: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
     """Cut the half-open range [start, stop) of frames out of the concatenation of videos.
 
     Returns the first frame and the length of the part within each video, without empty parts.
@@ -43,7 +43,7 @@ def cut(lengths: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndar
     return first[length > 0], length[length > 0]
 
 
-def places(lengths: np.ndarray, span: int, stride: str) -> np.ndarray:
+def count_windows(lengths: np.ndarray, span: int, stride: str) -> np.ndarray:
     """Count the windows of `span` frames that fit into each run of consecutive frames. chunked:
     windows do not overlap. Otherwise a window starts at every frame."""
     if stride == "chunked":
@@ -95,8 +95,8 @@ class StreamWindows:
                 f"{shards.dir}: a stream of {shards.lengths.sum():,} frames, "
                 f"{settings[0]}={frames} is not a part of it"
             )
-        self.first, lengths = cut(shards.lengths, start, stop)
-        self.ends = np.cumsum(places(lengths, self.span, stride))
+        self.first, lengths = cut_range(shards.lengths, start, stop)
+        self.ends = np.cumsum(count_windows(lengths, self.span, stride))
         self.total = int(self.ends[-1])
         self.count = count if stride == "spaced" else self.total
         if not self.total:
@@ -229,10 +229,10 @@ class StreamTriples:
         """Batches start..stop-1: this process's share of each, or the whole batch. With
         data.mode=stream, `start` must be the next window of the stream."""
         if self.config.data.mode == "offline":
-            return self.anywhere(start, stop, whole)
-        return self.in_order(start, stop, whole)
+            return self.random_batches(start, stop, whole)
+        return self.ordered_batches(start, stop, whole)
 
-    def in_order(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:
+    def ordered_batches(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:
         if start != self.reservoir.seen:
             raise ValueError(f"the stream is at window {self.reservoir.seen}, not at {start}")
         for k in range(start, stop):
@@ -241,7 +241,7 @@ class StreamTriples:
             self.reservoir.add()
             yield self.batch(chosen, rng, whole)
 
-    def anywhere(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:
+    def random_batches(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:
         """Batches of windows drawn from the whole stream. The reservoir does not change."""
         for k in range(start, stop):
             rng = numpy_generator(self.config.train.seed, "batch", k)

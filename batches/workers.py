@@ -85,7 +85,7 @@ def read_batches(
         dataset,
         batch_size=None,
         sampler=range(start, stop),
-        worker_init_fn=own_group,
+        worker_init_fn=set_own_group,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         timeout=TIMEOUT if workers else 0,
@@ -96,7 +96,7 @@ def read_batches(
         return
     failure = None
     items = None
-    with DeathWatch() as watch:
+    with WorkerWatch() as watch:
         try:
             # Up to `begin`, torch's handler raises here if a worker dies.
             items = iter(loader)
@@ -115,7 +115,7 @@ def read_batches(
         raise failure
 
 
-def own_group(_worker: int) -> None:
+def set_own_group(_worker: int) -> None:
     """Move a worker into its own process group. A SIGTERM to the group of the training process then
     spares the worker, whose batch the training needs to finish its update."""
     os.setpgid(0, 0)
@@ -125,7 +125,7 @@ class WorkerDied(Exception):
     """A worker ended before its last batch."""
 
 
-class DeathWatch:
+class WorkerWatch:
     """From `begin` to the end of the block, a worker that ends is reported in `next_of` only.
 
     `begin` replaces torch's own handler of SIGCHLD, which raises at any line of the main thread,
@@ -137,20 +137,20 @@ class DeathWatch:
         self.waiting = False
         self.before = None
 
-    def __enter__(self) -> DeathWatch:
+    def __enter__(self) -> WorkerWatch:
         return self
 
     def begin(self, workers: list[BaseProcess]) -> None:
         """Watch these workers."""
         if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGCHLD, self.note)
+            self.before = signal.signal(signal.SIGCHLD, self.handle_signal)
         self.workers = workers
 
     def __exit__(self, *_) -> None:
         if self.before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, self.before)
 
-    def note(self, *_) -> None:
+    def handle_signal(self, *_) -> None:
         """The handler of SIGCHLD."""
         if self.waiting:
             self.report()
@@ -175,7 +175,7 @@ class DeathWatch:
             self.waiting = False
 
 
-def death_of(watch: DeathWatch) -> str:
+def describe_death(watch: WorkerWatch) -> str:
     """How a worker ended, and the usual reason; "" if all workers run."""
     # A worker that dies while it sends a batch first breaks a socket, and ends a little later.
     sentinels = [worker.sentinel for worker in watch.workers]
@@ -194,7 +194,7 @@ def death_of(watch: DeathWatch) -> str:
     return ""
 
 
-def explain(error: Exception, watch: DeathWatch, config: Config) -> Exception:
+def explain(error: Exception, watch: WorkerWatch, config: Config) -> Exception:
     """Convert an exception of `next_of` to an error of one line. An exception that no worker caused
     is returned unchanged."""
     if "in DataLoader worker process" in str(error):
@@ -206,7 +206,7 @@ def explain(error: Exception, watch: DeathWatch, config: Config) -> Exception:
     if isinstance(error, RuntimeError) and "timed out" in str(error):
         cause = f"no loader worker gave a batch in {TIMEOUT} seconds: is the disk reachable?"
     else:
-        cause = death_of(watch)
+        cause = describe_death(watch)
     if not cause and str(error).startswith("DataLoader worker"):
         cause = first_line(error)
     if not cause and isinstance(error, (ConnectionError, EOFError)):

@@ -75,7 +75,7 @@ def flops(config: Config) -> int:
 def ours(config: Config, dir: Path, process: Process, repeats: int) -> float:
     """Seconds per step of the training loop."""
     source = LatentTriples(config, dir, process.device, process.rank, process.world)
-    learner = train.begin(config, process)
+    learner = train.build_learner(config, process)
     forecaster = Forecaster(config, None, None, process.device)
     losses = []
     steps = itertools.count()
@@ -86,7 +86,7 @@ def ours(config: Config, dir: Path, process: Process, repeats: int) -> float:
             learner.net, learner.optimizer, forecaster, source.batch(k), k, process
         )
         losses.append(scalars["loss"])
-        train.average(
+        train.update_ema(
             parallel.local(learner.ema), parallel.local(learner.weights), k, config.train.ema
         )
 

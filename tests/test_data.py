@@ -328,7 +328,8 @@ def test_augmented_batches_match_whatever_the_workers_and_jitter_frames_alike(ma
     cfg = config(data__brightness=0.3)
     object.__setattr__(cfg.data, "contexts", K)
     plain = FrameTriples(cfg, Shards(dir))
-    clips = (plain.jittered(torch.from_numpy(plain[2][0]), 2).movedim(2, -1).numpy() + 1) * 127.5
+    pixels = plain.jitter_batch(torch.from_numpy(plain[2][0]), 2)
+    clips = (pixels.movedim(2, -1).numpy() + 1) * 127.5
     at = draw_batch(plain.config, plain.shards.lengths, 2, 0, 1, None)
     frames = np.column_stack([at.target, at.reference, at.contexts])
     truth = np.array([0, 30])[at.video][:, None] + frames

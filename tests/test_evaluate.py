@@ -148,7 +148,7 @@ def test_by_default_fvd_of_one_video_is_left_out_and_named(capsys):
     args = evaluate.parse(["--ckpt", CKPT])
     for videos, named in ((1, True), (2, False)):
         protocol = protocols.get("own", config, {"videos": videos})
-        which = evaluate.metrics_of(args, config, protocol)
+        which = evaluate.choose_metrics(args, config, protocol)
         assert ("fvd" in which) == ("kvd" in which) != named
         assert ("fvd and kvd are left out" in capsys.readouterr().out) == named
 

@@ -67,7 +67,7 @@ def latents(tmp_path):
 # -------------------------------------------------------------------- an update
 def run_updates(config: configs.Config, source, monkeypatch) -> None:
     """Two updates and averages as train.fit makes them, from batches of `source`."""
-    learner = train.begin(config, PROCESS)
+    learner = train.build_learner(config, PROCESS)
     forecaster = Forecaster(config, None, None, GPU)
 
     def set_gradients(loss: torch.Tensor) -> None:
@@ -79,7 +79,9 @@ def run_updates(config: configs.Config, source, monkeypatch) -> None:
     with no_host_waits():
         for step, batch in enumerate(source.batches(0, 2)):
             scalars = train.update(learner.net, learner.optimizer, forecaster, batch, step, PROCESS)
-            train.average(parallel.local(learner.ema), parallel.local(learner.weights), step, 0.99)
+            train.update_ema(
+                parallel.local(learner.ema), parallel.local(learner.weights), step, 0.99
+            )
     assert all(scalar.device == GPU and not scalar.shape for scalar in scalars.values())
 
 

@@ -292,9 +292,9 @@ def test_offline_batches_cover_the_stream_in_random_order(latents):
     for batch, other in zip(again, list(offline.batches(0, 9))[7:], strict=True):
         assert (places(batch.target) == places(other.target)).all()
 
-    # `anywhere`, for the statistics of the latents, draws the same batches from a stream.
+    # `random_batches`, for the statistics of the latents, draws the same batches from a stream.
     live = source(latents)
-    for batch, other in zip(live.anywhere(0, 5), offline.batches(0, 5), strict=True):
+    for batch, other in zip(live.random_batches(0, 5), offline.batches(0, 5), strict=True):
         assert (places(batch.target) == places(other.target)).all()
     assert live.reservoir.seen == 0
 

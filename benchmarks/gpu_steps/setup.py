@@ -166,7 +166,7 @@ class Loop:
         self.process = process or trial.process
         self.config = config
         self.source = source or LatentTriples(config, dir, trial.device)
-        self.learner = train.begin(config, self.process)
+        self.learner = train.build_learner(config, self.process)
         if start:
             for name, part in train.learner_parts(self.learner, dir).items():
                 part.load(start[name])
@@ -182,7 +182,7 @@ class Loop:
         self.scalars = train.update(
             learner.net, learner.optimizer, self.forecaster, batch, step, self.process
         )
-        train.average(
+        train.update_ema(
             parallel.local(learner.ema),
             parallel.local(learner.weights),
             step,

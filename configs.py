@@ -484,6 +484,7 @@ class Config:
     latent: Latent = field(default_factory=Latent)
 
     def __post_init__(self):
+        # Rules that involve several groups. Each group has checked its own fields.
         size, factor = self.data.image_size, self.vqvae.downsample
         rule = f"a multiple of vqvae.downsample = {factor}"
         check(size % factor == 0, "data.image_size", rule, size)
@@ -579,6 +580,7 @@ def build(dataset: str = "ball_stn", overrides: dict[str, Any] | None = None) ->
     if dataset not in DATASETS:
         raise UserError(f"no dataset `{dataset}`{nearest(dataset, DATASETS)}")
     overrides = overrides or {}
+    # Later values replace earlier ones.
     values = {"data.root": f"data/{dataset}"} | DATASETS[dataset].clips
     if overrides.get("data.mode", "clips") != "clips":
         values |= DATASETS[dataset].stream

@@ -237,6 +237,7 @@ def build_source(
     """Build the source of training batches: cached latents (as clips or as a stream), or frames if
     random augmentation rules out the cache."""
     describe = partial(describe_batch, config, shards, fixed=windows)
+    # --overfit trains on unchanged frames, which can be cached.
     if config.data.augmented and windows is None:
         frames = FrameTriples(config, shards, process.rank, process.world)
         read = partial(frames.batches, encode=autoencoder.encode, device=process.device)

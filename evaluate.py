@@ -85,6 +85,7 @@ def from_results(args: argparse.Namespace, process: Process) -> tuple[Source, Pa
     made = results.read_metrics(dir)
     config, about = results.config_of(made, dir), made["protocol"]
     S = samples.shape[1]
+    # evaluate.py stores at most --keep samples, but measures all.
     counted = about.get("samples_per_video") or S
     if counted > S:
         raise UserError(
@@ -165,6 +166,7 @@ def measure_parts(
 ) -> None:
     """Measure every part and write each to a file; processes share the parts."""
     V = source.protocol.videos
+    # Processes start at different parts, so that they rarely compete for one.
     first = process.rank * parts.count // process.world
     with progress(V, "evaluate", "video") as bar:
         for k in parts.claim(first):
@@ -189,6 +191,7 @@ def summarize_parts(
     weights: {network: name of its file}.
     """
     tables, protocol, about = parts.read(), source.protocol, dict(source.about)
+    # Samples that were made by this command are in the parts; those of --results are arrays.
     truth, samples = source.arrays or (tables.pop("truth"), tables.pop("samples"))
     evaluations = tables.pop("evaluations").sum()
     if evaluations:
@@ -359,6 +362,7 @@ def digest_plan(
     """A digest of everything that the results depend on. Equal plans give equal results, which are
     therefore not computed again.
     """
+    # The folder of the outputs and wandb do not affect the results.
     settings = {}
     for name, group in configs.to_dict(source.config).items():
         if name not in ("output", "wandb"):
@@ -399,6 +403,7 @@ def ensure_results(
     def done() -> bool:
         return (out / "metrics.json").exists() and results.read_metrics(out).get("plan") == plan
 
+    # The plan is in the folder's name, so that parts of different plans are never merged.
     parts = Parts(out.with_name(f".{out.name}.{plan}"), -(-source.protocol.videos // PART), done)
 
     def write() -> None:

@@ -177,6 +177,7 @@ class Forecaster:
         gaps = torch.ones(B, past, device=self.device)
         history = given
         while history.shape[1] < T + frames:
+            # The reference is the last frame, once for each frame of the target.
             x0 = stack_frames(history[:, -1:].expand(-1, future, -1, -1, -1))
             x1 = self.sample_frame(x0, partial(as_drawn, (history[:, -past:], gaps)), noise)
             x1 = split_frames(x1, h)[:, : T + frames - history.shape[1]]
@@ -221,6 +222,7 @@ class Forecaster:
         for start in range(0, len(z), size):
             part = z[start : start + size]
             future = self.roll_out(part, predict, (*key, start), bar)
+            # One frame of all futures at a time, because pixels take much more memory than latents.
             for k in range(predict):
                 out[start : start + size, k] = to_frames(self.to_pixels(future[:, k]))
             if self.config.vqvae.kind == "latents":
@@ -236,6 +238,7 @@ def measure_frame(config: Config, autoencoder: nn.Module, device: torch.device) 
     sample = dataclasses.replace(config.sample, compile="off")
     config = dataclasses.replace(config, sample=sample)
     forecaster = Forecaster(config, build_net(config, device).eval(), autoencoder, device)
+    # At least a context and the reference are given.
     given, frames = config.halves or (2, 1)
     most = min(sample.batch, sample.num_videos * sample.num_samples)
     latents = torch.randn(most, given, *config.latent.shape, device=device)

@@ -373,6 +373,7 @@ def check_minutes(minutes: float, config: Config, overrides: dict) -> Config:
         )
     if config.output.run_id:
         return config
+    # Another run id, so that a shortened run never resumes the full run.
     return configs.update(config, {"output.run_id": f"{config.run_id}-{minutes:g}min"})
 
 

@@ -58,6 +58,7 @@ def evaluate(
         "skip": config.data.skip,
         "fps": fps,
         **data.clip_rates(shards, windows or sample_windows(config, shards), config),
+        # samples[..., 0, 0, 0] has one element for each forecast frame.
         "network_evaluations_per_frame": forecaster.evaluations / samples[..., 0, 0, 0].size,
     }
     scores = measure.score(truth, samples, data.mean_frame(train, forecaster.shown))

@@ -63,6 +63,7 @@ class PackedFile:
         self.lengths = check_dataset(file["lengths"], file)[:].astype(np.int64)
         self.continues = bool(file.attrs.get("continues", False))
         self.fps = float(file.attrs.get("fps", 0)) or None
+        # In `rates`, 0 is an unknown rate.
         self.rates = np.full(len(self.lengths), self.fps or 0.0)
         if "rates" in file:
             self.rates = check_dataset(file["rates"], file)[:].astype(np.float64)
@@ -224,6 +225,7 @@ class Shards:
         self._files: list[PackedFile | RiverFile] | None = None
         self._pid = -1
         self.lengths, self.rates = self._join_videos()
+        # The flat index of the first frame of each video, and of each file.
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self.file_starts = np.concatenate([[0], np.cumsum([f.lengths.sum() for f in self.files])])
         first = next(file for file in self.files if len(file.lengths))
@@ -245,6 +247,7 @@ class Shards:
                     f"{self.paths[k]}: frames of {file.shape}, but {self.paths[full[0]].name} "
                     f"has {shape}; a split has one resolution"
                 )
+            # The file's first video may be the rest of the last video so far.
             first = int(self.continues(k) and bool(lengths))
             if first:
                 lengths[-1] += int(file.lengths[0])
@@ -548,6 +551,7 @@ class ShardWriter:
         self._file = h5py.File(self._temporary, "w", locking=False)
         for name, array in arrays.items():
             row = array.dtype.itemsize * int(np.prod(array.shape[1:]))
+            # HDF5 can extend a dataset only if it is chunked.
             self._file.create_dataset(
                 name,
                 (0, *array.shape[1:]),

@@ -124,6 +124,7 @@ def build_learner(config: Config, process: Process) -> Learner:
     net = build_net(config, process.device)
     net.recompute = train.recompute
     distributed = parallel.distribute(net, config, process)
+    # `weights` refers to the network's own tensors, `ema` to copies.
     weights = net.state_dict()
     ema = {name: value.detach().clone() for name, value in weights.items()}
     optimizer = torch.optim.AdamW(
@@ -163,6 +164,7 @@ def update(
     own = share(train.batch_size, process.rank, process.world)
     s, eps = draw_noise(forecaster.config, batch.target, step, device, own)
     batch = batch.normalize(forecaster.mean, forecaster.std)
+    # Gradient accumulation: the gradients of the parts add up to that of the whole batch.
     n = train.accumulate
     parts = list(zip(batch.chunk(n), s.chunk(n), eps.chunk(n)))
     losses = []

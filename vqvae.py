@@ -114,6 +114,7 @@ def updates_left(config: Config, shards: Shards | None) -> int:
 def load_or_build(config: Config, shards: Shards | None, device: torch.device) -> nn.Module:
     """The frozen autoencoder if its training is over, else one with new weights."""
     precision = config.train.precision
+    # Enough to measure speed before the training.
     if updates_left(config, shards):
         return freeze(build(config.vqvae), device, precision)
     path = config.vqvae.ckpt
@@ -242,6 +243,7 @@ def update(
     for group in optimizer.param_groups:
         warmup = min(50, vqvae.steps // 10)
         group["lr"] = learning_rate(step, vqvae.lr, vqvae.steps, warmup)
+    # Seeded by the step, so that a resumed training sees the same batches.
     rng = numpy_generator(seed, "vqvae", step)
     frames = pool[rng.integers(len(pool), size=vqvae.batch_size)]
     with autocast(config.train.precision, device):

@@ -95,6 +95,7 @@ class StreamWindows:
                 f"{shards.dir}: a stream of {shards.lengths.sum():,} frames, "
                 f"{settings[0]}={frames} is not a part of it"
             )
+        # No window crosses the end of a video: each video is a run of frames with its own windows.
         self.first, lengths = cut_range(shards.lengths, start, stop)
         self.ends = np.cumsum(count_windows(lengths, self.span, stride))
         self.total = int(self.ends[-1])

@@ -95,6 +95,7 @@ def draw_frames(
     """Draw one batch item in each window: the target is uniform over the frames from the third
     on, the reference is the frame before the target, and `rule` draws the contexts."""
     n = len(windows.video)
+    # Places within the window: 0 or later for the context, then the reference, then the target.
     target = rng.integers(2, windows.clip, size=n)
     u = torch.from_numpy(rng.random((n, contexts)))
     gaps = draw_gaps(u, torch.from_numpy(target - 1), rule).numpy()

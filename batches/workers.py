@@ -53,6 +53,7 @@ def check_shared_memory(config: Config) -> None:
     """
     if not worker_count(config.data) or not SHARED_MEMORY.is_dir():
         return
+    # All processes of a machine share this memory.
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     need = processes * shared_memory_bytes(config)
     disk = os.statvfs(SHARED_MEMORY)
@@ -197,6 +198,7 @@ def describe_death(watch: WorkerWatch) -> str:
 def explain(error: Exception, watch: WorkerWatch, config: Config) -> Exception:
     """Convert an exception of `next_of` to an error of one line. An exception that no worker caused
     is returned unchanged."""
+    # Only the text of torch's exception tells what happened in the worker.
     if "in DataLoader worker process" in str(error):
         # torch appends the traceback of the worker, which ends with "TYPE: MESSAGE".
         line = str(error).strip().splitlines()[-1]

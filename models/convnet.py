@@ -97,6 +97,7 @@ class ConvNet(nn.Module):
         condition = self.condition(torch.cat([sinusoidal(s, self.width, 200.0), gap_embedding], 1))
         x = torch.cat([z, reference, contexts.flatten(1, 2)], 1)
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        # The outputs of the input blocks, for the long skips.
         stored = []
         for block in self.in_blocks:
             x = run_block(block, self.recompute, x, condition)

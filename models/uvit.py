@@ -137,6 +137,7 @@ class UViT(nn.Module):
         tokens = tokens + gap_embedding.unflatten(0, gaps.shape).mean(1)[:, None]
         # The flow time is a token of its own.
         tokens = torch.cat([sinusoidal(s, self.width, 200.0)[:, None].to(tokens), tokens], 1)
+        # The outputs of the input blocks, for the long skips.
         stored = []
         for block in self.in_blocks:
             tokens = run_block(block, self.recompute, tokens)

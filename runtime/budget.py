@@ -129,6 +129,7 @@ def read_plan(path: Path) -> dict | None:
         return None
     except ValueError:
         plan = None
+    # The file may be damaged, or edited by hand: check all that a run reads from it.
     plan = plan if isinstance(plan, dict) else {}
     settings, minutes = plan.get("settings"), plan.get("minutes")
     numbers = [*settings.values(), minutes] if isinstance(settings, dict) else [None]

@@ -129,6 +129,7 @@ def exit_code(main: Callable[[], int | None]) -> int:
         print(stop, file=sys.stderr)
         return stop.code
     except OSError as error:
+        # The disk: full, over quota, failing or read-only.
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
             name = error.filename or "a file"
             print(f"error: {name} cannot be written: {error.strerror}", file=sys.stderr)

@@ -56,6 +56,7 @@ def wandb_mode(mode: str) -> str:
     elif variable not in MODES:
         # wandb refuses an unknown value even if wandb.mode is not auto.
         raise UserError(f"WANDB_MODE={variable}: wandb has no such mode{nearest(variable, MODES)}")
+    # The environment variable counts for `auto` only. `source` names the setting in errors.
     source, requested = f"wandb.mode={mode}", mode
     if mode == "auto":
         source, requested = f"WANDB_MODE={variable}", variable
@@ -164,6 +165,7 @@ class Log:
             return
         dir.mkdir(parents=True, exist_ok=True)
         path = dir / "metrics.jsonl"
+        # Rows after `step`, and an incomplete last row, are removed.
         if path.exists():
             lines = filter(is_row, path.read_text().splitlines())
             rows = [line for line in lines if json.loads(line)["step"] <= step]

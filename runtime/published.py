@@ -103,6 +103,8 @@ def convert(state: dict, path: str | Path, dataset: str, given: dict[str, Any]) 
     Settings that the file does not hold come from the entry of `dataset` in configs.py and from
     `given`, {"group.field": value}. Raises UserError if these contradict the file.
     """
+    # A main model of RIVER holds the network and the autoencoder under prefixes. A model of the
+    # predecessor holds the network without a prefix, perhaps beside the autoencoder.
     weights = weights_of(state, "ema" if "ema" in state else "model", path)
     net = strip_prefix(weights, NETWORK)
     if not net:
@@ -130,6 +132,7 @@ def config_of(
     for theirs, ours in FRAMES.items():
         if type(stored.get(theirs)) is int:
             frames[ours] = stored[theirs]
+    # Settings that the file determines; None where the file does not state them.
     fixed = {
         "dataset": str(stored.get("dataset", "")) or None,
         "data.skip": frames.get("data.skip"),

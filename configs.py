@@ -399,7 +399,7 @@ class Train(Group):
     # number of consecutive updates without a finite gradient after which the run stops
     max_bad_steps: Positive = 20
     seed: NonNegative = 0  # seed of weights, batches, noise and forecasts
-    # train on one batch of clips only and forecast the same clips; --overfit sets it
+    # train on four clips only and forecast the same clips; --overfit sets it
     overfit: bool = False
 
     def __post_init__(self):

@@ -51,14 +51,14 @@ def read_clips(shards: Shards, windows: Windows) -> np.ndarray:
 
 
 def mean_frame(
-    shards: Shards, shown: Callable[[np.ndarray], np.ndarray] = lambda frames: frames
+    shards: Shards, to_display: Callable[[np.ndarray], np.ndarray] = lambda frames: frames
 ) -> np.ndarray:
     """Mean over at most 2,000 frames of a split, (H, W, 3) uint8.
 
-    shown: Forecaster.shown, which decodes stored latents.
+    to_display: Forecaster.to_display, which decodes stored latents.
     """
     frames = random_frames(shards, min(2_000, int(shards.lengths.sum())), np.random.default_rng(0))
-    return shown(frames[None])[0].mean(0).round().astype(np.uint8)
+    return to_display(frames[None])[0].mean(0).round().astype(np.uint8)
 
 
 class Clips(NamedTuple):

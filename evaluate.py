@@ -71,7 +71,7 @@ def from_checkpoint(args: argparse.Namespace, process: Process) -> tuple[Source,
             f"{args.ckpt} forecasts latents, but evaluate.py measures frames: run sample.py first, "
             "then evaluate its decoded frames with --results DIR"
         )
-    protocol = protocols.get(args.protocol or "own", forecaster.config, changes(args))
+    protocol = protocols.get(args.protocol or "own", forecaster.config, protocol_changes(args))
     source = source_of_checkpoint(forecaster, step, args.ckpt, protocol)
     out = results.results_dir(forecaster, step)
     return source, out.with_name(f"{out.name}-{source.protocol.name}")
@@ -139,7 +139,7 @@ def protocol_of_results(
         "seed": about.get("seed", 0),
     }
     name = args.protocol or "own"
-    protocol = protocols.get(name, config, changes(args))
+    protocol = protocols.get(name, config, protocol_changes(args))
     # The protocol `own` takes every field that no flag sets from the samples.
     if name == "own":
         unset = {field: own[field] for field in own if getattr(args, field, None) is None}
@@ -286,7 +286,8 @@ def check(source: Source, which: list[str]) -> None:
         )
 
 
-def changes(args: argparse.Namespace) -> dict:
+def protocol_changes(args: argparse.Namespace) -> dict:
+    """The fields of the protocol that flags change; None where a flag is absent."""
     return {name: getattr(args, name) for name in CHANGEABLE}
 
 
@@ -304,6 +305,7 @@ def overrides(args: argparse.Namespace) -> dict:
 
 
 def mean_training_frame(config: Config) -> np.ndarray | None:
+    """Compute the baseline `mean frame`; None if the training frames are not available."""
     if config.vqvae.kind == "latents":
         return None
     try:

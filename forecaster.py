@@ -189,7 +189,7 @@ class Forecaster:
         return history[:, T:]
 
     @torch.no_grad()
-    def shown(self, frames: np.ndarray) -> np.ndarray:
+    def to_display(self, frames: np.ndarray) -> np.ndarray:
         """Convert frames as stored to frames for display, (V, T, H, W, 3) uint8: latents
         (V, T, C, h, w) are decoded, uint8 frames are returned unchanged."""
         if frames.dtype == np.uint8:
@@ -215,7 +215,7 @@ class Forecaster:
         z = self.normalize(z.to(self.device, torch.float32)).unflatten(0, (V, T))
         z = z.repeat_interleave(futures, 0)
         # Frames for display may be larger than the latents that the shards store.
-        out = np.empty((V * futures, predict, *self.shown(frames[:1, :1]).shape[2:]), np.uint8)
+        out = np.empty((V * futures, predict, *self.to_display(frames[:1, :1]).shape[2:]), np.uint8)
         self.latents = []
         size = self.config.sample.batch
         bar = progress(len(z) * predict, "sample", "frame") if not quiet else None

@@ -184,7 +184,7 @@ class Interpolant:
         d_rest = output - d_alpha * x0
         determinant = beta * d_sigma - d_beta * sigma
         # The determinant is 0 in two cases. At s = 0 with beta'(0) = 0, beta is 0 too, and x_0
-        # takes the place of x_1. Where x_s contains no noise, as some paths at s = 1,
+        # takes the place of x_1. Where x_s contains no noise, as on some paths at s = 1,
         # x_1 = rest / beta.
         x1_if_singular = divide(rest, beta, x0)
         x1 = divide(d_sigma * rest - sigma * d_rest, determinant, x1_if_singular)

@@ -193,7 +193,7 @@ def remaining_stages(config: Config, process: Process) -> list[Stage]:
         updates = max(0, config.train.steps - (state["step"] if state else 0))
         futures = config.sample.num_videos * config.sample.num_samples * config.data.predict
         futures += train.preview_frames(config, updates)
-        # Latents that are cached belong to the trained autoencoder.
+        # Cached latents belong to a trained autoencoder: before its training ends, there are none.
         finished = None if vqvae_updates else autoencoder
         # (stage, number of items that are left, function that measures the seconds per item)
         work = [
@@ -311,7 +311,7 @@ def parse() -> argparse.Namespace:
         type=int,
         choices=(0, 1),
         default=0,
-        help="1: memorise one batch of clips",
+        help="1: train on four clips only, and forecast the same clips",
     )
     parser.add_argument("--ckpt", help="a checkpoint to take initial weights from")
     parser.add_argument(

@@ -61,7 +61,7 @@ def evaluate(
         # samples[..., 0, 0, 0] has one element for each forecast frame.
         "network_evaluations_per_frame": forecaster.evaluations / samples[..., 0, 0, 0].size,
     }
-    scores = measure.score(truth, samples, data.mean_frame(train, forecaster.shown))
+    scores = measure.score(truth, samples, data.mean_frame(train, forecaster.to_display))
     result = {"protocol": described, "config": configs.to_dict(config), **scores}
     out = out or results.results_dir(forecaster, step)
     results.write_results(out, truth, samples, result, fps, sample.format, forecaster.latents)

@@ -326,7 +326,7 @@ def preview(
         given = clips.frames[:, : data.condition]
         key = (forecaster.config.train.seed, "preview")
         futures = forecaster.forecast(given, data.predict, PREVIEW_FUTURES, key, quiet=True)
-        truth = forecaster.shown(clips.frames)
+        truth = forecaster.to_display(clips.frames)
         log.picture(step, videos.contact_sheet(truth, futures))
         log.row(step, **score_preview(truth, futures))
         log.video(step, "forecasts", videos.mosaic(truth, futures, rows=4), clips.fps)

@@ -77,7 +77,7 @@ def forecast_split(
         (config.train.seed, "sample"),
         quiet,
     )
-    return forecaster.shown(truth), samples, shards
+    return forecaster.to_display(truth), samples, shards
 
 
 def source_of_checkpoint(

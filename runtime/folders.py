@@ -81,7 +81,7 @@ def write_atomically(path: str | Path, per_process: bool = False) -> Iterator[Bi
 
 @contextmanager
 def fill_partial(out: Path) -> Iterator[Path]:
-    """Yield the empty folder `out`.partial; remove whatever is left of it when the block ends."""
+    """Yield the empty folder `out`.partial. Remove the folder, if it still exists, at the end."""
     partial = add_ending(out, "partial")
     # A process that was killed may have left one behind.
     shutil.rmtree(partial, ignore_errors=True)

@@ -32,10 +32,10 @@ from runtime.settings import (
 
 # ------------------------------------------------------------------------------ presets, datasets
 class Dataset:
-    """What a dataset changes in the defaults below, and how to get its files.
+    """The settings in which a dataset differs from the defaults below, and how to get its files.
 
-    clips: {"group.field": value} for data.mode=clips, of the presets and of group={field: value}.
-    stream: values on top of clips for data.mode=stream and offline; None: those of STREAM.
+    clips: {"group.field": value}, merged from `presets` and from the keywords group={field: value}.
+    stream: further values for data.mode=stream and offline; None: those of STREAM.
     prepare: the command that makes the shards; empty: main.py generates them.
     fetch: the command that downloads the published VQVAE; empty: there is none.
     """
@@ -54,7 +54,7 @@ class Dataset:
         self.fetch = fetch
 
 
-# {...} | {...} below is one group on two lines.
+# Below, {...} | {...} spreads the fields of one group over two lines.
 
 # One pass over a stream, in windows of data.clip frames, the first half given.
 ONE_PASS = preset(
@@ -218,16 +218,16 @@ class Data(Group):
     skip: NonNegative = 0  # frames skipped between two frames of a window
     condition: Positive = 10  # given frames of a forecast
     predict: Positive = 20  # frames to forecast
-    # how training draws a context frame from the frames before the reference. uniform.
-    # recent:N: one of the last N. log: with a log-uniform gap to the reference. at:N,N,…: the
-    # frames N before the reference, one for each of data.contexts
+    # how training draws a context frame from the frames before the reference. uniform: all are
+    # equally likely. recent:N: one of the last N. log: with a log-uniform gap to the reference.
+    # at:N,N,…: the frames N before the reference, one for each of data.contexts
     context: Annotated[str, matches(CONTEXT, CONTEXTS)] = "recent:3"
     contexts: Positive = 1  # context frames of each prediction (published: 1)
-    # random factor in [1 - x, 1 + x], the same for all frames of a clip
+    # scale brightness by a random factor in [1 - x, 1 + x], the same for all frames of a clip
     brightness: ClosedUnit = 0.0
     contrast: ClosedUnit = 0.0  # as data.brightness
     saturation: ClosedUnit = 0.0  # as data.brightness
-    # random shift in [-x, x], where 1 is a full turn of the colour wheel
+    # shift the hue by a random amount in [-x, x], where 1 is a full turn of the colour wheel
     hue: Annotated[float, Rule("in [0, 0.5]", lambda x: 0 <= x <= 0.5)] = 0.0
     # random transforms of albumentations, the same for all frames of a clip, e.g.
     # "HorizontalFlip:p=0.5 RandomResizedCrop:scale=0.8,1"; empty: none
@@ -415,7 +415,7 @@ class Train(Group):
     # number of consecutive updates without a finite gradient after which the run stops
     max_bad_steps: Positive = 20
     seed: NonNegative = 0  # seed of weights, batches, noise and forecasts
-    # train on one batch of clips only and forecast the same clips; --overfit sets it
+    # train on four clips only and forecast the same clips; --overfit sets it
     overfit: bool = False
 
     def __post_init__(self):
@@ -483,13 +483,13 @@ class Wandb(Group):
 
 @dataclass(frozen=True)
 class Latent:
-    """What the latents look like. No Group: the run measures these values, and nobody sets them."""
+    """Shape and statistics of the latents. Not a Group: --set cannot set what a run measures."""
 
     shape: tuple[int, ...] = ()  # (C, h, w)
     mean: tuple[float, ...] = ()  # (C,)
     std: tuple[float, ...] = ()  # (C,)
-    delta: float = 1.0  # standard deviation of x_1 - x_0, normalised
-    scale: float = 1.0  # standard deviation of x_1, normalised
+    delta: float = 1.0  # root mean square of x_1 - x_0, both normalised by mean and std
+    scale: float = 1.0  # root mean square of x_1, normalised by mean and std
     vqvae: str = ""  # digest of the autoencoder's weights
 
 
@@ -508,6 +508,7 @@ class Config:
     latent: Latent = field(default_factory=Latent)
 
     def __post_init__(self):
+        # Rules that involve several groups. Each group has checked its own fields.
         size, factor = self.data.image_size, self.vqvae.downsample
         rule = f"a multiple of vqvae.downsample = {factor}"
         check(size % factor == 0, "data.image_size", rule, size)
@@ -630,6 +631,7 @@ def build(dataset: str = "ball_stn", overrides: dict[str, Any] | None = None) ->
     if dataset not in DATASETS:
         raise UserError(f"no dataset `{dataset}`{nearest(dataset, DATASETS)}")
     overrides = overrides or {}
+    # Later values replace earlier ones.
     values = {"data.root": f"data/{dataset}"} | DATASETS[dataset].clips
     if overrides.get("data.mode", "clips") != "clips":
         values |= DATASETS[dataset].stream
@@ -649,7 +651,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     """The config of a checkpoint. A field that the checkpoint lacks has its default; UserError for
     a field that this version lacks."""
     flow = values.get("flow") or {}
-    # Checkpoints from before flow.weight existed.
+    # Checkpoints without flow.weight are older than this field, and used the published weight.
     if flow.get("output") == "drift":
         values = {**values, "flow": {"weight": "published", **flow}}
     return settings.from_dict(Config, values)

@@ -1,5 +1,5 @@
-"""The face of batches/: open splits, prepare data and latents, give batches for training, measure
-latent statistics."""
+"""The data of a run: open splits, prepare shards and latents, give batches for training, measure
+latent statistics. Other modules use the package batches through this module."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ from shards import Shards
 SPLITS = ("train", "val", "test")
 OVERFIT_CLIPS = 4
 PREVIEW_VIDEOS = 4
-# Frames that are generated to measure the rate of a generator.
+# Number of frames that are generated to measure the rate of a generator.
 GENERATED = 500
-# Items from which the statistics of latents are measured; fewer if each frame must be encoded.
+# Number of batch items from which the statistics of latents are measured. With augmentation the
+# number is lower, because each frame must be encoded.
 MEASURED_ITEMS = 2_000
 MEASURED_ITEMS_AUGMENTED = 300
 
@@ -50,14 +51,14 @@ def read_clips(shards: Shards, windows: Windows) -> np.ndarray:
 
 
 def mean_frame(
-    shards: Shards, shown: Callable[[np.ndarray], np.ndarray] = lambda frames: frames
+    shards: Shards, to_display: Callable[[np.ndarray], np.ndarray] = lambda frames: frames
 ) -> np.ndarray:
     """Mean over at most 2,000 frames of a split, (H, W, 3) uint8.
 
-    shown: Forecaster.shown, which decodes stored latents.
+    to_display: Forecaster.to_display, which decodes stored latents.
     """
     frames = random_frames(shards, min(2_000, int(shards.lengths.sum())), np.random.default_rng(0))
-    return shown(frames[None])[0].mean(0).round().astype(np.uint8)
+    return to_display(frames[None])[0].mean(0).round().astype(np.uint8)
 
 
 class Clips(NamedTuple):
@@ -69,14 +70,15 @@ class Clips(NamedTuple):
 
 def preview_clips(config: Config, shards: Shards, windows: Windows | None) -> Clips:
     """Read PREVIEW_VIDEOS clips of a split: the first of `windows`, or evenly spaced ones."""
-    whole = config.data.condition + config.data.predict
+    length = config.data.condition + config.data.predict
     if windows is None:
-        windows = spaced_windows(shards.lengths, whole, config.data.skip, PREVIEW_VIDEOS)
+        windows = spaced_windows(shards.lengths, length, config.data.skip, PREVIEW_VIDEOS)
     return Clips(read_clips(shards, windows)[:PREVIEW_VIDEOS], frame_rate(shards, config))
 
 
 def frame_rate(shards: Shards, config: Config) -> float:
     """Frames per second of the clips, after data.skip."""
+    # Videos of unknown rate are shown at 10 frames per second.
     return (shards.fps or 10) / (config.data.skip + 1)
 
 
@@ -117,13 +119,13 @@ def open_split(config: Config, split: str) -> Shards:
 def check_lengths(config: Config, shards: Shards) -> None:
     """Raise UserError if no clip is long enough to train or to forecast. Called before the VQVAE is
     trained."""
-    whole, skip = config.data.condition + config.data.predict, config.data.skip
+    length, skip = config.data.condition + config.data.predict, config.data.skip
     check_long_enough(shards, config.data.clip, skip, "data.clip")
     held_out = shards if config.train.overfit else open_split(config, config.sample.split)
-    check_long_enough(held_out, whole, skip, "data.condition + data.predict")
+    check_long_enough(held_out, length, skip, "data.condition + data.predict")
 
 
-def with_steps(config: Config, shards: Shards) -> Config:
+def resolve_steps(config: Config, shards: Shards) -> Config:
     """Replace train.steps = 0 by the number of windows in the stream. UserError if train.steps is
     larger than that number."""
     if config.data.mode == "clips":
@@ -140,8 +142,8 @@ def with_steps(config: Config, shards: Shards) -> Config:
 
 # -------------------------------------------------------------------- preparation
 def missing(config: Config) -> list[str]:
-    """Inputs that a run needs, cannot find and cannot make, each with the command that makes or
-    fetches the input."""
+    """List the inputs that a run needs and can neither find nor make, each with the command that
+    makes or fetches it."""
     found, root = [], Path(config.data.root)
     if not config.data.generate and not has_shards(root / "train"):
         command = DATASETS[config.dataset].prepare.format(root=root, size=config.data.image_size)
@@ -174,6 +176,7 @@ def ensure_data(config: Config, process: Process) -> None:
             config.data.root, wanted, size=config.data.image_size, command=command, **options
         )
     process.barrier()
+    # Existing shards are never replaced, so other settings must be an error.
     for split, count in wanted.items():
         shards = open_split(config, split)
         found = shards.files[0].file.attrs.get("source", "")
@@ -181,8 +184,8 @@ def ensure_data(config: Config, process: Process) -> None:
         if (shards.lengths.sum(), found) != (count, expected):
             raise UserError(
                 f"{shards.dir} holds {shards.lengths.sum()} frames "
-                f"({found or 'of unknown source'}), but data.stream, held_out and color_shift ask "
-                f"for {count} ({expected}); set them, or another data.root"
+                f"({found or 'of unknown source'}), but data.stream, held_out and color_shift "
+                f"require {count} ({expected}); change these settings, or data.root"
             )
 
 
@@ -193,28 +196,29 @@ def held_out_split(config: Config) -> str:
 
 
 def overfit_windows(config: Config, shards: Shards) -> Windows:
-    """The clips of --overfit."""
+    """Choose the windows of --overfit."""
     clip = config.data.condition + config.data.predict
     return spaced_windows(shards.lengths, clip, config.data.skip, OVERFIT_CLIPS)
 
 
 # -------------------------------------------------------------------- batches
 def no_state(step: int) -> None:
-    """State of a source that needs none."""
+    """state_dict of a source without state."""
 
 
 def ignore_state(state: dict | None) -> None:
-    """Load the state of a source that needs none."""
+    """load_state_dict of a source without state."""
 
 
 class Source(NamedTuple):
-    """Functions that give batches.
+    """A source of batches, as functions.
 
-    batches(start, stop, whole=False): batches start..stop-1, this process's share or the whole.
-    measured: the same signature, batches for the statistics of the latents.
+    batches(start, stop, whole=False): yields batches start..stop-1, of each this process's share,
+        or the whole batch.
+    measured: as `batches`, for the statistics of the latents. Does not advance a stream.
+    describe(k): names the files and frames of batch k, for error messages.
     earlier(k): frames for train.own, see LatentTriples.earlier; None where it does not apply.
-    describe(k): where the frames of batch k are stored, for error messages.
-    state_dict(step), load_state_dict(state): the state of a stream after `step` updates.
+    state_dict(step), load_state_dict(state): save and restore the state after `step` updates.
     """
 
     batches: Callable[..., Iterator[Batch]]
@@ -225,16 +229,17 @@ class Source(NamedTuple):
     load_state_dict: Callable[[dict | None], None] = ignore_state
 
 
-def batches_from(
+def build_source(
     config: Config,
     shards: Shards,
     autoencoder: nn.Module,
     windows: Windows | None,
     process: Process,
 ) -> Source:
-    """The source of training batches: cached latents (as clips or as a stream), or frames if random
-    augmentation rules out the cache."""
+    """Build the source of training batches: cached latents (as clips or as a stream), or frames if
+    random augmentation rules out the cache."""
     describe = partial(describe_batch, config, shards, fixed=windows)
+    # --overfit trains on unchanged frames, which can be cached.
     if config.data.augmented and windows is None:
         frames = FrameTriples(config, shards, process.rank, process.world)
         read = partial(frames.batches, encode=autoencoder.encode, device=process.device)
@@ -244,7 +249,7 @@ def batches_from(
         stream = StreamTriples(config, dir, process.device, process.rank, process.world)
         describe = partial(describe_stream_batch, config, shards)
         state = (stream.state_dict, stream.load_state_dict)
-        return Source(stream.batches, stream.anywhere, describe, None, *state)
+        return Source(stream.batches, stream.random_batches, describe, None, *state)
     latents = LatentTriples(config, dir, process.device, process.rank, process.world, windows)
     return Source(latents.batches, latents.batches, describe, latents.earlier)
 
@@ -278,6 +283,7 @@ def frames_to_encode(config: Config, shards: Shards | None, autoencoder: nn.Modu
     exists. autoencoder: the trained one, or None before its training."""
     if config.data.augmented and not config.train.overfit:
         return 0
+    # Shards that are still to be generated: only the training split is encoded.
     if shards is None:
         return config.data.stream
     if autoencoder is None:
@@ -312,7 +318,8 @@ def measure_generation(config: Config) -> float:
 def assume_latents(
     config: Config, shards: Shards | None, autoencoder: nn.Module, device: torch.device
 ) -> Config:
-    """The config with the shape of the latents, and without their statistics."""
+    """Add the shape of the latents to the config, with mean 0 and standard deviation 1: enough to
+    measure speed before the latents exist."""
     if config.vqvae.kind == "latents":
         shape = shards.shape
     else:
@@ -323,7 +330,7 @@ def assume_latents(
     return dataclasses.replace(config, latent=latent)
 
 
-def latents_of(
+def resolve_latents(
     config: Config, source: Source, autoencoder: nn.Module, start: dict | None, process: Process
 ) -> Latent:
     """Shape and statistics of the latents: from the checkpoint of a resumed run, or measured by the
@@ -341,7 +348,7 @@ def latents_of(
 
 
 def measure_latents(config: Config, source: Source) -> Latent:
-    """Measure shape, mean, standard deviation and step size of the latents in float64."""
+    """Measure the shape and, in float64, the statistics of the latents, see configs.Latent."""
     items = MEASURED_ITEMS_AUGMENTED if config.data.augmented else MEASURED_ITEMS
     count = -(-items // config.train.batch_size)
     pairs = [(batch.target, batch.reference) for batch in source.measured(0, count, whole=True)]
@@ -350,6 +357,7 @@ def measure_latents(config: Config, source: Source) -> Latent:
     mean, std = torch.zeros(C, dtype=x1.dtype), torch.ones(C, dtype=x1.dtype)
     if config.flow.normalize:
         mean, std = x1.mean((0, 2, 3)), x1.std((0, 2, 3)).clamp(min=1e-6)
+    # The root mean squares of x_1 - x_0 and of x_1, one of which scales the network's target.
     delta = ((x1 - x0) / std.view(-1, 1, 1)).square().mean().sqrt().item()
     if not 0 < delta < float("inf"):
         raise UserError(
@@ -366,6 +374,7 @@ def measure_latents(config: Config, source: Source) -> Latent:
 
 def random_frames(shards: Shards, n: int, rng: np.random.Generator) -> np.ndarray:
     """Draw n frames, uniform over all frames of a split, in stored order: (n, H, W, 3) uint8."""
+    # One call of `read` for each video that holds drawn frames.
     flat = np.sort(rng.integers(shards.lengths.sum(), size=n))
     videos = np.searchsorted(shards.starts, flat, side="right") - 1
     parts = [shards.read(v, flat[videos == v] - shards.starts[v]) for v in np.unique(videos)]

@@ -1,8 +1,9 @@
 """Measure samples against the truth under a named protocol, and write the results folder.
 
-    python evaluate.py --ckpt outputs/checkpoints/ball_stn-follmer-0/latest.pt --protocol
-    lifelong_ball python evaluate.py --results DIR        measures samples that sample.py has stored
+    python evaluate.py --ckpt CHECKPOINT --protocol lifelong_ball
+    python evaluate.py --results FOLDER
 
+The first command samples from a checkpoint; the second measures samples that sample.py has stored.
 The same command run again resumes. Several processes, started by hand or by torchrun, share the
 work.
 """
@@ -41,7 +42,7 @@ from runtime.console import UserError, progress, run_command
 from runtime.folders import Parts
 from runtime.process import Process, start
 
-# fields of the protocol that are flags, too
+# Fields of Protocol that are also flags of this command.
 CHANGEABLE = (
     "videos",
     "samples",
@@ -61,7 +62,7 @@ CHANGEABLE = (
 
 # ----------------------------------------------------------------------------- sources of forecasts
 def from_checkpoint(args: argparse.Namespace, process: Process) -> tuple[Source, Path]:
-    """Samples to be made now. Returns (source, default folder of the results)."""
+    """Sample from a checkpoint. Returns (source, default folder of the results)."""
     forecaster, step = load_forecaster(
         args.ckpt, process.device, overrides(args), args.dataset, args.interpolant
     )
@@ -70,32 +71,33 @@ def from_checkpoint(args: argparse.Namespace, process: Process) -> tuple[Source,
             f"{args.ckpt} forecasts latents, but evaluate.py measures frames: run sample.py first, "
             "then evaluate its decoded frames with --results DIR"
         )
-    protocol = protocols.get(args.protocol or "own", forecaster.config, changes(args))
+    protocol = protocols.get(args.protocol or "own", forecaster.config, protocol_changes(args))
     source = source_of_checkpoint(forecaster, step, args.ckpt, protocol)
     out = results.results_dir(forecaster, step)
     return source, out.with_name(f"{out.name}-{source.protocol.name}")
 
 
 def from_results(args: argparse.Namespace, process: Process) -> tuple[Source, Path]:
-    """Samples stored by sample.py or evaluate.py. Returns (source, their folder)."""
+    """Read samples that sample.py or evaluate.py stored. Returns (source, their folder)."""
     dir = results.folder(args.results)
     results.check_out(dir)
     truth, samples = results.read_arrays(dir)
     made = results.read_metrics(dir)
     config, about = results.config_of(made, dir), made["protocol"]
     S = samples.shape[1]
+    # evaluate.py stores at most --keep samples, but measures all.
     counted = about.get("samples_per_video") or S
     if counted > S:
         raise UserError(
-            f"{dir} keeps {S} of the {counted} samples that its numbers are of; evaluate the "
-            f"checkpoint again"
+            f"{dir} stores {S} of the {counted} samples per video that its metrics were computed "
+            "from; evaluate the checkpoint again"
         )
     protocol = protocol_of_results(args, dir, config, about, truth, samples)
 
-    # the FVD of the autoencoder needs its weights
+    # The FVD of the autoencoder needs its weights, which the results folder does not hold.
     forecaster = None
     ckpt = args.ckpt or str(about.get("checkpoint") or "")
-    if set(metrics_of(args, config, protocol)) & set(measure.SETS):
+    if set(choose_metrics(args, config, protocol)) & set(measure.SETS):
         if args.ckpt or Path(ckpt).is_file():
             forecaster, _ = load_forecaster(
                 ckpt, process.device, overrides(args), args.dataset, args.interpolant
@@ -105,6 +107,7 @@ def from_results(args: argparse.Namespace, process: Process) -> tuple[Source, Pa
                 "the FVD of the autoencoder is left out: the checkpoint "
                 f"{ckpt or 'of these samples'} does not exist; give one with --ckpt"
             )
+    # The new protocol and the new weights of the metric networks replace these entries.
     dropped = (*protocols.FIELDS, "i3d", "lpips")
     fps = results.frame_rate_of(about)
     about = {name: value for name, value in about.items() if name not in dropped}
@@ -119,8 +122,9 @@ def protocol_of_results(
     truth: np.ndarray,
     samples: np.ndarray,
 ) -> Protocol:
-    """The protocol of --protocol, which must agree with the stored samples; by default the protocol
-    of the samples.
+    """Choose the protocol: that of the stored samples, or that of --protocol.
+
+    Raises UserError if --protocol does not agree with the stored samples.
     """
     T = samples.shape[2]
     own = {
@@ -135,7 +139,8 @@ def protocol_of_results(
         "seed": about.get("seed", 0),
     }
     name = args.protocol or "own"
-    protocol = protocols.get(name, config, changes(args))
+    protocol = protocols.get(name, config, protocol_changes(args))
+    # The protocol `own` takes every field that no flag sets from the samples.
     if name == "own":
         unset = {field: own[field] for field in own if getattr(args, field, None) is None}
         protocol = dataclasses.replace(protocol, **unset)
@@ -161,11 +166,12 @@ def measure_parts(
 ) -> None:
     """Measure every part and write each to a file; processes share the parts."""
     V = source.protocol.videos
+    # Processes start at different parts, so that they rarely compete for one.
     first = process.rank * parts.count // process.world
     with progress(V, "evaluate", "video") as bar:
-        for k in parts.ours(first):
+        for k in parts.claim(first):
             if k is None:
-                # the remaining parts are being measured by other processes
+                # Other processes are measuring the remaining parts.
                 time.sleep(0.5)
             else:
                 truth, samples, evaluations = source.part(k)
@@ -174,16 +180,18 @@ def measure_parts(
                 )
                 stored = {} if source.arrays else {"truth": truth, "samples": samples[:, :keep]}
                 parts.write(k, {**tables, **stored, "evaluations": np.array([evaluations])})
-            bar.update(sum(min(PART, V - k * PART) for k in parts.there()) - bar.n)
+            bar.update(sum(min(PART, V - k * PART) for k in parts.written()) - bar.n)
 
 
 def summarize_parts(
     source: Source, which: list[str], weights: dict[str, str], parts: Parts
 ) -> tuple[np.ndarray, np.ndarray, dict]:
-    """All parts together: (truth, the samples to store, metrics.json). weights: names of the
-    networks' files.
+    """Merge all parts. -> (truth, the samples to store, metrics.json).
+
+    weights: {network: name of its file}.
     """
     tables, protocol, about = parts.read(), source.protocol, dict(source.about)
+    # Samples that were made by this command are in the parts; those of --results are arrays.
     truth, samples = source.arrays or (tables.pop("truth"), tables.pop("samples"))
     evaluations = tables.pop("evaluations").sum()
     if evaluations:
@@ -205,7 +213,7 @@ def summarize_parts(
 
 
 # ------------------------------------------------------------------------------------------ command
-def metrics_of(args: argparse.Namespace, config: Config, protocol: Protocol) -> list[str]:
+def choose_metrics(args: argparse.Namespace, config: Config, protocol: Protocol) -> list[str]:
     """The metrics of --metrics; by default all that suit the dataset and the protocol."""
     ball, several = config.dataset.startswith("ball"), protocol.samples > 1
     if not args.metrics:
@@ -226,8 +234,8 @@ def metrics_of(args: argparse.Namespace, config: Config, protocol: Protocol) -> 
     return [name for name in measure.ALL if name in args.metrics]
 
 
-def weights_of(which: list[str], protocol: Protocol, args: argparse.Namespace) -> dict[str, Path]:
-    """The weights files of the networks that the metrics use."""
+def find_weights(which: list[str], protocol: Protocol, args: argparse.Namespace) -> dict[str, Path]:
+    """Find the weights files of the networks that the metrics use. UserError if one is missing."""
     found = {}
     if set(which) & set(measure.SETS):
         found["i3d"] = args.i3d or args.weights / "i3d.safetensors"
@@ -254,7 +262,7 @@ def load_networks(
 
 
 def check(source: Source, which: list[str]) -> None:
-    """Raise UserError, before hours of work, if a metric cannot be computed of these videos."""
+    """Raise UserError, before hours of work, if a metric cannot be computed for these videos."""
     protocol, size = source.protocol, source.config.data.image_size
     sets = set(which) & set(measure.SETS)
     if sets and protocol.reference == "autoencoded" and source.autoencode is None:
@@ -278,13 +286,15 @@ def check(source: Source, which: list[str]) -> None:
         )
 
 
-def changes(args: argparse.Namespace) -> dict:
+def protocol_changes(args: argparse.Namespace) -> dict:
+    """The fields of the protocol that flags change; None where a flag is absent."""
     return {name: getattr(args, name) for name in CHANGEABLE}
 
 
 def overrides(args: argparse.Namespace) -> dict:
-    """The sampler's flags and --set as overrides of the config. The split belongs to the
-    protocol.
+    """The sampler's flags and --set, as overrides of the config.
+
+    The split is left out, because the protocol sets it.
     """
     given = []
     for flag, name in configs.SAMPLING_FLAGS.items():
@@ -294,7 +304,8 @@ def overrides(args: argparse.Namespace) -> dict:
     return configs.parse_overrides([*given, *args.set])
 
 
-def mean_of_training(config: Config) -> np.ndarray | None:
+def mean_training_frame(config: Config) -> np.ndarray | None:
+    """Compute the baseline `mean frame`; None if the training frames are not available."""
     if config.vqvae.kind == "latents":
         return None
     try:
@@ -312,7 +323,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     known = ", ".join(protocols.PROTOCOLS)
     add("--protocol", help=f"{known} (default: own); see docs/evaluation.md")
     every = ", ".join(measure.ALL)
-    add("--metrics", nargs="+", help=f"of {every} (default: all that suit the dataset)")
+    add("--metrics", nargs="+", help=f"some of {every} (default: all that suit the dataset)")
     for field in dataclasses.fields(Protocol):
         if field.name in CHANGEABLE:
             kind = int if isinstance(field.default, int) else str
@@ -324,8 +335,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--weights",
         type=Path,
         default=Path("weights/metrics"),
-        help=f"folder of the metric networks, made by `{networks.COMMAND}` (default "
-        f"weights/metrics)",
+        help=f"folder of the metric networks' weights, from `{networks.COMMAND}` "
+        "(default weights/metrics)",
     )
     add("--i3d", type=Path, help="another safetensors file of I3D's weights")
     add("--out", help="results folder; default: that of sample.py with the protocol's name added")
@@ -343,16 +354,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def plan_of(
+def digest_plan(
     source: Source,
     weights: dict[str, str],
     mean: np.ndarray | None,
     which: list[str],
     keep: int,
 ) -> str:
-    """A digest of everything that the results depend on: results with the same plan are not made
-    again.
+    """A digest of everything that the results depend on. Equal plans give equal results, which are
+    therefore not computed again.
     """
+    # The folder of the outputs and wandb do not affect the results.
     settings = {}
     for name, group in configs.to_dict(source.config).items():
         if name not in ("output", "wandb"):
@@ -370,10 +382,12 @@ def plan_of(
     return digest(repr(plan).encode())[:16]
 
 
-def evaluated(
+def ensure_results(
     args: argparse.Namespace, process: Process, known: dict[bytes, np.ndarray] | None = None
 ) -> Path:
-    """The results folder, measured now unless it has the same plan already.
+    """Measure and write the results, unless the folder already holds those of the same plan.
+
+    Returns the folder.
 
     known: cache of I3D features by digest of the video, for callers that measure the same videos
     repeatedly.
@@ -381,16 +395,17 @@ def evaluated(
     source, out = (from_results if args.results else from_checkpoint)(args, process)
     if args.out:
         out = results.folder(args.out)
-    which = metrics_of(args, source.config, source.protocol)
+    which = choose_metrics(args, source.config, source.protocol)
     results.check_out(out)
     check(source, which)
-    files, mean = weights_of(which, source.protocol, args), mean_of_training(source.config)
+    files, mean = find_weights(which, source.protocol, args), mean_training_frame(source.config)
     weights = {name: f"{path.name} {digest(path.read_bytes())[:8]}" for name, path in files.items()}
-    plan = plan_of(source, weights, mean, which, args.keep)
+    plan = digest_plan(source, weights, mean, which, args.keep)
 
     def done() -> bool:
         return (out / "metrics.json").exists() and results.read_metrics(out).get("plan") == plan
 
+    # The plan is in the folder's name, so that parts of different plans are never merged.
     parts = Parts(out.with_name(f".{out.name}.{plan}"), -(-source.protocol.videos // PART), done)
 
     def write() -> None:
@@ -409,7 +424,7 @@ def evaluated(
 
 def main() -> None:
     args, process = parse(), start()
-    out = evaluated(args, process)
+    out = ensure_results(args, process)
     if process.first:
         result = results.read_metrics(out)
         format = results.config_of(result, out).sample.format

@@ -1,4 +1,4 @@
-"""The autoregressive roll-out of a trained network."""
+"""Forecast frames by the autoregressive roll-out of a trained network; load a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from batches.latents import encode_frames
 from batches.windows import draw_gaps
 from configs import Config
 from interpolants import Interpolant
-from models.joint import apart, below
+from models.joint import split_frames, stack_frames
 from runtime import checkpoints, parallel, published
 from runtime.budget import seconds_per_item
 from runtime.console import UserError, progress
@@ -67,9 +67,9 @@ class Forecaster:
         self.interpolant = make_interpolant(config)
         # The last forecast as latents, if the data are latents.
         self.latents: list[np.ndarray] = []
-        # Evaluations of the network, each counted once per item, over all forecasts so far.
+        # Number of network evaluations in all forecasts so far. A batch of B items counts B times.
         self.evaluations = 0
-        # Set by `prepare`: is the network compiled, and is it replayed as CUDA graphs?
+        # Set by `prepare`. compiled: by torch.compile. graphs: as CUDA graphs.
         self.ready = False
         self.compiled = False
         self.graphs = False
@@ -85,7 +85,7 @@ class Forecaster:
             return
         if uses_bf16(self.config.train.precision, self.device):
             cast_weights(self.net, torch.bfloat16)
-        mode = parallel.compiled(
+        mode = parallel.compile_modules(
             [self.net], self.config.sample.compile, self.config.model.name, self.device
         )
         self.ready = True
@@ -102,7 +102,11 @@ class Forecaster:
         return torch.cat([self.autoencoder.decode(part) for part in parts])
 
     def encode_again(self, x: Tensor) -> Tensor:
-        """Decode latents (n, C, h, w) and encode the frames: latents of frames, as in training."""
+        """Decode latents (n, C, h, w) to pixels and encode these again.
+
+        The result is the latents of a frame, as the network saw them in training. The network's own
+        output need not be.
+        """
         return self.normalize(self.autoencoder.encode(self.to_pixels(x)))
 
     def field(
@@ -202,17 +206,18 @@ class Forecaster:
         return history[:, T:]
 
     def roll_out_jointly(self, given: Tensor, frames: int, key: tuple, bar=None) -> Tensor:
-        """roll_out with the joint network, which forecasts several frames at once. Surplus frames
-        at the end are dropped."""
+        """`roll_out` with the joint network, which forecasts several frames at once. Frames beyond
+        the requested number are dropped."""
         B, T, _, h, _ = given.shape
         past, future = self.config.halves
         noise = generator(self.device, *key)
         gaps = torch.ones(B, past, device=self.device)
         history = given
         while history.shape[1] < T + frames:
-            x0 = below(history[:, -1:].expand(-1, future, -1, -1, -1))
+            # The reference is the last frame, once for each frame of the target.
+            x0 = stack_frames(history[:, -1:].expand(-1, future, -1, -1, -1))
             x1 = self.sample_frame(x0, partial(as_drawn, (history[:, -past:], gaps)), noise)
-            x1 = apart(x1, h)[:, : T + frames - history.shape[1]]
+            x1 = split_frames(x1, h)[:, : T + frames - history.shape[1]]
             if self.config.sample.reencode:
                 x1 = self.encode_again(x1.flatten(0, 1)).unflatten(0, (B, -1))
             history = torch.cat([history, x1], 1)
@@ -221,9 +226,9 @@ class Forecaster:
         return history[:, T:]
 
     @torch.no_grad()
-    def shown(self, frames: np.ndarray) -> np.ndarray:
-        """Frames as stored, (V, T, H, W, 3) uint8 or latents (V, T, C, h, w), -> frames to look at,
-        (V, T, H, W, 3) uint8."""
+    def to_display(self, frames: np.ndarray) -> np.ndarray:
+        """Convert frames as stored to frames for display, (V, T, H, W, 3) uint8: latents
+        (V, T, C, h, w) are decoded, uint8 frames are returned unchanged."""
         if frames.dtype == np.uint8:
             return frames
         videos = []
@@ -246,13 +251,15 @@ class Forecaster:
         z = torch.from_numpy(encode_frames(self.autoencoder.encode, flat, self.device))
         z = self.normalize(z.to(self.device, torch.float32)).unflatten(0, (V, T))
         z = z.repeat_interleave(futures, 0)
-        out = np.empty((V * futures, predict, *self.shown(frames[:1, :1]).shape[2:]), np.uint8)
+        # Frames for display may be larger than the latents that the shards store.
+        out = np.empty((V * futures, predict, *self.to_display(frames[:1, :1]).shape[2:]), np.uint8)
         self.latents = []
         size = self.config.sample.batch
         bar = progress(len(z) * predict, "sample", "frame") if not quiet else None
         for start in range(0, len(z), size):
             part = z[start : start + size]
             future = self.roll_out(part, predict, (*key, start), bar)
+            # One frame of all futures at a time, because pixels take much more memory than latents.
             for k in range(predict):
                 out[start : start + size, k] = to_frames(self.to_pixels(future[:, k]))
             if self.config.vqvae.kind == "latents":
@@ -268,6 +275,7 @@ def measure_frame(config: Config, autoencoder: nn.Module, device: torch.device) 
     sample = dataclasses.replace(config.sample, compile="off")
     config = dataclasses.replace(config, sample=sample)
     forecaster = Forecaster(config, build_net(config, device).eval(), autoencoder, device)
+    # At least a context and the reference are given.
     given, frames = config.halves or (2, 1)
     most = min(sample.batch, sample.num_videos * sample.num_samples)
     latents = torch.randn(most, given, *config.latent.shape, device=device)
@@ -281,7 +289,7 @@ def measure_frame(config: Config, autoencoder: nn.Module, device: torch.device) 
 
 
 def as_drawn(drawn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The same (contexts, gaps) at every call, for `Forecaster.field`."""
+    """Return the same (contexts, gaps) at every call, for `Forecaster.field`."""
     return drawn
 
 
@@ -314,10 +322,12 @@ def load(
     checkpoints of main.py, dataset and interpolant must be those of the training.
     """
     state, overrides = checkpoints.load_checkpoint(path), overrides or {}
+    # Settings that sampling may change.
     free = ("data.", "sample.", "output.", "vqvae.ckpt", "train.precision", "train.seed")
     if published.is_foreign(state):
         settings = {"flow.interpolant": interpolant, **overrides}
-        state = published.checkpoint(state, path, dataset, settings)
+        state = published.convert(state, path, dataset, settings)
+        # A published file does not hold these settings, so the user may have to give them.
         free += ("vqvae.", "flow.interpolant", "model.")
     if missing := {"ema", "config", "step"} - state.keys():
         raise UserError(
@@ -344,7 +354,7 @@ def check_trained_with(path: str | Path, flag: str, value: str, trained: str) ->
     """Raise UserError if a flag contradicts the training of the checkpoint."""
     if value and value != trained:
         raise UserError(
-            f"{path} was trained with --{flag} {trained}, so {value} does not go with it"
+            f"{path} was trained with --{flag} {trained}, not with {value}; leave out the flag"
         )
 
 
@@ -361,7 +371,7 @@ def load_autoencoder(state: dict, config: Config, path: str | Path) -> nn.Module
     )
 
 
-def about(forecaster: Forecaster, step: int, ckpt: str | Path) -> dict:
+def describe_sampler(forecaster: Forecaster, step: int, ckpt: str | Path) -> dict:
     """Describe the sampler and the checkpoint for metrics.json."""
     sample = forecaster.config.sample
     return {

@@ -41,7 +41,7 @@ def value(function: Callable, *arguments: float | str):
     return tuple(map(float, result)) if isinstance(result, tuple) else float(result)
 
 
-def across(coefficient: Tensor, x: Tensor) -> Tensor:
+def broadcast(coefficient: Tensor, x: Tensor) -> Tensor:
     """Reshape (B,) to (B, 1, 1, …), with as many axes as x, to broadcast over x."""
     return coefficient.view(-1, *[1] * (x.ndim - 1))
 
@@ -93,7 +93,7 @@ class Interpolant:
         self, coefficient: Callable[[Tensor], Tensor], s: Tensor | float, x: Tensor
     ) -> Tensor | float:
         """coefficient(s) as a factor of x: a float for a float s, (B, 1, …) for s of shape (B,)."""
-        return value(coefficient, s) if isinstance(s, float) else across(coefficient(s), x)
+        return value(coefficient, s) if isinstance(s, float) else broadcast(coefficient(s), x)
 
     # ------------------------------------------------------------------------------ coefficients
     # Each interpolant defines alpha, beta, sigma and d_alpha, d_beta, d_sigma, the derivatives.
@@ -109,45 +109,47 @@ class Interpolant:
     # ---------------------------------------------------------------------------------- training
     def interpolate(self, s: Tensor, x0: Tensor, x1: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """-> (x_s, target). The loss compares the network's output with the target."""
-        alpha, beta, sigma = (across(f(s), x1) for f in (self.alpha, self.beta, self.sigma))
-        w = across(s.sqrt(), x1) * eps if self.wiener else eps
+        alpha, beta, sigma = (broadcast(f(s), x1) for f in (self.alpha, self.beta, self.sigma))
+        w = broadcast(s.sqrt(), x1) * eps if self.wiener else eps
         x = alpha * x0 + beta * x1 + sigma * w
         if self.output == "residual":
             return x, (x1 - x0 if self.from_reference else x1) / self.k
         derivatives = (self.d_alpha, self.d_beta, self.d_sigma)
-        d_alpha, d_beta, d_sigma = (across(f(s), x1) for f in derivatives)
+        d_alpha, d_beta, d_sigma = (broadcast(f(s), x1) for f in derivatives)
         return x, d_alpha * x0 + d_beta * x1 + d_sigma * w
 
     def weight(self, s: Tensor) -> Tensor:
-        """Weight of the squared error of the output, (B,), at most 25, by `weighting`.
+        """Weight w(s) of the squared error of the network's output, (B,), set by `weighting`.
 
-        published: 1 on the error of the target. velocity: 1 / (1-s)^2 on the error of E[x_1|x],
-        which is how that error enters the velocity of a path that ends at x_1. uniform: 1 on the
-        error of E[x_1|x]. The limit of 25 is there because each weight is unbounded on [0, 1].
+        published: weight 1 on the error of the target. uniform: weight 1 on the error of E[x_1|x].
+        velocity: weight 1 / (1-s)^2 on the error of E[x_1|x], because an error e in E[x_1|x]
+        changes the velocity of a path that ends at x_1 by e / (1-s).
+        Weights are at most 25, because some of them are unbounded on [0, 1].
         """
-        # d target / d x_1 at fixed x_s
-        share = self.d_beta(s) - divide(self.d_sigma(s) * self.beta(s), self.sigma(s), 0.0)
+        # d target / d x_1 at fixed x_s, the ratio of both errors
+        slope = self.d_beta(s) - divide(self.d_sigma(s) * self.beta(s), self.sigma(s), 0.0)
         of_x1 = {
-            "published": share**2,
+            "published": slope**2,
             "velocity": (1 - s).clamp(min=0.2) ** -2,
             "uniform": torch.ones_like(s),
         }
         weight = of_x1[self.weighting]
         if self.output == "drift":
-            # From a weight on the error of E[x_1|x] to one on the error of the target.
+            # Convert a weight on the error of E[x_1|x] to one on the error of the target.
             if self.weighting == "published":
                 weight = torch.ones_like(s)
             else:
-                weight = weight / share.abs().clamp(min=1e-6) ** 2
+                weight = weight / slope.abs().clamp(min=1e-6) ** 2
         return weight.clamp(max=25)
 
     # ------------------------------------------------------------------- the network's input
     def network_input(self, x: Tensor, s: Tensor | float, x0: Tensor) -> Tensor:
-        """The input that the network gets for x.
+        """The network's input for the state x.
 
-        For output `drift`: x itself, as published. For `residual`: x centred and scaled by the
-        moments of x_s given x_0, where x_1 - x_0, or x_1, has standard deviation k. That input is
-        0 at s = 0 of a path that starts at x_0.
+        For output `drift`: x itself, as published. For `residual`: x minus the mean of x_s given
+        x_0, divided by the standard deviation of x_s given x_0. Both assume that x_1 - x_0 (from
+        noise: x_1) has mean 0 and standard deviation k. At s = 0 of a path that starts at x_0, this
+        input is 0.
         """
         if self.output == "drift":
             return x
@@ -155,7 +157,7 @@ class Interpolant:
         return (x - centre) / self.at(self.deviation, s, x)
 
     def centre(self, s: Tensor) -> Tensor:
-        """Mean of x_s given x_0, as a multiple of x_0, if x_1 has mean x_0."""
+        """Factor on x_0 in the mean of x_s given x_0, where x_1 has the mean x_0."""
         return self.alpha(s) + self.beta(s)
 
     def deviation(self, s: Tensor) -> Tensor:
@@ -166,9 +168,9 @@ class Interpolant:
     def solve(
         self, output: Tensor, x: Tensor, s: Tensor | float, x0: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """-> (E[x_1|x], E[W|x]), by the two linear equations for x_s and the target.
+        """Solve the two linear equations for x_s and the target. -> (E[x_1|x], E[W|x]).
 
-        Where the output holds nothing of x_1 (s = 0 with beta'(0) = 0), x_0 replaces E[x_1|x].
+        Where the output does not depend on x_1 (s = 0 with beta'(0) = 0), x_0 replaces E[x_1|x].
         """
         alpha, beta, sigma = (self.at(f, s, x) for f in (self.alpha, self.beta, self.sigma))
         rest = x - alpha * x0
@@ -181,10 +183,11 @@ class Interpolant:
         d_alpha, d_beta, d_sigma = (self.at(f, s, x) for f in derivatives)
         d_rest = output - d_alpha * x0
         determinant = beta * d_sigma - d_beta * sigma
-        # The determinant is 0 at s = 0 if beta'(0) = 0, and where x_s holds no noise, as at s = 1
-        # of some interpolants, so that x_1 = rest / beta.
-        unknown = divide(rest, beta, x0)
-        x1 = divide(d_sigma * rest - sigma * d_rest, determinant, unknown)
+        # The determinant is 0 in two cases. At s = 0 with beta'(0) = 0, beta is 0 too, and x_0
+        # takes the place of x_1. Where x_s contains no noise, as on some paths at s = 1,
+        # x_1 = rest / beta.
+        x1_if_singular = divide(rest, beta, x0)
+        x1 = divide(d_sigma * rest - sigma * d_rest, determinant, x1_if_singular)
         w = divide(beta * d_rest - d_beta * rest, determinant, 0.0)
         return x1, w
 
@@ -193,7 +196,7 @@ class Interpolant:
     ) -> tuple[Tensor, Tensor]:
         """-> (E[x_1|x], E[eps|x]).
 
-        E[eps|x] is 0 at s = 0 of the Föllmer family, where x_s holds no noise.
+        At s = 0 of the Föllmer family x_s contains no noise, and the returned E[eps|x] is 0.
         """
         x1, w = self.solve(output, x, s, x0)
         eps = divide(w, self.at(torch.sqrt, s, x), 0.0) if self.wiener else w
@@ -208,7 +211,7 @@ class Interpolant:
         return self.estimate(output, x, s, x0)[1]
 
     def score(self, output: Tensor, x: Tensor, s: Tensor | float, x0: Tensor) -> Tensor:
-        """grad log p_s(x | x_0) = -E[eps|x] / gamma; 0 where gamma = 0, without a score."""
+        """grad log p_s(x | x_0) = -E[eps|x] / gamma; 0 where gamma = 0 and no score exists."""
         return -divide(self.noise(output, x, s, x0), self.at(self.gamma, s, x), 0.0)
 
     def velocity(self, output: Tensor, x: Tensor, s: Tensor | float, x0: Tensor) -> Tensor:
@@ -220,19 +223,24 @@ class Interpolant:
     ) -> Tensor:
         """Drift of dX = drift ds + g dW with the marginals of x_s: velocity + g^2/2 score.
 
-        g: (B,) or a float, >= 0. In terms of W, the noise part of the drift is
-        (sigma' + (sigma^2 - g^2) / (2 sigma q)) W, with q = s for the Föllmer family (from gamma'
-        and the score together). With g = sigma it is sigma' W, without a singularity at s = 0. For
-        the others, it is (sigma' - g^2 / (2 sigma)) W.
+        g: (B,) or a float, >= 0. With E[x_1|x] and E[W|x] of `solve`,
+
+            drift = alpha' x_0 + beta' E[x_1|x] + n E[W|x],
+            n = sigma' + (sigma^2 - g^2) / (2 sigma s)    for the Föllmer family,
+            n = sigma' - g^2 / (2 sigma)                  for the others.
+
+        n contains the noise of the velocity and the score. Written in this way, the drift of the
+        Föllmer family has no singularity at s = 0 for g = sigma.
         """
         x1, w = self.solve(output, x, s, x0)
         sigma = self.at(self.sigma, s, x)
-        g = across(g, x) if isinstance(g, Tensor) else g
+        g = broadcast(g, x) if isinstance(g, Tensor) else g
         if self.wiener:
-            q = across(s, x) if isinstance(s, Tensor) else s
-            extra = divide(sigma**2 - g**2, 2 * sigma * q, 0.0) * w
+            time = broadcast(s, x) if isinstance(s, Tensor) else s
+            extra = divide(sigma**2 - g**2, 2 * sigma * time, 0.0) * w
         else:
             extra = divide(-(g**2), 2 * sigma, 0.0) * w
+        # The output is the drift for g = sigma (Föllmer family) or g = 0, where `extra` is 0.
         if self.output == "drift":
             return output + extra
         derivatives = (self.d_alpha, self.d_beta, self.d_sigma)
@@ -255,17 +263,17 @@ class Interpolant:
         g_squared = 2 * gamma * (gamma * self.d_beta(s) / self.beta(s) - self.d_gamma(s))
         return g_squared.clamp(min=0).sqrt()
 
-    def memory(self, name: str, s: Tensor, t: Tensor) -> Tensor:
+    def noise_correlation(self, name: str, s: Tensor, t: Tensor) -> Tensor:
         """rho = exp(-1/2 int_s^t g^2 / gamma^2 du), (B,), with g the diffusion `name`.
 
-        rho is the factor on the noise eps at s in the noise at t.
+        rho is the correlation of the noise at s and at t: eps_t = rho eps_s + sqrt(1 - rho^2) xi.
         """
         if name == "follmer":
             rho = divide(self.beta(s) * self.gamma(t), self.beta(t) * self.gamma(s), 0.0)
         else:
-            rho = self.process_memory(s, t) ** scale_of(name) ** 2
-        # A path that leaves a point mass at s = 0 has no noise to keep: its first step follows the
-        # trained SDE, for every g.
+            rho = self.process_correlation(s, t) ** scale_of(name) ** 2
+        # A path from a point mass has no noise at s = 0. Its first step follows the trained SDE,
+        # for every g.
         return torch.where(s > 0, rho, torch.zeros_like(rho)) if self.wiener else rho
 
     def process_sigma(self, s: Tensor) -> Tensor:
@@ -276,15 +284,15 @@ class Interpolant:
         """
         return self.sigma(s)
 
-    def process_memory(self, s: Tensor, t: Tensor) -> Tensor:
-        """`memory` under process_sigma."""
+    def process_correlation(self, s: Tensor, t: Tensor) -> Tensor:
+        """`noise_correlation` for the diffusion `sigma`."""
         return (s / t).sqrt() if self.wiener else torch.exp(-(t - s) / 2)
 
     # -------------------------------------------------------------------- time variable of solvers
-    # Solvers that step in time use a variable u in which the paths of the probability flow are
-    # smooth: s = u, unless the noise grows like sqrt(s). There, Euler's method in s has an error
-    # that does not vanish with the step size h: from a point mass, where the velocity is x / (2s),
-    # it ends at prod (1 + 1 / (2k)) sigma sqrt(h) -> 2 / sqrt(pi) = 1.128 times the deviation.
+    # ODE solvers integrate in a variable u in which the paths of the probability flow are smooth.
+    # u = s, unless the noise grows like sqrt(s). In that case the velocity is x / (2s) near s = 0,
+    # and Euler's method in s does not converge: with step size h the standard deviation becomes
+    # sigma sqrt(h) prod_k (1 + 1 / (2k)), which tends to 2 / sqrt(pi) = 1.128 times the right one.
     def u_of(self, s: Tensor) -> Tensor:
         return s.sqrt() if self.wiener else s
 
@@ -402,14 +410,15 @@ class Bridge(Interpolant):
     def process_sigma(self, s):
         return torch.full_like(s, self.c)
 
-    def process_memory(self, s, t):
+    def process_correlation(self, s, t):
         """int_s^t c^2 / gamma^2 du by partial fractions: gamma^2 = c^2 (u - low) (high - u)."""
         width = (1 + 4 * (self.m / self.c) ** 2) ** 0.5
         low = (1 - width) / 2
         high = (1 + width) / 2
         return ((s - low) * (high - t) / ((high - s) * (t - low))) ** (1 / (2 * width))
 
-    # Near both ends the deviation of the noise varies like a square root, which this u removes.
+    # Near both ends the standard deviation of the noise varies like a square root of s or of 1 - s.
+    # In this u it is smooth.
     def u_of(self, s):
         return torch.asin(s.sqrt()) * (2 / math.pi)
 

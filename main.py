@@ -31,12 +31,12 @@ from runtime.console import UserError, run_command
 from runtime.folders import stage_lock
 from runtime.process import Process, start
 
-# File in a run's folder with the numbers of updates that --minutes chose.
+# Name of the file in a run's folder that stores the numbers of updates chosen by --minutes.
 PLAN = "plan.json"
 
 
 class Clock:
-    """Seconds of each stage."""
+    """A stopwatch that measures the seconds of each stage."""
 
     def __init__(self):
         self.last = time.perf_counter()
@@ -55,7 +55,8 @@ class Clock:
 def run(config: Config, ckpt: str | None = None, minutes: float | None = None) -> None:
     """Run all stages: prepare, train, forecast.
 
-    ckpt: a checkpoint whose weights to start from. minutes: shorten both trainings to fit.
+    ckpt: a checkpoint to take initial weights from. minutes: shorten the trainings of the VQVAE and
+    of the velocity network, so that the run takes about this long.
     """
     process = start()
     clock = Clock()
@@ -70,10 +71,11 @@ def train_network(
 ) -> tuple[Config, Path, Windows | None]:
     """Run every stage up to a trained velocity network.
 
-    Returns the config with the statistics of the latents, the checkpoint, and the clips of
-    --overfit (or None).
+    Returns the config with the statistics of the latents, the path of the checkpoint, and the
+    windows of --overfit (None without it).
     """
     dir = checkpoint_dir(config)
+    # First, because the checks below compare the config with that of the checkpoint.
     config, planned = apply_plan(config, dir, process)
     state = check_before_work(config, dir, process, ckpt)
     if minutes and not planned:
@@ -85,7 +87,7 @@ def train_network(
 
         shards = data.open_split(config, "train")
         data.check_lengths(config, shards)
-        config = data.with_steps(config, shards)
+        config = data.resolve_steps(config, shards)
         if process.first:
             expected = budget.describe_run(remaining_stages(config, process), time.time())
             print(expected, file=sys.stderr)
@@ -93,8 +95,8 @@ def train_network(
         clock.lap("VQVAE")
 
         windows = data.overfit_windows(config, shards) if config.train.overfit else None
-        source = data.batches_from(config, shards, autoencoder, windows, process)
-        latent = data.latents_of(config, source, autoencoder, state, process)
+        source = data.build_source(config, shards, autoencoder, windows, process)
+        latent = data.resolve_latents(config, source, autoencoder, state, process)
         config = dataclasses.replace(config, latent=latent)
         clock.lap("latents")
 
@@ -127,11 +129,12 @@ def checkpoint_dir(config: Config) -> Path:
 
 
 def check_before_work(config: Config, dir: Path, process: Process, ckpt: str | None) -> dict | None:
-    """Find the user's mistakes before any work. Returns the checkpoint to resume from, or the
-    weights to start from (--ckpt), or None."""
+    """Raise UserError for the user's mistakes before any work. Returns the checkpoint to resume
+    from, or the weights to start from (--ckpt), or None."""
     if problems := data.missing(config):
         found = "; ".join(problems)
         raise UserError(f"--dataset {config.dataset}, looked in {Path.cwd()}: {found}")
+    # Called only because it raises UserError; so is ClipTransform below.
     if process.first:
         logs.wandb_mode(config.wandb.mode)
     check_batch_size(config, process)
@@ -143,6 +146,7 @@ def check_before_work(config: Config, dir: Path, process: Process, ckpt: str | N
     if state is None:
         if not ckpt:
             return None
+        # Training and its average both start from the averaged weights of the other run.
         weights = resume.check_start(config, ckpt)["ema"]
         return {"model": weights, "ema": weights, "step": 0}
     if ckpt and process.first:
@@ -152,6 +156,7 @@ def check_before_work(config: Config, dir: Path, process: Process, ckpt: str | N
 
 
 def check_batch_size(config: Config, process: Process) -> None:
+    """Raise UserError if the processes cannot take equal shares of a batch."""
     parts = process.world * config.train.accumulate
     if config.train.batch_size % parts == 0:
         return
@@ -165,7 +170,8 @@ def check_batch_size(config: Config, process: Process) -> None:
 
 
 def preview_clips(config: Config, windows: Windows | None) -> data.Clips | None:
-    """The clips to preview forecasts on, from the split that the run forecasts in the end."""
+    """Read the clips of the previews, from the split that is forecast after the training; None if
+    there are no previews."""
     if not config.train.sample_every:
         return None
     return data.preview_clips(config, data.open_split(config, config.sample.split), windows)
@@ -173,7 +179,7 @@ def preview_clips(config: Config, windows: Windows | None) -> data.Clips | None:
 
 # -------------------------------------------------------------------- time
 def remaining_stages(config: Config, process: Process) -> list[Stage]:
-    """The stages that are still to run, with rates measured on this machine in a few seconds.
+    """List the stages that are not finished, with rates measured on this machine in a few seconds.
 
     Changes no file of the run and no random state.
     """
@@ -187,7 +193,9 @@ def remaining_stages(config: Config, process: Process) -> list[Stage]:
         updates = max(0, config.train.steps - (state["step"] if state else 0))
         futures = config.sample.num_videos * config.sample.num_samples * config.data.predict
         futures += train.preview_frames(config, updates)
+        # Cached latents belong to a trained autoencoder: before its training ends, there are none.
         finished = None if vqvae_updates else autoencoder
+        # (stage, number of items that are left, function that measures the seconds per item)
         work = [
             ("data", data.frames_to_generate(config), lambda: data.measure_generation(config)),
             ("VQVAE", vqvae_updates, lambda: vqvae.measure_update(config, device)),
@@ -212,7 +220,7 @@ def remaining_stages(config: Config, process: Process) -> list[Stage]:
 
 
 def apply_plan(config: Config, dir: Path, process: Process) -> tuple[Config, bool]:
-    """Change the numbers of updates as plan.json in the run's folder says. -> (config, whether
+    """Set the numbers of updates that plan.json in the run's folder states. -> (config, True if
     there is a plan)."""
     plan = process.agree(budget.read_plan(dir / PLAN) if process.first else None)
     if plan is None:
@@ -230,6 +238,7 @@ def make_plan(config: Config, minutes: float, dir: Path, process: Process) -> Co
             "name a new run: --set output.run_id=NAME"
         )
     plan = None
+    # Only one process measures, because all must make the same number of updates.
     if process.first:
         plan = choose_updates(config, remaining_stages(config, process), minutes)
         budget.write_plan(dir / PLAN, plan)
@@ -239,8 +248,9 @@ def make_plan(config: Config, minutes: float, dir: Path, process: Process) -> Co
 
 
 def choose_updates(config: Config, stages: list[Stage], minutes: float) -> dict:
-    """The plan of a run of `minutes`: both trainings shortened in proportion."""
+    """Plan a run of `minutes`: shorten both trainings by the same factor."""
     share = budget.share_that_fits(stages, minutes)
+    # Warm-up and previews keep their place in the shortened training.
     settings = {
         "vqvae.steps": config.vqvae.steps,
         "train.steps": config.train.steps,
@@ -252,19 +262,20 @@ def choose_updates(config: Config, stages: list[Stage], minutes: float) -> dict:
 
 
 # -------------------------------------------------------------------- plan
-def plan(config: Config) -> list[str]:
-    """What a run would do (--dry_run), as lines of text."""
+def describe_work(config: Config) -> list[str]:
+    """Describe what a run would do (--dry_run), in lines of text."""
     root, dir = Path(config.data.root), checkpoint_dir(config)
     lines = [f"missing: {problem}" for problem in data.missing(config)]
     if not lines and not root.exists():
         lines.append(f"generate the {config.data.generate} stream in {root}")
     if not config.vqvae.ckpt and config.vqvae.kind != "latents":
-        lines.append(f"train the small VQVAE for {config.vqvae.steps} updates, unless it is there")
+        lines.append(f"train the small VQVAE for {config.vqvae.steps} updates, if not yet done")
     if not config.data.augmented:
         lines.append(f"encode every frame once, under {Path(config.output.root) / 'latents'}")
 
-    steps = f"{config.train.steps}" if config.train.steps else "as many as the stream has windows:"
-    updates = f"{steps} updates"
+    updates = "one update per window of the stream"
+    if config.train.steps:
+        updates = f"{config.train.steps} updates"
     if state := checkpoints.load_latest(dir):
         updates += f", of which {state['step']} are done"
     if config.data.mode != "clips":
@@ -300,9 +311,9 @@ def parse() -> argparse.Namespace:
         type=int,
         choices=(0, 1),
         default=0,
-        help="1: memorise one batch of clips",
+        help="1: train on four clips only, and forecast the same clips",
     )
-    parser.add_argument("--ckpt", help="a checkpoint whose weights to start from")
+    parser.add_argument("--ckpt", help="a checkpoint to take initial weights from")
     parser.add_argument(
         "--minutes",
         type=float,
@@ -349,7 +360,7 @@ def main() -> None:
 
 
 def check_minutes(minutes: float, config: Config, overrides: dict) -> Config:
-    """Check what --minutes goes with, and give the run a name of its own."""
+    """Check --minutes against the other settings, and append it to the run id."""
     if not 0 < minutes < math.inf:
         raise UserError(f"--minutes must be > 0, got {minutes:g}")
     chosen = {"train.steps", "vqvae.steps"} & overrides.keys()
@@ -358,20 +369,22 @@ def check_minutes(minutes: float, config: Config, overrides: dict) -> Config:
     if not config.train.steps:
         raise UserError(
             "--minutes cannot shorten a run that visits the whole stream (train.steps=0); "
-            "lower data.stream in its place"
+            "lower data.stream instead"
         )
     if config.output.run_id:
         return config
+    # Another run id, so that a shortened run never resumes the full run.
     return configs.update(config, {"output.run_id": f"{config.run_id}-{minutes:g}min"})
 
 
 def print_plan(config: Config, minutes: float | None) -> None:
     """--dry_run: print the config, what a run would do, and the expected time."""
+    # A world of one, so that no process of a dry run waits for another.
     process = Process(0, 1, start().device)
     dir = checkpoint_dir(config)
     config, planned = apply_plan(config, dir, process)
     print(json.dumps(configs.to_dict(config), indent=1))
-    print("\n".join(plan(config)))
+    print("\n".join(describe_work(config)))
     if data.missing(config):
         return
     stages = remaining_stages(config, process)

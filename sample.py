@@ -18,7 +18,7 @@ from batches.windows import Windows
 from evaluation import measure
 from evaluation.protocols import Protocol
 from evaluation.sources import forecast_split, sample_windows
-from forecaster import Forecaster, about
+from forecaster import Forecaster, describe_sampler
 from forecaster import load as load_forecaster
 from report import results
 from report.terminal import horizon_table as table
@@ -43,7 +43,7 @@ def evaluate(
     windows: Windows | None = None,
     ckpt: str | Path = "",
 ) -> tuple[dict, Path]:
-    """Forecast held-out clips, score them, write the results; returns (metrics.json, folder)."""
+    """Forecast held-out clips, score them, write the results. -> (metrics.json, its folder)."""
     config, sample = forecaster.config, forecaster.config.sample
     train = data.open_split(config, "train")
     truth, samples, shards = forecast_split(forecaster, windows)
@@ -53,14 +53,15 @@ def evaluate(
     protocol = Protocol("own", source, (), *clips)
     fps = data.frame_rate(shards, config)
     described = {
-        **about(forecaster, step, ckpt),
+        **describe_sampler(forecaster, step, ckpt),
         **protocol.to_metadata(measure.SCORES),
         "skip": config.data.skip,
         "fps": fps,
         **data.clip_rates(shards, windows or sample_windows(config, shards), config),
+        # samples[..., 0, 0, 0] has one element for each forecast frame.
         "network_evaluations_per_frame": forecaster.evaluations / samples[..., 0, 0, 0].size,
     }
-    scores = measure.score(truth, samples, data.mean_frame(train, forecaster.shown))
+    scores = measure.score(truth, samples, data.mean_frame(train, forecaster.to_display))
     result = {"protocol": described, "config": configs.to_dict(config), **scores}
     out = out or results.results_dir(forecaster, step)
     results.write_results(out, truth, samples, result, fps, sample.format, forecaster.latents)
@@ -71,7 +72,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python sample.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
     about_ckpt = "checkpoint of main.py, or a published one (docs/published.md); default: a small "
-    add("--ckpt", default=DEMO, help=about_ckpt + "one of the bouncing balls, with clips made here")
+    add("--ckpt", default=DEMO, help=about_ckpt + "one of the bouncing balls, with generated clips")
     add("--dataset", default="", help="dataset of a published checkpoint, which does not name it")
     add("--interpolant", default="", help="interpolant of a published checkpoint")
     for flag, name in configs.SAMPLING_FLAGS.items():
@@ -101,6 +102,7 @@ def main() -> None:
     )
     if demo:
         data.ensure_data(forecaster.config, process)
+    # Before the sampling, which may take hours: can the results be written there?
     out = results.folder(args.out) if args.out else None
     if out is not None:
         results.check_out(out)

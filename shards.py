@@ -32,7 +32,7 @@ from runtime.folders import report_no_locks, write_atomically
 FORMAT_VERSION = 1
 RESERVE = 4 << 20  # bytes of disk space kept free, so that HDF5 can close a file
 PATTERN = "shard_*.hdf5"
-# What h5py raises for damaged files.
+# Exceptions that h5py raises for damaged files.
 DAMAGED = (
     OSError,
     KeyError,
@@ -58,14 +58,15 @@ class PackedFile:
             )
         self.file = file
         self.path = path
-        self.data = own(file[key], file)
+        self.data = check_dataset(file[key], file)
         self.rows: dict[str, Rows] = {}
-        self.lengths = own(file["lengths"], file)[:].astype(np.int64)
+        self.lengths = check_dataset(file["lengths"], file)[:].astype(np.int64)
         self.continues = bool(file.attrs.get("continues", False))
         self.fps = float(file.attrs.get("fps", 0)) or None
+        # In `rates`, 0 is an unknown rate.
         self.rates = np.full(len(self.lengths), self.fps or 0.0)
         if "rates" in file:
-            self.rates = own(file["rates"], file)[:].astype(np.float64)
+            self.rates = check_dataset(file["rates"], file)[:].astype(np.float64)
         self.shape = self.data.shape[1:]
         self.dtype = self.data.dtype
         if self.lengths.sum() != len(self.data):
@@ -83,7 +84,7 @@ class PackedFile:
         return self._rows(self.data).read(flat)
 
     def read_extra(self, name: str, flat: np.ndarray) -> np.ndarray:
-        return self._rows(own(self.file["extra"][name], self.file)).read(flat)
+        return self._rows(check_dataset(self.file["extra"][name], self.file)).read(flat)
 
     def _rows(self, data: h5py.Dataset) -> Rows:
         if data.name not in self.rows:
@@ -101,7 +102,7 @@ class RiverFile:
         self.fps = float(file.attrs.get("fps", 0)) or None
         lengths = {}
         for name in sorted(file["len"], key=int):
-            lengths[name] = int(own(file["len"][name], file)[()])
+            lengths[name] = int(check_dataset(file["len"][name], file)[()])
         # RIVER's converter also writes empty videos, and shards without any video.
         self.names = [name for name, length in lengths.items() if length]
         self.lengths = np.array([lengths[name] for name in self.names], np.int64)
@@ -114,7 +115,7 @@ class RiverFile:
         self.shape = None
         self.dtype = None
         if self.names:
-            first = own(file[self.names[0]]["0"], file)
+            first = check_dataset(file[self.names[0]]["0"], file)
             self.shape = first.shape
             self.dtype = first.dtype
 
@@ -123,11 +124,11 @@ class RiverFile:
         frames = []
         for v, i in zip(videos, flat):
             frame = self.file[self.names[v]][str(i - self.starts[v])]
-            frames.append(own(frame, self.file)[()])
+            frames.append(check_dataset(frame, self.file)[()])
         return np.stack(frames)
 
 
-def own(data: h5py.Dataset, file: h5py.File) -> h5py.Dataset:
+def check_dataset(data: h5py.Dataset, file: h5py.File) -> h5py.Dataset:
     """Check a dataset of an untrusted file and return it.
 
     Raises ValueError if the data are stored outside `file`, so that no shard gives access to other
@@ -160,6 +161,7 @@ class Rows:
         if len(rows) and (np.diff(rows) == 1).all():
             return self.data[rows[0] : rows[-1] + 1]
         if self.raw is None or not len(rows):
+            # HDF5 takes increasing indices without repeats only.
             unique, inverse = np.unique(rows, return_inverse=True)
             return self.data[unique][inverse]
         out = np.empty((len(rows), *self.data.shape[1:]), self.data.dtype)
@@ -184,13 +186,14 @@ def offsets(data: h5py.Dataset) -> np.ndarray | None:
     if data.chunks is None:
         start = data.id.get_offset()
         return None if start is None else start + size * np.arange(len(data))
+    # A chunk holds `chunk_rows` rows. Its offset stays -1 if it is not stored.
     chunk_rows = data.chunks[0]
     starts = np.full(-(-len(data) // chunk_rows), -1)
 
-    def note(chunk) -> None:
+    def record(chunk) -> None:
         starts[chunk.chunk_offset[0] // chunk_rows] = chunk.byte_offset
 
-    data.id.chunk_iter(note)
+    data.id.chunk_iter(record)
     if data.chunks[1:] != data.shape[1:] or (starts < 0).any():
         return None
     rows = np.arange(len(data))
@@ -205,8 +208,8 @@ class Shards:
     video, NaN where unknown. fps: frames per second of the first video, or None. shape: of one
     frame, (H, W, 3), or (C, h, w) for `key="latents"`.
 
-    Raises UserError that names the file for anything that cannot be read. skip_bad: warn and skip a
-    file that cannot be opened; a video that continues after the skipped file becomes a new video.
+    A file that cannot be read raises a UserError that names it. skip_bad: warn and skip a file that
+    cannot be opened; a video that continues after the skipped file becomes a new video.
     """
 
     def __init__(self, dir: str | Path, key: str = "frames", skip_bad: bool = False):
@@ -222,6 +225,7 @@ class Shards:
         self._files: list[PackedFile | RiverFile] | None = None
         self._pid = -1
         self.lengths, self.rates = self._join_videos()
+        # The flat index of the first frame of each video, and of each file.
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self.file_starts = np.concatenate([[0], np.cumsum([f.lengths.sum() for f in self.files])])
         first = next(file for file in self.files if len(file.lengths))
@@ -229,7 +233,7 @@ class Shards:
         self.fps = first.fps
 
     def _join_videos(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lengths and rates of all videos; a video that continues in the next file is one."""
+        """Lengths and rates of all videos. A video that spans several files counts as one."""
         full = [k for k, file in enumerate(self.files) if len(file.lengths)]
         if not full:
             raise UserError(f"{self.dir}: not one video in its shards; prepare it again")
@@ -243,6 +247,7 @@ class Shards:
                     f"{self.paths[k]}: frames of {file.shape}, but {self.paths[full[0]].name} "
                     f"has {shape}; a split has one resolution"
                 )
+            # The file's first video may be the rest of the last video so far.
             first = int(self.continues(k) and bool(lengths))
             if first:
                 lengths[-1] += int(file.lengths[0])
@@ -261,7 +266,7 @@ class Shards:
         """
         if k == 0 or not self.files[k].continues:
             return False
-        return number_of(self.paths[k]) == number_of(self.paths[k - 1]) + 1
+        return shard_number(self.paths[k]) == shard_number(self.paths[k - 1]) + 1
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -286,7 +291,7 @@ class Shards:
         try:
             file = open_to_read(path)
         except OSError as error:
-            raise UserError(f"{path}: {why_closed(error)}") from None
+            raise UserError(f"{path}: {explain_open_error(error)}") from None
         try:
             opened = RiverFile(file, path) if "len" in file else PackedFile(file, path, self.key)
         except DAMAGED as error:
@@ -336,6 +341,7 @@ class Shards:
         files = np.unique(owner)
         if len(files) == 1:
             return self.read_file(files[0], flat - self.file_starts[files[0]], extra)
+        # Read each file once, then put its frames at their places in the requested order.
         masks = [owner == k for k in files]
         pieces = []
         for k, mask in zip(files, masks):
@@ -403,7 +409,7 @@ def open_to_read(path: Path) -> h5py.File:
         return file
 
 
-def why_closed(error: OSError) -> str:
+def explain_open_error(error: OSError) -> str:
     """Why HDF5 cannot open a file, and what to do."""
     line = first_line(error)
     if "unable to lock" in line:
@@ -417,13 +423,13 @@ def why_closed(error: OSError) -> str:
     return f"not a readable HDF5 file ({line}); prepare it again"
 
 
-def number_of(path: Path) -> int:
+def shard_number(path: Path) -> int:
     """The number in the name of a shard, 0 if there is none."""
     return int("".join(filter(str.isdigit, path.stem)) or 0)
 
 
 # ------------------------------------------------------------------------------------------ writing
-def need_space(path: Path, size: int) -> None:
+def check_space(path: Path, size: int) -> None:
     """Raise OSError (ENOSPC) if the disk has no room for `size` more bytes.
 
     Called before HDF5 writes, because HDF5 crashes when the disk is full.
@@ -440,9 +446,9 @@ class ShardWriter:
     Each file is written atomically; an error inside the `with` block removes the incomplete file.
 
     fps: frame rate of videos whose rate `add` does not state; None if unknown. shard_bytes: size of
-    frames at which the next shard starts. continues: the first call may be
-    `append`, to continue the last video of a shard from another writer. Raises UserError if the
-    directory already holds shards.
+    frames at which the next shard starts. continues: the first call may be `append`, to continue
+    the last video of a shard from another writer. Raises UserError if the directory already holds
+    shards.
     """
 
     def __init__(
@@ -545,6 +551,7 @@ class ShardWriter:
         self._file = h5py.File(self._temporary, "w", locking=False)
         for name, array in arrays.items():
             row = array.dtype.itemsize * int(np.prod(array.shape[1:]))
+            # HDF5 can extend a dataset only if it is chunked.
             self._file.create_dataset(
                 name,
                 (0, *array.shape[1:]),
@@ -566,11 +573,13 @@ class ShardWriter:
         HDF5 crashes or hangs if the disk is full when it writes.
         """
         self._claimed += size
+        # A sixteenth and 1 MiB more, for the overhead of HDF5.
         short = self._claimed + self._claimed // 16 + (1 << 20) - self._reserved
         if short <= 0:
             return
+        # At least 4 MiB at a time, so that not every short video needs a reservation.
         step = max(short, 1 << 22)
-        need_space(self._temporary, step)
+        check_space(self._temporary, step)
         if hasattr(os, "posix_fallocate"):
             with open(self._temporary, "r+b") as file:
                 try:
@@ -606,7 +615,7 @@ def write_packed(
     path: str | Path, key: str, rows: np.ndarray, lengths: np.ndarray, attrs: dict
 ) -> None:
     """Write an array as one packed shard, stored contiguously so that it can be memory-mapped."""
-    need_space(Path(path), rows.nbytes)
+    check_space(Path(path), rows.nbytes)
     digest = hashlib.blake2b(np.ascontiguousarray(rows), digest_size=16).hexdigest()
     # Several processes may encode the same file of a latent cache.
     with (

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from interpolants import Interpolant, scale_of, value
 
+# field(x, s) -> the network's output. s: (B,), or a float shared by the batch.
 Field = Callable[[Tensor, Tensor], Tensor] | Callable[[Tensor, float], Tensor]
 # Source of the noise: a generator (None: the global one), or a function that draws noise like x.
 Noise = torch.Generator | Callable[[Tensor], Tensor] | None
@@ -24,30 +25,30 @@ ODE = ("euler", "heun", "rk4", "dopri5")
 SDE = ("em", "stochastic_heun")
 ANY = ("exact", "exact2")
 # The flow time at which dopri5 starts, after an exact first step that no tolerance controls.
-FIRST_MOMENT = 1e-5
+DOPRI5_START = 1e-5
 
 
 def check(solver: str, diffusion: str, grid: str = "uniform") -> None:
     """Raise ValueError, with the valid choices, for unknown or incompatible names."""
     if solver not in (*ANY, *ODE, *SDE):
         raise ValueError(f"solver must be one of {', '.join((*ANY, *ODE, *SDE))}, got {solver!r}")
-    if diffusion not in ("sigma", "follmer") and not 0 <= number(diffusion) < float("inf"):
+    if diffusion not in ("sigma", "follmer") and not 0 <= parse_number(diffusion) < float("inf"):
         raise ValueError(f"diffusion must be 0, sigma, follmer or a number >= 0, got {diffusion!r}")
-    if solver in ODE and noisy(diffusion):
+    if solver in ODE and is_stochastic(diffusion):
         raise ValueError(
-            f"solver {solver} solves the ODE, diffusion 0; for {diffusion} "
-            f"take {' or '.join((*SDE, 'exact'))}"
+            f"solver {solver} solves the ODE, diffusion 0; for diffusion {diffusion} "
+            f"use {' or '.join((*SDE, 'exact'))}"
         )
-    if solver in SDE and not noisy(diffusion):
+    if solver in SDE and not is_stochastic(diffusion):
         raise ValueError(
-            f"solver {solver} solves an SDE; for diffusion 0 take {', '.join(ODE)} or exact"
+            f"solver {solver} solves an SDE; for diffusion 0 use {', '.join(ODE)} or exact"
         )
-    power = number(grid.removeprefix("power:"))
+    power = parse_number(grid.removeprefix("power:"))
     if grid not in ("uniform", "cosine") and not 0 < power < float("inf"):
         raise ValueError(f"grid must be uniform, cosine or power:P with P > 0, got {grid!r}")
 
 
-def number(text: str) -> float:
+def parse_number(text: str) -> float:
     """Parse a float; NaN if `text` is not a number."""
     try:
         return float(text)
@@ -55,7 +56,7 @@ def number(text: str) -> float:
         return float("nan")
 
 
-def noisy(diffusion: str) -> bool:
+def is_stochastic(diffusion: str) -> bool:
     """True if the diffusion is not 0 everywhere."""
     return diffusion == "follmer" or scale_of(diffusion) > 0
 
@@ -73,7 +74,7 @@ def time_grid(name: str, steps: int, start: float = 0.0) -> Tensor:
     return start + (1 - start) * k
 
 
-def normal(like: Tensor, generator: Noise) -> Tensor:
+def draw_normal(like: Tensor, generator: Noise) -> Tensor:
     """Standard normal noise with the shape, dtype and device of `like`."""
     if callable(generator):
         return generator(like)
@@ -103,7 +104,7 @@ def integrate(
     warm_start: start at this s in [0, 1), with x0 in place of x_1 (RIVER, arXiv 2211.14575).
     generator: source of the noise, or a function that draws noise of the shape of its argument.
     first: the flow time at which exact and exact2 evaluate the network in place of s = 0, where
-        the output may hold nothing of x_1.
+        the output may not depend on x_1.
     tolerance: absolute and relative tolerance of dopri5, which chooses its own steps.
     float_times: call field(x, s) with s as a Python float, shared by the whole batch.
 
@@ -115,17 +116,18 @@ def integrate(
         raise ValueError(
             f"warm_start must be in [0, 1) and steps >= 1, got {warm_start} and {steps}"
         )
+    # A path from a point mass starts at x_0. Any other start has noise: x_s with x_0 as x_1.
     x = x0
     if warm_start or not interpolant.wiener:
         begin = float(warm_start)
-        noise = value(interpolant.gamma, begin) * normal(x0, generator)
+        noise = value(interpolant.gamma, begin) * draw_normal(x0, generator)
         x = value(interpolant.centre, begin) * x0 + noise
     dynamics = Dynamics(field, interpolant, x0, diffusion, generator, first, float_times)
-    moments = time_grid(grid, steps, warm_start).tolist()
+    times = time_grid(grid, steps, warm_start).tolist()
     if solver == "dopri5":
-        return dopri5(dynamics, x, moments, tolerance)
+        return dopri5(dynamics, x, times, tolerance)
     step = Exact2() if solver == "exact2" else STEPS[solver]
-    for s, t in zip(moments[:-1], moments[1:]):
+    for s, t in zip(times[:-1], times[1:]):
         if dynamics.needs_exact(solver, s, t):
             x = exact_step(dynamics, x, s, t)
         else:
@@ -154,24 +156,26 @@ class Dynamics:
     def diffusion_at(self, s: float) -> str:
         """The diffusion of a step that starts at s.
 
-        A path that leaves a point mass at s = 0 has no score there, so its first step takes the
-        trained diffusion. All diffusions share their marginals, so switching after it is exact.
+        A path from a point mass has no score at s = 0, so its first step uses the trained
+        diffusion. All diffusions have the same marginals, so another one may follow without an
+        error.
         """
         return "sigma" if self.interpolant.wiener and s == 0 else self.diffusion
 
     def needs_exact(self, solver: str, s: float, t: float) -> bool:
-        """True for steps that a solver in flow time cannot take, which exact_step then takes.
+        """True for a step that this solver cannot take; exact_step takes it instead.
 
         For ODE solvers: the first step from x_0, where the noise grows like sqrt(s), and the last
-        step of a bridge, where it shrinks likewise. For SDE solvers: the first step if the drift is
-        infinite, or close to it, at s = 0.
+        step of a bridge, where the noise falls like sqrt(1 - s). For SDE solvers: the first step if
+        the drift at s = 0 is infinite or very large.
         """
-        it = self.interpolant
+        wiener = self.interpolant.wiener
+        from_reference = self.interpolant.from_reference
         if solver in ODE:
-            return it.from_reference and (s == 0 or (t == 1 and not it.wiener))
+            return from_reference and (s == 0 or (t == 1 and not wiener))
         if solver in SDE:
-            steep = self.diffusion == "follmer" or (it.from_reference and self.diffusion != "sigma")
-            return s == 0 and not it.wiener and steep
+            steep = self.diffusion == "follmer" or (from_reference and self.diffusion != "sigma")
+            return s == 0 and not wiener and steep
         return False
 
     def span(self, s: float, t: float) -> tuple[float, float]:
@@ -203,26 +207,29 @@ def hold(dynamics: Dynamics, x: Tensor, s: float, t: float) -> tuple[Tensor, Ten
 
     x_t = alpha x_0 + beta E[x_1|x] + gamma (rho E[eps|x] + sqrt(1 - rho^2) xi),
 
-    with the coefficients at t, xi standard normal, and rho the part of the noise that the
-    diffusion keeps, see Interpolant.memory. rho = 1 for the ODE.
+    with the coefficients at t, xi standard normal, and rho the correlation of the noise at s and at
+    t, see Interpolant.noise_correlation. rho = 1 for the ODE.
     """
-    it = dynamics.interpolant
+    interpolant = dynamics.interpolant
     x0 = dynamics.x0
     at = max(s, float(dynamics.first))
-    x1, eps = it.estimate(dynamics.output(x, at), x, at, x0)
-    alpha, beta, gamma = (value(f, t) for f in (it.alpha, it.beta, it.gamma))
-    if noisy(dynamics.diffusion_at(s)):
-        rho = value(it.memory, dynamics.diffusion, s, t)
-        eps = rho * eps + max(1 - rho**2, 0) ** 0.5 * normal(x, dynamics.generator)
+    x1, eps = interpolant.estimate(dynamics.output(x, at), x, at, x0)
+    coefficients = (interpolant.alpha, interpolant.beta, interpolant.gamma)
+    alpha, beta, gamma = (value(f, t) for f in coefficients)
+    if is_stochastic(dynamics.diffusion_at(s)):
+        rho = value(interpolant.noise_correlation, dynamics.diffusion, s, t)
+        eps = rho * eps + max(1 - rho**2, 0) ** 0.5 * draw_normal(x, dynamics.generator)
     return alpha * x0 + beta * x1 + gamma * eps, x1
 
 
 class Exact2:
     """`exact`, with E[x_1|x] extrapolated linearly from its last two values: second order (ODE).
 
-    Between s and t, x_1 at time tau enters x_t with the weight dP(tau), where
-    P(tau) = gamma(t) memory(tau, t) beta(tau) / gamma(tau). Integrated by parts, a slope therefore
-    adds int (tau - s) dP = (t - s) beta(t) - int P dtau, which is `lever`.
+    If E[x_1|x] varies over the step, its value at time tau enters x_t with the weight dP(tau),
+    where P(tau) = gamma(t) rho(tau, t) beta(tau) / gamma(tau), with rho the noise correlation. A
+    value that grows linearly from s, by v per unit of time, therefore adds v int_s^t (tau - s) dP
+    to the result of `exact`. Integration by parts gives int_s^t (tau - s) dP =
+    (t - s) beta(t) - int_s^t P dtau, which `slope_weight` computes.
     """
 
     def __init__(self):
@@ -230,17 +237,18 @@ class Exact2:
         self.before: tuple[Tensor, float] | None = None
 
     def __call__(self, dynamics: Dynamics, x: Tensor, s: float, t: float) -> Tensor:
-        it = dynamics.interpolant
+        interpolant = dynamics.interpolant
         before = self.before
         after, x1 = hold(dynamics, x, s, t)
         s = max(s, float(dynamics.first))
-        # A drift output holds nothing of x_1 where beta' = 0, so there is no value to extrapolate.
-        blind = it.output == "drift" and value(it.d_beta, s) == 0
+        # A drift output does not depend on x_1 where beta' = 0: there is nothing to extrapolate.
+        blind = interpolant.output == "drift" and value(interpolant.d_beta, s) == 0
         self.before = None if blind else (x1, s)
         if before is None:
             return after
         x1_before, s_before = before
-        return after + lever(it, dynamics.diffusion, s, t) / (s - s_before) * (x1 - x1_before)
+        weight = slope_weight(interpolant, dynamics.diffusion, s, t)
+        return after + weight / (s - s_before) * (x1 - x1_before)
 
 
 # Gauss-Legendre quadrature with 16 points, on [-1/2, 1/2].
@@ -248,18 +256,20 @@ NODES, WEIGHTS = (torch.from_numpy(part) / 2 for part in np.polynomial.legendre.
 
 
 @lru_cache(maxsize=1024)
-def lever(it: Interpolant, diffusion: str, s: float, t: float) -> float:
+def slope_weight(interpolant: Interpolant, diffusion: str, s: float, t: float) -> float:
     """(t - s) beta(t) - int_s^t P dtau, see Exact2, by Gauss-Legendre quadrature."""
     tau = s + (t - s) * (NODES + 0.5)
     end = torch.tensor([t], dtype=torch.float64)
-    P = it.gamma(end) * it.memory(diffusion, tau, end) * it.beta(tau) / it.gamma(tau)
-    return (t - s) * (it.beta(end) - (WEIGHTS * P).sum()).item()
+    rho = interpolant.noise_correlation(diffusion, tau, end)
+    P = interpolant.gamma(end) * rho * interpolant.beta(tau) / interpolant.gamma(tau)
+    return (t - s) * (interpolant.beta(end) - (WEIGHTS * P).sum()).item()
 
 
 # ------------------------------------------------------------------------------------- ODE, in time
-# These steps integrate the probability-flow ODE in the variable u, see Interpolant.u_of. From a
-# point mass, heun and rk4 lose their order: the exact first step leaves out the variance of x_1,
-# an error that the ODE carries on, and paths have a kink at u = 0.
+# These steps integrate the probability-flow ODE in the variable u, see Interpolant.u_of. On paths
+# from a point mass, heun and rk4 have a lower order than stated, for two reasons: the exact first
+# step neglects the variance of x_1, an error that the ODE carries to the end, and the paths have a
+# kink at u = 0.
 def euler_step(dynamics: Dynamics, x: Tensor, s: float, t: float) -> Tensor:
     """Euler's method: order 1."""
     u, end = dynamics.span(s, t)
@@ -287,15 +297,15 @@ def rk4_step(dynamics: Dynamics, x: Tensor, s: float, t: float) -> Tensor:
     return x + h / 6 * (v1 + 2 * v2 + 2 * v3 + v4)
 
 
-def dopri5(dynamics: Dynamics, x: Tensor, moments: list[float], tolerance: float) -> Tensor:
-    """Dormand and Prince's method of order 5 with adaptive steps, from moments[0] to 1."""
+def dopri5(dynamics: Dynamics, x: Tensor, times: list[float], tolerance: float) -> Tensor:
+    """Dormand and Prince's method of order 5 with adaptive steps, from times[0] to 1."""
     # Imported late, because no other solver needs it.
     from torchdiffeq import odeint
 
-    s = moments[0]
+    s = times[0]
     if s == 0 and dynamics.interpolant.from_reference:
-        x = exact_step(dynamics, x, s, FIRST_MOMENT)
-        s = FIRST_MOMENT
+        x = exact_step(dynamics, x, s, DOPRI5_START)
+        s = DOPRI5_START
     span = torch.tensor(dynamics.span(s, 1.0), dtype=x.dtype, device=x.device)
 
     def flow(u: Tensor, x: Tensor) -> Tensor:
@@ -306,10 +316,10 @@ def dopri5(dynamics: Dynamics, x: Tensor, moments: list[float], tolerance: float
 
 # ------------------------------------------------------------------------------------- SDE, in time
 def em_step(dynamics: Dynamics, x: Tensor, s: float, t: float) -> Tensor:
-    """Euler-Maruyama method: weak order 1. The last step, to the sample, adds no noise."""
+    """Euler-Maruyama method: weak order 1. The last step, to s = 1, adds no noise."""
     drift, g = dynamics.drift(x, s, dynamics.diffusion_at(s))
     x = x + (t - s) * drift
-    return x if t == 1 else x + g * (t - s) ** 0.5 * normal(x, dynamics.generator)
+    return x if t == 1 else x + g * (t - s) ** 0.5 * draw_normal(x, dynamics.generator)
 
 
 def stochastic_heun_step(dynamics: Dynamics, x: Tensor, s: float, t: float) -> Tensor:
@@ -324,7 +334,8 @@ def stochastic_heun_step(dynamics: Dynamics, x: Tensor, s: float, t: float) -> T
     h = t - s
     drift, g = dynamics.drift(x, s, name)
     g_end = value(dynamics.interpolant.diffusion, name, t)
-    moved = x + ((g**2 + g_end**2) / 2 * h) ** 0.5 * normal(x, dynamics.generator)
+    # The variance of int g dW over the step, by the trapezoidal rule.
+    moved = x + ((g**2 + g_end**2) / 2 * h) ** 0.5 * draw_normal(x, dynamics.generator)
     drift_end, _ = dynamics.drift(moved + h * drift, t, name)
     return moved + h / 2 * (drift + drift_end)
 

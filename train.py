@@ -71,14 +71,15 @@ def fit(
     start: the checkpoint to resume from, or the weights to start from, or None.
     """
     train = config.train
-    learner = begin(config, process)
+    learner = build_learner(config, process)
     recent = logs.Recent(train.batch_size)
-    parts = parts_of(config, learner, recent, source, process, dir)
+    parts = checkpoint_parts(config, learner, recent, source, process, dir)
     step = load(start, parts, process, dir)
     if step >= train.steps:
         return dir / "latest.pt"
 
-    # The first process previews the averaged weights in a network of their own.
+    # All processes normalise batches with the forecaster. Only the first one makes previews, with
+    # the averaged weights, in a second network.
     preview_net = build_net(config, process.device).eval() if process.first else None
     forecaster = Forecaster(config, preview_net, autoencoder, process.device)
     stop_signal = 0
@@ -92,11 +93,14 @@ def fit(
         for batch in source.batches(step, train.steps):
             earlier = source.earlier(step) if train.own else None
             recent.add(update(learner, forecaster, batch, step, process, earlier))
-            average(parallel.local(learner.ema), parallel.local(learner.weights), step, train.ema)
+            update_ema(
+                parallel.local(learner.ema), parallel.local(learner.weights), step, train.ema
+            )
             step += 1
             bar.update()
 
             last = step == train.steps
+            # All processes must leave the loop at the same update.
             stop_signal = signals.agreed(step, last)
             to_log = step % train.log_every == 0
             to_save = step % train.save_every == 0 or last or stop_signal
@@ -119,13 +123,14 @@ def fit(
     return dir / "latest.pt"
 
 
-def begin(config: Config, process: Process) -> Learner:
-    """Build the network, with new weights, and its optimizer."""
+def build_learner(config: Config, process: Process) -> Learner:
+    """Build the network with new weights, its average and its optimizer."""
     train = config.train
     torch.manual_seed(seed_of(train.seed, "weights"))
     net = build_net(config, process.device)
     net.recompute = train.recompute
-    spread = parallel.spread(net, config, process)
+    distributed = parallel.distribute(net, config, process)
+    # `weights` refers to the network's own tensors, `ema` to copies.
     weights = net.state_dict()
     ema = {name: value.detach().clone() for name, value in weights.items()}
     options = {"betas": (0.9, train.beta2), "weight_decay": train.weight_decay, "fused": True}
@@ -133,7 +138,7 @@ def begin(config: Config, process: Process) -> Learner:
         optimizer = Muon(net, train.lr, train.muon_lr, **options)
     else:
         optimizer = torch.optim.AdamW(net.parameters(), train.lr, **options)
-    return Learner(spread, weights, ema, optimizer)
+    return Learner(distributed, weights, ema, optimizer)
 
 
 # -------------------------------------------------------------------- an update
@@ -149,8 +154,8 @@ def update(
 
     earlier: frames of the items whose given frames the network forecasts, see train.own.
 
-    If the gradient norm is not finite, the weights do not change. All processes decide alike, since
-    all have the same gradient.
+    If the gradient norm is not finite, the weights do not change, on any process: all processes
+    have the same gradient.
     """
     net, optimizer = learner.net, learner.optimizer
     train = forecaster.config.train
@@ -158,7 +163,8 @@ def update(
     torch.manual_seed(seed_of(train.seed, "dropout", step, process.rank))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, train.lr, train.steps, train.warmup, train.schedule)
-    # Running statistics of batch normalisation, which the forward pass changes.
+    # The forward pass changes the running statistics of batch normalisation. A skipped update
+    # restores them.
     buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]
     before = [buffer.clone() for buffer in buffers]
 
@@ -171,6 +177,7 @@ def update(
     level = None
     if flow.noise:
         batch, level = add_noise(forecaster.config, batch, step, device, own)
+    # Gradient accumulation: the gradients of the parts add up to that of the whole batch.
     n = train.accumulate
     draws = len(s) // len(batch.target)
     s, eps = s.unflatten(0, (-1, draws)), eps.unflatten(0, (-1, draws))
@@ -178,14 +185,14 @@ def update(
     parts = list(zip(batch.chunk(n), s.chunk(n), eps.chunk(n), levels))
     errors = []
     for k, (part, part_s, part_eps, part_level) in enumerate(parts, 1):
-        with parallel.last_of_step(net, k == len(parts)):
+        with parallel.gradient_sync(net, k == len(parts)):
             with autocast(train.precision, device):
                 part_s, part_eps = part_s.flatten(0, 1), part_eps.flatten(0, 1)
                 error = flow_loss(net, forecaster.interpolant, part, part_s, part_eps, part_level)
             errors.append(error.detach())
             (item_losses(error, flow).mean() / len(parts)).backward()
 
-    norm = parallel.plain(nn.utils.clip_grad_norm_(net.parameters(), train.clip_norm))
+    norm = parallel.to_plain(nn.utils.clip_grad_norm_(net.parameters(), train.clip_norm))
     # The fused optimizer reads found_inf on the device, so that the host does not wait.
     optimizer.found_inf = (~norm.isfinite()).float()
     optimizer.step()
@@ -245,11 +252,12 @@ def measure_update(
     past, future = config.halves or (config.data.contexts, 1)
     process = Process(0, 1, device)
     settings = dataclasses.replace(config.train, compile="off", accumulate=1)
-    # One live window fits into a batch of any size.
+    # make_update tries batches of one item and more, and replay.n_live must not exceed that size.
     replay = dataclasses.replace(config.replay, n_live=1)
     config = dataclasses.replace(config, train=settings, replay=replay)
-    learner = begin(config, process)
+    learner = build_learner(config, process)
     given = torch.randn(config.train.batch_size, past, C, h, w, device=device)
+    # The joint network predicts several frames, stacked along the height.
     frame = given[:, 0].repeat(1, 1, future, 1)
     batch = Batch(frame, frame, given, torch.ones(given.shape[:2], device=device))
 
@@ -260,7 +268,7 @@ def measure_update(
         )
         part = Batch(*(values[:n] for values in batch))
         update(learner, forecaster, part, 0, process)
-        average(learner.ema, learner.weights, 0, train.ema)
+        update_ema(learner.ema, learner.weights, 0, train.ema)
 
     most = max(1, config.train.batch_size // world)
     per_item = seconds_per_item(make_update, most, device)
@@ -384,24 +392,25 @@ def flow_times(
 
 
 @torch.no_grad()
-def average(ema: dict[str, Tensor], own: dict[str, Tensor], step: int, decay: float) -> None:
+def update_ema(ema: dict[str, Tensor], weights: dict[str, Tensor], step: int, decay: float) -> None:
     """Update the exponential moving average of the weights. Integer buffers are copied.
 
-    The decay rises as (1 + n) / (10 + n) over the updates n, so that the initial weights are soon
-    forgotten.
+    After n updates the decay is at most (1 + n) / (10 + n), so that the initial weights soon lose
+    their influence.
     """
     decay = min(decay, (1 + step) / (10 + step))
     floats = [name for name, value in ema.items() if value.is_floating_point()]
-    torch._foreach_lerp_([ema[name] for name in floats], [own[name] for name in floats], 1 - decay)
+    averages = [ema[name] for name in floats]
+    torch._foreach_lerp_(averages, [weights[name] for name in floats], 1 - decay)
     for name in ema.keys() - set(floats):
-        ema[name].copy_(own[name])
+        ema[name].copy_(weights[name])
 
 
 # -------------------------------------------------------------------- logs
 def summarize(
     recent: logs.Recent, config: Config, source: data.Source, step: int, dir: Path
 ) -> dict[str, float]:
-    """The values to log. Failure if too many gradients in a row were not finite."""
+    """Average the values to log. Failure if too many gradients in a row were not finite."""
     values = recent.summary()
     count, ago = recent.longest
     if count >= config.train.max_bad_steps:
@@ -409,8 +418,8 @@ def summarize(
         found = max(dir.glob("step_*.pt"), default="none yet")
         raise Failure(
             f"no finite gradient in {count} updates in a row, from update {first + 1} on, whose "
-            f"batch is of {source.describe(first)}; last good checkpoint: {found}; lower train.lr, "
-            "or look at the data"
+            f"batch holds {source.describe(first)}; last good checkpoint: {found}; lower train.lr, "
+            "or check the data"
         )
     return values
 
@@ -424,16 +433,17 @@ def preview(
     log: logs.Log,
     process: Process,
 ) -> None:
-    """Forecast a few clips with the averaged weights: a picture beside the checkpoints, a video in
-    wandb, and scores in the log. All processes call this function; the first one forecasts."""
-    ema = parallel.whole(learner.ema, process.first)
+    """Forecast a few clips with the averaged weights. Writes a picture beside the checkpoints, a
+    video to wandb, and scores to the log. All processes call this function; the first one
+    forecasts."""
+    ema = parallel.gather(learner.ema, process.first)
     if process.first:
         forecaster.net.load_state_dict(ema)
         data = forecaster.config.data
         given = clips.frames[:, : data.condition]
         key = (forecaster.config.train.seed, "preview")
         futures = forecaster.forecast(given, data.predict, PREVIEW_FUTURES, key, quiet=True)
-        truth = forecaster.shown(clips.frames)
+        truth = forecaster.to_display(clips.frames)
         log.picture(step, videos.contact_sheet(truth, futures))
         log.row(step, **score_preview(truth, futures))
         log.video(step, "forecasts", videos.draw_mosaic(truth, futures, rows=4), clips.fps)
@@ -474,7 +484,7 @@ def learner_parts(learner: Learner, dir: Path) -> dict[str, Part]:
     }
 
 
-def parts_of(
+def checkpoint_parts(
     config: Config,
     learner: Learner,
     recent: logs.Recent,
@@ -494,14 +504,14 @@ def parts_of(
 
 
 def load(start: dict | None, parts: dict[str, Part], process: Process, dir: Path) -> int:
-    """Load the parts that a checkpoint holds -> number of updates done before, 0 without one.
+    """Load the parts that a checkpoint holds -> the number of its updates, 0 without a checkpoint.
 
-    Failure if the processes read different numbers."""
+    Failure if the processes read checkpoints of different updates."""
     step = start["step"] if start else 0
     if process.agree(step) != step:
         raise Failure(
-            f"process {process.rank} read update {step} from {dir}, the first another: is it the "
-            "same folder on all machines?"
+            f"process {process.rank} read update {step} from {dir}, process 0 another one: is it "
+            "the same folder on all machines?"
         )
     for name, part in parts.items():
         if start and name in start:
@@ -521,9 +531,9 @@ def save(
     learner; the first one writes, and the others wait for it."""
     state = {}
     for name, part in parts.items():
-        state[name] = parallel.whole(part.save(step), process.first)
+        state[name] = parallel.gather(part.save(step), process.first)
     state |= {"step": step, "config": configs.to_dict(config), "rng": {"seed": config.train.seed}}
-    # Our own autoencoder is small: with it, the checkpoint is all that sampling needs.
+    # Our own autoencoder is small. A checkpoint that holds it is all that sampling needs.
     if config.vqvae.kind == "small":
         state["vqvae"] = autoencoder.state_dict()
     if process.first:

@@ -1,4 +1,4 @@
-"""Load frozen autoencoders; train the small one. Nothing here depends on flows.
+"""Load frozen autoencoders; train the small one. Nothing here depends on the interpolant.
 
 Every autoencoder has two methods:
     encode(x) -> z   (B, 3, H, W) in [-1, 1] -> (B, C, h, w), before quantisation
@@ -69,7 +69,7 @@ def build(vqvae: configs.Vqvae) -> nn.Module:
 def freeze(
     module: nn.Module, device: torch.device | str = "cpu", precision: str = "float32"
 ) -> nn.Module:
-    """Move to the device, in evaluation mode and without gradients.
+    """Move a module to the device, set it to evaluation mode, and turn its gradients off.
 
     precision: as train.precision, for published autoencoders. The small one stays in float32.
     """
@@ -114,6 +114,7 @@ def updates_left(config: Config, shards: Shards | None) -> int:
 def load_or_build(config: Config, shards: Shards | None, device: torch.device) -> nn.Module:
     """The frozen autoencoder if its training is over, else one with new weights."""
     precision = config.train.precision
+    # Enough to measure speed before the training.
     if updates_left(config, shards):
         return freeze(build(config.vqvae), device, precision)
     path = config.vqvae.ckpt
@@ -177,6 +178,7 @@ def frame_pool(shards: Shards, rng: np.random.Generator, max_bytes: int = 1 << 2
 @torch.no_grad()
 def validate(module: nn.Module, frames: np.ndarray, device: torch.device) -> float:
     """PSNR in dB of reconstructions, from the mean squared error over all frames."""
+    # Squared errors in [-1, 1] are four times those in [0, 1], the range of the PSNR.
     parts = [to_pixels(part, device) for part in np.array_split(frames, max(1, len(frames) // 64))]
     errors = [(module.decode(module.encode(x)) - x).square().mean((1, 2, 3)) / 4 for x in parts]
     return float(-10 * torch.cat(errors).mean().log10())
@@ -200,6 +202,7 @@ def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> 
         checkpoints.load_weights(module, state["model"], dir)
         optimizer.load_state_dict(state["opt"])
     pool = frame_pool(shards, numpy_generator(config.train.seed, "vqvae-pool"))
+    # The same held-out frames for every seed, so that runs are comparable.
     held_out = data.random_frames(val, HELD_OUT, numpy_generator(0, "vqvae-val"))
     log = logs.Log(dir, config, step)
     with progress(vqvae.steps, "train VQVAE", "step", step) as bar:
@@ -234,12 +237,13 @@ def update(
     config: Config,
     device: torch.device,
 ) -> dict[str, torch.Tensor]:
-    """Make update `step` on a random batch of the pool. -> the values to log."""
+    """Make update number `step` on a random batch of the pool. -> the values to log."""
     vqvae = config.vqvae
     seed = config.train.seed
     for group in optimizer.param_groups:
         warmup = min(50, vqvae.steps // 10)
         group["lr"] = learning_rate(step, vqvae.lr, vqvae.steps, warmup)
+    # Seeded by the step, so that a resumed training sees the same batches.
     rng = numpy_generator(seed, "vqvae", step)
     frames = pool[rng.integers(len(pool), size=vqvae.batch_size)]
     with autocast(config.train.precision, device):

@@ -24,16 +24,19 @@ class Batch(NamedTuple):
     gaps: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """Copy to a device, without a host wait where the source is in pinned memory."""
+        """Copy to a device; asynchronously from pinned memory."""
         return Batch(*(part.to(device, non_blocking=True) for part in self))
 
     def normalize(self, mean: Tensor, std: Tensor) -> Batch:
-        """Subtract the mean of each channel and divide by its deviation, both (C, 1, 1)."""
+        """Subtract the mean of each channel and divide by its standard deviation.
+
+        mean, std: (C, 1, 1). The gaps do not change.
+        """
         latents = [(part - mean) / std for part in self[:3]]
         return Batch(*latents, self.gaps)
 
     def chunk(self, n: int) -> list[Batch]:
-        """Split into n parts along B."""
+        """Split into at most n parts along B."""
         return [Batch(*parts) for parts in zip(*(part.chunk(n) for part in self))]
 
 

@@ -1,5 +1,5 @@
-"""Batches read as frames, for random augmentation, which the latent cache cannot serve; colour
-jitter on the device."""
+"""Batches that are read as frames and encoded anew: random augmentation rules out the latent cache.
+Colour jitter on the device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Jitter(NamedTuple):
     """Colour jitter of B clips.
 
     factors: (B, 4) float32, of brightness, contrast and saturation, and the turn of the hue.
-    order: (B, 4), the change that is applied first, second, third and fourth.
+    order: (B, 4), the numbers of the changes in the order in which they are applied.
     """
 
     factors: np.ndarray
@@ -44,13 +44,15 @@ def draw_jitter(data: Data, n: int, rng: np.random.Generator) -> Jitter:
 
 
 def apply_jitter(frames: Tensor, jitter: Jitter) -> Tensor:
-    """frames (B, T, 3, H, W) in [0, 1] -> jittered frames of the same shape and range."""
+    """Jitter frames (B, T, 3, H, W) in [0, 1]. -> the same shape and range."""
     factors = to_device(jitter.factors, frames.device)
-    for turn in range(4):
+    # The order of the changes differs between clips: at each of the four places, every change is
+    # applied to the clips that have it at this place.
+    for place in range(4):
         out = torch.empty_like(frames)
         for k, change in enumerate((brightness, contrast, saturation, hue)):
             # Selected on the host, so that the host does not wait for the device.
-            clips = np.flatnonzero(jitter.order[:, turn] == k)
+            clips = np.flatnonzero(jitter.order[:, place] == k)
             if len(clips):
                 at = to_device(clips, frames.device)
                 out[at] = change(frames[at], factors[at, k].view(-1, 1, 1, 1, 1)).clamp_(0, 1)
@@ -59,7 +61,7 @@ def apply_jitter(frames: Tensor, jitter: Jitter) -> Tensor:
 
 
 def gray(x: Tensor) -> Tensor:
-    """(..., 3, H, W) -> (..., 1, H, W): luma"""
+    """Convert RGB to luma: (…, 3, H, W) -> (…, 1, H, W)."""
     red, green, blue = x.split(1, -3)
     return GRAY[0] * red + GRAY[1] * green + GRAY[2] * blue
 
@@ -83,11 +85,12 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 def hue(x: Tensor, turn: Tensor) -> Tensor:
     """Rotate the hue of each pixel by `turn` turns. Value and saturation (of HSV) do not change."""
+    # From RGB to the hue in sixths of a turn: red is 0, green 2, blue 4.
     value, least = x.amax(-3, keepdim=True), x.amin(-3, keepdim=True)
     chroma = value - least
     red, green, blue = x.split(1, -3)
     per = chroma.clamp(min=1e-8)
-    sixth = (
+    sixths = (
         torch.where(
             value == red,
             (green - blue) / per,
@@ -95,17 +98,18 @@ def hue(x: Tensor, turn: Tensor) -> Tensor:
         )
         + 6 * turn
     )
-    # Distance of red, green and blue from red, in sixths of a turn.
-    corner = torch.arange(5.0, 0.0, -2.0, device=x.device).view(3, 1, 1)
-    way = (corner + sixth) % 6
-    return value - chroma * torch.minimum(way, 4 - way).clamp(0, 1)
+    # Back to RGB in closed form: V - C clamp(min(k, 4 - k), 0, 1), with value V, chroma C,
+    # k = (n + hue) mod 6, and n = 5, 3, 1 for red, green, blue.
+    n = torch.arange(5.0, 0.0, -2.0, device=x.device).view(3, 1, 1)
+    k = (n + sixths) % 6
+    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
 # -------------------------------------------------------------------- batches from frames
 class FrameTriples(torch.utils.data.Dataset):
-    """Item k is batch k as stored: frames (b, 2 + K, H, W, 3) uint8, in the order target,
-    reference, contexts, and gaps (b, K) float32. `batches` jitters and encodes the frames on the
-    device."""
+    """A data set whose item k is batch k as stored: frames (b, 2 + K, H, W, 3) uint8, in the order
+    target, reference, contexts, and gaps (b, K) float32. `batches` jitters and encodes the frames
+    on the device."""
 
     def __init__(
         self,
@@ -134,16 +138,15 @@ class FrameTriples(torch.utils.data.Dataset):
         return np.stack(clips), at.gaps.astype(np.float32)
 
     def transform_clips(self, clips: list[np.ndarray], k: int) -> list[np.ndarray]:
-        """Transform each clip of this process's share of batch k by random parameters of its
-        own.
-        """
+        """Transform this process's share of batch k, each clip with its own random parameters."""
+        # Clips are numbered in the whole batch: the parameters do not depend on the processes.
         first = share(self.config.train.batch_size, self.rank, self.world).start
         seeds = [
             seed_of(self.config.train.seed, "transform", k, first + i) for i in range(len(clips))
         ]
         return [self.transform(clip, seed) for clip, seed in zip(clips, seeds)]
 
-    def jittered(self, frames: Tensor, k: int) -> Tensor:
+    def jitter_batch(self, frames: Tensor, k: int) -> Tensor:
         """Jitter this process's share of batch k: (b, T, H, W, 3) uint8 -> (b, T, 3, H, W) float32
         in [-1, 1]."""
         n = self.config.train.batch_size
@@ -167,7 +170,7 @@ class FrameTriples(torch.utils.data.Dataset):
         items = read_batches(dataset, self.config, start, stop, device)
         for k, (frames, gaps) in enumerate(items, start):
             with torch.no_grad():
-                pixels = dataset.jittered(frames.to(device, non_blocking=True), k).flatten(0, 1)
+                pixels = dataset.jitter_batch(frames.to(device, non_blocking=True), k).flatten(0, 1)
                 z = encode(pixels.contiguous(memory_format=torch.channels_last))
             z = z.float().unflatten(0, (-1, per_item))
             yield Batch(z[:, 0], z[:, 1], z[:, 2:], gaps.to(device, non_blocking=True))

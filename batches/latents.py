@@ -35,7 +35,10 @@ def latent_dir(shards: Shards, weights_digest: str, root: str) -> Path:
 
 
 def encode_batch_size(frame_values: int) -> int:
-    """Number of frames per call of the encoder, for frames of `frame_values` values each."""
+    """Number of frames per call of the encoder, for frames of `frame_values` values each.
+
+    About 2^21 values in total, but at least one frame.
+    """
     return max(1, (1 << 18) // frame_values * 8)
 
 
@@ -43,8 +46,10 @@ def encode_batch_size(frame_values: int) -> int:
 def encode_on_device(
     encode: Callable[[Tensor], Tensor], frames: np.ndarray, device: torch.device | str
 ) -> Tensor:
-    """(n, H, W, 3) uint8 -> (n, C, h, w) float16 on the device, without a host wait. Latents are
-    returned unchanged, on the host."""
+    """Encode frames (n, H, W, 3) uint8 -> (n, C, h, w) float16 on the device, asynchronously.
+
+    Stored latents are only cast to float16, and stay on the host.
+    """
     if frames.dtype != np.uint8:
         return torch.from_numpy(frames.astype(np.float16))
     batch = encode_batch_size(frames[0].size)
@@ -53,7 +58,8 @@ def encode_on_device(
 
 
 def start_copy(values: Tensor) -> Callable[[], np.ndarray]:
-    """Start to copy a tensor to the host -> a function that waits for the copy and returns it."""
+    """Start to copy a tensor to the host. -> a function that waits for the copy and returns the
+    array."""
     # From a GPU, torch makes a non-blocking copy in pinned memory.
     host = values.to("cpu", non_blocking=True)
     copied = None
@@ -71,13 +77,13 @@ def start_copy(values: Tensor) -> Callable[[], np.ndarray]:
 def encode_frames(
     encode: Callable[[Tensor], Tensor], frames: np.ndarray, device: torch.device | str
 ) -> np.ndarray:
-    """(n, H, W, 3) uint8 -> (n, C, h, w) float16. Latents are returned unchanged."""
+    """Encode frames (n, H, W, 3) uint8 -> (n, C, h, w) float16. Stored latents are only cast."""
     return start_copy(encode_on_device(encode, frames, device))()
 
 
 def read_ahead(read: Callable[..., np.ndarray], items: Iterable[tuple]) -> Iterator[np.ndarray]:
-    """Yield read(*item) for each item in order. A thread reads one item ahead. Errors of the thread
-    are raised here. The thread ends with the iterator, which the caller closes."""
+    """Yield read(*item) for each item in order. A thread reads one item ahead; its errors are
+    raised here. The caller closes the iterator, which ends the thread."""
     with ThreadPoolExecutor(1, "read-ahead") as pool:
         ahead = None
         for item in items:
@@ -90,10 +96,10 @@ def read_ahead(read: Callable[..., np.ndarray], items: Iterable[tuple]) -> Itera
 
 
 def block_rows(count: int, shape: tuple[int, ...], dtype: np.dtype) -> list[np.ndarray]:
-    """Split the rows of a file of `count` frames into blocks of at most BLOCK_FRAMES frames and at
-    most BLOCK_BYTES (but at least one encoder batch)."""
-    # Blocks hold whole batches, so that BLOCK_BYTES does not change which frames are encoded
-    # together.
+    """Split the rows of a file of `count` frames into blocks of at most BLOCK_FRAMES frames and
+    BLOCK_BYTES bytes, but of at least one encoder batch."""
+    # A block holds whole encoder batches. Which frames share a batch, and so the rounding of their
+    # latents, does not depend on BLOCK_BYTES.
     values = int(np.prod(shape))
     batch = encode_batch_size(values)
     step = max(batch, BLOCK_BYTES // (values * dtype.itemsize) // batch * batch)
@@ -111,11 +117,13 @@ def cache_latents(
     root: str,
     device: torch.device | str,
 ) -> Path:
-    """Encode every frame of a split once and write one latent shard per frame shard. Latent shards
-    that exist are kept. While the device encodes a block of frames, a thread reads the next block,
-    and the latents of the previous block are copied to the host."""
+    """Encode every frame of a split once and write one latent shard per frame shard. Existing
+    latent shards are kept. While the device encodes a block of frames, a thread reads the next
+    block, and the latents of the previous block are copied to the host."""
     out = latent_dir(shards, weights_digest, root)
     out.mkdir(parents=True, exist_ok=True)
+    # todo: one entry per latent shard to write. reads: the blocks of all of them in one list, so
+    # that the thread also reads ahead at the end of a file.
     todo = []
     reads = []
     for k, (file, path) in enumerate(zip(shards.files, shards.paths)):
@@ -150,9 +158,9 @@ def cache_latents(
 class LatentStore:
     """All latents of a split, gathered by flat index.
 
-    The latents are stored on the GPU if they fit in half of its free memory. Otherwise the files
-    are memory-mapped: the operating system caches them once for all processes. Latents that are not
-    finite raise a UserError that names the file."""
+    The latents are stored on the GPU if they fit into half of its free memory. Otherwise the files
+    are memory-mapped, and all processes share the operating system's cache of them. Latents that
+    are not finite raise a UserError that names the file."""
 
     def __init__(self, shards: Shards, device: torch.device):
         maps = [shards.map_file(k) for k in range(len(shards.paths))]
@@ -160,7 +168,7 @@ class LatentStore:
             check_finite(rows, path)
         self.device, self.starts = device, shards.file_starts
         with warnings.catch_warnings():
-            # Nothing writes to these arrays.
+            # torch warns, because it cannot make a read-only tensor. Nothing writes to these.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             self.parts = [torch.from_numpy(rows) for rows in maps]
         size = sum(part.nbytes for part in self.parts)
@@ -229,6 +237,7 @@ class LatentTriples:
 
     def batch(self, k: int, whole: bool = False) -> Batch:
         at = self.frames(k, whole)
+        # From frame numbers within videos to flat indices within the split.
         first = self.shards.starts[at.video]
         flat = at._replace(
             target=first + at.target,

@@ -4,7 +4,8 @@
 The stream is the concatenation of all videos of a split. With `data.mode=stream`, batch k holds
 window k of the stream, replay.n_live times, and windows drawn from a reservoir of earlier windows.
 With `data.mode=offline`, for comparison, batch k holds windows drawn from the whole stream. Both
-are functions of (seed, k), and so is the reservoir; checkpoints store the reservoir nevertheless.
+are functions of (seed, k), and so is the reservoir. Checkpoints store the reservoir, so that a
+resumed run need not pass through the stream again.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from batches.batch import Batch
 from batches.latents import LatentStore, gather_batch
 from batches.windows import Windows, draw_frames, share, span
 from configs import Config
-from models.joint import below
+from models.joint import stack_frames
 from runtime.console import UserError
 from runtime.process import numpy_generator
 from shards import Shards
 
-AHEAD = 4096  # limit of the batches that are drawn but not yet consumed when the state is saved
+# At most this many batches may be drawn, but not yet consumed, when the state is saved.
+AHEAD = 4096
 
 
 # -------------------------------------------------------------------- index arithmetic
-def cut(lengths: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+def cut_range(lengths: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
     """Cut the half-open range [start, stop) of frames out of the concatenation of videos.
 
     Returns the first frame and the length of the part within each video, without empty parts.
@@ -41,9 +43,9 @@ def cut(lengths: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndar
     return first[length > 0], length[length > 0]
 
 
-def places(lengths: np.ndarray, span: int, stride: str) -> np.ndarray:
-    """Count the windows of `span` frames in each run of frames. chunked: windows do not overlap.
-    Otherwise a window starts at every frame."""
+def count_windows(lengths: np.ndarray, span: int, stride: str) -> np.ndarray:
+    """Count the windows of `span` frames that fit into each run of consecutive frames. chunked:
+    windows do not overlap. Otherwise a window starts at every frame."""
     if stride == "chunked":
         return lengths // span
     return np.maximum(lengths - span + 1, 0)
@@ -55,7 +57,8 @@ def evenly_spaced(k: np.ndarray, count: int, total: int) -> np.ndarray:
 
 
 def frame_range(text: str, frames: int) -> tuple[int, int]:
-    """Parse "START:STOP" for a stream of `frames`; an absent bound is 0 or `frames`."""
+    """Parse "START:STOP" for a stream of `frames` frames. An absent START is 0, an absent STOP is
+    `frames`."""
     start, _, stop = text.partition(":")
     return int(start or 0), int(stop or frames)
 
@@ -67,10 +70,10 @@ class StreamWindows:
     previous window ends. `spaced`: `count` windows, evenly spaced from the first to the last
     possible window; they may overlap. No window crosses from one video into the next; frames at the
     end of a video that do not fill a window are left out. frames: "START:STOP", the part of the
-    stream that is used. settings: the config fields behind `frames` and `length`, for messages.
+    stream that is used. settings: the names of `frames` and `length` in error messages.
 
-    windows[k] is (frames or latents (length, ...) as stored, their places in the stream (length,)
-    int64), read from the disk. Too few frames raise a UserError.
+    windows[k] reads window k from the disk. -> (frames or latents as stored, (length, …), and their
+    places in the stream, (length,) int64). Too few frames raise a UserError.
     """
 
     def __init__(
@@ -90,10 +93,11 @@ class StreamWindows:
         if stop > shards.lengths.sum() or start >= stop:
             raise UserError(
                 f"{shards.dir}: a stream of {shards.lengths.sum():,} frames, "
-                f"{settings[0]}={frames} is no part of it"
+                f"{settings[0]}={frames} is not a part of it"
             )
-        self.first, lengths = cut(shards.lengths, start, stop)
-        self.ends = np.cumsum(places(lengths, self.span, stride))
+        # No window crosses the end of a video: each video is a run of frames with its own windows.
+        self.first, lengths = cut_range(shards.lengths, start, stop)
+        self.ends = np.cumsum(count_windows(lengths, self.span, stride))
         self.total = int(self.ends[-1])
         self.count = count if stride == "spaced" else self.total
         if not self.total:
@@ -103,8 +107,8 @@ class StreamWindows:
             )
         if self.count > self.total:
             raise UserError(
-                f"{shards.dir}: {count:,} windows asked for, but only {self.total:,} of "
-                f"{self.span} frames begin at different ones; lower data.num_windows"
+                f"{shards.dir}: {count:,} windows of {self.span} frames requested, but only "
+                f"{self.total:,} different ones exist; lower data.num_windows"
             )
 
     def __len__(self) -> int:
@@ -112,6 +116,7 @@ class StreamWindows:
 
     def starts(self, k: np.ndarray) -> np.ndarray:
         """Window numbers (n,) -> places in the stream of their first frames (n,)."""
+        # `place` counts the possible windows of all runs of frames; `within` those of one run.
         place = evenly_spaced(k, self.count, self.total) if self.stride == "spaced" else k
         run = np.searchsorted(self.ends, place, side="right")
         within = place - np.where(run > 0, self.ends[run - 1], 0)
@@ -161,9 +166,10 @@ class Reservoir:
 
     def __init__(self, capacity: int, seed: int):
         self.capacity, self.seed, self.seen = capacity, seed, 0
-        # Slot k holds window k until another window replaces it.
+        # The first `capacity` windows fill the slots: slot k holds window k until another window
+        # replaces it.
         self.slots = np.arange(capacity)
-        # (new window, slot, old window)
+        # The latest replacements, (new window, slot, old window), which `state_dict` may undo.
         self.replaced: deque[tuple[int, int, int]] = deque(maxlen=AHEAD)
 
     def __len__(self) -> int:
@@ -183,7 +189,7 @@ class Reservoir:
         return self.slots[rng.integers(len(self), size=n)]
 
     def state_dict(self, seen: int) -> dict:
-        """State after `seen` windows. Batches that were read ahead of the training are undone."""
+        """State after `seen` windows, without those that were read ahead of the training."""
         if not 0 <= self.seen - seen <= AHEAD:
             raise ValueError(
                 f"the reservoir has seen {self.seen} windows, and cannot go back to {seen}"
@@ -224,10 +230,10 @@ class StreamTriples:
         """Batches start..stop-1: this process's share of each, or the whole batch. With
         data.mode=stream, `start` must be the next window of the stream."""
         if self.config.data.mode == "offline":
-            return self.anywhere(start, stop, whole)
-        return self.in_order(start, stop, whole)
+            return self.random_batches(start, stop, whole)
+        return self.ordered_batches(start, stop, whole)
 
-    def in_order(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:
+    def ordered_batches(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:
         if start != self.reservoir.seen:
             raise ValueError(f"the stream is at window {self.reservoir.seen}, not at {start}")
         for k in range(start, stop):
@@ -236,7 +242,7 @@ class StreamTriples:
             self.reservoir.add()
             yield self.batch(chosen, rng, whole)
 
-    def anywhere(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:
+    def random_batches(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:
         """Batches of windows drawn from the whole stream. The reservoir does not change."""
         for k in range(start, stop):
             rng = numpy_generator(self.config.train.seed, "batch", k)
@@ -285,7 +291,7 @@ def split_windows(x: Tensor, given: int) -> Batch:
     B, T = x.shape[:2]
     last = x[:, given - 1 : given].expand(-1, T - given, -1, -1, -1)
     gaps = torch.ones(B, given, device=x.device)
-    return Batch(below(x[:, given:]), below(last), x[:, :given], gaps)
+    return Batch(stack_frames(x[:, given:]), stack_frames(last), x[:, :given], gaps)
 
 
 def loss_parts(config: Config, share: slice) -> dict[str, slice]:
@@ -297,6 +303,7 @@ def loss_parts(config: Config, share: slice) -> dict[str, slice]:
     if config.data.mode != "stream":
         return {}
     B = config.train.batch_size
+    # Without a reservoir, every item of a batch is live.
     live = config.replay.n_live if capacity(config.replay.size, 1) else B
     n = share.stop - share.start
     mine = min(max(live - share.start, 0), n)

@@ -13,7 +13,7 @@ from runtime.console import UserError, first_line, nearest
 
 
 def import_albumentations() -> ModuleType:
-    """UserError where albumentations is not installed."""
+    """Import albumentations. UserError if it is not installed."""
     # The import contacts the network unless this is set.
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     try:
@@ -66,6 +66,7 @@ class ClipTransform:
         transforms = []
         for name, parameters in parse_transforms(text):
             transform = getattr(albumentations, name, None)
+            # `apply_to_images` is the method that transforms all frames of a clip alike.
             if not (inspect.isclass(transform) and hasattr(transform, "apply_to_images")):
                 known = [known for known in dir(albumentations) if known[0].isupper()]
                 close = nearest(name, known).partition(" (all:")[0]
@@ -77,20 +78,22 @@ class ClipTransform:
         self.image_size = image_size
 
     def __call__(self, frames: np.ndarray, seed: int) -> np.ndarray:
-        """(T, H, W, 3) uint8 -> the same shape and type. seed: of the random parameters."""
+        """Transform a clip (T, H, W, 3) uint8 -> the same shape and type.
+
+        seed: of the random parameters.
+        """
         self.compose.set_random_seed(seed % 2**32)
         transformed = self.compose(images=frames)["images"]
         if transformed.shape != frames.shape or transformed.dtype != frames.dtype:
             raise UserError(
                 f"data.augment: frames become {transformed.dtype} {transformed.shape[1:]}, but "
-                f"must "
-                f"stay {frames.dtype} {frames.shape[1:]}"
+                f"must stay {frames.dtype} {frames.shape[1:]}"
             )
         return transformed
 
 
 def build_transform(transform: type, name: str, parameters: dict[str, object]) -> object:
-    """UserError for parameters that the transform does not take."""
+    """Build a transform. UserError for parameters that it does not take."""
     try:
         with warnings.catch_warnings():
             # albumentations warns of an unknown parameter and ignores it.

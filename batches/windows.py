@@ -62,6 +62,7 @@ def draw_gaps(u: Tensor, available: Tensor | int, rule: str) -> Tensor:
         at = torch.tensor([int(gap) for gap in rule.partition(":")[2].split(",")], device=u.device)
         return torch.minimum(at.expand_as(u), top)
     if rule == "log":
+        # (top + 1)^u is log-uniform in [1, top + 1).
         return torch.minimum(((top + 1.0) ** u).long(), top)
     if rule.startswith("recent"):
         top = top.clamp(max=int(rule.partition(":")[2]))
@@ -80,8 +81,7 @@ def draw_windows(
 
 
 def spaced_windows(lengths: np.ndarray, clip: int, skip: int, n: int) -> Windows:
-    """At most n windows that do not overlap, evenly spaced over all such windows. The result is
-    deterministic."""
+    """Choose at most n windows that do not overlap, evenly spaced over the split. Deterministic."""
     size = span(clip, skip)
     counts = lengths // size
     chosen = np.arange(counts.sum())
@@ -89,6 +89,7 @@ def spaced_windows(lengths: np.ndarray, clip: int, skip: int, n: int) -> Windows
         chosen = (np.arange(n) * len(chosen)) // n
     ends = np.cumsum(counts)
     video = np.searchsorted(ends, chosen, side="right")
+    # From the number of a window in the split to its number in the video, then to its first frame.
     return Windows(video, (chosen - (ends - counts)[video]) * size, clip, skip + 1)
 
 
@@ -98,6 +99,7 @@ def draw_frames(
     """Draw one batch item in each window: the target is uniform over the frames from the third
     on, the reference is the frame before the target, and `rule` draws the contexts."""
     n = len(windows.video)
+    # Places within the window: 0 or later for the context, then the reference, then the target.
     target = rng.integers(2, windows.clip, size=n)
     u = torch.from_numpy(rng.random((n, contexts)))
     gaps = draw_gaps(u, torch.from_numpy(target - 1), rule).numpy()
@@ -132,7 +134,7 @@ def check_long_enough(shards: Shards, clip: int, skip: int, field: str) -> None:
 def draw_batch(
     config: Config, lengths: np.ndarray, k: int, rank: int, world: int, fixed: Windows | None
 ) -> FrameIndices:
-    """This process's share of batch k. `fixed` (overfitting): draw from these windows only."""
+    """Draw this process's share of batch k. `fixed` (overfitting): draw from these windows only."""
     rng = numpy_generator(config.train.seed, "batch", k)
     n, data = config.train.batch_size, config.data
     if fixed is None:

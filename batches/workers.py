@@ -1,4 +1,4 @@
-"""Loader workers: processes that read batches ahead of the training loop, and their failures."""
+"""Loader workers, processes that read batches ahead of the training loop: reading, and errors."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def worker_count(data: Data) -> int:
 
 # -------------------------------------------------------------------- shared memory
 def shared_memory_bytes(config: Config) -> int:
-    """Shared memory that the workers of one process take at most, in bytes.
+    """The most shared memory that the workers of one process use, in bytes.
 
-    Workers hand batches over in shared memory. PREFETCH batches per worker are being read or wait,
-    and the process holds two: that of the update, and the next one.
+    Workers pass batches to the process in shared memory. At most PREFETCH batches per worker are
+    being read or are waiting, and the process holds two: that of the update, and the next one.
     """
     B, size = config.train.batch_size, config.data.image_size
     # A process reads whole batches when it measures the latents.
@@ -53,13 +53,14 @@ def check_shared_memory(config: Config) -> None:
     """
     if not worker_count(config.data) or not SHARED_MEMORY.is_dir():
         return
+    # All processes of a machine share this memory.
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     need = processes * shared_memory_bytes(config)
     disk = os.statvfs(SHARED_MEMORY)
     free = disk.f_bavail * disk.f_frsize
     if free < need:
         raise UserError(
-            f"{SHARED_MEMORY} has {free / 1e6:,.1f} MB of free room, but the batches of "
+            f"{SHARED_MEMORY} has {free / 1e6:,.1f} MB of free space, but the batches of "
             f"data.workers={config.data.workers} loader processes need {need / 1e6:,.1f} MB; "
             f"enlarge it (docker run --shm-size={-(-need // 10**9)}g), or set data.workers lower "
             "(0: no loader processes) or train.batch_size lower"
@@ -76,15 +77,16 @@ def read_batches(
 ) -> Iterator:
     """Items start..stop-1 of a dataset, in order, as tensors; in pinned memory if they go to a GPU.
 
-    A worker that dies, or gives nothing for TIMEOUT seconds, is a Failure of one line, which names
-    the last checkpoint. So is an exception in a worker, but a UserError stays one.
+    If a worker dies, or no batch arrives within TIMEOUT seconds, raises a Failure of one line that
+    names the last checkpoint. An exception in a worker becomes a Failure, too, but a UserError
+    remains a UserError.
     """
     workers = worker_count(config.data)
     loader = torch.utils.data.DataLoader(
         dataset,
         batch_size=None,
         sampler=range(start, stop),
-        worker_init_fn=own_group,
+        worker_init_fn=set_own_group,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         timeout=TIMEOUT if workers else 0,
@@ -95,27 +97,28 @@ def read_batches(
         return
     failure = None
     items = None
-    with DeathWatch() as watch:
+    with WorkerWatch() as watch:
         try:
             # Up to `begin`, torch's handler raises here if a worker dies.
             items = iter(loader)
             watch.begin(items._workers)
-            # Not until StopIteration, where torch ends the workers.
+            # Not until StopIteration: there torch ends the workers, as if they had died.
             for _ in range(start, stop):
                 yield watch.next_of(items)
         except Exception as error:
             failure = explain(error, watch, config)
-            # Frees `items`, which the frames of torch refer to.
+            # The stack frames of torch in the traceback would keep `items` alive.
             traceback.clear_frames(error.__traceback__)
-        # Ends the workers. Until then, torch's handler reports a dead one again and again.
+        # Ends the workers. While `items` exists, torch's handler of SIGCHLD reports a dead worker
+        # again and again.
         del items
     if failure is not None:
         raise failure
 
 
-def own_group(_worker: int) -> None:
-    """Move a worker into its own process group. A SIGTERM to the group of the training then does
-    not end the worker, which the training needs for one more batch."""
+def set_own_group(_worker: int) -> None:
+    """Move a worker into its own process group. A SIGTERM to the group of the training process then
+    spares the worker, whose batch the training needs to finish its update."""
     os.setpgid(0, 0)
 
 
@@ -123,11 +126,11 @@ class WorkerDied(Exception):
     """A worker ended before its last batch."""
 
 
-class DeathWatch:
+class WorkerWatch:
     """From `begin` to the end of the block, a worker that ends is reported in `next_of` only.
 
-    torch's own handler of SIGCHLD, which `begin` replaces, raises at whatever line the main thread
-    is, for example while a checkpoint is written.
+    `begin` replaces torch's own handler of SIGCHLD, which raises at any line of the main thread,
+    for example while a checkpoint is written.
     """
 
     def __init__(self):
@@ -135,20 +138,20 @@ class DeathWatch:
         self.waiting = False
         self.before = None
 
-    def __enter__(self) -> DeathWatch:
+    def __enter__(self) -> WorkerWatch:
         return self
 
     def begin(self, workers: list[BaseProcess]) -> None:
         """Watch these workers."""
         if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGCHLD, self.note)
+            self.before = signal.signal(signal.SIGCHLD, self.handle_signal)
         self.workers = workers
 
     def __exit__(self, *_) -> None:
         if self.before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, self.before)
 
-    def note(self, *_) -> None:
+    def handle_signal(self, *_) -> None:
         """The handler of SIGCHLD."""
         if self.waiting:
             self.report()
@@ -173,9 +176,9 @@ class DeathWatch:
             self.waiting = False
 
 
-def death_of(watch: DeathWatch) -> str:
-    """How a worker ended, and the usual reason; "" if all live."""
-    # A worker that ends while it hands over a batch breaks a socket first, and ends soon after.
+def describe_death(watch: WorkerWatch) -> str:
+    """How a worker ended, and the usual reason; "" if all workers run."""
+    # A worker that dies while it sends a batch first breaks a socket, and ends a little later.
     sentinels = [worker.sentinel for worker in watch.workers]
     ending = wait(sentinels, timeout=5) if sentinels else []
     for worker in watch.workers:
@@ -192,8 +195,10 @@ def death_of(watch: DeathWatch) -> str:
     return ""
 
 
-def explain(error: Exception, watch: DeathWatch, config: Config) -> Exception:
-    """The error of one line for an exception of `next_of`; the exception if no worker caused it."""
+def explain(error: Exception, watch: WorkerWatch, config: Config) -> Exception:
+    """Convert an exception of `next_of` to an error of one line. An exception that no worker caused
+    is returned unchanged."""
+    # Only the text of torch's exception tells what happened in the worker.
     if "in DataLoader worker process" in str(error):
         # torch appends the traceback of the worker, which ends with "TYPE: MESSAGE".
         line = str(error).strip().splitlines()[-1]
@@ -203,7 +208,7 @@ def explain(error: Exception, watch: DeathWatch, config: Config) -> Exception:
     if isinstance(error, RuntimeError) and "timed out" in str(error):
         cause = f"no loader worker gave a batch in {TIMEOUT} seconds: is the disk reachable?"
     else:
-        cause = death_of(watch)
+        cause = describe_death(watch)
     if not cause and str(error).startswith("DataLoader worker"):
         cause = first_line(error)
     if not cause and isinstance(error, (ConnectionError, EOFError)):

@@ -34,7 +34,7 @@ from batches.windows import draw_windows
 from benchmarks import results
 from evaluation import balls, metrics
 from evaluation.networks import load_lpips, lpips_distance
-from evaluation.sources import autoencoder_of
+from evaluation.sources import make_autoencode
 from forecaster import Forecaster, load
 from prepare.balls import BOX, draw
 from runtime.console import UserError, run_command
@@ -104,7 +104,7 @@ def make_judge(forecaster: Forecaster, weights: Path):
     rng = np.random.default_rng(0)
     true = data.random_frames(held_out, HELD_OUT, rng)
     if config.dataset.startswith("ball"):
-        limit = np.quantile(ball_errors(autoencoder_of(forecaster)(true)), 0.99)
+        limit = np.quantile(ball_errors(make_autoencode(forecaster)(true)), 0.99)
         return lambda frames: ball_errors(frames) <= limit
     train = data.random_frames(data.open_split(config, "train"), COMPARED, rng)
     distance = NearestFrames(

@@ -105,7 +105,7 @@ def evaluate_checkpoint(
     flags = ["--ckpt", str(ckpt), "--protocol", "lifelong_stream", "--split", split]
     flags += ["--videos", str(args.windows), "--weights", str(args.weights)]
     flags += ["--metrics", *METRICS, "--keep", "3"]
-    result = read_metrics(evaluate.evaluated(evaluate.parse(flags), start(), known))
+    result = read_metrics(evaluate.ensure_results(evaluate.parse(flags), start(), known))
     mse_ratio = result["ratio_to_repeat_last"]["mse"]["all"]
     return result["summary"] | {"mse_ratio": {"mean": mse_ratio, "se": None}}
 

@@ -36,7 +36,7 @@ from evaluation.measure import Networks, Tables, summarize
 from evaluation.measure import measure as measure_forecasts
 from evaluation.networks import load_i3d, load_lpips
 from evaluation.protocols import PROTOCOLS
-from evaluation.sources import autoencoder_of, forecast_split, sample_windows
+from evaluation.sources import make_autoencode, forecast_split, sample_windows
 from forecaster import Forecaster, load
 from main import Clock, train_network
 from runtime.console import UserError, run_command
@@ -239,7 +239,7 @@ def measure_bound(world: str, forecaster: Forecaster) -> float:
     windows = sample_windows(config, shards)
     truth = data.read_clips(shards, windows)
     given = config.data.condition
-    autoencode = autoencoder_of(forecaster)
+    autoencode = make_autoencode(forecaster)
     rng = np.random.default_rng(0)
     own = repeated = 0.0
     for k in range(len(truth)):

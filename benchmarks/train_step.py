@@ -76,7 +76,7 @@ def time_ours(config: Config, dir: Path, process: Process, repeats: int) -> floa
     """Seconds per step of train.py's loop."""
     # The parts of train.fit without its log, previews and checkpoints.
     source = LatentTriples(config, dir, process.device, process.rank, process.world)
-    learner = train.begin(config, process)
+    learner = train.build_learner(config, process)
     forecaster = Forecaster(config, None, None, process.device)
     losses = []
     steps = itertools.count()
@@ -86,7 +86,7 @@ def time_ours(config: Config, dir: Path, process: Process, repeats: int) -> floa
         scalars = train.update(learner, forecaster, source.batch(k), k, process)
         # Reading the loss would wait for the GPU, so losses are checked at the end.
         losses.append(scalars["loss"])
-        train.average(
+        train.update_ema(
             parallel.local(learner.ema), parallel.local(learner.weights), k, config.train.ema
         )
 

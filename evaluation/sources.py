@@ -17,7 +17,7 @@ from batches.stream import StreamWindows, evenly_spaced
 from batches.windows import Windows, check_long_enough, draw_windows, spaced_windows
 from configs import Config
 from evaluation.protocols import Protocol
-from forecaster import Forecaster, about
+from forecaster import Forecaster, describe_sampler
 from runtime import checkpoints
 from shards import Shards
 
@@ -75,7 +75,7 @@ def forecast_split(
         (config.train.seed, "sample"),
         quiet,
     )
-    return forecaster.shown(truth), samples, shards
+    return forecaster.to_display(truth), samples, shards
 
 
 def source_of_checkpoint(
@@ -127,7 +127,7 @@ def source_of_checkpoint(
         protocol,
         part,
         make_autoencode(forecaster),
-        {**about(forecaster, step, ckpt), **data.clip_rates(shards, windows, config)},
+        {**describe_sampler(forecaster, step, ckpt), **data.clip_rates(shards, windows, config)},
         key,
         data.frame_rate(shards, config),
     )

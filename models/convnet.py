@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.shared import repeat_given, sinusoidal, through
+from models.shared import repeat_given, run_block, sinusoidal
 
 
 class Block(nn.Module):
-    """Two convolutions; the input of the second is scaled and shifted by the conditioning (FiLM).
-    The identity at initialisation."""
+    """A residual block of two convolutions. The conditioning scales and shifts the input of the
+    second one (FiLM). At initialisation the block is the identity."""
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
@@ -29,7 +29,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all pixels. The identity at initialisation."""
+    """Residual self-attention over all pixels. At initialisation it is the identity."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -47,8 +47,10 @@ class Attention(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """`depth` input blocks, `mid_depth` middle blocks with one attention after the first, `depth`
-    output blocks with long skips from the input blocks. recompute: activation checkpointing.
+    """`depth` input blocks, `mid_depth` middle blocks with one attention layer after the first of
+    them, `depth` output blocks with long skips from the input blocks.
+
+    recompute: activation checkpointing.
     """
 
     recompute = False
@@ -89,22 +91,24 @@ class ConvNet(nn.Module):
         noise: Tensor | None = None,
     ) -> Tensor:
         reference, contexts, gaps = repeat_given(len(z), reference, contexts, gaps)
-        # The gap embedding is the mean over the K contexts.
-        of_gaps = sinusoidal(gaps.log().flatten(), self.width, 10.0)
-        of_gaps = of_gaps.unflatten(0, gaps.shape).mean(1)
-        condition = self.condition(torch.cat([sinusoidal(s, self.width, 200.0), of_gaps], 1))
+        # The gap embedding is the mean over the K contexts. The scales of the embeddings spread
+        # log(gap) and s over a wide range of angles.
+        gap_embedding = sinusoidal(gaps.log().flatten(), self.width, 10.0)
+        gap_embedding = gap_embedding.unflatten(0, gaps.shape).mean(1)
+        condition = self.condition(torch.cat([sinusoidal(s, self.width, 200.0), gap_embedding], 1))
         x = torch.cat([z, reference, contexts.flatten(1, 2)], 1)
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        # The outputs of the input blocks, for the long skips.
         stored = []
         for block in self.in_blocks:
-            x = through(block, self.recompute, x, condition)
+            x = run_block(block, self.recompute, x, condition)
             stored.append(x)
         for i, block in enumerate(self.mid_blocks):
-            x = through(block, self.recompute, x, condition)
+            x = run_block(block, self.recompute, x, condition)
             if i == 0:
                 x = self.attention(x)
         for join, block in zip(self.joins, self.out_blocks):
-            x = through(block, self.recompute, join(torch.cat([stored.pop(), x], 1)), condition)
+            x = run_block(block, self.recompute, join(torch.cat([stored.pop(), x], 1)), condition)
         return self.conv_out(F.silu(self.norm_out(x)))
 
     @property

@@ -1,5 +1,5 @@
-"""Several future frames at once, given several past frames: the conv net with all frames stacked
-along its channels.
+"""A network that predicts several future frames at once, given several past frames: the conv net,
+with all frames stacked along its channels.
 
 Outside the network the future frames are stacked along the height, (B, C, frames x h, w), so that
 every computation per channel, or on latents of any size, applies to them as to one frame.
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from models.convnet import ConvNet
 
 
-def below(frames: Tensor) -> Tensor:
+def stack_frames(frames: Tensor) -> Tensor:
     """Stack frames along the height: (B, T, C, h, w) -> (B, C, T h, w)."""
     return frames.transpose(1, 2).flatten(2, 3)
 
 
-def apart(x: Tensor, h: int) -> Tensor:
-    """Split into frames of height h, (B, C, T h, w) -> (B, T, C, h, w): the inverse of `below`."""
+def split_frames(x: Tensor, h: int) -> Tensor:
+    """Invert stack_frames for frames of height h: (B, C, T h, w) -> (B, T, C, h, w)."""
     return x.unflatten(2, (-1, h)).transpose(1, 2)
 
 
@@ -43,8 +43,9 @@ class Joint(ConvNet):
         gaps: Tensor,
         noise: Tensor | None = None,
     ) -> Tensor:
-        frames = apart(z, self.h).flatten(1, 2)
+        # Inside, frames are channels. All past frames are contexts, so the reference is left empty.
+        frames = split_frames(z, self.h).flatten(1, 2)
         no_reference = frames[:, :0]
         one_gap = gaps.new_ones(len(gaps), 1)
         out = super().forward(frames, s, no_reference, contexts, one_gap)
-        return below(out.unflatten(1, (-1, z.shape[1])))
+        return stack_frames(out.unflatten(1, (-1, z.shape[1])))

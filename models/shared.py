@@ -28,9 +28,9 @@ def repeat_given(rows: int, *given: Tensor) -> tuple[Tensor, ...]:
     return tuple(part.repeat_interleave(draws, 0) for part in given)
 
 
-def through(block: nn.Module, recompute: bool, *inputs: Tensor) -> Tensor:
-    """block(*inputs). recompute: activation checkpointing, so that the backward pass computes the
-    activations of the block again."""
+def run_block(block: nn.Module, recompute: bool, *inputs: Tensor) -> Tensor:
+    """Run block(*inputs). recompute: activation checkpointing, in which the backward pass
+    computes the activations of the block again."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)
     return block(*inputs)

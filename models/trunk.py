@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.convnet import Attention, Block
-from models.shared import repeat_given, sinusoidal, through
+from models.shared import repeat_given, run_block, sinusoidal
 
 
 class Trunk(nn.Module):
@@ -63,7 +63,7 @@ class Trunk(nn.Module):
         x = torch.cat([reference, contexts.flatten(1, 2)], 1)
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         for i, block in enumerate(self.trunk_blocks, 1):
-            x = through(block, self.recompute, x, condition)
+            x = run_block(block, self.recompute, x, condition)
             if i == (len(self.trunk_blocks) + 1) // 2:
                 x = self.attention(x)
         return self.narrow(x), condition
@@ -75,7 +75,7 @@ class Trunk(nn.Module):
         condition = self.times(torch.cat([sinusoidal(s, self.head_width, 200.0), condition], 1))
         x = features + self.conv_z(z.contiguous(memory_format=torch.channels_last))
         for block in self.head_blocks:
-            x = through(block, self.recompute, x, condition)
+            x = run_block(block, self.recompute, x, condition)
         return self.conv_out(F.silu(self.norm_out(x)))
 
     def forward(

@@ -1,5 +1,5 @@
-"""The published velocity network of RIVER (arXiv 2211.14575): a U-ViT,
-transformer blocks with long skips.
+"""The published velocity network of RIVER (arXiv 2211.14575): a U-ViT, which is a transformer with
+long skips.
 
 Parameter names and shapes are those of the published checkpoints, which therefore load without
 renaming.
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
-from models.shared import repeat_given, sinusoidal, through
+from models.shared import repeat_given, run_block, sinusoidal
 
 POSITIONS = 512  # size of the position embedding in rows and in columns
 
@@ -59,8 +59,8 @@ class Block(nn.TransformerEncoderLayer):
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for (B, heads, tokens, d)."""
-    # In bf16 on CPUs with AMX, the backward pass of torch's fused attention is slow. Without AMX
-    # both ways take equally long.
+    # In bf16 on CPUs with AMX, the backward pass of torch's fused attention is slower than this
+    # explicit form. Without AMX both take equally long.
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
         weights = torch.softmax(
             (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), -1, dtype=torch.float32
@@ -76,8 +76,8 @@ class UViT(nn.Module):
     Defaults are the published sizes, 98.1 M parameters at C = 4. width must be a multiple of heads
     and of 2. out_norm: normalisation in the projection to latents, `ln`, or `bn` as in RIVER on
     BAIR at 256 pixels. contexts: K. recompute: activation checkpointing, which stores only the
-    input of each block and computes the block again in the backward pass: less memory, a third more
-    work."""
+    input of each block and computes the block again in the backward pass. It takes less memory and
+    a third more computation."""
 
     recompute = False
 
@@ -103,17 +103,18 @@ class UViT(nn.Module):
         self.project_in = nn.Sequential(
             Rearrange("b c h w -> b (h w) c"), nn.Linear((2 + contexts) * C, width)
         )
-        # Its input is log(gap).
+        # The published name is misleading: the input is log(gap), not the flow time.
         self.time_projection = nn.Sequential(nn.Linear(1, 256), nn.ReLU(), nn.Linear(256, width))
         self.in_blocks = nn.ModuleList(block() for _ in range(depth))
         self.mid_blocks = nn.ModuleList(block() for _ in range(mid_depth))
         self.out_blocks = nn.ModuleList(
             nn.ModuleList([nn.Linear(2 * width, width), block()]) for _ in range(depth)
         )
-        to_pixels = Rearrange("b (h w) c -> b c h w", h=h, w=w)
+        # The order of the modules gives their weights the published names.
+        to_grid = Rearrange("b (h w) c -> b c h w", h=h, w=w)
         between = {
-            "ln": [nn.GELU(), nn.LayerNorm(width), to_pixels],
-            "bn": [to_pixels, nn.GELU(), nn.BatchNorm2d(width)],
+            "ln": [nn.GELU(), nn.LayerNorm(width), to_grid],
+            "bn": [to_grid, nn.GELU(), nn.BatchNorm2d(width)],
         }
         self.project_out = nn.Sequential(
             nn.Linear(width, width), *between[out_norm], nn.Conv2d(width, C, 3, padding=1)
@@ -133,18 +134,19 @@ class UViT(nn.Module):
         tokens = self.project_in(torch.cat([z, reference, contexts.flatten(1, 2)], 1))
         tokens = tokens + self.position_encoding(h, w)
         # The gap embedding is the mean over the K contexts, the same for all tokens.
-        of_gaps = self.time_projection(gaps.log().reshape(-1, 1))
-        tokens = tokens + of_gaps.unflatten(0, gaps.shape).mean(1)[:, None]
+        gap_embedding = self.time_projection(gaps.log().reshape(-1, 1))
+        tokens = tokens + gap_embedding.unflatten(0, gaps.shape).mean(1)[:, None]
         # The flow time is a token of its own.
         tokens = torch.cat([sinusoidal(s, self.width, 200.0)[:, None].to(tokens), tokens], 1)
+        # The outputs of the input blocks, for the long skips.
         stored = []
         for block in self.in_blocks:
-            tokens = through(block, self.recompute, tokens)
+            tokens = run_block(block, self.recompute, tokens)
             stored.append(tokens)
         for block in self.mid_blocks:
-            tokens = through(block, self.recompute, tokens)
+            tokens = run_block(block, self.recompute, tokens)
         for join, block in self.out_blocks:
-            tokens = through(block, self.recompute, join(torch.cat([stored.pop(), tokens], -1)))
+            tokens = run_block(block, self.recompute, join(torch.cat([stored.pop(), tokens], -1)))
         return self.project_out(tokens[:, 1:])
 
     @property

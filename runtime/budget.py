@@ -1,4 +1,4 @@
-"""How long a run takes, from measured rates, and how many updates fit into given minutes."""
+"""Time budget: predict how long a run takes, and how many updates fit into given minutes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import NamedTuple
 
 import torch
 
-from runtime.console import UserError, first_line
+from runtime.console import UserError
 from runtime.folders import write_atomically
 
-# The rate of a slow stage is that of a call of at least this many seconds.
+# A call that takes more seconds than this is long enough to measure a rate.
 ENOUGH = 0.5
-# The rate of a fast stage is averaged over this many seconds.
+# If even a full batch takes less, the rate is an average over about this many seconds.
 AVERAGED = 0.1
-# Share of the given time that is planned; the rest allows for the error of the estimate.
+# A plan fills this share of the given minutes. The rest allows for the error of the estimate.
 PLANNED = 0.9
-# The shortest training worth running, as a share of the updates of the full run.
+# The shortest training that is accepted, as a share of the updates of the full run.
 LEAST_SHARE = 0.02
 
 
 class Stage(NamedTuple):
-    """A stage of a run: `count` units of work that take `seconds` each."""
+    """A stage of a run: `count` items (frames, updates or videos) that take `seconds` each."""
 
     name: str
     count: int
     seconds: float
-    # Only the numbers of updates change with --minutes.
+    # True for the trainings, the only stages that --minutes shortens.
     updates: bool = False
 
     @property
@@ -41,8 +41,8 @@ class Stage(NamedTuple):
 def seconds_per_item(work: Callable[[int], object], most: int, device: torch.device) -> float:
     """Seconds per item of work(n), which processes n items on the device.
 
-    n grows from 1 by factors of 4 until a call takes ENOUGH seconds or n = `most`, so that a slow
-    machine measures a part of a batch.
+    n grows from 1 by factors of 4 until a call takes ENOUGH seconds or n = `most`. A slow machine
+    therefore measures only a part of a batch.
     """
 
     def seconds(n: int, calls: int) -> float:
@@ -63,15 +63,15 @@ def seconds_per_item(work: Callable[[int], object], most: int, device: torch.dev
         n = min(4 * n, most)
     if taken > ENOUGH:
         return taken / n
-    # A full batch is fast: average over several.
+    # A full batch is fast: average over several calls.
     calls = 1 + int(AVERAGED / max(taken, AVERAGED / 100))
     return seconds(n, calls) / (n * calls)
 
 
 def share_that_fits(stages: list[Stage], minutes: float) -> float:
-    """The share of the updates, in [LEAST_SHARE, 1], with which all stages take `minutes`.
+    """Find the share of the updates, in [LEAST_SHARE, 1], with which the run takes `minutes`.
 
-    Raises UserError if no such share fits.
+    Raises UserError if even LEAST_SHARE takes longer.
     """
     fixed = sum(stage.total for stage in stages if not stage.updates)
     updates = sum(stage.total for stage in stages if stage.updates)
@@ -87,7 +87,7 @@ def share_that_fits(stages: list[Stage], minutes: float) -> float:
 
 
 def shorten(stages: list[Stage], share: float) -> list[Stage]:
-    """The stages with `share` of the updates."""
+    """Reduce the trainings to `share` of their updates."""
     return [
         stage._replace(count=math.ceil(share * stage.count)) if stage.updates else stage
         for stage in stages
@@ -95,7 +95,7 @@ def shorten(stages: list[Stage], share: float) -> list[Stage]:
 
 
 def describe_stages(stages: list[Stage]) -> str:
-    """List the seconds or minutes of every stage that takes any."""
+    """List the stages that are not finished, each with the time that it takes."""
     return ", ".join(
         f"{stage.name} {describe_seconds(stage.total)}" for stage in stages if stage.total > 0
     )
@@ -127,8 +127,9 @@ def read_plan(path: Path) -> dict | None:
         plan = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        plan = first_line(error)
+    except ValueError:
+        plan = None
+    # The file may be damaged, or edited by hand: check all that a run reads from it.
     plan = plan if isinstance(plan, dict) else {}
     settings, minutes = plan.get("settings"), plan.get("minutes")
     numbers = [*settings.values(), minutes] if isinstance(settings, dict) else [None]

@@ -1,4 +1,4 @@
-"""Checkpoints: atomic writes, reads that run no code from the file, strict loading of weights."""
+"""Checkpoints: atomic writes, reading without executing code, strict loading of weights."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from runtime.folders import write_atomically
 def save_checkpoint(dir: Path, state: dict, keep: int, keep_every: int = 0) -> Path:
     """Write step_<n>.pt atomically and point latest.pt at it. n: state["step"].
 
-    Keeps the last `keep` numbered checkpoints, and every one whose number is a multiple of
-    `keep_every`; deletes the others. Raises Failure if the checkpoint cannot be written, and then
-    keeps all earlier ones.
+    Keeps the last `keep` numbered checkpoints, and those whose number is a multiple of
+    `keep_every`; deletes the others. If the checkpoint cannot be written, deletes none and raises
+    Failure.
     """
     path = dir / f"step_{state['step']:08d}.pt"
     try:
@@ -74,19 +74,20 @@ def point_latest(path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------ reading
 class Inert:
-    """Replaces a class of another project whose objects are pickled in a checkpoint.
+    """Stands in for a class of another project whose objects are pickled in a checkpoint.
 
-    An instance holds the attributes of the object and has no behaviour.
+    An instance holds the attributes of the pickled object and has no methods.
     """
 
 
-# Classes that are read as Inert: of the predecessor of this repository, of taming-transformers.
+# Names, or beginnings of names, of classes that are read as Inert: that of the predecessor of this
+# repository, and those in checkpoints of taming-transformers.
 INERT = ("configs.Config", "pytorch_lightning.callbacks.")
 
 # The parts of a checkpoint that hold named tensors.
 WEIGHTS = ("model", "ema", "state_dict", "vqvae")
-# Modules that torch puts around a network, and whose names become part of the weights' names:
-# DDP and averaged models, compiled modules, FSDP, activation checkpointing.
+# Modules in which torch wraps a network. Their names become part of the weights' names: DDP and
+# averaged models, compiled modules, FSDP, activation checkpointing.
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
@@ -105,8 +106,7 @@ def load_checkpoint(path: str | Path) -> dict:
     """Load a checkpoint to the CPU: tensors and plain Python values only.
 
     Names of weights lose the prefixes of compiled and data-parallel networks, see WRAPPERS.
-
-    Raises UserError for a missing or damaged file, and for one that would run code when loaded.
+    Raises UserError for a missing or damaged file, and for a file that would run code when loaded.
     """
     path = Path(path)
     if not path.is_file():
@@ -116,6 +116,7 @@ def load_checkpoint(path: str | Path) -> dict:
             # The UserError below describes the defect in one line.
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
+    # A failing disk is not a damaged file.
     except OSError:
         raise
     # A damaged or malicious file can make the unpickler raise any exception.
@@ -148,7 +149,7 @@ def without_wrappers(weights: dict, path: str | Path) -> dict:
 
 
 def refusal_of(error: Exception) -> str:
-    """One line that says why torch.load refused a file."""
+    """Describe in one line why torch.load refused a file."""
     call = re.search(r"GLOBAL (\S+)", str(error))
     if call:
         return f"it would call {call[1]}"
@@ -159,8 +160,8 @@ def refusal_of(error: Exception) -> str:
 def load_latest(dir: Path) -> dict | None:
     """Load the newest readable checkpoint of a run; None if the folder holds no checkpoint.
 
-    Warns of damaged checkpoints and skips them. Raises UserError if all are damaged, because a new
-    start would overwrite what may be days of work.
+    Warns of damaged checkpoints and skips them. Raises UserError if all are damaged: a new run in
+    this folder would overwrite them, which may be days of work.
     """
     newest_first = [dir / "latest.pt", *sorted(dir.glob("step_*.pt"), reverse=True)]
     found = [path for path in newest_first if path.exists()]

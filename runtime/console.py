@@ -46,7 +46,7 @@ def first_line(error: Exception) -> str:
 
 
 def nearest(name: str, known) -> str:
-    """The end of an error message for an unknown name: the nearest known one, and all of them."""
+    """The end of an error message for an unknown name: the nearest known name, and all names."""
     close = difflib.get_close_matches(name, list(known), 1, cutoff=0.0)
     return f"; nearest known: {close[0]} (all: {', '.join(known)})" if close else ""
 
@@ -85,7 +85,7 @@ def progress(total: int, desc: str, unit: str, initial: int = 0) -> tqdm:
 
 
 def printable(text: object) -> str:
-    """The text with escapes for the bytes of a file name that are not UTF-8."""
+    """Convert to text, with escapes for the bytes of a file name that are not UTF-8."""
     return str(text).encode("utf8", "backslashreplace").decode()
 
 
@@ -96,7 +96,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     the command again) after SIGTERM or SIGUSR1, and 141 if the reader of the output has closed its
     end, as in `command | head`.
     """
-    # Names of files that are not UTF-8 print with escapes, as on stderr.
+    # A file name that is not UTF-8 prints with escapes, as Python prints it on stderr.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -115,7 +115,7 @@ def run_command(main: Callable[[], int | None]) -> None:
 
 
 def exit_code(main: Callable[[], int | None]) -> int:
-    """Call main(), print an error as one line on stderr. -> the exit code."""
+    """Call main(). Print an error as one line on stderr. -> the exit code."""
     try:
         with stop_on_signals():
             return main() or 0
@@ -129,6 +129,7 @@ def exit_code(main: Callable[[], int | None]) -> int:
         print(stop, file=sys.stderr)
         return stop.code
     except OSError as error:
+        # The disk: full, over quota, failing or read-only.
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
             name = error.filename or "a file"
             print(f"error: {name} cannot be written: {error.strerror}", file=sys.stderr)
@@ -158,7 +159,7 @@ def stop_on_signals() -> Iterator[None]:
     owner = os.getpid()
 
     def stop(number: int, _frame) -> None:
-        # A forked worker inherits the handler, but not the state that the exception protects.
+        # A forked worker inherits the handler, but has no temporary files to remove.
         if os.getpid() != owner:
             os._exit(128 + number)
         name = signal.Signals(number).name
@@ -181,7 +182,7 @@ def stop_on_signals() -> Iterator[None]:
 def output_is_closed() -> bool:
     """Whether the reader of stdout or of stderr has closed its end of the pipe."""
     if not hasattr(select, "poll"):
-        # Windows: assume so.
+        # Windows cannot tell: assume that it has.
         return True
     outputs = select.poll()
     for number in STANDARD_OUTPUTS:

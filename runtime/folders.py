@@ -47,8 +47,8 @@ def write_manifest(dir: Path, command: str, **facts: object) -> None:
 
 
 # ------------------------------------------------------------------------------------ atomic writes
-def beside(path: Path, ending: str) -> Path:
-    """`path` with `.ending` appended to its name."""
+def add_ending(path: Path, ending: str) -> Path:
+    """Append `.ending` to the name of a path."""
     return path.with_name(f"{path.name}.{ending}")
 
 
@@ -81,8 +81,8 @@ def write_atomically(path: str | Path, per_process: bool = False) -> Iterator[Bi
 
 @contextmanager
 def fill_partial(out: Path) -> Iterator[Path]:
-    """Yield the empty folder `out`.partial; remove whatever is left of it when the block ends."""
-    partial = beside(out, "partial")
+    """Yield the empty folder `out`.partial. Remove the folder, if it still exists, at the end."""
+    partial = add_ending(out, "partial")
     # A process that was killed may have left one behind.
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -111,12 +111,12 @@ def replace_folder(out: str | Path) -> Iterator[Path]:
     """Yield a partial folder that replaces `out`, which may exist, when the block ends.
 
     If the block raises, the partial folder is removed and `out` stays as it was. A folder that is
-    not empty cannot be replaced by one rename, so the swap takes two: `out` to `out`.old, then the
-    partial folder to `out`. A process that dies between them leaves `out`.old, which
-    `restore_folder` renames back. Until the swap, `out` can be read.
+    not empty cannot be replaced by one rename, so the swap takes two renames: `out` to `out`.old,
+    then the partial folder to `out`. A process that dies between them leaves `out`.old, which
+    `restore_folder` renames back. Until the swap, other processes can read `out`.
     """
     out = Path(out)
-    old = beside(out, "old")
+    old = add_ending(out, "old")
     restore_folder(out)
     with fill_partial(out) as partial:
         yield partial
@@ -133,7 +133,7 @@ def restore_folder(out: str | Path) -> None:
     Commands that read `out` before they replace it call this function first.
     """
     out = Path(out)
-    old = beside(out, "old")
+    old = add_ending(out, "old")
     if old.exists() and not out.exists():
         os.replace(old, out)
 
@@ -145,10 +145,10 @@ def lock(path: str | Path, wait: bool = False, owner: bool = False) -> Iterator[
 
     Yields True if this process holds the lock. Yields False if another process holds it, unless
     `wait` is set, or if the parent folder of `path` does not exist. The operating system releases
-    the lock of a process that dies. owner: write into the file who holds the lock.
+    the lock of a process that dies. owner: write the holder of the lock into the file.
 
-    Where locks do not work, always True: on Windows, without fcntl, and, with one printed line, on
-    file systems that refuse them.
+    Where locks do not work, always yields True: on Windows, which has no fcntl, and on file systems
+    that refuse locks, of which one line is printed.
     """
     try:
         import fcntl
@@ -197,14 +197,14 @@ def report_no_locks(folder: Path, error: OSError) -> None:
 def write_owner(file: int) -> None:
     """Write host, process id and time into an open lock file."""
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-    # On a full disk, the lock is held all the same.
+    # A full disk does not affect the lock itself.
     with suppress(OSError):
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps(owner).encode(), 0)
 
 
 def describe_owner(path: Path) -> str:
-    """Who holds the lock file `path`: "process 17 on HOST, since 2026-01-31 12:00:00"."""
+    """Name the holder of a lock file: "process 17 on HOST, since 2026-01-31 12:00:00"."""
     try:
         owner = json.loads(path.read_text())
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner["since"]))
@@ -217,7 +217,7 @@ def describe_owner(path: Path) -> str:
 def stage_lock(root: str | Path) -> Iterator[None]:
     """Let one run at a time prepare data, VQVAE and latents below `root`.
 
-    A second run prints for whom it waits, and then finds them prepared.
+    A second run prints which process it waits for, and then finds these parts prepared.
     """
     path = Path(root) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -238,8 +238,8 @@ def stage_lock(root: str | Path) -> Iterator[None]:
 class Parts:
     """Results of `count` parts of a computation, in files part_0000.npz, … of the folder `dir`.
 
-    Several processes share the parts through locks; each part is computed once. done(): True once
-    a process has merged all parts, and removed the folder.
+    Several processes share the parts through locks, so that each part is computed once. done()
+    returns True after a process has merged all parts and removed the folder.
     """
 
     def __init__(self, dir: Path, count: int, done: Callable[[], bool]):
@@ -251,7 +251,7 @@ class Parts:
         """The path of part k."""
         return self.dir / f"part_{k:04d}.npz"
 
-    def there(self) -> list[int]:
+    def written(self) -> list[int]:
         """The numbers of the parts that are written."""
         return [k for k in range(self.count) if self.file(k).exists()]
 
@@ -268,13 +268,14 @@ class Parts:
                 parts.append(dict(file))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def ours(self, first: int = 0) -> Iterator[int | None]:
-        """Yield the parts that this process has to compute, starting from part `first`.
+    def claim(self, first: int = 0) -> Iterator[int | None]:
+        """Yield the numbers of the parts that this process has to compute, from part `first` on.
 
         Yields None while all missing parts are locked by other processes. Ends when all parts are
         written, or when another process has merged them.
         """
         self.dir.mkdir(parents=True, exist_ok=True)
+        # Processes start at different parts, so that they rarely try the same lock.
         order = [(first + k) % self.count for k in range(self.count)]
         while todo := [k for k in order if not self.file(k).exists()]:
             if self.done():

@@ -25,7 +25,7 @@ from runtime.folders import write_atomically
 
 # Seconds between two drawings of the loss curve.
 DRAW_EVERY = 10.0
-# Modes of wandb, of which `run` and `dryrun` are older names.
+# Modes of wandb; `run` and `dryrun` are older names of two of them.
 MODES = {
     "online": "online",
     "offline": "offline",
@@ -51,17 +51,18 @@ def wandb_mode(mode: str) -> str:
         return mode
     variable = os.environ.get("WANDB_MODE", "")
     if not variable:
-        # wandb takes an empty variable for a mode.
+        # wandb would take an empty variable for the name of a mode.
         os.environ.pop("WANDB_MODE", None)
     elif variable not in MODES:
-        # wandb refuses the variable even where another mode is set.
+        # wandb refuses an unknown value even if wandb.mode is not auto.
         raise UserError(f"WANDB_MODE={variable}: wandb has no such mode{nearest(variable, MODES)}")
-    source, asked = f"wandb.mode={mode}", mode
+    # The environment variable counts for `auto` only. `source` names the setting in errors.
+    source, requested = f"wandb.mode={mode}", mode
     if mode == "auto":
-        source, asked = f"WANDB_MODE={variable}", variable
-    asked = MODES.get(asked, "")
+        source, requested = f"WANDB_MODE={variable}", variable
+    requested = MODES.get(requested, "")
 
-    if asked != "disabled" and not has_package("wandb"):
+    if requested != "disabled" and not has_package("wandb"):
         if mode != "auto":
             raise UserError(
                 f"{source}, but wandb is not installed: pip install wandb, or set "
@@ -72,11 +73,11 @@ def wandb_mode(mode: str) -> str:
             "pip install wandb"
         )
         return "disabled"
-    if asked in ("disabled", "offline"):
-        return asked
+    if requested in ("disabled", "offline"):
+        return requested
     if has_key():
-        return asked or "online"
-    if asked:
+        return requested or "online"
+    if requested:
         raise UserError(
             f"{source}, but wandb has no API key: run `wandb login`, set WANDB_API_KEY, or "
             "--set wandb.mode=offline"
@@ -108,7 +109,7 @@ def has_key() -> bool:
 
 @functools.cache
 def report_no_server(reason: str) -> None:
-    """Print, once, that wandb logs offline. Later runs of this process do not try the server."""
+    """Print once that wandb logs offline. Later runs of this process do not try the server."""
     print(f"wandb: {reason}; logging offline, upload later with `wandb sync`", flush=True)
 
 
@@ -139,6 +140,7 @@ def start_wandb(dir: Path, config: configs.Config, mode: str):
             settings=wandb.Settings(**settings),
         )
 
+    # If report_no_server has been called, an earlier run could not reach the server.
     if mode == "offline" or report_no_server.cache_info().currsize:
         return init("offline")
     try:
@@ -154,7 +156,7 @@ def start_wandb(dir: Path, config: configs.Config, mode: str):
 class Log:
     """Rows of a run, appended to metrics.jsonl and sent to wandb.
 
-    On resuming at `step`, later rows are removed from the file, because their steps run again.
+    A run that resumes at `step` removes later rows from the file, because their updates run again.
     """
 
     def __init__(self, dir: Path, config: configs.Config, step: int, enabled: bool = True):
@@ -163,6 +165,7 @@ class Log:
             return
         dir.mkdir(parents=True, exist_ok=True)
         path = dir / "metrics.jsonl"
+        # Rows after `step`, and an incomplete last row, are removed.
         if path.exists():
             lines = filter(is_row, path.read_text().splitlines())
             rows = [line for line in lines if json.loads(line)["step"] <= step]
@@ -216,7 +219,7 @@ class Log:
 
     def close(self, code: int = 0) -> None:
         if self.file:
-            # An error of a full disk has been raised before.
+            # A full disk has raised its error at the write.
             with suppress(OSError):
                 self.file.close()
                 preview.draw_curve(self.dir)
@@ -246,7 +249,7 @@ class Recent:
     def clear(self) -> None:
         # One {name: scalar} per update; `loss` and `grad_norm` are always among the names.
         self.updates: list[dict[str, Tensor]] = []
-        # How many of them `summary` has examined, and how many come from a checkpoint.
+        # The number of updates that `summary` has examined, and that come from a checkpoint.
         self.counted = 0
         self.restored = 0
         self.restart_clock()
@@ -275,7 +278,10 @@ class Recent:
         }
 
     def load_state_dict(self, state: dict, device: torch.device, names: Iterable[str]) -> None:
-        """names: of the values in the rows ("pairs") of checkpoints that did not store names."""
+        """Load the state of a checkpoint.
+
+        names: of the values in "pairs", the rows of older checkpoints, which hold no names.
+        """
         updates = state.get("updates")
         if updates is None:
             updates = [dict(zip(names, row.tolist())) for row in state["pairs"]]
@@ -289,13 +295,15 @@ class Recent:
         self.bad_in_a_row = state["bad_in_a_row"]
 
     def summary(self) -> dict[str, float]:
-        """Means over the updates that were made; without `loss` and `grad_norm` if none was made.
+        """Average the scalars over the updates that were not skipped. Without any such update, the
+        result has neither `loss` nor `grad_norm`.
 
-        Also sets `longest` to (length of the longest run of skipped updates among those not
-        examined before, how many updates ago that run began).
+        Also sets `longest` to (length, age), for the longest run of skipped updates that no earlier
+        call examined. age: how many updates ago this run began.
         """
         updates = self.values()
         self.longest = (0, 0)
+        # A run of skipped updates may have begun before the last log.
         for k, update in enumerate(updates[self.counted :], self.counted):
             skipped = not math.isfinite(update["grad_norm"])
             self.bad_in_a_row = self.bad_in_a_row + 1 if skipped else 0

@@ -1,9 +1,9 @@
-"""Data-parallel training of a network, its compilation, and the gathering of its state.
+"""Data-parallel training: replicate or shard a network, compile it, gather its state.
 
 The network is either replicated on all processes (DDP) or sharded over them (`train.shard`, FSDP2).
-When sharded, each process holds a part of every weight, gradient, averaged weight and optimizer
-moment, as DTensors, and all-gathers the weights of a block when it computes the block. A checkpoint
-holds full tensors in both cases.
+In a sharded network, each process holds a part of every weight, gradient, averaged weight and
+optimizer moment, as DTensors. It all-gathers the weights of a block when it computes the block. A
+checkpoint holds full tensors in both cases.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from runtime.console import UserError
 from runtime.process import Process
 
 
-def spread(net: nn.Module, config: Config, process: Process) -> nn.Module:
+def distribute(net: nn.Module, config: Config, process: Process) -> nn.Module:
     """Compile and parallelise a network with the same weights on all processes.
 
     -> the module that the training loop calls in place of `net`.
     """
     sharded = config.train.shard and process.world > 1
     modules = net.blocks if sharded else [net]
-    mode = compiled(modules, config.train.compile, config.model.name, process.device)
+    mode = compile_modules(modules, config.train.compile, config.model.name, process.device)
     if sharded and mode in GRAPHS:
         raise UserError(
             f"train.compile={mode} records the addresses of weights, and train.shard moves the "
@@ -55,22 +55,28 @@ def spread(net: nn.Module, config: Config, process: Process) -> nn.Module:
     return net
 
 
-def compiled(modules: list[nn.Module], asked: str, model: str, device: torch.device) -> str:
-    """Mark modules for compilation at their first call. -> the mode, see `compile_mode`."""
-    mode = compile_mode(asked, model, device)
+def compile_modules(
+    modules: list[nn.Module], setting: str, model: str, device: torch.device
+) -> str:
+    """Mark modules for compilation at their first call. -> the mode, see `compile_mode`.
+
+    setting: train.compile or sample.compile.
+    """
+    mode = compile_mode(setting, model, device)
     if mode != "off":
         for module in modules:
             module.compile(mode=None if mode == "default" else mode, dynamic=False)
     return mode
 
 
-def compile_mode(asked: str, model: str, device: torch.device) -> str:
-    """train.compile with `auto` resolved.
+def compile_mode(setting: str, model: str, device: torch.device) -> str:
+    """Resolve the value `auto` of train.compile.
 
-    `auto` is off on CPUs, where compilation takes long and matrix products dominate the run time.
+    It is `off` on CPUs, where compilation takes long and gains little: matrix products dominate the
+    run time.
     """
-    if asked != "auto":
-        return asked
+    if setting != "auto":
+        return setting
     useful = device.type == "cuda" and model == "uvit" and has_compiler() and has_triton()
     return "default" if useful else "off"
 
@@ -82,10 +88,10 @@ def has_compiler() -> bool:
     return bool(compiler) and (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
 
 
-def last_of_step(net: nn.Module, last: bool) -> AbstractContextManager:
+def gradient_sync(net: nn.Module, last: bool) -> AbstractContextManager:
     """The context of the forward and backward pass of one part of a batch.
 
-    With gradient accumulation, processes exchange gradients in the last part only.
+    With gradient accumulation, processes exchange gradients only in the last part of a batch.
     """
     if isinstance(net, nn.parallel.DistributedDataParallel):
         return nullcontext() if last else net.no_sync()
@@ -94,23 +100,24 @@ def last_of_step(net: nn.Module, last: bool) -> AbstractContextManager:
     return nullcontext()
 
 
-def plain(value: Tensor) -> Tensor:
+def to_plain(value: Tensor) -> Tensor:
     """Convert a DTensor that is equal on all processes, such as a norm, to an ordinary tensor."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def local(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """This process's part of each tensor, as ordinary tensors that share memory with it."""
+    """This process's shard of each tensor, as ordinary tensors that share its memory."""
     parts = {}
     for name, value in tensors.items():
         parts[name] = value.to_local() if isinstance(value, DTensor) else value
     return parts
 
 
-def alike(value: Tensor, own: Tensor) -> Tensor:
-    """Copy a full tensor, with the sharding and memory layout of `own`.
+def shard_like(value: Tensor, own: Tensor) -> Tensor:
+    """Copy a full tensor to the sharding and memory layout of `own`.
 
-    The fused optimizer requires that layout. All processes call this function with the same value.
+    The fused optimizer requires the layout of the weights for its moments. All processes call this
+    function with the same value.
     """
     if isinstance(own, DTensor):
         value = value.detach().to(own.device).contiguous()
@@ -125,21 +132,24 @@ def load_tensors(own: dict[str, Tensor], values: dict[str, Tensor], where: str |
     """
     checkpoints.check_weights(own, values, where)
     for name, tensor in own.items():
-        tensor.copy_(alike(values[name], tensor) if isinstance(tensor, DTensor) else values[name])
+        tensor.copy_(
+            shard_like(values[name], tensor) if isinstance(tensor, DTensor) else values[name]
+        )
 
 
-def whole(state, keep: bool):
+def gather(state, keep: bool):
     """All-gather the sharded tensors of a nested state into CPU memory.
 
-    All processes call this function. Those without `keep` get None in place of sharded tensors.
+    All processes call this function. A process with keep=False receives None in place of sharded
+    tensors.
     """
     if isinstance(state, DTensor):
         value = state.full_tensor()
         return value.cpu() if keep else None
     if isinstance(state, dict):
-        return {key: whole(value, keep) for key, value in state.items()}
+        return {key: gather(value, keep) for key, value in state.items()}
     if isinstance(state, list):
-        return [whole(value, keep) for value in state]
+        return [gather(value, keep) for value in state]
     return state
 
 
@@ -153,5 +163,5 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
         for name, value in slot.items():
             # Step counts are scalars and are not sharded.
             of_weight = value.shape == weight.shape
-            moments[index][name] = alike(value, weight) if of_weight else value
+            moments[index][name] = shard_like(value, weight) if of_weight else value
     optimizer.load_state_dict({**state, "state": moments})

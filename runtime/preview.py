@@ -47,7 +47,10 @@ PAGE = """<!doctype html>
 
 
 def write_page(dir: Path, name: str, first: str) -> None:
-    """Write preview.html, unless it exists. first: the update of the first picture, as text."""
+    """Write preview.html, unless it exists.
+
+    first: the number of updates before the first picture, as text.
+    """
     path = dir / "preview.html"
     if not path.exists():
         with write_atomically(path) as file:
@@ -92,6 +95,7 @@ def curve_svg(points: list[tuple[int, float]]) -> str:
 
     lines = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}">']
     lines.append("<style>text{font:13px sans-serif;fill:#555} line{stroke:#ddd}</style>")
+    # Five grid lines with the loss, and below the plot five numbers of updates.
     for k in range(5):
         value = low + (high - low) * k / 4
         y = y_of(value)
@@ -108,7 +112,7 @@ def curve_svg(points: list[tuple[int, float]]) -> str:
 
 
 def draw_curve(dir: Path) -> None:
-    """Replace curve.svg by the loss of metrics.jsonl, if that file holds a loss."""
+    """Draw the loss of metrics.jsonl as curve.svg, if that file holds a loss."""
     points = read_loss(dir / "metrics.jsonl")
     if points:
         with write_atomically(dir / "curve.svg") as file:

@@ -22,10 +22,10 @@ import torch.distributed as dist
 from runtime.console import Stopped, UserError
 
 # ---------------------------------------------------------------------------- processes and devices
-# A stage: the others wait while rank 0 prepares data, trains the VQVAE, encodes or samples, which
-# may take hours.
+# For stages that rank 0 runs alone, which may take hours: preparing data, training the VQVAE,
+# encoding, sampling.
 STAGE_TIMEOUT = timedelta(days=1)
-# A collective of the training loop: a process that hangs is noticed after this time.
+# For collectives of the training loop: after this time, a process that hangs ends the run.
 STEP_TIMEOUT = timedelta(minutes=30)
 
 
@@ -36,7 +36,7 @@ class Process:
     rank: int
     world: int
     device: torch.device
-    # the gloo group of `agree` and `barrier`, with STAGE_TIMEOUT; gradients use the default group
+    # The gloo group of `agree` and `barrier`, with STAGE_TIMEOUT. Gradients use the default group.
     stages: dist.ProcessGroup | None = None
 
     @property
@@ -44,21 +44,22 @@ class Process:
         return self.rank == 0
 
     def agree(self, value):
-        """Broadcast the value of rank 0 to all processes; blocks until all of them call."""
+        """Broadcast the value of rank 0 to all processes. Blocks until all of them have called."""
         if self.world == 1:
             return value
+        # torch broadcasts the items of a list in place.
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.stages)
         return box[0]
 
     def barrier(self) -> None:
         if self.world > 1:
-            # a CPU tensor, so that gloo never touches the GPU
+            # A CPU tensor, so that gloo never uses the GPU.
             dist.all_reduce(torch.zeros(1), group=self.stages)
 
     def close(self) -> None:
-        """Disconnect at the normal end of a command, once all processes have arrived there. Not
-        after an error, where another process may never arrive."""
+        """Disconnect at the normal end of a command, after all processes have arrived there. Not to
+        be called after an error, when another process may never arrive."""
         if self.world > 1:
             self.barrier()
             dist.destroy_process_group()
@@ -95,15 +96,15 @@ def gpu_index(local: int, visible: int) -> int:
 def connect(rank: int, world: int, device: torch.device) -> Process:
     """Join the other processes. Cached, so that several calls of start() connect once."""
     store = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))[0]
-    store = fresh(store, rank, world)
+    store = use_new_prefix(store, rank, world)
     on_gpu = device.type == "cuda"
     if on_gpu:
         gpu = torch.cuda.get_device_properties(device)
         refuse_shared_gpus(store, rank, world, f"{socket.gethostname()}, {gpu.uuid}")
-    # NCCL exchanges its addresses through the store, whose own timeout is the rendezvous's.
+    # NCCL exchanges its addresses through the store, which still has the timeout of the rendezvous.
     store.set_timeout(STEP_TIMEOUT)
-    # With device_id NCCL connects now. It would otherwise connect at the first gradient, for which
-    # the others may wait hours (pytorch issue 107177).
+    # With device_id NCCL connects now. Otherwise it would connect at the first gradient, which may
+    # be hours later on one process than on another (pytorch issue 107177).
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         timeout=STEP_TIMEOUT,
@@ -117,7 +118,10 @@ def connect(rank: int, world: int, device: torch.device) -> Process:
 
 
 def refuse_shared_gpus(store: dist.Store, rank: int, world: int, gpu: str) -> None:
-    """Raise UserError, on all processes, if two have the same GPU. gpu: its host and UUID."""
+    """Raise UserError, on all processes, if two of them use the same GPU.
+
+    gpu: host and UUID of this process's GPU.
+    """
     store.set(f"gpu/{rank}", gpu)
     gpus = [store.get(f"gpu/{other}").decode() for other in range(world)]
     store.set(f"gpus_read/{rank}", "")
@@ -132,14 +136,14 @@ def refuse_shared_gpus(store: dist.Store, rank: int, world: int, gpu: str) -> No
             )
 
 
-def fresh(store: dist.Store, rank: int, world: int) -> dist.Store:
-    """A prefix of the store that no earlier processes have used.
+def use_new_prefix(store: dist.Store, rank: int, world: int) -> dist.Store:
+    """Agree on a prefix of the store that no earlier processes have used. -> the store under it.
 
     After a restart by torchrun --max-restarts, the store still holds entries of the dead workers,
     such as their addresses (pytorch issue 135712), and no restart count that all nodes share. So
-    each process draws a random name. Rank 0 takes its own as the prefix and publishes it together
-    with the names that it has read from the other ranks. Each other rank waits until the published
-    list contains its own name, and then confirms under the prefix.
+    each process draws a random name. Rank 0 takes its own name as the prefix. It publishes the
+    prefix together with the names that it has read from the other ranks. Each other rank waits
+    until the published list contains its own name, and then confirms under the prefix.
     """
     name = uuid.uuid4().hex
     if rank:
@@ -153,6 +157,8 @@ def fresh(store: dist.Store, rank: int, world: int) -> dist.Store:
     else:
         prefix = name
         others = range(1, world)
+        # The names that rank 0 reads may be those of dead workers, so it reads and publishes again
+        # until all ranks have confirmed.
         while not store.check([f"{prefix}/{other}" for other in others]):
             names = [store.get(f"hello/{other}").decode() for other in others]
             store.set("welcome", " ".join([prefix, *names]))
@@ -188,7 +194,7 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
 
 
 def autocast(precision: str, device: torch.device):
-    """The context to run networks in. precision: see `uses_bf16`."""
+    """The autocast context of networks. precision: see `uses_bf16`."""
     if uses_bf16(precision, device):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
@@ -197,7 +203,7 @@ def autocast(precision: str, device: torch.device):
 def cast_weights(net: torch.nn.Module, dtype: torch.dtype) -> None:
     """Cast the weights of linear, convolution and attention layers in place.
 
-    Autocast casts these weights, to the same values, at every call.
+    Saves time: autocast would cast these weights, to the same values, at every call.
     """
     for module in net.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d | torch.nn.MultiheadAttention):
@@ -240,16 +246,16 @@ def numpy_generator(*key: int | str) -> np.random.Generator:
 class StopSignals:
     """Records SIGTERM, SIGINT and SLURM's SIGUSR1 inside a `with` block, for a clean stop.
 
-    The training loop reads the signal with `agreed`, finishes its step, saves and returns. A second
-    SIGINT raises KeyboardInterrupt at once. A signal that came too late for `agreed` is sent again
-    when the block ends, to the handler from before.
+    The training loop reads the signal with `agreed`, finishes its update, saves and returns. A
+    second SIGINT raises KeyboardInterrupt at once. A signal that arrives after the last call of
+    `agreed` is sent again when the block ends, for the handler that was set before the block.
     """
 
     NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
 
     def __init__(self, process: Process):
         self.process = process
-        self.asked = 0  # number of the signal received, 0 before
+        self.received = 0  # number of the signal received, 0 before
         self.read = False  # whether `agreed` has returned a signal
         self.before = {}  # the handlers to restore
 
@@ -258,33 +264,34 @@ class StopSignals:
             # Windows has no SIGUSR1.
             if hasattr(signal, name):
                 number = getattr(signal, name)
-                self.before[number] = signal.signal(number, self.ask)
+                self.before[number] = signal.signal(number, self.receive)
         return self
 
     def __exit__(self, kind, *_) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        if kind is None and self.asked and not self.read:
-            os.kill(os.getpid(), self.asked)
+        if kind is None and self.received and not self.read:
+            os.kill(os.getpid(), self.received)
 
-    def ask(self, number: int, _frame) -> None:
+    def receive(self, number: int, _frame) -> None:
         """The signal handler."""
-        if number == signal.SIGINT and self.asked == number:
+        if number == signal.SIGINT and self.received == number:
             raise KeyboardInterrupt
-        self.asked = number
+        self.received = number
 
     def agreed(self, step: int, last: bool = False) -> int:
         """The number of a signal that any process received, or 0; the same on all processes.
 
-        With several processes, an all-reduce every tenth step, and at the `last` one.
+        Several processes exchange the number by an all-reduce, at every tenth step and at the
+        `last` one; at other steps the result is 0.
         """
-        number = self.asked
+        number = self.received
         if self.process.world > 1:
             if step % 10 and not last:
                 return 0
-            asked = torch.tensor(number, device=self.process.device)
-            dist.all_reduce(asked, dist.ReduceOp.MAX)
-            number = int(asked)
+            highest = torch.tensor(number, device=self.process.device)
+            dist.all_reduce(highest, dist.ReduceOp.MAX)
+            number = int(highest)
         self.read = self.read or bool(number)
         return number
 

@@ -3,7 +3,7 @@
 * RIVER's main models: {"model": …}, with the network under the prefix `vector_field_regressor.` and
   the autoencoder under `ae.`
 * Models of the predecessor of this repository, one per interpolant: {"model", "ema", "config",
-  "step"}, where config is an object of its class `configs.Config`.
+  "step"}, where config is a pickled object of the predecessor's class `configs.Config`.
 * Autoencoders: {"state_dict": …} of taming-transformers, {"model": …} of RIVER, or the `ae.` part
   of a RIVER main model.
 
@@ -24,20 +24,20 @@ from runtime.console import UserError
 
 NETWORK = "vector_field_regressor."
 AUTOENCODER = ("ae.backbone.", "ae.")
-# The predecessor's names of interpolants, and ours.
+# {the predecessor's name of an interpolant: our name}
 INTERPOLANTS = {
     "linear": "linear",
     "ours": "follmer",
     "follmer": "follmer",
 }
-# The predecessor's config fields, and ours.
+# {the predecessor's config field: our field}
 FRAMES = {
     "num_observations": "data.clip",
     "skip_frames": "data.skip",
     "condition_frames": "data.condition",
     "frames_to_generate": "data.predict",
 }
-# What the published models have in common.
+# Settings that all published models have in common.
 FIXED = {
     "model.heads": 8,
     "flow.c": 0.1,
@@ -61,8 +61,8 @@ def weights_of(state: dict, part: str, path: str | Path) -> dict[str, Tensor]:
     return weights
 
 
-def under(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights whose names start with the prefix, without it."""
+def strip_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Select the weights whose names start with the prefix, and remove the prefix."""
     found = {}
     for name, value in weights.items():
         if name.startswith(prefix):
@@ -84,7 +84,7 @@ def autoencoder_weights(state: dict, path: str | Path) -> dict[str, Tensor]:
             f"{path}: not a published autoencoder (it holds neither `state_dict` nor `model`)"
         )
     for prefix in AUTOENCODER:
-        inside = under(weights, prefix)
+        inside = strip_prefix(weights, prefix)
         if inside:
             weights = inside
             break
@@ -97,14 +97,16 @@ def is_foreign(state: dict) -> bool:
     return "model" in state and not isinstance(state.get("config"), dict)
 
 
-def checkpoint(state: dict, path: str | Path, dataset: str, given: dict[str, Any]) -> dict:
+def convert(state: dict, path: str | Path, dataset: str, given: dict[str, Any]) -> dict:
     """Convert a published model. -> {"ema", "config", "step"}, and "vqvae" if the file holds it.
 
     Settings that the file does not hold come from the entry of `dataset` in configs.py and from
     `given`, {"group.field": value}. Raises UserError if these contradict the file.
     """
+    # A main model of RIVER holds the network and the autoencoder under prefixes. A model of the
+    # predecessor holds the network without a prefix, perhaps beside the autoencoder.
     weights = weights_of(state, "ema" if "ema" in state else "model", path)
-    net = under(weights, NETWORK)
+    net = strip_prefix(weights, NETWORK)
     if not net:
         net = {name: value for name, value in weights.items() if not name.startswith("ae.")}
     given = {name: value for name, value in {"dataset": dataset, **given}.items() if value != ""}
@@ -130,6 +132,7 @@ def config_of(
     for theirs, ours in FRAMES.items():
         if type(stored.get(theirs)) is int:
             frames[ours] = stored[theirs]
+    # Settings that the file determines; None where the file does not state them.
     fixed = {
         "dataset": str(stored.get("dataset", "")) or None,
         "data.skip": frames.get("data.skip"),
@@ -141,7 +144,8 @@ def config_of(
     for name, value in fixed.items():
         if given.get(name, value) != value:
             raise UserError(
-                f"{path} was trained with {name} = {value}, so {given[name]} does not go with it"
+                f"{path} was trained with {name} = {value}, not with {given[name]}; "
+                "use the value of the training"
             )
     run_id = f"{Path(path).absolute().parent.name}-{Path(path).stem}"
     values = {"output.run_id": run_id, **frames, **fixed, **given}
@@ -180,21 +184,22 @@ def interpolant_of(stored: dict[str, Any], averaged: bool, path: str | Path) -> 
 
 
 def latents(config: configs.Config, net: dict[str, Tensor], path: str | Path) -> configs.Latent:
-    """The latent shape of a published model, with mean 0 and deviation 1: no normalisation."""
+    """The shape of a published model's latents, with mean 0 and standard deviation 1, because its
+    latents are not normalised."""
     # The input of the network is x_s, the reference and the context, concatenated.
     C = net["project_in.1.weight"].shape[1] // 3
     edge = config.data.image_size // config.vqvae.downsample
     if C != config.vqvae.channels:
         raise UserError(
             f"{path}: works on latents of {C} channels, those of --dataset {config.dataset} have "
-            f"{config.vqvae.channels}; choose its dataset, or set vqvae.kind, vqvae.channels "
-            "and vqvae.downsample"
+            f"{config.vqvae.channels}; name the dataset of its training, or set vqvae.kind, "
+            "vqvae.channels and vqvae.downsample"
         )
     return configs.Latent((C, edge, edge), (0.0,) * C, (1.0,) * C)
 
 
 def sizes(net: dict[str, Tensor], path: str | Path) -> dict[str, Any]:
-    """The sizes of a U-ViT, from the names and shapes of its weights."""
+    """Infer the sizes of a U-ViT from the names and shapes of its weights."""
     if "project_in.1.weight" not in net or net["project_in.1.weight"].ndim != 2:
         found = ", ".join(list(net)[:3]) or "no weights"
         raise UserError(
@@ -211,5 +216,5 @@ def sizes(net: dict[str, Tensor], path: str | Path) -> dict[str, Any]:
 
 
 def count_blocks(net: dict[str, Tensor], name: str) -> int:
-    """The number of blocks in the module list `name`."""
+    """Count the blocks in the module list `name`."""
     return len({key.split(".")[1] for key in net if key.startswith(name)})

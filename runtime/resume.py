@@ -1,5 +1,5 @@
-"""Checks of a checkpoint against the config of the command: to resume a run, or to start from its
-weights."""
+"""Compare the config of a checkpoint with that of the command, before a run resumes from the
+checkpoint or starts from its weights."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ FREE_TO_START = {
 def check_start(config: Config, ckpt: str) -> dict:
     """Read the averaged weights of another run, {"ema"}, to start from (--ckpt).
 
-    UserError if the file is no checkpoint, or if its network has other settings. Whether the
-    weights fit the network shows when they are loaded.
+    UserError if the file is not a checkpoint, or if its network has other settings. The shapes of
+    the weights are checked later, when they are loaded.
     """
     state = checkpoints.load_checkpoint(ckpt)
     if published.is_foreign(state):
         given = {"flow.interpolant": config.flow.interpolant}
-        state = published.checkpoint(state, ckpt, config.dataset, given)
+        state = published.convert(state, ckpt, config.dataset, given)
     if not {"ema", "config"} <= state.keys():
         raise UserError(f"{ckpt}: not a checkpoint of main.py (it lacks ema or config)")
     old = configs.from_dict(state["config"])

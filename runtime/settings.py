@@ -1,8 +1,8 @@
-"""Settings in a frozen dataclass of groups: parse and check `--set group.field=value`, list all
-settings for --help, convert to and from a nested dict.
+"""Settings, as a frozen dataclass whose fields are groups: parse and check `--set
+group.field=value`, list all settings for --help, convert to and from a nested dict.
 
-A group is a frozen dataclass that derives from Group. A field of the outer dataclass that is no
-Group cannot be set.
+A group is a frozen dataclass that derives from Group. Fields of the outer dataclass that are not
+groups cannot be set.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ INDENT = "      "  # of the comments in --help
 
 # -------------------------------------------------------------------------------------------- rules
 class Rule(NamedTuple):
-    """A rule for the values of a setting, stated in its type: Annotated[int, Rule(...)]."""
+    """A rule for the values of a setting, given in the type of the field:
+    Annotated[int, Rule(...)]."""
 
     text: str  # completes the sentence `sample.steps must be ...`
     holds: Callable[[Any], Any]
@@ -60,10 +61,10 @@ def check_choice(name: str, value: object, choices: Iterable) -> None:
 
 
 class Group:
-    """A group of settings, in a dataclass named as the group.
+    """Base class of a group of settings. The name of the class, in lower case, is the group's name.
 
-    Every field has a default, and a comment behind it or in the lines above it. A field is checked
-    by its type: a Literal by its choices, an Annotated type by its rules.
+    Every field has a default, and a comment behind it or in the lines above it. Values are checked
+    against the type of the field: a Literal by its choices, an Annotated type by its rules.
     """
 
     def __post_init__(self):
@@ -78,7 +79,7 @@ class Group:
 
 # ----------------------------------------------------------------------------- reading and changing
 def preset(*presets: dict[str, Any], **groups: dict[str, Any]) -> dict[str, Any]:
-    """{"group.field": value} of the presets and of group={field: value}; the last value counts."""
+    """Merge presets and group={field: value} into {"group.field": value}. The last value counts."""
     values = {}
     for earlier in presets:
         values |= earlier
@@ -99,7 +100,7 @@ def settable(config: type) -> dict[str, type]:
     kinds = {}
     for group, cls in groups_of(config).items():
         for name, kind in get_type_hints(cls).items():
-            # The choices of a Literal have one type.
+            # All choices of a Literal have the same type.
             choices = get_args(kind) if get_origin(kind) is Literal else ()
             kinds[f"{group}.{name}"] = type(choices[0]) if choices else kind
     return kinds
@@ -134,7 +135,7 @@ def parse_value(name: str, text: str, kind: type) -> Any:
 
 
 def update(config: Any, values: dict[str, Any]) -> Any:
-    """A copy of a config with the values {"group.field": value}, checked again."""
+    """Copy a config with other values, {"group.field": value}. The copy is checked."""
     groups: dict[str, dict] = {}
     for name, value in values.items():
         group, attribute = name.split(".")
@@ -172,6 +173,7 @@ def from_dict(config: type, values: dict[str, Any]) -> Any:
                     f"the checkpoint's config has {name}.{unknown[0]}, which this version does "
                     "not know"
                 )
+            # Fields that hold several values are tuples; JSON and checkpoints may hold lists.
             value = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
         built[name] = value
     return config(**built)
@@ -205,6 +207,7 @@ def comments_of(cls: type) -> dict[str, str]:
         if not isinstance(item, ast.AnnAssign):
             continue
         above = []
+        # The line above the field: lineno counts from 1.
         at = item.lineno - 2
         while lines[at].strip().startswith("#"):
             above.insert(0, lines[at].strip().removeprefix("# "))

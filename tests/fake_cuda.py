@@ -117,7 +117,7 @@ def fake_cuda() -> Iterator[None]:
         patch.setattr(solvers, "value", value)
         for module, name in (
             (solvers, "time_grid"),
-            (solvers, "lever"),
+            (solvers, "slope_weight"),
             (windows, "draw_frames"),
             (stream, "draw_frames"),
         ):

@@ -328,7 +328,8 @@ def test_augmented_batches_do_not_depend_on_workers_and_jitter_frames_alike(make
     cfg = config(data__brightness=0.3)
     object.__setattr__(cfg.data, "contexts", K)
     plain = FrameTriples(cfg, Shards(dir))
-    clips = (plain.jittered(torch.from_numpy(plain[2][0]), 2).movedim(2, -1).numpy() + 1) * 127.5
+    pixels = plain.jitter_batch(torch.from_numpy(plain[2][0]), 2)
+    clips = (pixels.movedim(2, -1).numpy() + 1) * 127.5
     at = draw_batch(plain.config, plain.shards.lengths, 2, 0, 1, None)
     frames = np.column_stack([at.target, at.reference, at.contexts])
     truth = np.array([0, 30])[at.video][:, None] + frames
@@ -493,7 +494,7 @@ def test_shared_memory_that_is_too_small_is_found_before_any_work(monkeypatch):
         return lambda _: types.SimpleNamespace(f_bavail=free // 4096, f_frsize=4096)
 
     monkeypatch.setattr(os, "statvfs", room(64 << 20))
-    message = r"/dev/shm has 67.1 MB of free room.*data.workers=4.* need 377.*--shm-size=1g"
+    message = r"/dev/shm has 67.1 MB of free space.*data.workers=4.* need 377.*--shm-size=1g"
     with pytest.raises(UserError, match=message):
         check_shared_memory(cfg)
     check_shared_memory(config(data__workers=0, **size))

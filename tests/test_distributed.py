@@ -23,7 +23,7 @@ import train
 from main import Clock, train_network
 from runtime import checkpoints, parallel
 from runtime.console import UserError
-from runtime.process import Process, fresh, refuse_shared_gpus, start
+from runtime.process import Process, refuse_shared_gpus, start, use_new_prefix
 
 # Run in sequence: two torchruns that start at the same time may choose the same port.
 pytestmark = pytest.mark.xdist_group("processes")
@@ -259,7 +259,7 @@ def test_restarted_processes_do_not_read_entries_of_dead_ones():
         for order in orders:
             parts = []
             for rank in order:
-                parts.append(pool.submit(fresh, connect_to(agent), rank, 3))
+                parts.append(pool.submit(use_new_prefix, connect_to(agent), rank, 3))
                 time.sleep(0.1)
             parts = [part.result(timeout=20) for part in parts]
             assert not any(part.check(["address"]) for part in parts)
@@ -300,11 +300,11 @@ def test_gradients_are_views_of_the_exchanged_buffer_and_equal_those_of_one_proc
     config = configs.build(overrides={"train.compile": "off"})
     net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     plain = copy.deepcopy(net)
-    several = parallel.spread(net, config, first_of_two)
+    several = parallel.distribute(net, config, first_of_two)
     for _ in range(3):
         parts = torch.randn(2, 5, 3)
         for k, part in enumerate(parts, 1):
-            with parallel.last_of_step(several, k == len(parts)):
+            with parallel.gradient_sync(several, k == len(parts)):
                 several(part).square().mean().backward()
             plain(part).square().mean().backward()
         for own, other in zip(net.parameters(), plain.parameters()):

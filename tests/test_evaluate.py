@@ -148,7 +148,7 @@ def test_by_default_fvd_of_one_video_is_left_out_and_named(capsys):
     args = evaluate.parse(["--ckpt", CKPT])
     for videos, named in ((1, True), (2, False)):
         protocol = protocols.get("own", config, {"videos": videos})
-        which = evaluate.metrics_of(args, config, protocol)
+        which = evaluate.choose_metrics(args, config, protocol)
         assert ("fvd" in which) == ("kvd" in which) != named
         assert ("fvd and kvd are left out" in capsys.readouterr().out) == named
 
@@ -218,7 +218,7 @@ def test_stored_samples_keep_their_clips(folder, here, command):
     assert code == 2 and "it has clips random, not spaced" in err
     here("--ckpt", CKPT, "--metrics", "mse", "--videos", "3", "--keep", "1", "--out", "kept")
     code, err = command(folder, "evaluate.py", "--results", "kept", "--metrics", "mse")
-    assert code == 2 and "kept keeps 1 of the 4 samples that its numbers are of" in err
+    assert code == 2 and "kept stores 1 of the 4 samples per video" in err
 
 
 def test_killed_while_results_are_swapped_nothing_is_lost(folder, here, monkeypatch):

@@ -67,7 +67,7 @@ def latents(tmp_path):
 # -------------------------------------------------------------------- an update
 def run_updates(config: configs.Config, source, monkeypatch) -> None:
     """Two updates and averages as train.fit makes them, from batches of `source`."""
-    learner = train.begin(config, PROCESS)
+    learner = train.build_learner(config, PROCESS)
     forecaster = Forecaster(config, None, None, GPU)
 
     def set_gradients(loss: torch.Tensor) -> None:
@@ -79,7 +79,9 @@ def run_updates(config: configs.Config, source, monkeypatch) -> None:
     with no_host_waits():
         for step, batch in enumerate(source.batches(0, 2)):
             scalars = train.update(learner, forecaster, batch, step, PROCESS)
-            train.average(parallel.local(learner.ema), parallel.local(learner.weights), step, 0.99)
+            train.update_ema(
+                parallel.local(learner.ema), parallel.local(learner.weights), step, 0.99
+            )
     assert all(scalar.device == GPU and not scalar.shape for scalar in scalars.values())
 
 
@@ -235,8 +237,10 @@ def test_a_wait_planted_in_the_update_is_found(gpu, latents, monkeypatch, plant)
 
 @pytest.mark.parametrize("plant", PLANTS)
 def test_a_wait_planted_in_the_roll_out_is_found(gpu, monkeypatch, plant):
-    normal = solvers.normal
-    monkeypatch.setattr(solvers, "normal", lambda like, generator: plant(normal(like, generator)))
+    normal = solvers.draw_normal
+    monkeypatch.setattr(
+        solvers, "draw_normal", lambda like, generator: plant(normal(like, generator))
+    )
     with pytest.raises(CAUGHT):
         run_roll_out(**{"flow.interpolant": "follmer"})
 

@@ -113,8 +113,11 @@ def test_a_mistake_of_a_launched_command(tmp_path):
         ([*CKPT, "--set", "data.root=elsewhere"], "no shards in elsewhere"),
         ([*CKPT, "--set", "flow.interpolant=linear"], "cannot be changed when sampling"),
         ([*CKPT, "--out", "data"], "exists and holds files that are not results"),
-        ([*CKPT, "--dataset", "kth"], "was trained with --dataset ball_stn, so kth"),
-        ([*CKPT, "--interpolant", "linear"], "was trained with --interpolant follmer, so linear"),
+        ([*CKPT, "--dataset", "kth"], "was trained with --dataset ball_stn, not with kth"),
+        (
+            [*CKPT, "--interpolant", "linear"],
+            "was trained with --interpolant follmer, not with linear",
+        ),
         ([*CKPT, "--steps", "0"], "sample.steps must be >= 1"),
         ([*CKPT, "--num_videos", "-1"], "sample.num_videos must be >= 1"),
         ([*CKPT, "--format", "avi"], "sample.format must be mp4 or gif"),
@@ -624,7 +627,7 @@ def test_too_many_bad_updates_in_a_row_are_detected_after_a_good_one():
 def test_too_many_bad_updates_in_a_row_end_the_run_and_name_their_batch(copy, monkeypatch):
     with pytest.raises(
         Failure,
-        match=r"no finite gradient in 4 updates in a row, from update 7 on, whose batch is of "
+        match=r"no finite gradient in 4 updates in a row, from update 7 on, whose batch holds "
         r"data/ball_stn/train: shard_0001.hdf5, video 0, frames \d+, \d+, \d+; .*and 4 more; "
         r"last good checkpoint: outputs/checkpoints/poisoned/step_00000005.pt",
     ):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import interpolants
-from interpolants import across
+from interpolants import broadcast
 
 S = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
 KINDS = list(itertools.product(interpolants.TABLE, ("drift", "residual")))
@@ -61,7 +61,7 @@ def test_interpolants_go_from_the_start_to_x1(name):
 
 def test_published_targets():
     x0, x1, eps = batch()
-    s = across(S, x0)
+    s = broadcast(S, x0)
     _, drift = make("follmer", c=0.1).interpolate(S, x0, x1, eps)
     assert torch.allclose(drift, -x0 + 2 * s * x1 - 0.1 * s.sqrt() * eps)
     _, velocity = make("linear").interpolate(S, x0, x1, eps)
@@ -80,12 +80,12 @@ def test_the_exact_output_recovers_x1_and_eps(name, output):
     x, target = it.interpolate(S, x0, x1, eps)
     assert torch.allclose(it.denoise(target, x, S, x0), x1)
     assert torch.allclose(it.noise(target, x, S, x0), eps)
-    assert torch.allclose(it.score(target, x, S, x0), -eps / across(it.gamma(S), x))
-    d_alpha, d_beta, d_gamma = (across(d(S), x) for d in (it.d_alpha, it.d_beta, it.d_gamma))
+    assert torch.allclose(it.score(target, x, S, x0), -eps / broadcast(it.gamma(S), x))
+    d_alpha, d_beta, d_gamma = (broadcast(d(S), x) for d in (it.d_alpha, it.d_beta, it.d_gamma))
     velocity = d_alpha * x0 + d_beta * x1 + d_gamma * eps
     assert torch.allclose(it.velocity(target, x, S, x0), velocity)
     for g in (it.sigma(S), 0.3 + S):
-        expected = velocity + across(g**2 / 2, x) * it.score(target, x, S, x0)
+        expected = velocity + broadcast(g**2 / 2, x) * it.score(target, x, S, x0)
         assert torch.allclose(it.drift(target, x, S, x0, g), expected)
 
 
@@ -134,13 +134,13 @@ def test_score_of_a_gaussian_is_the_analytic_one(name, output):
     it = make(name, output)
     x0, x, _ = batch()
     variance = (it.beta(S) * 0.5) ** 2 + it.gamma(S) ** 2
-    mean = across(it.alpha(S), x) * x0 + across(it.beta(S), x) * 1.3
-    x = (mean + across(variance.sqrt(), x) * x).requires_grad_()
-    log_density = -((x - mean) ** 2 / across(2 * variance, x)).sum()
+    mean = broadcast(it.alpha(S), x) * x0 + broadcast(it.beta(S), x) * 1.3
+    x = (mean + broadcast(variance.sqrt(), x) * x).requires_grad_()
+    log_density = -((x - mean) ** 2 / broadcast(2 * variance, x)).sum()
     (expected,) = torch.autograd.grad(log_density, x)
-    surprise = (x.detach() - mean) / across(variance, x)
-    x1 = 1.3 + across(it.beta(S) * 0.25, x) * surprise
-    eps = across(it.gamma(S), x) * surprise
+    surprise = (x.detach() - mean) / broadcast(variance, x)
+    x1 = 1.3 + broadcast(it.beta(S) * 0.25, x) * surprise
+    eps = broadcast(it.gamma(S), x) * surprise
     _, output = it.interpolate(S, x0, x1, eps)
     assert torch.allclose(it.score(output, x.detach(), S, x0), expected)
 
@@ -159,12 +159,16 @@ def test_diffusion_and_memory_closed_forms():
     assert torch.allclose(bridge.diffusion("sigma", S), torch.full_like(S, c))
     for it in (follmer, flat):
         assert torch.allclose(it.diffusion("0.5", S), 0.5 * c * (1 - S))
-        assert torch.allclose(it.memory("sigma", s, t), (s / t).sqrt())
-        assert torch.allclose(it.memory("0", s, t), torch.ones_like(s))
+        assert torch.allclose(it.noise_correlation("sigma", s, t), (s / t).sqrt())
+        assert torch.allclose(it.noise_correlation("0", s, t), torch.ones_like(s))
         # A point mass has no noise to keep.
-        assert not it.memory("0", torch.zeros_like(s), t).any()
-    assert torch.allclose(follmer.memory("follmer", s, t), (s / t) ** 1.5 * (1 - t) / (1 - s))
-    assert torch.allclose(flat.memory("follmer", s, t), (s / t) ** 0.5 * (1 - t) / (1 - s))
+        assert not it.noise_correlation("0", torch.zeros_like(s), t).any()
+    assert torch.allclose(
+        follmer.noise_correlation("follmer", s, t), (s / t) ** 1.5 * (1 - t) / (1 - s)
+    )
+    assert torch.allclose(
+        flat.noise_correlation("follmer", s, t), (s / t) ** 0.5 * (1 - t) / (1 - s)
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,7 +179,7 @@ def test_memory_is_the_integral_of_g_over_gamma(name, diffusion):
     u = torch.linspace(0.2, 0.9, 20_001, dtype=torch.float64)
     rate = it.diffusion(diffusion, u) ** 2 / it.gamma(u) ** 2
     rho = torch.exp(-torch.trapezoid(rate, u) / 2)
-    assert torch.allclose(it.memory(diffusion, u[:1], u[-1:]), rho, rtol=1e-6)
+    assert torch.allclose(it.noise_correlation(diffusion, u[:1], u[-1:]), rho, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", interpolants.TABLE)
@@ -227,8 +231,8 @@ def test_the_weighted_loss_does_not_depend_on_the_output(name):
         it = interpolants.get(name, 0.7, output, 0.6, "velocity")
         x, target = it.interpolate(s, x0, x1, eps)
         # The output that implies `wrong` in place of x_1 at the same x_s.
-        rest = x - across(it.alpha(s), x) * x0 - across(it.beta(s), x) * wrong
-        _, off = it.interpolate(s, x0, wrong, rest / across(it.gamma(s), x))
+        rest = x - broadcast(it.alpha(s), x) * x0 - broadcast(it.beta(s), x) * wrong
+        _, off = it.interpolate(s, x0, wrong, rest / broadcast(it.gamma(s), x))
         unit = it.k**2 if output == "residual" else 1
         costs.append(it.weight(s) * (off - target).square().mean((1, 2)) * unit)
     assert torch.allclose(*costs, rtol=1e-6)

@@ -149,7 +149,7 @@ def test_the_draw_at_the_start_is_the_one_step_error(interpolant):
     torch.manual_seed(0)
     config = small_config(**{"flow.interpolant": interpolant})
     process = Process(0, 1, CPU)
-    learner = train.begin(config, process)
+    learner = train.build_learner(config, process)
     perturbed(learner.net)
     forecaster = Forecaster(config, learner.net, None, CPU)
     batch = random_batch(8)
@@ -242,7 +242,7 @@ def test_own_forecasts_replace_the_last_given_frames_of_every_nth_item(latents):
 def test_an_update_with_all_levers_is_finite_and_changes_every_weight(latents):
     config = small_config(**{"train.own": 2, "flow.noise": 0.2, "train.accumulate": 2})
     process = Process(0, 1, CPU)
-    learner = train.begin(config, process)
+    learner = train.build_learner(config, process)
     before = {name: value.clone() for name, value in learner.weights.items()}
     source = LatentTriples(config, latents, CPU)
     forecaster = Forecaster(config, learner.net, None, CPU)
@@ -287,7 +287,7 @@ def test_orthogonalised_matrices_keep_their_singular_vectors(shape):
 def test_muon_updates_matrices_by_momentum_and_the_rest_by_adamw(latents):
     config = small_config(**{"train.optimizer": "muon", "train.muon_lr": 0.1})
     process = Process(0, 1, CPU)
-    learner = train.begin(config, process)
+    learner = train.build_learner(config, process)
     source = LatentTriples(config, latents, CPU)
     forecaster = Forecaster(config, learner.net, None, CPU)
     weight = learner.net.trunk_blocks[0].conv1.weight
@@ -307,7 +307,7 @@ def test_muon_updates_matrices_by_momentum_and_the_rest_by_adamw(latents):
 def test_a_gradient_that_is_not_finite_changes_nothing_under_muon(latents):
     config = small_config(**{"train.optimizer": "muon"})
     process = Process(0, 1, CPU)
-    learner = train.begin(config, process)
+    learner = train.build_learner(config, process)
     forecaster = Forecaster(config, learner.net, None, CPU)
     source = LatentTriples(config, latents, CPU)
     for step in range(2):
@@ -336,13 +336,13 @@ def test_muon_resumes_bit_for_bit(latents):
         for step in range(first, last):
             train.update(learner, forecaster, source.batch(step), step, process)
 
-    through = train.begin(config, process)
+    through = train.build_learner(config, process)
     go_on(through, 0, 4)
-    half = train.begin(config, process)
+    half = train.build_learner(config, process)
     go_on(half, 0, 2)
     saved = {name: part.save(2) for name, part in train.learner_parts(half, latents).items()}
     saved = torch.load(write(saved, latents / "state.pt"), weights_only=True)
-    again = train.begin(config, process)
+    again = train.build_learner(config, process)
     for name, part in train.learner_parts(again, latents).items():
         part.load(saved[name])
     go_on(again, 2, 4)

@@ -95,7 +95,7 @@ def test_random_clips_are_of_the_range_and_follow_their_seed(clips):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"frames": "70:80"}, "a stream of 73 frames, --frames=70:80 is no part of it"),
+        ({"frames": "70:80"}, "a stream of 73 frames, --frames=70:80 is not a part of it"),
         ({"frames": "38:45"}, "a window needs 10; lower --predict"),
         ({"frames": "a:b"}, "frames must be START:STOP, got a:b"),
         ({"clips": "some"}, "clips must be one of spaced, random, continuous, chunked, got some"),

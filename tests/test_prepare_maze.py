@@ -336,6 +336,6 @@ def test_the_dataset_wmaze_generates_its_stream_and_recognises_it(tmp_path):
     data.ensure_data(configs.build("wmaze", wanted), alone)
     for changed in ({"data.stream": 61}, {"data.generate": "balls"}):
         with pytest.raises(
-            UserError, match="holds 60 frames .walk through mazes., but data.stream, .* ask for 6"
+            UserError, match="holds 60 frames .walk through mazes., but data.stream, .* require 6"
         ):
             data.ensure_data(configs.build("wmaze", {**wanted, **changed}), alone)

@@ -326,10 +326,10 @@ def test_vqvae_ckpt_replaces_the_autoencoder_in_the_file(tmp_path, taming_file):
 
 def test_batch_normalisation_is_detected_in_the_weights(tmp_path):
     path = river_file(tmp_path / "model.pth", out_norm="bn")
-    state = published.checkpoint(checkpoints.load_checkpoint(path), path, "bair_64", {})
+    state = published.convert(checkpoints.load_checkpoint(path), path, "bair_64", {})
     assert state["config"]["model"]["out_norm"] == "bn"
-    with pytest.raises(UserError, match="was trained with model.out_norm = bn, so ln"):
-        published.checkpoint(
+    with pytest.raises(UserError, match="was trained with model.out_norm = bn, not with ln"):
+        published.convert(
             checkpoints.load_checkpoint(path), path, "bair_64", {"model.out_norm": "ln"}
         )
 
@@ -340,17 +340,20 @@ def test_batch_normalisation_is_detected_in_the_weights(tmp_path):
         ({}, "does not say what dataset it was trained with; add --dataset"),
         (
             {"dataset": "kth", "interpolant": "follmer"},
-            "was trained with flow.interpolant = linear, so follmer does not go",
+            "was trained with flow.interpolant = linear, not with follmer",
         ),
         (
             {"dataset": "kth", "overrides": {"model.depth": 4}},
-            "was trained with model.depth = 2, so 4",
+            "was trained with model.depth = 2, not with 4",
         ),
         (
             {"dataset": "kth", "overrides": {"model.heads": 4}},
-            "was trained with model.heads = 8, so 4",
+            "was trained with model.heads = 8, not with 4",
         ),
-        ({"dataset": "kth", "overrides": {"flow.c": 1.0}}, "was trained with flow.c = 0.1, so 1.0"),
+        (
+            {"dataset": "kth", "overrides": {"flow.c": 1.0}},
+            "was trained with flow.c = 0.1, not with 1.0",
+        ),
         (
             {"dataset": "kth", "overrides": {"flow.times": "logit_normal"}},
             "flow.times belongs to the training of",
@@ -377,9 +380,13 @@ def test_settings_that_contradict_a_river_model_are_refused(flags, message, tmp_
 @pytest.mark.parametrize(
     "attributes, flags, message",
     [
-        ({}, {"dataset": "clevrer"}, "was trained with dataset = kth, so clevrer"),
-        ({}, {"interpolant": "linear"}, "was trained with flow.interpolant = follmer, so linear"),
-        ({}, {"overrides": {"data.skip": 3}}, "was trained with data.skip = 0, so 3"),
+        ({}, {"dataset": "clevrer"}, "was trained with dataset = kth, not with clevrer"),
+        (
+            {},
+            {"interpolant": "linear"},
+            "was trained with flow.interpolant = follmer, not with linear",
+        ),
+        ({}, {"overrides": {"data.skip": 3}}, "was trained with data.skip = 0, not with 3"),
         ({"dataset": "nowhere"}, {}, "no dataset `nowhere`"),
         (
             {"interpolant_type": None},
@@ -411,7 +418,7 @@ def test_training_starts_from_a_published_model(tmp_path):
     weights = network()
     for name, value in resume.check_start(config, str(path))["ema"].items():
         assert torch.equal(value, weights[name])
-    with pytest.raises(UserError, match="flow.interpolant = linear, so follmer"):
+    with pytest.raises(UserError, match="flow.interpolant = linear, not with follmer"):
         resume.check_start(configs.build("kth", sizes), str(path))
     deeper = configs.build("kth", {**sizes, "model.depth": 4, "flow.interpolant": "linear"})
     with pytest.raises(UserError, match="its network has other settings .model.depth: 2 -> 4"):
@@ -434,7 +441,7 @@ def test_a_published_model_of_a_wrapped_network_loads(how, tmp_path):
     path = tmp_path / "model.pth"
     weights = wrapped(prefixed("vector_field_regressor.", network()), how)
     torch.save({"model": weights}, path)
-    state = published.checkpoint(checkpoints.load_checkpoint(path), path, "kth", {})
+    state = published.convert(checkpoints.load_checkpoint(path), path, "kth", {})
     own = network()
     assert state["ema"].keys() == own.keys()
     assert all(torch.equal(value, own[name]) for name, value in state["ema"].items())

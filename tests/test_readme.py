@@ -9,7 +9,7 @@ from conftest import REPO
 
 import configs
 from evaluation.protocols import PROTOCOLS, Protocol
-from interpolants import TABLE, Interpolant, across
+from interpolants import TABLE, Interpolant, broadcast
 
 README = (REPO / "README.md").read_text()
 DOCUMENTS = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
@@ -173,5 +173,5 @@ def test_the_interpolant_that_the_docs_add_works():
     # g^2 = 2 s sigma (sigma / s - sigma') - sigma^2
     closed_form = it.c * ((1 - s) ** 3 * (1 + 3 * s)).sqrt()
     assert torch.allclose(it.diffusion("follmer", s), closed_form)
-    noise = x - across(1 - s, x) * x0 - across(s, x) * x1
-    assert torch.allclose(across(it.gamma(s), x) * eps, noise)
+    noise = x - broadcast(1 - s, x) * x0 - broadcast(s, x) * x1
+    assert torch.allclose(broadcast(it.gamma(s), x) * eps, noise)

@@ -291,7 +291,7 @@ def several_gpus(monkeypatch):
         monkeypatch.setattr(torch, "cuda", gpus)
         monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
         monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, local, 4)]))
-        monkeypatch.setattr(process, "fresh", lambda store, *_: store)
+        monkeypatch.setattr(process, "use_new_prefix", lambda store, *_: store)
         monkeypatch.setattr(
             process, "refuse_shared_gpus", lambda *asked: calls.update(gpu=asked[-1])
         )

@@ -14,7 +14,7 @@ import solvers
 from evaluation import measure
 from forecaster import Forecaster
 from forecaster import load as load_forecaster
-from interpolants import across, divide
+from interpolants import broadcast, divide
 from runtime import parallel
 from runtime.console import UserError
 
@@ -76,7 +76,7 @@ def exact_moments(it, steps, solver, diffusion, **options) -> dict:
     The output is linear, so x is linear in the noise. In row 0 all noise is 0. Each draw of noise
     is a unit vector in four rows of its own.
     """
-    rows = 1 + 4 * (steps + 2 if solvers.noisy(diffusion) else 2)
+    rows = 1 + 4 * (steps + 2 if solvers.is_stochastic(diffusion) else 2)
     draws = itertools.count()
 
     def unit(like, generator):
@@ -87,7 +87,7 @@ def exact_moments(it, steps, solver, diffusion, **options) -> dict:
 
     field = Gaussian(it)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(solvers, "normal", unit)
+        patch.setattr(solvers, "draw_normal", unit)
         field.seen[1.0] = solvers.integrate(
             field, it, X0.repeat(rows, 1), steps, solver, diffusion, **options
         )
@@ -200,7 +200,7 @@ def test_exact_is_of_first_order_and_exact2_of_second(name, output, diffusion):
 def test_exact2_makes_in_one_step_of_a_straight_line_what_exact_makes_in_very_many(
     name, diffusion, monkeypatch
 ):
-    monkeypatch.setattr(solvers, "normal", lambda like, generator: torch.zeros_like(like))
+    monkeypatch.setattr(solvers, "draw_normal", lambda like, generator: torch.zeros_like(like))
     it = interpolants.get(name, c=0.7)
     x0 = torch.tensor([[0.3, 0.7]], dtype=torch.float64)
     x = torch.tensor([[0.9, -1.1]], dtype=torch.float64)
@@ -271,7 +271,7 @@ def test_euler_in_s_from_a_point_mass_is_wrong_however_many_steps():
     x0 = torch.zeros(2, 1, dtype=torch.float64)
 
     def field(x, s):
-        eps = divide(x, across(it.gamma(s), x), 0.0)
+        eps = divide(x, broadcast(it.gamma(s), x), 0.0)
         return output_of(it, 0 * x, eps, s, 0 * x)
 
     plain = root = it.gamma(grid[1]).expand(2, 1)
@@ -343,7 +343,7 @@ def steps_to_a_known_end(output, steps, solver) -> float:
     x1 = torch.tensor([[2.0]], dtype=torch.float64)
 
     def field(x, s):
-        return x1 / 0.5 if output == "residual" else 2 * across(s, x) * x1
+        return x1 / 0.5 if output == "residual" else 2 * broadcast(s, x) * x1
 
     generator = torch.Generator().manual_seed(0)
     x0 = torch.zeros_like(x1)
@@ -403,8 +403,8 @@ def test_warm_start_begins_part_of_the_way_from_the_reference():
     "solver, diffusion, options, message",
     [
         ("rk5", "0", {}, "solver must be one of exact"),
-        ("euler", "sigma", {}, "euler solves the ODE.*take em"),
-        ("em", "0", {}, "em solves an SDE.*take euler"),
+        ("euler", "sigma", {}, "euler solves the ODE.*use em"),
+        ("em", "0", {}, "em solves an SDE.*use euler"),
         ("exact", "mu", {}, "diffusion must be 0, sigma"),
         ("exact", -1, {}, "diffusion must be 0, sigma"),
         ("exact", "0", {"grid": "power:x"}, "grid must be uniform"),

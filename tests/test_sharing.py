@@ -134,7 +134,7 @@ def test_several_threads_compute_every_part_once(tmp_path):
     done, parts = [], Parts(tmp_path / "parts", 12, lambda: False)
 
     def work(name: str, first: int) -> None:
-        for k in parts.ours(first):
+        for k in parts.claim(first):
             if k is not None:
                 time.sleep(0.01 * (1 + k % 3))
                 done.append((k, name))
@@ -147,7 +147,7 @@ def test_several_threads_compute_every_part_once(tmp_path):
         thread.start()
     for thread in threads:
         thread.join(timeout=30)
-    assert sorted(k for k, _ in done) == list(range(12)) == parts.there()
+    assert sorted(k for k, _ in done) == list(range(12)) == parts.written()
     assert len({name for _, name in done}) == 3
     assert parts.read()["k"].tolist() == np.repeat(np.arange(12), 2).tolist()
 
@@ -155,9 +155,9 @@ def test_several_threads_compute_every_part_once(tmp_path):
 def test_finished_parts_are_skipped_and_a_finished_whole_ends_the_work(tmp_path):
     over = []
     parts = Parts(tmp_path / "parts", 3, lambda: bool(over))
-    work = parts.ours()
+    work = parts.claim()
     parts.write(next(work), {"k": np.zeros(1)})
-    assert next(work) == 1 and list(Parts(tmp_path / "parts", 3, lambda: True).ours()) == []
+    assert next(work) == 1 and list(Parts(tmp_path / "parts", 3, lambda: True).claim()) == []
     over.append(1)
     assert list(work) == []
 
@@ -245,9 +245,9 @@ def test_a_file_system_without_locks_is_reported_once_and_used(
     with lock(tmp_path / "file", wait=True) as held, lock(tmp_path) as folder_held:
         assert held and folder_held
     parts = Parts(tmp_path / "parts", 2, lambda: False)
-    for k in parts.ours():
+    for k in parts.claim():
         parts.write(k, {"k": np.full(1, k)})
-    assert parts.there() == [0, 1]
+    assert parts.written() == [0, 1]
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1
     assert "has no file locks" in printed and os.strerror(number) in printed

@@ -18,7 +18,7 @@ from configs import DATASETS
 from forecaster import Forecaster
 from forecaster import load as load_forecaster
 from main import Clock, train_network
-from models.joint import apart, below
+from models.joint import split_frames, stack_frames
 from runtime import checkpoints
 from runtime.console import Stopped, UserError
 from runtime.process import StopSignals, start
@@ -117,9 +117,9 @@ def test_windows_with_skipped_frames():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (("spaced", 6), "6 windows asked for, but only 5"),
-        (("continuous", 0, "0:10"), "data.frames=0:10 is no part"),
-        (("continuous", 0, "4:4"), "data.frames=4:4 is no part"),
+        (("spaced", 6), "6 windows of 5 frames requested, but only 5 "),
+        (("continuous", 0, "0:10"), "data.frames=0:10 is not a part"),
+        (("continuous", 0, "4:4"), "data.frames=4:4 is not a part"),
         (("chunked", 0, "5:"), "4 frames within data.frames=5:, a window needs 5"),
     ],
 )
@@ -292,9 +292,9 @@ def test_offline_batches_cover_the_stream_in_random_order(latents):
     for batch, other in zip(again, list(offline.batches(0, 9))[7:], strict=True):
         assert (places(batch.target) == places(other.target)).all()
 
-    # `anywhere`, for the statistics of the latents, draws the same batches from a stream.
+    # `random_batches`, for the statistics of the latents, draws the same batches from a stream.
     live = source(latents)
-    for batch, other in zip(live.anywhere(0, 5), offline.batches(0, 5), strict=True):
+    for batch, other in zip(live.random_batches(0, 5), offline.batches(0, 5), strict=True):
         assert (places(batch.target) == places(other.target)).all()
     assert live.reservoir.seen == 0
 
@@ -574,8 +574,8 @@ def test_the_joint_network_depends_on_its_given_frames_only():
     )
     torch.nn.init.normal_(net.conv_out.weight)
     frames = torch.randn(2, 5, 3, 4, 4)
-    assert torch.equal(apart(below(frames), 4), frames)
-    z, s = below(torch.randn(2, 3, 3, 4, 4)), torch.rand(2)
+    assert torch.equal(split_frames(stack_frames(frames), 4), frames)
+    z, s = stack_frames(torch.randn(2, 3, 3, 4, 4)), torch.rand(2)
     contexts, gaps = frames[:, :2], torch.ones(2, 2)
     out = net(z, s, z, contexts, gaps)
     assert out.shape == (2, 3, 12, 4) and torch.equal(net(z, s, 0 * z, contexts, gaps + 1), out)

@@ -37,10 +37,10 @@ def test_averaged_weights_forget_the_first_ones_soon_and_copy_integers():
     net.weight.data.fill_(3.0)
     net.num_batches_tracked.fill_(7)
     for step in range(30):
-        train.average(ema, net.state_dict(), step, 0.999)
+        train.update_ema(ema, net.state_dict(), step, 0.999)
     assert abs(ema["weight"].item() - 3) < 1e-3 and ema["num_batches_tracked"] == 7
     net.weight.data.fill_(0.0)
-    train.average(ema, net.state_dict(), 1_000_000, 0.9)
+    train.update_ema(ema, net.state_dict(), 1_000_000, 0.9)
     assert ema["weight"].item() == pytest.approx(2.7, abs=1e-2)
 
 
@@ -141,7 +141,7 @@ def test_several_contexts_go_through_an_update_and_a_roll_out(name, tmp_path):
     batch = LatentTriples(config, tmp_path, CPU).batch(0)
     assert batch.contexts.shape == (4, K, 4, 8, 8) and batch.gaps.shape == (4, K)
     process = Process(0, 1, CPU)
-    learner = train.begin(config, process)
+    learner = train.build_learner(config, process)
     forecaster = Forecaster(config, learner.net, None, CPU)
     scalars = train.update(learner, forecaster, batch, 0, process)
     assert all(scalar.isfinite() for scalar in scalars.values())

@@ -46,7 +46,7 @@ SECONDS_TO_COMPILE = 15
 class Several(int):
     """A number of processes, 1, that compares as more than 1.
 
-    parallel.spread and runtime.Process leave DDP, FSDP2 and collectives out where the world is 1.
+    parallel.distribute and Process leave DDP, FSDP2 and collectives out where the world is 1.
     With this number they run on one GPU, through NCCL.
     """
 

@@ -166,7 +166,7 @@ class Loop:
         self.process = process or trial.process
         self.config = config
         self.source = source or LatentTriples(config, dir, trial.device)
-        self.learner = train.begin(config, self.process)
+        self.learner = train.build_learner(config, self.process)
         if start:
             for name, part in train.learner_parts(self.learner, dir).items():
                 part.load(start[name])
@@ -180,7 +180,7 @@ class Loop:
         if batch is None:
             batch = self.source.batch(step)
         self.scalars = train.update(learner, self.forecaster, batch, step, self.process)
-        train.average(
+        train.update_ema(
             parallel.local(learner.ema),
             parallel.local(learner.weights),
             step,
@@ -198,7 +198,7 @@ class Loop:
 def copy_state(learner: train.Learner) -> dict:
     """The learner's part of a checkpoint, in main memory."""
     state = {"model": learner.weights, "ema": learner.ema, "opt": learner.optimizer.state_dict()}
-    return copy_tensors(parallel.whole(state, True))
+    return copy_tensors(parallel.gather(state, True))
 
 
 def copy_tensors(value):

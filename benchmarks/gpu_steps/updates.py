@@ -187,7 +187,7 @@ def record_graph(trial: Trial, batch: int) -> Callable[[], None]:
         loss.mean().backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
-        train.average(averages, weights, 1000, 0.999)
+        train.update_ema(averages, weights, 1000, 0.999)
 
     # Warm-up happens on another stream, as torch.cuda.graph requires.
     stream = torch.cuda.Stream()
@@ -225,7 +225,7 @@ def time_parts(trial: Trial, rates: Rates, dir: Path) -> dict:
         "seed": lambda: torch.manual_seed(3),
         "clip": lambda: nn.utils.clip_grad_norm_(learner.net.parameters(), 1e9),
         "AdamW": learner.optimizer.step,
-        "average": lambda: train.average(ema, weights, 3, 0.999),
+        "average": lambda: train.update_ema(ema, weights, 3, 0.999),
     }
     return {f"{name} ms": time_calls(trial, part, 20)["ms"] for name, part in parts.items()}
 

@@ -11,7 +11,8 @@ from runtime.console import UserError
 
 # Stable Diffusion multiplies its latents by this factor. PLAICraft's are assumed to be unscaled.
 SCALE = 0.18215
-# Linear preview in common use: the colour, RGB, of one unit of each scaled latent channel.
+# A linear approximation of the decoder, in common use: the RGB colour of one unit of each scaled
+# latent channel.
 RGB = (
     (0.298, 0.207, 0.208),
     (0.187, 0.286, 0.173),

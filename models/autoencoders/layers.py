@@ -28,10 +28,10 @@ def norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, width, eps=1e-6)
 
 
-def precise(layer: nn.Module, x: Tensor) -> Tensor:
+def apply_in_float32(layer: nn.Module, x: Tensor) -> Tensor:
     """Apply a layer in float32, also under autocast.
 
-    For layers on the residual stream: rounding them to bf16 changes the latents by 1.5 %.
+    For layers on the residual stream, which in bf16 would change the latents by 1.5 %.
     """
     with torch.autocast(x.device.type, enabled=False):
         return layer(x.float())
@@ -41,13 +41,14 @@ def precise(layer: nn.Module, x: Tensor) -> Tensor:
 def nearest_index(z: Tensor, codes: Tensor) -> Tensor:
     """Index of the nearest code by squared distance: (B, C, h, w), (K, C) -> (B * h * w,) int64.
 
-    Distances are in float32, also under autocast and with TF32, because no matrix product computes
-    them. They are sums of squared differences: |e|^2 - 2 z.e would cancel the digits that
-    distinguish close codes of large |e|.
+    Distances are sums of squared differences. The usual |e|^2 - 2 z.e would lose the digits that
+    distinguish close codes of large |e|, and its matrix product would be computed in bf16
+    (autocast) or TF32.
     """
     flat = z.movedim(1, -1).reshape(-1, z.shape[1]).float()
     channels = codes.float().T.contiguous()
-    # Chunks of rows bound the memory: they fit a CPU's cache, and occupy a GPU.
+    # Chunks of rows limit the memory. They fit into a CPU's cache, and are large enough to keep a
+    # GPU busy.
     entries = 1 << 18 if z.device.type == "cpu" else 1 << 24
     index = []
     for rows in flat.split(max(1, entries // len(codes))):

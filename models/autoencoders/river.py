@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.autoencoders.layers import Published, nearest, norm, precise
+from models.autoencoders.layers import Published, apply_in_float32, nearest, norm
 
 
 class ResBlock(nn.Module):
@@ -17,6 +17,7 @@ class ResBlock(nn.Module):
     def __init__(self, width: int, out: int, factor: int = 1):
         super().__init__()
         self.factor = factor
+        # `bn1` and `bn2` are the published names of these group norms.
         self.conv1 = nn.Conv2d(width, out, 3, padding=1, bias=False)
         self.bn1 = norm(out)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
@@ -30,7 +31,9 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.leaky_relu(self.bn1(F.avg_pool2d(self.conv1(x), self.factor)), 0.2)
-        return F.leaky_relu(self.bn2(self.conv2(h)).float() + precise(self.downsample, x), 0.2)
+        return F.leaky_relu(
+            self.bn2(self.conv2(h)).float() + apply_in_float32(self.downsample, x), 0.2
+        )
 
 
 class Up(nn.Module):
@@ -72,8 +75,8 @@ class Encoder(Attended):
         self.out_conv = nn.Conv2d(widths[-1], dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.attend(self.residuals(precise(self.conv_in, x)))
-        return precise(self.out_conv, F.silu(self.out_norm(x)))
+        x = self.attend(self.residuals(apply_in_float32(self.conv_in, x)))
+        return apply_in_float32(self.out_conv, F.silu(self.out_norm(x)))
 
 
 class Decoder(Attended):
@@ -86,11 +89,13 @@ class Decoder(Attended):
         self.out_conv = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.residuals(self.attend(precise(self.conv_in, x)))
-        return precise(self.out_conv, F.silu(self.out_norm(x))).tanh()
+        x = self.residuals(self.attend(apply_in_float32(self.conv_in, x)))
+        return apply_in_float32(self.out_conv, F.silu(self.out_norm(x))).tanh()
 
 
 class Quantizer(nn.Module):
+    """Holds the codebook under its published name."""
+
     def __init__(self, codes: int, dim: int):
         super().__init__()
         self.embedding = nn.Embedding(codes, dim)

@@ -36,7 +36,8 @@ class Codebook(nn.Module):
     """K codes of C dimensions, updated without gradients.
 
     Each code is an exponential moving average of the latents assigned to it (van den Oord et al.
-    2017, appendix A.1). Codes that have long not been chosen restart at a latent of the batch.
+    2017, appendix A.1). A code that has not been chosen for a long time restarts at a latent of
+    the batch.
     """
 
     def __init__(self, codes: int, dim: int, decay: float = 0.99):
@@ -52,6 +53,7 @@ class Codebook(nn.Module):
     ) -> None:
         """z: (B, C, h, w). index: from nearest_index. count: from count_codes."""
         flat = z.movedim(1, -1).reshape(-1, z.shape[1]).float()
+        # In the first update all codes restart, because the initial ones are far from the latents.
         # A tensor, not a bool: a bool would synchronise with the GPU at every update.
         first = ~self.count.any()
         total = torch.zeros_like(self.total).index_add_(0, index, flat)
@@ -60,6 +62,7 @@ class Codebook(nn.Module):
         mean = self.count.mean()
         dead = first | (self.count < 0.01 * mean)
         pick = torch.randint(len(flat), (len(self.codes),), generator=generator, device=flat.device)
+        # A restarted code takes the mean count, so that it is not dead again at the next update.
         self.total.copy_(torch.where(dead[:, None], flat[pick] * mean, self.total))
         self.count.copy_(torch.where(dead, mean, self.count))
         self.codes.copy_(self.total / self.count[:, None])
@@ -108,8 +111,8 @@ class SmallVQVAE(nn.Module):
     def loss(
         self, x: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """-> (loss, values to log): the reconstruction MSE of pixels in [0, 1], and the codebook's
-        perplexity. In training mode, also updates the codebook."""
+        """-> (loss, values to log). The values are the reconstruction MSE of pixels in [0, 1] and
+        the codebook's perplexity. In training mode, also updates the codebook."""
         z = self.encoder(x).float()
         index = nearest_index(z, self.codebook.codes)
         count = count_codes(index, len(self.codebook.codes))
@@ -122,8 +125,8 @@ class SmallVQVAE(nn.Module):
         commitment = F.mse_loss(z, code)
         share = count / len(index)
         perplexity = torch.exp(-(share * (share + 1e-10).log()).sum())
-        # The commitment loss is weighted by the error, so that its share of the loss stays the same
-        # as the error shrinks.
+        # The reconstruction error scales the commitment loss, whose share of the loss therefore
+        # stays the same while the error falls.
         loss = error + 0.25 * error.detach() * commitment
-        # Pixels are in [-1, 1] here: 4 is the ratio of squared units.
+        # Squared errors in [-1, 1], the range of x, are four times those in [0, 1].
         return loss, {"mse": error.detach() / 4, "perplexity": perplexity}

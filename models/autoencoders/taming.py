@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.autoencoders.layers import Published, nearest, norm, precise
+from models.autoencoders.layers import Published, apply_in_float32, nearest, norm
 
 # dim: dimensions of a code. mult: width of each level, as a multiple of ch. attention: the level
 # with attention, which depends on the image size that the published model was built for.
@@ -34,7 +34,7 @@ class ResBlock(nn.Module):
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
         if hasattr(self, "nin_shortcut"):
-            x = precise(self.nin_shortcut, x)
+            x = apply_in_float32(self.nin_shortcut, x)
         return h.float() + x
 
 
@@ -68,7 +68,7 @@ class Down(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return precise(self.conv, F.pad(x, (0, 1, 0, 1)))
+        return apply_in_float32(self.conv, F.pad(x, (0, 1, 0, 1)))
 
 
 class Up(nn.Module):
@@ -96,8 +96,8 @@ class Middle(nn.Module):
 class Level(nn.Module):
     """Residual blocks of one resolution, then a change of resolution.
 
-    attention: follow each block by attention. resample: {name: module} of the change of resolution;
-    empty at the level without one.
+    attention: put attention after each block. resample: {published name: module} that changes the
+    resolution; empty at the level that keeps it.
     """
 
     def __init__(
@@ -135,10 +135,10 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = precise(self.conv_in, x)
+        x = apply_in_float32(self.conv_in, x)
         for level in self.down:
             x = level(x)
-        return precise(self.conv_out, F.silu(self.norm_out(self.mid(x))))
+        return apply_in_float32(self.conv_out, F.silu(self.norm_out(self.mid(x))))
 
 
 class Decoder(nn.Module):
@@ -156,13 +156,15 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(precise(self.conv_in, x))
+        x = self.mid(apply_in_float32(self.conv_in, x))
         for level in reversed(self.up):
             x = level(x)
-        return precise(self.conv_out, F.silu(self.norm_out(x)))
+        return apply_in_float32(self.conv_out, F.silu(self.norm_out(x)))
 
 
 class Quantize(nn.Module):
+    """Holds the codebook under its published name."""
+
     def __init__(self, codes: int, dim: int):
         super().__init__()
         self.embedding = nn.Embedding(codes, dim)
@@ -182,7 +184,7 @@ class Taming(Published):
         self.post_quant_conv = nn.Conv2d(dim, dim, 1)
 
     def to_latents(self, x: Tensor) -> Tensor:
-        return precise(self.quant_conv, self.encoder(x))
+        return apply_in_float32(self.quant_conv, self.encoder(x))
 
     def to_pixels(self, z: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(nearest(z, self.quantize.embedding.weight)))

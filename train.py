@@ -3,6 +3,7 @@ its forecasts."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable
@@ -357,11 +358,10 @@ def replace_given(
     train, rows = config.train, earlier.rows
     n = 1 + int(numpy_generator(train.seed, "own", step).integers(train.own_steps))
     sample = dataclasses.replace(config.sample, steps=OWN_EVALUATIONS, redraw="frame")
-    roller = Forecaster(
-        dataclasses.replace(config, sample=sample), net, forecaster.autoencoder, device
-    )
     # The network is being trained: it is neither cast nor compiled here.
-    roller.ready = True
+    roller = copy.copy(forecaster)
+    roller.config, roller.net = dataclasses.replace(config, sample=sample), net
+    roller.ready, roller.compiled = True, False
     frames = forecaster.normalize(earlier.frames)
     H = frames.shape[1]
     draws = BatchDraws(device, train.batch_size, rows + own.start, train.seed, "own", step)

@@ -59,8 +59,9 @@ def draw_gaps(u: Tensor, available: Tensor | int, rule: str) -> Tensor:
     else:
         top = torch.full((), available, device=u.device)
     if rule.startswith("at"):
-        at = torch.tensor([int(gap) for gap in rule.partition(":")[2].split(",")], device=u.device)
-        return torch.minimum(at.expand_as(u), top)
+        column = top.expand(len(u), 1)
+        gaps = [int(gap) for gap in rule.partition(":")[2].split(",")]
+        return torch.cat([column.clamp(max=gap) for gap in gaps], 1)
     if rule == "log":
         # (top + 1)^u is log-uniform in [1, top + 1).
         return torch.minimum(((top + 1.0) ** u).long(), top)

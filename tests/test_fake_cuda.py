@@ -78,13 +78,23 @@ def run_updates(config: configs.Config, source, monkeypatch) -> None:
     monkeypatch.setattr(torch.Tensor, "backward", set_gradients)
     with no_host_waits():
         for step, batch in enumerate(source.batches(0, 2)):
-            scalars = train.update(learner, forecaster, batch, step, PROCESS)
+            earlier = source.earlier(step) if config.train.own else None
+            scalars = train.update(learner, forecaster, batch, step, PROCESS, earlier)
             train.update_ema(
                 parallel.local(learner.ema), parallel.local(learner.weights), step, 0.99
             )
     assert all(scalar.device == GPU and not scalar.shape for scalar in scalars.values())
 
 
+LEVERS = {
+    "model.name": "trunk",
+    "data.contexts": 2,
+    "data.context": "at:1,3",
+    "sample.context": "",
+    "sample.redraw": "frame",
+    "flow.draws": 2,
+    "flow.start": 1.0,
+}
 UPDATES = [
     {},
     {"flow.interpolant": "linear", "flow.output": "residual", "flow.times": "logit_normal"},
@@ -92,6 +102,9 @@ UPDATES = [
     {"train.accumulate": 2, "train.recompute": True},
     {"model.name": "convnet", "train.recompute": True, "data.context": "recent:3"},
     {"model.out_norm": "bn"},
+    LEVERS,
+    {**LEVERS, "flow.noise": 0.2, "train.own": 2, "train.own_steps": 2, "train.accumulate": 2},
+    {**LEVERS, "train.optimizer": "muon", "flow.interpolant": "linear"},
 ]
 
 

@@ -391,7 +391,8 @@ class Train(Group):
     weight_decay: Annotated[float, at_least(0)] = 0.0  # weight decay of AdamW
     ema: HalfOpenUnit = 0.995  # decay of the averaged weights; lower in the first updates
     # every n-th item of a batch is given the network's own forecasts in place of the last given
-    # frames, so that the network learns to correct its errors; 0: none
+    # frames, so that the network learns to correct its errors; after a quarter of the updates;
+    # 0: none
     own: NonNegative = 0
     own_steps: Positive = 1  # largest number of frames that are replaced
     # arithmetic of the network and of published autoencoders: bf16 or float32;

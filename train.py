@@ -44,6 +44,8 @@ from runtime.process import (
 PREVIEW_FUTURES = 2
 # Solver steps for each frame of the forecasts that train.own trains on.
 OWN_EVALUATIONS = 2
+# The share of the updates after which they begin.
+OWN_BEGINS = 0.25
 
 
 class Learner(NamedTuple):
@@ -92,7 +94,9 @@ def fit(
         log.write_page(train.sample_every)
         recent.restart_clock()
         for batch in source.batches(step, train.steps):
-            earlier = source.earlier(step) if train.own else None
+            # The forecasts of an untrained network would teach nothing.
+            own = train.own and step >= OWN_BEGINS * train.steps
+            earlier = source.earlier(step) if own else None
             recent.add(update(learner, forecaster, batch, step, process, earlier))
             update_ema(
                 parallel.local(learner.ema), parallel.local(learner.weights), step, train.ema

@@ -36,7 +36,7 @@ from evaluation.measure import Networks, Tables, summarize
 from evaluation.measure import measure as measure_forecasts
 from evaluation.networks import load_i3d, load_lpips
 from evaluation.protocols import PROTOCOLS
-from evaluation.sources import make_autoencode, forecast_split, sample_windows
+from evaluation.sources import forecast_split, make_autoencode, sample_windows
 from forecaster import Forecaster, load
 from main import Clock, train_network
 from runtime.console import UserError, run_command

@@ -98,11 +98,9 @@ def integrate(
     x0: the reference. For interpolants that start at noise only its shape matters.
     solver, grid: see `check` and `time_grid`. diffusion: see Interpolant.diffusion.
     warm_start: start at this s in [0, 1), with x0 in place of x_1 (RIVER, arXiv 2211.14575).
-    first: the flow time at which exact and exact2 evaluate the network in place of s = 0, where
-        the output may not depend on x_1.
+    first: exact and exact2 evaluate the network at this flow time in place of s = 0.
     tolerance: absolute and relative tolerance of dopri5, which chooses its own steps.
     float_times: call field(x, s) with s as a Python float, shared by the whole batch.
-
     All coefficients are Python floats, so a step launches only the GPU kernels that act on x.
     """
     diffusion = str(diffusion)

@@ -87,9 +87,8 @@ def fit(
         recent.restart_clock()
         for batch in source.batches(step, train.steps):
             recent.add(update(learner.net, learner.optimizer, forecaster, batch, step, process))
-            update_ema(
-                parallel.local(learner.ema), parallel.local(learner.weights), step, train.ema
-            )
+            ema, weights = parallel.local(learner.ema), parallel.local(learner.weights)
+            update_ema(ema, weights, step, train.ema)
             step += 1
             bar.update()
 

@@ -103,11 +103,9 @@ def integrate(
     solver, grid: see `check` and `time_grid`. diffusion: see Interpolant.diffusion.
     warm_start: start at this s in [0, 1), with x0 in place of x_1 (RIVER, arXiv 2211.14575).
     generator: source of the noise, or a function that draws noise of the shape of its argument.
-    first: the flow time at which exact and exact2 evaluate the network in place of s = 0, where
-        the output may not depend on x_1.
+    first: exact and exact2 evaluate the network at this flow time in place of s = 0.
     tolerance: absolute and relative tolerance of dopri5, which chooses its own steps.
     float_times: call field(x, s) with s as a Python float, shared by the whole batch.
-
     All coefficients are Python floats, so a step launches only the GPU kernels that act on x.
     """
     diffusion = str(diffusion)

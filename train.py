@@ -98,9 +98,8 @@ def fit(
             own = train.own and step >= OWN_BEGINS * train.steps
             earlier = source.earlier(step) if own else None
             recent.add(update(learner, forecaster, batch, step, process, earlier))
-            update_ema(
-                parallel.local(learner.ema), parallel.local(learner.weights), step, train.ema
-            )
+            ema, weights = parallel.local(learner.ema), parallel.local(learner.weights)
+            update_ema(ema, weights, step, train.ema)
             step += 1
             bar.update()
 

@@ -228,7 +228,7 @@ def main() -> None:
     draw_curves(found, args.out / "drift.png")
     text = (
         f"Roll-outs of {args.frames} frames after {args.videos} held-out clips. Sound: see "
-        f"`python -m benchmarks.drift --help`. {results.machine()}.\n\n{text}\n\n"
+        f"`python -m benchmarks.drift --help`. {results.describe_machine()}.\n\n{text}\n\n"
         "![Curves of drift](drift.png)"
     )
     print(f"table          {results.write('Drift', text, args.out)}")

@@ -34,15 +34,15 @@ HEAD = (
 
 
 # -------------------------------------------------------------------- records
-def read(file: Path = FILE) -> list[dict]:
+def read() -> list[dict]:
     """All records, the oldest first; [] without a file."""
-    if not file.exists():
+    if not FILE.exists():
         return []
-    return [json.loads(line) for line in file.read_text().splitlines() if line]
+    return [json.loads(line) for line in FILE.read_text().splitlines() if line]
 
 
-def append(record: dict, file: Path = FILE) -> None:
-    with file.open("a") as out:
+def append(record: dict) -> None:
+    with FILE.open("a") as out:
         out.write(json.dumps(record) + "\n")
 
 

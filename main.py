@@ -96,6 +96,8 @@ def train_network(
 
         windows = data.overfit_windows(config, shards) if config.train.overfit else None
         source = data.build_source(config, shards, autoencoder, windows, process)
+        if config.train.own and source.earlier is None and process.first:
+            print("train.own has no effect: it needs clips without augmentation")
         latent = data.resolve_latents(config, source, autoencoder, state, process)
         config = dataclasses.replace(config, latent=latent)
         clock.lap("latents")

@@ -95,7 +95,7 @@ def fit(
         recent.restart_clock()
         for batch in source.batches(step, train.steps):
             # The forecasts of an untrained network would teach nothing.
-            own = train.own and step >= OWN_BEGINS * train.steps
+            own = train.own and source.earlier and step >= OWN_BEGINS * train.steps
             earlier = source.earlier(step) if own else None
             recent.add(update(learner, forecaster, batch, step, process, earlier))
             ema, weights = parallel.local(learner.ema), parallel.local(learner.weights)

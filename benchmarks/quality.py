@@ -79,22 +79,32 @@ BEFORE = {
     "sample.context": "recent:3",
     "flow.draws": 1,
     "flow.start": 0,
-    "flow.noise": 0,
+    "train.lr": 1e-3,
+    "train.optimizer": "adamw",
     "train.own": 0,
 }
-BALLS_BEFORE = {"sample.redraw": "step"}
+# The same, where the balls and the worlds of 64 pixels differed.
+BALLS_BEFORE = {"model.width": 128, "train.batch_size": 32, "sample.redraw": "step"}
+SMALL_BEFORE = {"model.width": 96, "train.batch_size": 16}
 # name: settings on top of the defaults of the world
 VARIANTS = {
     "default": {},
     "before": BEFORE,
+    "one_context": {"data.contexts": 1, "data.context": "recent:3"},
+    "no_start": {"flow.start": 0, "flow.draws": 3},
+    "no_own": {"train.own": 0},
+    "own_1": {"train.own_steps": 1},
+    "adamw": {"train.optimizer": "adamw", "train.lr": 3e-3},
+    "noise": {"flow.noise": 0.3, "sample.noise": 0.05},
+    "far_contexts": {"data.contexts": 4, "data.context": "at:1,2,4,8"},
 }
 
 
 def settings_of(world: str, variant: str, seed: int, budget: float) -> dict:
     """The overrides of a run."""
     values = dict(WORLDS[world].settings) | VARIANTS[variant]
-    if variant == "before" and world == "ball_stn":
-        values |= BALLS_BEFORE
+    if variant == "before":
+        values |= BALLS_BEFORE if world == "ball_stn" else SMALL_BEFORE
     config = configs.build(WORLDS[world].dataset, values)
     values |= {
         "train.steps": max(1, round(budget * config.train.steps)),

@@ -63,7 +63,7 @@ def test_settings_of_river_for_bair(dataset, size, latent, norm):
         ("sample.diffusion=-1", "sample.diffusion must be"),
         ("train.precision=fp8", "train.precision must be auto, bf16 or float32, got 'fp8'"),
         ("model.size=M", "model.size must be empty, S, B, L or XL, got 'M'"),
-        ("model.out_norm=bn", "model.out_norm must be ln for convnet, got 'bn'"),
+        ("model.out_norm=bn", "model.out_norm must be ln for trunk, got 'bn'"),
     ],
 )
 def test_a_wrong_setting_is_refused_in_one_line(item, message):

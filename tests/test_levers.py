@@ -122,7 +122,6 @@ def test_fixed_gaps_reach_back_no_further_than_the_first_frame():
         ({"sample.context": "at:1"}, "sample.context must be 3 gaps"),
         ({"flow.noise": 0.1, "model.name": "convnet"}, "model.name must be trunk for flow.noise"),
         ({"sample.noise": 0.1}, "sample.noise must be <= flow.noise = 0"),
-        ({"train.own": 4, "data.brightness": 0.1}, "train.own must be 0 unless data.mode=clips"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_one_line(settings, message):

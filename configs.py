@@ -62,7 +62,7 @@ FORECASTS = preset(
     data={"contexts": 3, "context": "at:1,2,3"},
     model={"name": "trunk", "width": 64, "depth": 4, "mid_depth": 2},
     flow={"draws": 2, "start": 3.0},
-    train={"batch_size": 96, "lr": 2e-3, "optimizer": "muon", "own": 4, "own_steps": 3},
+    train={"batch_size": 96, "lr": 2e-3, "optimizer": "muon", "own": 4},
     sample={"redraw": "frame"},
 )
 # One pass over a stream, in windows of data.clip frames, the first half given.
@@ -79,7 +79,7 @@ PLAIN = preset(
     data={"contexts": 1, "context": "recent:3"},
     model={"name": "convnet", "width": 96, "depth": 2, "mid_depth": 1},
     flow={"draws": 1, "start": 0.0},
-    train={"lr": 1e-3, "optimizer": "adamw", "own": 0, "own_steps": 1},
+    train={"lr": 1e-3, "optimizer": "adamw", "own": 0},
 )
 STREAM_SMALL = preset(STREAM, PLAIN)
 STREAM_BALLS = preset(

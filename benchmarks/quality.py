@@ -32,6 +32,7 @@ import data
 import vqvae
 from batches.latents import LatentTriples
 from benchmarks import ball_oracle, board, measure
+from configs import Config
 from evaluation import metrics
 from evaluation.measure import Networks, Tables, summarize
 from evaluation.measure import measure as measure_forecasts

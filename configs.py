@@ -59,7 +59,7 @@ class Dataset:
 # The network and the training that forecast best in minutes on two CPU cores, see
 # docs/forecasts.md. Chosen by benchmarks.quality.
 FORECASTS = preset(
-    data={"contexts": 3, "context": "at:1,2,3"},
+    data={"contexts": 3, "context": "last"},
     model={"name": "trunk", "width": 64, "depth": 4, "mid_depth": 2},
     flow={"draws": 2, "start": 3.0},
     train={"batch_size": 96, "lr": 2e-3, "optimizer": "muon", "own": 4},
@@ -225,8 +225,8 @@ SAMPLING_FLAGS = {
     "format": "sample.format",
 }
 
-CONTEXT = r"uniform|log|recent:[1-9]\d*|at:[1-9]\d*(,[1-9]\d*)*"
-CONTEXTS = "uniform, log, recent:N or at:N,N,… with N >= 1"
+CONTEXT = r"uniform|log|last|recent:[1-9]\d*|at:[1-9]\d*(,[1-9]\d*)*"
+CONTEXTS = "uniform, log, last, recent:N or at:N,N,… with N >= 1"
 ReplaySize = Annotated[
     str,
     matches(
@@ -249,7 +249,7 @@ class Data(Group):
     predict: Positive = 20  # frames to forecast
     # how training draws a context frame from the frames before the reference. uniform: all are
     # equally likely. recent:N: one of the last N. log: with a log-uniform gap to the reference.
-    # at:N,N,…: the frames N before the reference, one for each of data.contexts
+    # last: the last data.contexts frames. at:N,N,…: the frames N before the reference
     context: Annotated[str, matches(CONTEXT, CONTEXTS)] = "recent:3"
     contexts: Positive = 1  # context frames of each prediction (published: 1)
     # scale brightness by a random factor in [1 - x, 1 + x], the same for all frames of a clip

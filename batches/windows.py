@@ -51,16 +51,16 @@ def draw_gaps(u: Tensor, available: Tensor | int, rule: str) -> Tensor:
 
     available: (B,), or one number for all, the count of frames before the reference. rule:
     `uniform`: uniform over these frames; `recent:N`: uniform over the last N of these frames;
-    `log`: log-uniform, so that each doubling of the gap is equally likely; `at:G,G,…`: these K
-    gaps, each at most `available`.
+    `log`: log-uniform, so that each doubling of the gap is equally likely; `last`: 1 to K;
+    `at:G,G,…`: these K gaps. Gaps are at most `available`.
     """
     if isinstance(available, Tensor):
         top = available[:, None]
     else:
         top = torch.full((), available, device=u.device)
-    if rule.startswith("at"):
+    if rule.startswith(("at", "last")):
         column = top.expand(len(u), 1)
-        gaps = [int(gap) for gap in rule.partition(":")[2].split(",")]
+        gaps = fixed_gaps(rule, u.shape[1])
         return torch.cat([column.clamp(max=gap) for gap in gaps], 1)
     if rule == "log":
         # (top + 1)^u is log-uniform in [1, top + 1).
@@ -116,10 +116,19 @@ def draw_frames(
     )
 
 
-def lookback(rule: str) -> int:
+def fixed_gaps(rule: str, K: int) -> list[int]:
+    """The K gaps of the rules `last` and `at:G,G,…`."""
+    if rule == "last":
+        return list(range(1, K + 1))
+    return [int(gap) for gap in rule.partition(":")[2].split(",")]
+
+
+def lookback(rule: str, K: int) -> int:
     """The largest gap of a rule of `draw_gaps`; 8 for rules without a largest gap."""
     kind, _, numbers = rule.partition(":")
-    return max(map(int, numbers.split(","))) if kind in ("at", "recent") else 8
+    if kind == "recent":
+        return int(numbers)
+    return max(fixed_gaps(rule, K)) if kind in ("at", "last") else 8
 
 
 def check_long_enough(shards: Shards, clip: int, skip: int, field: str) -> None:

@@ -1,6 +1,6 @@
 """Make the small checkpoint that `python sample.py` samples from by default.
 
-    python main.py --set model.width=96 output.run_id=demo
+    python main.py --set output.run_id=demo
     python -m scripts.export_demo --ckpt outputs/checkpoints/demo/latest.pt
 
 The checkpoint of a finished run is reduced to the averaged weights and the autoencoder, in float16.
@@ -70,7 +70,7 @@ def main() -> None:
     if size > MAX_BYTES:
         raise UserError(
             f"{args.ckpt}: {size / 1e6:.1f} MB in float16, at most {MAX_BYTES / 1e6:.0f} MB are "
-            "allowed; train a smaller network, e.g. --set model.width=96"
+            "allowed; train a smaller network, e.g. --set model.width=48"
         )
     with write_atomically(args.out) as out:
         out.write(file.getbuffer())

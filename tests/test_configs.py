@@ -55,7 +55,7 @@ def test_settings_of_river_for_bair(dataset, size, latent, norm):
         ("sample.steps=0", "sample.steps must be >= 1, got 0"),
         (
             "data.context=recent:0",
-            "data.context must be uniform, log, recent:N or at:N,N,… with N >= 1",
+            "data.context must be uniform, log, last, recent:N or at:N,N,… with N >= 1",
         ),
         ("data.image_size=30", "data.image_size must be a multiple of vqvae.downsample = 4"),
         ("model.heads=3", "model.width must be a multiple of model.heads"),

@@ -13,7 +13,7 @@ import models
 import train
 from batches.batch import Batch
 from batches.latents import LatentTriples
-from batches.windows import draw_gaps
+from batches.windows import draw_gaps, lookback
 from forecaster import Forecaster
 from runtime.console import UserError
 from runtime.muon import orthogonalize
@@ -113,6 +113,8 @@ def test_fixed_gaps_reach_back_no_further_than_the_first_frame():
     gaps = draw_gaps(torch.rand(3, 4), torch.tensor([1, 3, 20]), "at:1,2,4,8")
     assert gaps.tolist() == [[1, 1, 1, 1], [1, 2, 3, 3], [1, 2, 4, 8]]
     assert draw_gaps(torch.rand(2, 1), 5, "at:3").tolist() == [[3], [3]]
+    assert draw_gaps(torch.rand(1, 4), 3, "last").tolist() == [[1, 2, 3, 3]]
+    assert [lookback(rule, 3) for rule in ("last", "at:2,9,4", "recent:5", "log")] == [3, 9, 5, 8]
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,12 @@ from batches.workers import check_shared_memory, shared_memory_bytes
 from runtime.console import Failure, UserError
 from shards import Shards, ShardWriter, write_packed
 
-TINY = {"data.clip": 6, "train.batch_size": 8}
+TINY = {
+    "data.clip": 6,
+    "data.contexts": 1,
+    "data.context": "recent:3",
+    "train.batch_size": 8,
+}
 
 
 def config(**values):

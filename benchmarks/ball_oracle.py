@@ -38,13 +38,16 @@ def forecast(
     futures = []
     for positions, velocities, colors in states:
         T = len(positions) - given
+        frames = []
         for _ in range(draws):
             world = start_world(positions, velocities, colors, given, error, rng)
             # The first simulated frame is the last given one.
             x, _, drawn = world.simulate(T + 1)
-            frames = draw(x[1:], drawn[1:], np.zeros(T, np.float32), size)
-            futures.append(autoencode(frames))
-    return np.stack(futures).reshape(len(states), draws, *futures[0].shape)
+            frames.append(draw(x[1:], drawn[1:], np.zeros(T, np.float32), size))
+        # All draws of a clip in one call, which is much faster.
+        decoded = autoencode(np.concatenate(frames))
+        futures.append(decoded.reshape(draws, T, *decoded.shape[1:]))
+    return np.stack(futures)
 
 
 def read_state(shards: Shards, video: int, start: int, clip: int) -> tuple[np.ndarray, ...]:

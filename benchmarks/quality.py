@@ -131,8 +131,7 @@ def run(world: str, variant: str, seed: int, budget: float, args: argparse.Names
         raise UserError(f"no shards in {root}; prepare them: {command}")
     process = start()
     rate = measure.matmul_rate(process.device, torch.float32)
-    clock = Clock()
-    config, path, _ = train_network(config, process, None, clock)
+    config, path, _ = train_network(config, process, None, Clock())
     forecaster, _ = load(path, process.device)
     forecaster.config = config
     parameters = sum(p.numel() for p in forecaster.net.parameters())
@@ -144,7 +143,7 @@ def run(world: str, variant: str, seed: int, budget: float, args: argparse.Names
         "commit": commit(),
         "gflops": round(rate / 1e9, 1),
         "threads": torch.get_num_threads(),
-        "seconds": training_seconds(config, forecaster, clock),
+        "seconds": training_seconds(config, forecaster, path.parent),
         "parameters": parameters,
         "updates": config.train.steps,
         **measure_run(forecaster, process, Path(args.weights)),
@@ -156,18 +155,29 @@ def run(world: str, variant: str, seed: int, budget: float, args: argparse.Names
     return record
 
 
-def training_seconds(config: Config, forecaster: Forecaster, clock: Clock) -> dict[str, float]:
+def training_seconds(config: Config, forecaster: Forecaster, dir: Path) -> dict[str, float]:
     """Seconds of the stages. Runs share the autoencoder and the latents, so the seconds of these
-    are rates measured here, times the work of a run that shares nothing."""
+    are rates measured here, times the work of a run that shares nothing. dir: the run's folder."""
     device = forecaster.device
     shards = data.open_split(config, "train")
     encoding = data.measure_encoding(config, forecaster.autoencoder, device)
     seconds = {
         "VQVAE": vqvae.measure_update(config, device) * config.vqvae.steps,
         "latents": encoding * int(shards.lengths.sum()),
-        "training": dict(clock.laps)["training"],
+        "training": logged_seconds(dir / "metrics.jsonl", config.train.batch_size),
     }
     return {name: round(value, 1) for name, value in seconds.items()}
+
+
+def logged_seconds(log: Path, batch_size: int) -> float:
+    """Seconds of all updates of a log, also of updates before the run was resumed."""
+    seconds, last = 0.0, 0
+    for line in log.read_text().splitlines():
+        row = json.loads(line)
+        if "samples_per_second" in row:
+            seconds += (row["step"] - last) * batch_size / row["samples_per_second"]
+            last = row["step"]
+    return seconds
 
 
 def commit() -> str:

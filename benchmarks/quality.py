@@ -99,6 +99,7 @@ VARIANTS = {
     "adamw": {"train.optimizer": "adamw", "train.lr": 3e-3},
     "noise": {"flow.noise": 0.3, "sample.noise": 0.05},
     "far_contexts": {"data.contexts": 4, "data.context": "at:1,2,4,8"},
+    "far_own_3": {"data.contexts": 4, "data.context": "at:1,2,4,8", "train.own_steps": 3},
 }
 
 

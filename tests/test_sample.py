@@ -461,7 +461,13 @@ class Grey(torch.nn.Module):
 
 
 def forecaster(**values) -> Forecaster:
-    config = configs.build(overrides={"sample.steps": 2, **values})
+    settings = {
+        "sample.steps": 2,
+        "data.contexts": 1,
+        "data.context": "recent:3",
+        "sample.redraw": "step",
+    }
+    config = configs.build(overrides=settings | values)
     latent = configs.Latent(shape=(1, 2, 2), mean=(0.1,), std=(0.5,), delta=0.2)
     return Forecaster(
         configs.dataclasses.replace(config, latent=latent),

@@ -55,6 +55,8 @@ def test_the_loss_in_bf16_is_that_of_float32_but_for_its_rounding(name):
             "model.heads": 2,
             "train.batch_size": 16,
             "train.precision": precision,
+            "data.contexts": 1,
+            "data.context": "recent:3",
         }
         config = dataclasses.replace(
             configs.build(overrides=sizes), latent=configs.Latent((4, 8, 8), (0.0,) * 4, (1.0,) * 4)

@@ -551,10 +551,10 @@ class Config:
 
     def check_joint(self) -> None:
         data = self.data
-        # The number of given frames takes the place of data.contexts.
-        check(data.contexts == 1, "data.contexts", "1 for model.name=joint", data.contexts)
         modes = "stream or offline for model.name=joint"
         check(data.mode != "clips", "data.mode", modes, data.mode)
+        # The number of given frames takes the place of data.contexts.
+        check(data.contexts == 1, "data.contexts", "1 for model.name=joint", data.contexts)
         given = self.halves[0]
         rule = f">= {given} for model.name=joint and data.clip = {data.clip}"
         check(data.condition >= given, "data.condition", rule, data.condition)

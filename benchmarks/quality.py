@@ -201,7 +201,7 @@ def measure_run(forecaster: Forecaster, process: Process, weights: Path) -> dict
         which.append("lpips")
         # I3D needs at least nine frames.
         if T >= 9:
-            i3d = load_i3d(weights, process.device)
+            i3d = load_i3d(weights / "i3d.safetensors", process.device)
             which.append("fvd")
     nets = Networks(i3d, lpips, process.device)
     tables = measure_forecasts(truth, samples, None, PROTOCOLS["own"], which, nets, None, seed=0)

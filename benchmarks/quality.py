@@ -196,13 +196,13 @@ def measure_run(forecaster: Forecaster, process: Process, weights: Path) -> dict
     V, S, T = samples.shape[:3]
     which = ["mse", "crps", "spread_skill"]
     i3d = lpips = None
-    if (weights / "i3d.safetensors").exists():
+    if (weights / "lpips_alex.safetensors").exists():
         lpips = load_lpips(weights, device=process.device)
         which.append("lpips")
-        # I3D needs at least nine frames.
-        if T >= 9:
-            i3d = load_i3d(weights / "i3d.safetensors", process.device)
-            which.append("fvd")
+    # I3D needs at least nine frames.
+    if (weights / "i3d.safetensors").exists() and T >= 9:
+        i3d = load_i3d(weights / "i3d.safetensors", process.device)
+        which.append("fvd")
     nets = Networks(i3d, lpips, process.device)
     tables = measure_forecasts(truth, samples, None, PROTOCOLS["own"], which, nets, None, seed=0)
     found = summarize(tables, PROTOCOLS["own"], which)

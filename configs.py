@@ -450,11 +450,14 @@ class Train(Group):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.optimizer == "muon" and self.shard:
+        if self.shard and self.optimizer == "muon":
             raise UserError(
                 "train.optimizer=muon needs whole matrices on each process: set train.shard=false, "
                 "or train.optimizer=adamw"
             )
+        if self.shard and self.own:
+            # The processes would gather the weights unequally often.
+            raise UserError("train.own does not go with train.shard: set one of the two to 0")
         if self.accumulate > 1 and self.compile in GRAPHS:
             raise UserError(
                 f"train.compile={self.compile} records CUDA graphs, which cannot accumulate "

@@ -359,6 +359,8 @@ def replace_given(
     """
     config, device = forecaster.config, forecaster.device
     train, rows = config.train, earlier.rows
+    if not len(rows):
+        return batch
     n = 1 + int(numpy_generator(train.seed, "own", step).integers(train.own_steps))
     sample = dataclasses.replace(config.sample, steps=OWN_EVALUATIONS, redraw="frame")
     # The network is being trained: it is neither cast nor compiled here.

@@ -141,7 +141,7 @@ def test_changed_settings_are_not_mixed_into_an_old_run(tiny_run):
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(
         "error: outputs/checkpoints/ball_stn-follmer-0"
     )
-    assert "train.lr: 0.001 -> 0.5" in done.stderr and "output.run_id=NAME" in done.stderr
+    assert "train.lr: 0.002 -> 0.5" in done.stderr and "output.run_id=NAME" in done.stderr
 
 
 def test_sampling_settings_of_a_finished_run_are_taken_from_the_command(tiny_run):
@@ -166,6 +166,7 @@ def test_linear_and_a_start_from_other_weights(tiny_run):
         "--set",
         *TINY,
         "train.lr=1e-9",
+        "train.muon_lr=1e-9",
     )
     new, old = weights(folder, "outputs/checkpoints/ball_stn-linear-0"), weights(folder)
     assert new["config"]["flow"]["interpolant"] == "linear"

@@ -240,6 +240,16 @@ def test_own_forecasts_replace_the_last_given_frames_of_every_nth_item(latents):
     assert replaced == {1, 2, 3}
 
 
+def test_a_batch_without_enough_frames_before_its_items_stays_as_it_is(latents):
+    config = small_config(**{"train.own": 1, "train.own_steps": 58})
+    source = LatentTriples(config, latents, CPU)
+    batch, earlier = source.batch(0), source.earlier(0)
+    assert not len(earlier.rows)
+    net = models.build("trunk", **NET, contexts=K)
+    forecaster = Forecaster(config, net, None, CPU)
+    assert train.replace_given(net, forecaster, batch, earlier, 0, slice(0, 8)) is batch
+
+
 def test_an_update_with_all_levers_is_finite_and_changes_every_weight(latents):
     config = small_config(**{"train.own": 2, "flow.noise": 0.2, "train.accumulate": 2})
     process = Process(0, 1, CPU)
@@ -359,3 +369,5 @@ def write(state: dict, path):
 def test_muon_is_refused_for_sharded_weights():
     with pytest.raises(UserError, match="needs whole matrices"):
         small_config(**{"train.optimizer": "muon", "train.shard": True})
+    with pytest.raises(UserError, match="train.own does not go with train.shard"):
+        small_config(**{"train.optimizer": "adamw", "train.own": 4, "train.shard": True})

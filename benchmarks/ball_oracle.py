@@ -102,8 +102,9 @@ def start_world(
 
 def previous_color(colors: np.ndarray, rng: np.random.Generator) -> int:
     """The colour before the last of `colors` (given,), or a random one that the rules allow."""
-    others = colors[colors != colors[-1]]
-    if len(others):
-        return int(others[-1])
     allowed = [before for before, now in NEXT_COLOR if now == colors[-1] and before != NONE]
+    others = colors[colors != colors[-1]]
+    # Two bounces within a frame hide the colour between them.
+    if len(others) and others[-1] in allowed:
+        return int(others[-1])
     return int(rng.choice(allowed))

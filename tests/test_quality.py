@@ -96,6 +96,8 @@ def test_a_hidden_colour_is_drawn_from_those_that_the_rules_allow():
     rng = np.random.default_rng(0)
     red, yellow, green = balls.RED, balls.YELLOW, balls.GREEN
     assert ball_oracle.previous_color(np.array([yellow, yellow, red, red]), rng) == yellow
+    # Yellow turns green only by way of red, which two bounces within a frame hide.
+    assert ball_oracle.previous_color(np.array([yellow, yellow, green]), rng) == red
     drawn = {ball_oracle.previous_color(np.array([red, red]), rng) for _ in range(50)}
     assert drawn == {yellow, green}
     assert {ball_oracle.previous_color(np.array([green]), rng) for _ in range(9)} == {red}

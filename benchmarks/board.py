@@ -95,8 +95,12 @@ def summarize(records: list[dict], all_records: list[dict]) -> dict[str, float |
     for part in ("all", "first", "last"):
         name = "crps" if part == "all" else f"crps_{part}"
         found[name] = float(np.mean([record["crps"][part] for record in records]))
-    shares = [(1 - record["crps"]["all"]) / (1 - record["bound"]) for record in records]
-    found["attainable"] = float(np.mean(shares))
+    # Where the autoencoder alone is worse than repeating the last frame, nothing is attainable.
+    shares = []
+    for record in records:
+        if record["bound"] < 1:
+            shares.append((1 - record["crps"]["all"]) / (1 - record["bound"]))
+    found["attainable"] = float(np.mean(shares)) if shares else None
     pairs = []
     for record in records:
         before = find(record["world"], "before", record["seed"], record["budget"], all_records)
@@ -135,7 +139,7 @@ def row(variant: str, budget: float, records: list[dict], all_records: list[dict
         number(found["crps_first"], 2),
         number(found["crps_last"], 2),
         number(found["paired"], 2) + low_high,
-        f"{100 * found['attainable']:.0f} %",
+        "" if found["attainable"] is None else f"{100 * found['attainable']:.0f} %",
         number(found["lpips"], 3),
         number(found["fvd"], 0),
         number(found["spread_skill"], 2),

@@ -78,12 +78,13 @@ class Muon(torch.optim.AdamW):
                 moment.copy_(value.view(moment.shape))
                 weight.add_(delta.view(weight.shape))
                 weight.grad = None
+                self.state[weight]["step"] += 1 - keep
 
     def moment(self, weight: Tensor) -> Tensor:
         """The momentum of a weight, 0 before the first update."""
         state = self.state[weight]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(weight)
-            # AdamW expects an entry `step` in every state that it loads.
-            state["step"] = torch.zeros(())
+            # As AdamW counts them: updates that changed the weight.
+            state["step"] = torch.zeros((), device=weight.device)
         return state["momentum_buffer"]

@@ -67,16 +67,16 @@ def frames(n: int, size: int = 32) -> np.ndarray:
             ["--set", "sample.solver=em", "sample.diffusion=0"],
             ["sample.solver em solves an SDE", "euler"],
         ),
-        (["--set", "sample.solver=dopri5"], ["sample.redraw=frame"]),
+        (["--set", "sample.solver=dopri5", "sample.redraw=step"], ["sample.redraw=frame"]),
         (["--set", "train.step=5"], ["no field `train.step`; nearest known: train.steps"]),
         (["--set", "train.steps=ten"], ["train.steps takes int, got 'ten'"]),
         (["--set", "train.steps=0"], ["train.steps must be >= 1 for data.mode=clips, got 0"]),
         (["--set", "train.lr=nan"], ["train.lr must be in (0, 1), got nan"]),
         (["--set", "train.steps"], ["--set takes group.field=value"]),
         (["--set", "flow.s_min=0.5"], ["flow.s_min must be in [0, 0.5)"]),
-        (["--set", "data.context=recent:0"], ["data.context must be uniform, log or recent:K"]),
+        (["--set", "data.context=recent:0"], ["data.context must be uniform, log, last, recent:N"]),
         (["--set", "sample.grid=power:-1"], ["grid must be uniform, cosine or power:P"]),
-        (["--set", "model.name=unet"], ["model.name must be convnet, joint or uvit"]),
+        (["--set", "model.name=unet"], ["model.name must be convnet, joint, trunk or uvit"]),
         (["--set", "model.width=20"], ["model.width must be a multiple of 8"]),
         (["--set", "vqvae.kind=vqgan"], ["vqvae.kind must be small, taming_f8_small"]),
         (["--set", "vqvae.ckpt=mine.pt"], ["no VQVAE weights mine.pt"]),
@@ -147,7 +147,7 @@ def test_mistakes_with_sample_are_one_line_and_code_2(tiny_run, command, argumen
     "changed, message",
     [
         ("data.stream=700", "holds 600 frames (bouncing balls), but"),
-        ("data.color_shift=1", "turning blue); set them"),
+        ("data.color_shift=1", "turning blue); change these settings"),
         ("data.clip=700", "the longest video has 600 frames, data.clip needs 700"),
         (
             "data.predict=300",
@@ -607,7 +607,9 @@ def test_a_forward_pass_of_nan_leaves_batch_normalisation_alone(copy, monkeypatc
         "network_input",
         lambda self, x, s, x0: real(self, x, s, x0) * (float("nan") if next(count) == 6 else 1.0),
     )
-    state, rows = trained(copy, monkeypatch, **{"model.name": "uvit", "model.out_norm": "bn"})
+    state, rows = trained(
+        copy, monkeypatch, **{"model.name": "uvit", "model.out_norm": "bn", "train.own": 0}
+    )
     assert rows[-1]["bad_steps"] == 1
     assert all(
         value.isfinite().all() for part in ("model", "ema") for value in state[part].values()

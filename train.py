@@ -181,20 +181,7 @@ def update(
     level = None
     if flow.noise:
         batch, level = add_noise(forecaster.config, batch, step, device, own)
-    # Gradient accumulation: the gradients of the parts add up to that of the whole batch.
-    n = train.accumulate
-    draws = len(s) // len(batch.target)
-    s, eps = s.unflatten(0, (-1, draws)), eps.unflatten(0, (-1, draws))
-    levels = [None] * n if level is None else level.chunk(n)
-    parts = list(zip(batch.chunk(n), s.chunk(n), eps.chunk(n), levels))
-    errors = []
-    for k, (part, part_s, part_eps, part_level) in enumerate(parts, 1):
-        with parallel.gradient_sync(net, k == len(parts)):
-            with autocast(train.precision, device):
-                part_s, part_eps = part_s.flatten(0, 1), part_eps.flatten(0, 1)
-                error = flow_loss(net, forecaster.interpolant, part, part_s, part_eps, part_level)
-            errors.append(error.detach())
-            (item_losses(error, flow).mean() / len(parts)).backward()
+    errors = compute_gradient(net, forecaster, batch, s, eps, level)
 
     norm = parallel.to_plain(nn.utils.clip_grad_norm_(net.parameters(), train.clip_norm))
     # The fused optimizer reads found_inf on the device, so that the host does not wait.
@@ -204,15 +191,44 @@ def update(
     for buffer, old in zip(buffers, before):
         buffer.copy_(torch.where(norm.isfinite(), buffer, old))
 
-    errors = torch.cat(errors)
     losses = item_losses(errors, flow)
     scalars = {"loss": losses.mean(), "grad_norm": norm}
     if flow.start:
-        # The squared error of E[x_1 | x_0], in units of the variance of x_1 - x_0.
+        # The squared error of E[x_1 | x_0], for flow.output=residual in units of the variance of
+        # x_1 - x_0.
         scalars["one_step"] = errors.view(-1, flow.draws + 1)[:, -1].mean()
     for name, part in loss_parts(forecaster.config, own).items():
         scalars[name] = losses[part].mean()
     return scalars
+
+
+def compute_gradient(
+    net: nn.Module,
+    forecaster: Forecaster,
+    batch: Batch,
+    s: Tensor,
+    eps: Tensor,
+    level: Tensor | None,
+) -> Tensor:
+    """Add the gradient of the loss of a normalised batch to the weights -> errors, as flow_loss.
+
+    The batch is split into train.accumulate parts, whose gradients add up to that of the whole.
+    """
+    config = forecaster.config
+    n = config.train.accumulate
+    draws = len(s) // len(batch.target)
+    s, eps = s.unflatten(0, (-1, draws)), eps.unflatten(0, (-1, draws))
+    levels = [None] * n if level is None else level.chunk(n)
+    parts = list(zip(batch.chunk(n), s.chunk(n), eps.chunk(n), levels))
+    errors = []
+    for k, (part, part_s, part_eps, part_level) in enumerate(parts, 1):
+        with parallel.gradient_sync(net, k == len(parts)):
+            with autocast(config.train.precision, s.device):
+                part_s, part_eps = part_s.flatten(0, 1), part_eps.flatten(0, 1)
+                error = flow_loss(net, forecaster.interpolant, part, part_s, part_eps, part_level)
+            errors.append(error.detach())
+            (item_losses(error, config.flow).mean() / len(parts)).backward()
+    return torch.cat(errors)
 
 
 def flow_loss(

@@ -630,7 +630,7 @@ def test_too_many_bad_updates_in_a_row_end_the_run_and_name_their_batch(copy, mo
     with pytest.raises(
         Failure,
         match=r"no finite gradient in 4 updates in a row, from update 7 on, whose batch holds "
-        r"data/ball_stn/train: shard_0001.hdf5, video 0, frames \d+, \d+, \d+; .*and 4 more; "
+        r"data/ball_stn/train: shard_0001.hdf5, video 0, frames (\d+, ){4}\d+; .*and 4 more; "
         r"last good checkpoint: outputs/checkpoints/poisoned/step_00000005.pt",
     ):
         trained(copy, monkeypatch, poisoned=range(7, 100), **{"train.max_bad_steps": 3})

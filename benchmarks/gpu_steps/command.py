@@ -28,6 +28,8 @@ SETTINGS = [
     "train.batch_size=32",
     "train.warmup=5",
     "train.schedule=constant",
+    # Own forecasts begin after a quarter of train.steps, which `resume` changes.
+    "train.own=0",
     "train.compile=off",
     "train.log_every=20",
     "train.save_every=20",

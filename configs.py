@@ -34,7 +34,9 @@ from runtime.settings import (
 class Dataset:
     """The settings in which a dataset differs from the defaults below, and how to get its files.
 
-    clips: {"group.field": value}, merged from `presets` and from the keywords group={field: value}.
+    values: {"group.field": value}, merged from `presets` and from the keywords
+    group={field: value}.
+    clips: further values for data.mode=clips.
     stream: further values for data.mode=stream and offline; None: those of STREAM.
     prepare: the command that makes the shards; empty: main.py generates them.
     fetch: the command that downloads the published VQVAE; empty: there is none.
@@ -43,12 +45,14 @@ class Dataset:
     def __init__(
         self,
         *presets: dict,
+        clips: dict | None = None,
         stream: dict | None = None,
         prepare: str = "",
         fetch: str = "",
         **groups: dict,
     ):
-        self.clips = preset(*presets, **groups)
+        self.values = preset(*presets, **groups)
+        self.clips = clips or {}
         self.stream = stream or STREAM
         self.prepare = prepare
         self.fetch = fetch
@@ -56,8 +60,8 @@ class Dataset:
 
 # Below, {...} | {...} spreads the fields of one group over two lines.
 
-# The network and the training that forecast best in minutes on two CPU cores, see
-# docs/forecasts.md. Chosen by benchmarks.quality.
+# The network and the training that benchmarks.quality has chosen on the balls, for two CPU cores,
+# see docs/forecasts.md.
 FORECASTS = preset(
     data={"contexts": 3, "context": "last"},
     model={"name": "trunk", "width": 64, "depth": 4, "mid_depth": 2},
@@ -74,22 +78,11 @@ ONE_PASS = preset(
 )
 # Windows, batch and replay of the balls and the maze follow arXiv 2406.04814.
 STREAM = preset(ONE_PASS, data={"clip": 20, "condition": 10, "predict": 10})
-# FORECASTS undone: what it brings was measured on clips only.
-PLAIN = preset(
-    data={"contexts": 1, "context": "recent:3"},
-    model={"name": "convnet", "width": 96, "depth": 2, "mid_depth": 1},
-    flow={"draws": 1, "start": 0.0},
-    train={"lr": 1e-3, "optimizer": "adamw", "own": 0},
-)
-STREAM_SMALL = preset(STREAM, PLAIN)
 STREAM_BALLS = preset(
     ONE_PASS,
-    PLAIN,
     data={"clip": 10, "condition": 5, "predict": 5},
     replay={"n_live": 1},
-    model={"width": 128},
     train={"batch_size": 2},
-    sample={"redraw": "step"},
 )
 # The training settings published with RIVER and its predecessor.
 PUBLISHED = preset(
@@ -115,29 +108,24 @@ CLEVRER_CLIPS = preset(
 )
 # Our settings for networks that train on two CPU cores.
 SMALL = preset(
-    FORECASTS,
     data={"image_size": 64, "clip": 16, "condition": 8, "predict": 16},
     vqvae={"batch_size": 32},
-    train={"steps": 6_000, "batch_size": 24, "ema": 0.998, "sample_every": 2_000},
+    model={"width": 96},
+    train={"steps": 6_000, "batch_size": 16, "ema": 0.998, "sample_every": 2_000},
     sample={"num_videos": 32, "solver": "exact2", "grid": "cosine", "steps": 10}
-    | {"reencode": False},
+    | {"redraw": "frame", "reencode": False},
 )
 
 # To add a dataset, add one entry here and one file in prepare/. Its shards are in data/<name>.
 DATASETS = {
-    "ball_stn": Dataset(FORECASTS, data={"generate": "balls"}, stream=STREAM_BALLS),
+    "ball_stn": Dataset(data={"generate": "balls"}, clips=FORECASTS, stream=STREAM_BALLS),
     "ball_nstn": Dataset(
-        FORECASTS, data={"generate": "balls", "color_shift": True}, stream=STREAM_BALLS
+        data={"generate": "balls", "color_shift": True}, clips=FORECASTS, stream=STREAM_BALLS
     ),
-    "wmaze": Dataset(
-        SMALL,
-        data={"generate": "maze", "stream": 20_000, "held_out": 2_000},
-        stream=STREAM_SMALL,
-    ),
+    "wmaze": Dataset(SMALL, data={"generate": "maze", "stream": 20_000, "held_out": 2_000}),
     "moving_mnist": Dataset(
         SMALL,
         data={"condition": 10, "predict": 10},
-        stream=STREAM_SMALL,
         prepare="python -m prepare.moving_mnist --out {root}",
     ),
     "clevrer_like": Dataset(
@@ -146,7 +134,6 @@ DATASETS = {
         vqvae={"batch_size": 16, "steps": 2_000},
         train={"steps": 4_000},
         sample={"num_videos": 16, "steps": 5, "reencode": True},
-        stream=STREAM_SMALL,
         prepare="pip install pybullet && "
         "python -m prepare.clevrer_like --out {root} --image_size {size}",
     ),
@@ -157,12 +144,11 @@ DATASETS = {
         vqvae={"kind": "latents", "downsample": 8},
         train={"batch_size": 8},
         sample={"num_videos": 16, "num_samples": 2, "batch": 8},
-        stream=preset(STREAM_SMALL, replay={"size": "0.2"}, train={"batch_size": 8}),
+        stream=preset(STREAM, replay={"size": "0.2"}, train={"batch_size": 8}),
         prepare="python -m prepare.plaicraft --source FOLDER_OF_PLAICRAFT --out {root}",
     ),
     "videos": Dataset(
         SMALL,
-        stream=STREAM_SMALL,
         prepare="python -m prepare.videos --source FOLDER_OF_VIDEOS --out {root} "
         "--image_size {size} --clip_length 24",
     ),
@@ -388,7 +374,7 @@ class Flow(Group):
     # the given frames alone; 0: none
     start: Annotated[float, at_least(0)] = 0.0
     # largest deviation of the noise on the given frames in training, start and contexts alike, in
-    # units of normalised latents; each item draws its own level, and the network is told; 0: none
+    # units of normalised latents; each item draws its own level, an input of the network; 0: none
     noise: Annotated[float, at_least(0)] = 0.0
     normalize: bool = True  # scale latents to zero mean and unit variance per channel
 
@@ -548,7 +534,7 @@ class Config:
         if self.model.name == "joint":
             self.check_joint()
         self.check_contexts()
-        self.check_noise()
+        self.check_given()
         self.check_mode()
         self.check_solver()
 
@@ -570,7 +556,7 @@ class Config:
                 rule = f"{self.data.contexts} gaps, as many as data.contexts"
                 check(gaps.count(",") + 1 == self.data.contexts, name, rule, f"at:{gaps}")
 
-    def check_noise(self) -> None:
+    def check_given(self) -> None:
         if self.flow.noise:
             check(self.model.name == "trunk", "model.name", "trunk for flow.noise", self.model.name)
         if self.train.own:
@@ -662,9 +648,9 @@ def build(dataset: str = "ball_stn", overrides: dict[str, Any] | None = None) ->
         raise UserError(f"no dataset `{dataset}`{nearest(dataset, DATASETS)}")
     overrides = overrides or {}
     # Later values replace earlier ones.
-    values = {"data.root": f"data/{dataset}"} | DATASETS[dataset].clips
-    if overrides.get("data.mode", "clips") != "clips":
-        values |= DATASETS[dataset].stream
+    entry = DATASETS[dataset]
+    values = {"data.root": f"data/{dataset}"} | entry.values
+    values |= entry.clips if overrides.get("data.mode", "clips") == "clips" else entry.stream
     values |= preset(model=SIZES.get(overrides.get("model.size", ""), {})) | overrides
     if values.get("train.overfit"):
         values["sample.split"] = "train"

@@ -252,12 +252,8 @@ class LatentTriples:
         config, at = self.config, self.frames(k)
         stride = config.data.skip + 1
         # Enough frames to forecast train.own_steps of them with all contexts.
-        back = (
-            np.arange(
-                lookback(config.data.context, config.data.contexts) + config.train.own_steps, -1, -1
-            )
-            * stride
-        )
+        depth = lookback(config.data.context, config.data.contexts) + config.train.own_steps
+        back = np.arange(depth, -1, -1) * stride
         # Counted over the whole batch, so that the number of processes changes nothing.
         first = share(config.train.batch_size, self.rank, self.world).start
         chosen = (np.arange(len(at.video)) + first) % config.train.own == 0

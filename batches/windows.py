@@ -27,7 +27,7 @@ class FrameIndices(NamedTuple):
     contexts: np.ndarray
     gaps: np.ndarray
 
-    def share(self, part: slice | np.ndarray) -> FrameIndices:
+    def share(self, part: slice) -> FrameIndices:
         return FrameIndices(*(values[part] for values in self))
 
 

@@ -57,10 +57,11 @@ def find(
     return None
 
 
-def bound_of(world: str, seed: int, budget: float) -> float | None:
-    """The bound that an earlier run of the same world, seed and budget has measured, or None."""
+def bound_of(world: str, seed: int, budget: float, changes: list[str]) -> float | None:
+    """The bound that an earlier run with the same world, seed, budget and --set has measured."""
     for record in read():
-        if (record["world"], record["seed"], record["budget"]) == (world, seed, budget):
+        key = (record["world"], record["seed"], record["budget"], record["set"])
+        if key == (world, seed, budget, changes):
             return record["bound"]
     return None
 

@@ -38,7 +38,7 @@ from evaluation.measure import Networks, Tables, summarize
 from evaluation.measure import measure as measure_forecasts
 from evaluation.networks import load_i3d, load_lpips
 from evaluation.protocols import PROTOCOLS
-from evaluation.sources import forecast_split, make_autoencode, sample_windows
+from evaluation.sources import digest, forecast_split, make_autoencode, sample_windows
 from forecaster import Forecaster, load
 from main import Clock, train_network
 from runtime.console import UserError, run_command
@@ -71,7 +71,7 @@ WORLDS = {
         "--tile 192 --clip_length 24, with the videos of docs/datasets.md",
     ),
 }
-# The defaults before this board.
+# The defaults before this board: a reference that stays, whatever the defaults become.
 BEFORE = {
     "model.name": "convnet",
     "model.depth": 2,
@@ -88,10 +88,11 @@ BEFORE = {
 # The same, where the balls and the worlds of 64 pixels differed.
 BALLS_BEFORE = {"model.width": 128, "train.batch_size": 32, "sample.redraw": "step"}
 SMALL_BEFORE = {"model.width": 96, "train.batch_size": 16}
-# name: settings on top of the defaults of the world
-VARIANTS = {
-    "default": {},
-    "before": BEFORE,
+# Items of a batch of configs.FORECASTS where a frame has 64 pixels.
+BATCH_64 = 24
+# name: settings on top of configs.FORECASTS
+LEVERS = {
+    "forecasts": {},
     "one_context": {"data.contexts": 1, "data.context": "recent:3"},
     "no_start": {"flow.start": 0, "flow.draws": 3},
     "no_own": {"train.own": 0},
@@ -103,11 +104,18 @@ VARIANTS = {
 }
 
 
+VARIANTS = ("default", "before", *LEVERS)
+
+
 def settings_of(world: str, variant: str, seed: int, budget: float) -> dict:
-    """The overrides of a run."""
-    values = dict(WORLDS[world].settings) | VARIANTS[variant]
+    """The overrides of a run. `default`: the defaults of the dataset."""
+    values = dict(WORLDS[world].settings)
+    balls = world == "ball_stn"
     if variant == "before":
-        values |= BALLS_BEFORE if world == "ball_stn" else SMALL_BEFORE
+        values |= BEFORE | (BALLS_BEFORE if balls else SMALL_BEFORE)
+    elif variant in LEVERS:
+        values |= configs.FORECASTS | ({} if balls else {"train.batch_size": BATCH_64})
+        values |= LEVERS[variant]
     config = configs.build(WORLDS[world].dataset, values)
     values |= {
         "train.steps": max(1, round(budget * config.train.steps)),
@@ -125,6 +133,8 @@ def settings_of(world: str, variant: str, seed: int, budget: float) -> dict:
 def run(world: str, variant: str, seed: int, budget: float, args: argparse.Namespace) -> dict:
     """Train and measure one run -> its record."""
     overrides = settings_of(world, variant, seed, budget) | configs.parse_overrides(args.set)
+    if args.set:
+        overrides["output.run_id"] += "-" + digest(" ".join(args.set).encode())[:8]
     config = configs.build(WORLDS[world].dataset, overrides)
     root = Path(config.data.root)
     if not config.data.generate and not root.exists():
@@ -138,7 +148,8 @@ def run(world: str, variant: str, seed: int, budget: float, args: argparse.Names
     parameters = sum(p.numel() for p in forecaster.net.parameters())
     record = {
         "world": world,
-        "variant": variant,
+        "variant": label(variant, args),
+        "set": args.set,
         "seed": seed,
         "budget": budget,
         "commit": commit(),
@@ -148,7 +159,7 @@ def run(world: str, variant: str, seed: int, budget: float, args: argparse.Names
         "parameters": parameters,
         "updates": config.train.steps,
         **measure_run(forecaster, process, Path(args.weights)),
-        "bound": board.bound_of(world, seed, budget),
+        "bound": board.bound_of(world, seed, budget, args.set),
         "settings": {name: value for name, value in overrides.items() if name[:4] != "data.root"},
     }
     if record["bound"] is None:
@@ -179,6 +190,11 @@ def logged_seconds(log: Path, batch_size: int) -> float:
             seconds += (row["step"] - last) * batch_size / row["samples_per_second"]
             last = row["step"]
     return seconds
+
+
+def label(variant: str, args: argparse.Namespace) -> str:
+    """The name of a variant on the board: with the settings of --set, if there are any."""
+    return " ".join([variant, *args.set])
 
 
 def commit() -> str:
@@ -303,7 +319,8 @@ def parse() -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[0], metavar="SEED")
     add("--budget", type=float, default=1.0, help="share of the default updates")
     add("--weights", default="weights/metrics", help="networks of LPIPS and FVD, if they are there")
-    add("--set", nargs="+", action="extend", default=[], metavar="GROUP.FIELD=VALUE")
+    about_set = "settings on top of the variant, which become part of its name"
+    add("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help=about_set)
     add("--report", action="store_true", help="write the table to benchmarks/RESULTS.md")
     add("--check", action="store_true", help="exit with code 1 if a target is missed")
     args = parser.parse_args()
@@ -323,7 +340,7 @@ def main() -> None:
     for seed in args.seeds:
         for world in args.worlds:
             for variant in args.variants:
-                if board.find(world, variant, seed, args.budget):
+                if board.find(world, label(variant, args), seed, args.budget):
                     print(f"{world}, {variant}, seed {seed}: on the board already")
                     continue
                 record = run(world, variant, seed, args.budget, args)

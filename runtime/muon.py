@@ -63,14 +63,13 @@ class Muon(torch.optim.AdamW):
             if weight.grad is not None:
                 shape = (len(weight), weight[0].numel())
                 by_shape.setdefault(shape, []).append(weight)
-        found_inf = getattr(self, "found_inf", None)
-        keep = torch.zeros((), device=group["params"][0].device) if found_inf is None else found_inf
+        bad = getattr(self, "found_inf", torch.zeros((), device=group["params"][0].device))
         for (rows, columns), weights in by_shape.items():
             moments = [self.moment(weight) for weight in weights]
             grads = torch.stack([weight.grad.reshape(rows, columns) for weight in weights])
             old = torch.stack([moment.reshape(rows, columns) for moment in moments])
-            new = torch.where(keep > 0, old, old.lerp(grads, 1 - group["momentum"]))
-            ahead = torch.where(keep > 0, 0.0, grads.lerp(new, group["momentum"]))
+            new = torch.where(bad > 0, old, old.lerp(grads, 1 - group["momentum"]))
+            ahead = torch.where(bad > 0, 0.0, grads.lerp(new, group["momentum"]))
             # The scale of an update does not depend on the shape of the matrix.
             size = group["lr"] * group["ratio"] * max(1, rows / columns) ** 0.5
             change = orthogonalize(ahead) * -size
@@ -78,7 +77,7 @@ class Muon(torch.optim.AdamW):
                 moment.copy_(value.view(moment.shape))
                 weight.add_(delta.view(weight.shape))
                 weight.grad = None
-                self.state[weight]["step"] += 1 - keep
+                self.state[weight]["step"] += 1 - bad
 
     def moment(self, weight: Tensor) -> Tensor:
         """The momentum of a weight, 0 before the first update."""

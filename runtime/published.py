@@ -150,10 +150,6 @@ def config_of(
             )
     run_id = f"{Path(path).absolute().parent.name}-{Path(path).stem}"
     values = {"output.run_id": run_id, **frames, **fixed, **given}
-    dataset = configs.DATASETS.get(values.get("dataset"))
-    if dataset and dataset.clips.get("data.context") == "last":
-        # That rule is for networks of several contexts.
-        values = {"data.context": "recent:3"} | values
     require(values, "dataset", f"--dataset ({', '.join(configs.DATASETS)})", path)
     require(values, "flow.interpolant", f"--interpolant ({', '.join(INTERPOLANTS)})", path)
     return configs.build(values.pop("dataset"), values)

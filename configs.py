@@ -443,7 +443,7 @@ class Train(Group):
             )
         if self.shard and self.own:
             # The processes would gather the weights unequally often.
-            raise UserError("train.own does not go with train.shard: set one of the two to 0")
+            raise UserError("train.own and train.shard cannot be combined: set one of them to 0")
         if self.accumulate > 1 and self.compile in GRAPHS:
             raise UserError(
                 f"train.compile={self.compile} records CUDA graphs, which cannot accumulate "

@@ -44,7 +44,7 @@ from runtime.process import (
 PREVIEW_FUTURES = 2
 # Solver steps for each frame of the forecasts that train.own trains on.
 OWN_EVALUATIONS = 2
-# The share of the updates after which they begin.
+# The share of the updates after which they begin: an untrained network forecasts nothing useful.
 OWN_BEGINS = 0.25
 
 
@@ -94,9 +94,7 @@ def fit(
         log.write_page(train.sample_every)
         recent.restart_clock()
         for batch in source.batches(step, train.steps):
-            # The forecasts of an untrained network would teach nothing.
-            own = train.own and source.earlier and step >= OWN_BEGINS * train.steps
-            earlier = source.earlier(step) if own else None
+            earlier = read_earlier(source, train, step)
             recent.add(update(learner, forecaster, batch, step, process, earlier))
             ema, weights = parallel.local(learner.ema), parallel.local(learner.weights)
             update_ema(ema, weights, step, train.ema)
@@ -125,6 +123,13 @@ def fit(
     if stop_signal:
         raise stopped(stop_signal, step, dir)
     return dir / "latest.pt"
+
+
+def read_earlier(source: data.Source, train: configs.Train, step: int) -> Earlier | None:
+    """Read the frames for train.own; None where it does not apply."""
+    if train.own and source.earlier and step >= OWN_BEGINS * train.steps:
+        return source.earlier(step)
+    return None
 
 
 def build_learner(config: Config, process: Process) -> Learner:

@@ -6,7 +6,7 @@
     python -m benchmarks.quality --check
 
 A run trains one variant on one world with one seed and appends a line to benchmarks/board.jsonl:
-settings, commit, matrix rate and scores. A run that has a line is left out. Variants of one world
+settings, commit, matrix rate and scores. A run that has a line is skipped. Variants of one world
 and seed share data, autoencoder and the noise of the forecasts, so that differences are paired.
 --budget shortens both trainings: levers are screened at 0.25, and compared in the end at 1.
 

@@ -369,5 +369,5 @@ def write(state: dict, path):
 def test_muon_is_refused_for_sharded_weights():
     with pytest.raises(UserError, match="needs whole matrices"):
         small_config(**{"train.optimizer": "muon", "train.shard": True})
-    with pytest.raises(UserError, match="train.own does not go with train.shard"):
+    with pytest.raises(UserError, match="train.own and train.shard cannot be combined"):
         small_config(**{"train.optimizer": "adamw", "train.own": 4, "train.shard": True})

@@ -312,6 +312,9 @@ class Vqvae(Group):
     steps: Positive = 1_400  # training updates
     batch_size: Positive = 64  # frames per update
     lr: OpenUnit = 3e-3  # learning rate
+    # adamw; muon: orthogonalised momentum for the matrices of the blocks, AdamW for the rest
+    optimizer: Literal["adamw", "muon"] = "muon"
+    muon_lr: OpenUnit = 0.05  # learning rate of these matrices
 
     def __post_init__(self):
         from models.autoencoders import KINDS  # imported late: it needs torch

@@ -25,6 +25,7 @@ from models.autoencoders.layers import Published
 from runtime import checkpoints, logs, published
 from runtime.budget import seconds_per_item
 from runtime.console import UserError, progress
+from runtime.muon import Muon
 from runtime.process import (
     Process,
     autocast,
@@ -145,9 +146,10 @@ def validate_every(config: Config) -> int:
 
 
 def make_optimizer(module: nn.Module, vqvae: configs.Vqvae) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        module.parameters(), vqvae.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True
-    )
+    options = {"betas": (0.9, 0.99), "weight_decay": 0.0, "fused": True}
+    if vqvae.optimizer == "muon":
+        return Muon(module, vqvae.lr, vqvae.muon_lr, **options)
+    return torch.optim.AdamW(module.parameters(), vqvae.lr, **options)
 
 
 def run_dir(config: Config, shards: Shards) -> Path:

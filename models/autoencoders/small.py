@@ -102,6 +102,11 @@ class SmallVQVAE(nn.Module):
             nn.PixelShuffle(f),
         )
 
+    @property
+    def blocks(self) -> list[ResBlock]:
+        """The residual blocks, whose matrices Muon updates."""
+        return [part for part in self.modules() if isinstance(part, ResBlock)]
+
     def encode(self, x: Tensor) -> Tensor:
         return self.encoder(x)
 

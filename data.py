@@ -34,8 +34,10 @@ from shards import Shards
 SPLITS = ("train", "val", "test")
 OVERFIT_CLIPS = 4
 PREVIEW_VIDEOS = 4
-# Number of frames that are generated to measure the rate of a generator.
+# Number of frames that are generated to measure the rate of a generator, and of a generator of
+# fields, which solves a differential equation.
 GENERATED = 500
+GENERATED_FIELDS = 100
 # Number of batch items from which the statistics of latents are measured. With augmentation the
 # number is lower, because each frame must be encoded.
 MEASURED_ITEMS = 2_000
@@ -44,7 +46,7 @@ MEASURED_ITEMS_AUGMENTED = 300
 
 # -------------------------------------------------------------------- splits
 def read_clips(shards: Shards, windows: Windows) -> np.ndarray:
-    """Read the frames of windows: (V, clip, H, W, 3) uint8, or latents as stored."""
+    """Read the frames of windows: (V, clip, H, W, 3) uint8, or latents or fields as stored."""
     offsets = np.arange(windows.clip) * windows.stride
     clips = [shards.read(v, start + offsets) for v, start in zip(windows.video, windows.start)]
     return np.stack(clips)
@@ -53,19 +55,23 @@ def read_clips(shards: Shards, windows: Windows) -> np.ndarray:
 def mean_frame(
     shards: Shards, to_display: Callable[[np.ndarray], np.ndarray] = lambda frames: frames
 ) -> np.ndarray:
-    """Mean over at most 2,000 frames of a split, (H, W, 3) uint8.
+    """Mean over at most 2,000 frames of a split, (H, W, 3) uint8; of fields (C, H, W) float32.
 
     to_display: Forecaster.to_display, which decodes stored latents.
     """
     frames = random_frames(shards, min(2_000, int(shards.lengths.sum())), np.random.default_rng(0))
+    if shards.key == "fields":
+        return frames.mean(0, dtype=np.float64).astype(np.float32)
     return to_display(frames[None])[0].mean(0).round().astype(np.uint8)
 
 
 class Clips(NamedTuple):
-    """Clips to preview forecasts on. frames: as read_clips. fps: frames per second."""
+    """Clips to preview forecasts on. frames: as read_clips. fps: frames per second. channels:
+    names of the channels of fields."""
 
     frames: np.ndarray
     fps: float
+    channels: tuple[str, ...] = ()
 
 
 def preview_clips(config: Config, shards: Shards, windows: Windows | None) -> Clips:
@@ -73,7 +79,8 @@ def preview_clips(config: Config, shards: Shards, windows: Windows | None) -> Cl
     length = config.data.condition + config.data.predict
     if windows is None:
         windows = spaced_windows(shards.lengths, length, config.data.skip, PREVIEW_VIDEOS)
-    return Clips(read_clips(shards, windows)[:PREVIEW_VIDEOS], frame_rate(shards, config))
+    frames = read_clips(shards, windows)[:PREVIEW_VIDEOS]
+    return Clips(frames, frame_rate(shards, config), shards.channels)
 
 
 def frame_rate(shards: Shards, config: Config) -> float:
@@ -95,8 +102,8 @@ def has_shards(dir: Path) -> bool:
 
 
 def open_split(config: Config, split: str) -> Shards:
-    """Open the shards of a split. UserError if there are none, or if their frames have another size
-    than data.image_size."""
+    """Open the shards of a split. UserError if there are none, or if they do not suit the settings:
+    frames of another size than data.image_size, or fields where vqvae.kind expects frames."""
     root = Path(config.data.root)
     if not has_shards(root / split):
         there = [name for name in SPLITS if has_shards(root / name)]
@@ -105,15 +112,44 @@ def open_split(config: Config, split: str) -> Shards:
             f"no shards in {root / split}; splits that are there: "
             f"{', '.join(there) or 'none'}{instead}"
         )
-    if config.vqvae.kind == "latents":
-        return Shards(root / split, "latents", config.data.skip_bad)
     shards = Shards(root / split, skip_bad=config.data.skip_bad)
-    if shards.shape[:2] != (config.data.image_size,) * 2:
+    check_content(config, shards)
+    return shards
+
+
+def check_content(config: Config, shards: Shards) -> None:
+    """Raise UserError if the autoencoder of the config cannot encode what the shards hold."""
+    kind = config.vqvae.kind
+    taken = {"latents": ("latents",), "none": ("fields",), "small": ("frames", "fields")}
+    if shards.key not in taken.get(kind, ("frames",)):
+        suit = {"frames": "small", "latents": "latents", "fields": "none"}[shards.key]
+        raise UserError(
+            f"{shards.dir} holds {shards.key}, but vqvae.kind={kind} is for "
+            f"{' or '.join(taken.get(kind, ('frames',)))}; set vqvae.kind={suit}, or data.root"
+        )
+    if shards.key == "frames" and shards.shape[:2] != (config.data.image_size,) * 2:
         raise UserError(
             f"{shards.dir}: frames of {shards.shape[1]}x{shards.shape[0]} pixels, but "
             f"data.image_size is {config.data.image_size}; set it, or prepare the shards again"
         )
-    return shards
+    if shards.key == "fields":
+        check_fields(config, shards)
+
+
+def check_fields(config: Config, shards: Shards) -> None:
+    """Raise UserError if fields of this size cannot be encoded."""
+    _, H, W = shards.shape
+    factor = config.vqvae.downsample
+    if config.vqvae.kind == "small" and (H % factor or W % factor):
+        raise UserError(
+            f"{shards.dir}: fields of {H}x{W} (height x width) cannot be divided by "
+            f"vqvae.downsample = {factor}; set it lower, or prepare them with --multiple {factor}"
+        )
+    if config.data.augmented:
+        raise UserError(
+            f"{shards.dir} holds fields, and augmentation is for RGB frames: set data.brightness, "
+            "data.contrast, data.saturation and data.hue to 0, and data.augment to nothing"
+        )
 
 
 def check_lengths(config: Config, shards: Shards) -> None:
@@ -149,7 +185,7 @@ def missing(config: Config) -> list[str]:
         command = DATASETS[config.dataset].prepare.format(root=root, size=config.data.image_size)
         found.append(f"no shards {root / 'train' / 'shard_*.hdf5'} (make them: {command})")
     weights = config.vqvae.ckpt
-    if weights and config.vqvae.kind != "latents" and not Path(weights).is_file():
+    if weights and not config.vqvae.stored and not Path(weights).is_file():
         command = DATASETS[config.dataset].fetch
         fetch = f"fetch them: {command}; or " if command else ""
         found.append(
@@ -163,13 +199,19 @@ def ensure_data(config: Config, process: Process) -> None:
     match the config."""
     if not config.data.generate:
         return
-    generator = importlib.import_module(f"prepare.{config.data.generate}")
-    options = {"color_shift": config.data.color_shift} if config.data.generate == "balls" else {}
     wanted = {
         "train": config.data.stream,
         "val": config.data.held_out,
         "test": config.data.held_out,
     }
+    if Path(config.data.root).exists() and generates_fields(config):
+        # Shards with other parameters of the equation are as good.
+        if process.first:
+            report_sizes(config, wanted)
+        process.barrier()
+        return
+    generator = importlib.import_module(f"prepare.{config.data.generate}")
+    options = {"color_shift": config.data.color_shift} if config.data.generate == "balls" else {}
     if not Path(config.data.root).exists() and process.first:
         command = f"main.py --dataset {config.dataset}"
         generator.make(
@@ -187,6 +229,22 @@ def ensure_data(config: Config, process: Process) -> None:
                 f"({found or 'of unknown source'}), but data.stream, held_out and color_shift "
                 f"require {count} ({expected}); change these settings, or data.root"
             )
+
+
+def report_sizes(config: Config, wanted: dict[str, int]) -> None:
+    """Print a line if the existing shards of generated fields have other sizes than the settings
+    of the generator, which then have no effect. wanted: {split: frames}."""
+    root, size = Path(config.data.root), config.data.image_size
+    there = [split for split in SPLITS if has_shards(root / split)]
+    shards = {split: open_split(config, split) for split in there}
+    found = {split: int(part.lengths.sum()) for split, part in shards.items()}
+    shapes = {part.shape for part in shards.values()}
+    if found != wanted or shapes != {(1, size, size)}:
+        held = ", ".join(f"{split} {count:,}" for split, count in found.items())
+        print(
+            f"{root} holds {held or 'no'} frames of {', '.join(map(str, shapes))}; data.stream, "
+            "data.held_out and data.image_size have no effect"
+        )
 
 
 def held_out_split(config: Config) -> str:
@@ -244,7 +302,11 @@ def build_source(
         frames = FrameTriples(config, shards, process.rank, process.world)
         read = partial(frames.batches, encode=autoencoder.encode, device=process.device)
         return Source(read, read, describe)
-    dir = ensure_latents(config, shards, autoencoder, process)
+    if config.vqvae.kind == "none":
+        # Fields are their own latents, and stay float32.
+        dir = shards.dir
+    else:
+        dir = ensure_latents(config, shards, autoencoder, process)
     if config.data.mode != "clips":
         stream = StreamTriples(config, dir, process.device, process.rank, process.world)
         describe = partial(describe_stream_batch, config, shards)
@@ -281,7 +343,7 @@ def frames_to_generate(config: Config) -> int:
 def frames_to_encode(config: Config, shards: Shards | None, autoencoder: nn.Module | None) -> int:
     """Number of frames that `ensure_latents` would encode. shards: the training split, if it
     exists. autoencoder: the trained one, or None before its training."""
-    if config.data.augmented and not config.train.overfit:
+    if config.vqvae.kind == "none" or (config.data.augmented and not config.train.overfit):
         return 0
     # Shards that are still to be generated: only the training split is encoded.
     if shards is None:
@@ -296,10 +358,31 @@ def frames_to_encode(config: Config, shards: Shards | None, autoencoder: nn.Modu
     return count
 
 
-def measure_encoding(config: Config, autoencoder: nn.Module, device: torch.device) -> float:
-    """Seconds per frame of encoding on this machine."""
+def example_frames(config: Config, shards: Shards | None, n: int) -> np.ndarray:
+    """n random frames like those of the dataset, to measure speed on: (n, H, W, 3) uint8 or fields
+    (n, C, H, W) float32. shards: the training split, or None if it is still to be generated."""
+    rng = np.random.default_rng(0)
     size = config.data.image_size
-    frames = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), np.uint8)
+    fields = generates_fields(config) if shards is None else shards.key == "fields"
+    if fields:
+        shape = (1, size, size) if shards is None else shards.shape
+        return rng.standard_normal((n, *shape), np.float32)
+    return rng.integers(0, 256, (n, size, size, 3), np.uint8)
+
+
+def generates_fields(config: Config) -> bool:
+    """Whether the generator of the dataset makes fields, of one channel."""
+    return config.data.generate == "navier_stokes"
+
+
+def measure_encoding(
+    config: Config,
+    autoencoder: nn.Module,
+    device: torch.device,
+    shards: Shards | None = None,
+) -> float:
+    """Seconds per frame of encoding on this machine. shards: as for example_frames."""
+    frames = example_frames(config, shards, 64)
     return seconds_per_item(
         lambda n: encode_frames(autoencoder.encode, frames[:n], device), len(frames), device
     )
@@ -308,11 +391,12 @@ def measure_encoding(config: Config, autoencoder: nn.Module, device: torch.devic
 def measure_generation(config: Config) -> float:
     """Seconds per frame of the generator of a synthetic dataset."""
     generator = importlib.import_module(f"prepare.{config.data.generate}")
+    count = GENERATED_FIELDS if generates_fields(config) else GENERATED
     # Without its progress bar.
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         began = time.perf_counter()
-        generator.make(f"{folder}/data", {"train": GENERATED}, size=config.data.image_size)
-        return (time.perf_counter() - began) / GENERATED
+        generator.make(f"{folder}/data", {"train": count}, size=config.data.image_size)
+        return (time.perf_counter() - began) / count
 
 
 def assume_latents(
@@ -323,8 +407,7 @@ def assume_latents(
     if config.vqvae.kind == "latents":
         shape = shards.shape
     else:
-        size = config.data.image_size
-        frame = np.zeros((1, size, size, 3), np.uint8)
+        frame = example_frames(config, shards, 1)
         shape = encode_frames(autoencoder.encode, frame, device).shape[1:]
     latent = Latent(tuple(shape), (0.0,) * shape[0], (1.0,) * shape[0])
     return dataclasses.replace(config, latent=latent)
@@ -373,7 +456,8 @@ def measure_latents(config: Config, source: Source) -> Latent:
 
 
 def random_frames(shards: Shards, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw n frames, uniform over all frames of a split, in stored order: (n, H, W, 3) uint8."""
+    """Draw n frames, uniform over all frames of a split, in stored order: (n, H, W, 3) uint8, or
+    fields (n, C, H, W) float32."""
     # One call of `read` for each video that holds drawn frames.
     flat = np.sort(rng.integers(shards.lengths.sum(), size=n))
     videos = np.searchsorted(shards.starts, flat, side="right") - 1

@@ -263,6 +263,9 @@ class Data(Group):
     # random transforms of albumentations, the same for all frames of a clip, e.g.
     # "HorizontalFlip:p=0.5 RandomResizedCrop:scale=0.8,1"; empty: none
     augment: str = ""
+    # mirror images of the training videos as further data, whose latents are cached too. h: left
+    # and right exchanged. v: upside down. hv: both, and both at once
+    flips: Literal["", "h", "v", "hv"] = ""
     skip_bad: bool = False  # skip shards that cannot be opened, with a warning; else stop
     # loader processes; used only with augmentation, which rules out the latent cache
     workers: NonNegative = 4
@@ -294,6 +297,13 @@ class Data(Group):
             raise UserError(
                 f"data.mode={self.mode} does not augment frames: set data.brightness, "
                 "data.contrast, data.saturation and data.hue to 0, and data.augment to nothing"
+            )
+
+        if self.flips and (self.mode != "clips" or self.augmented):
+            raise UserError(
+                f"data.flips={self.flips} caches the latents of mirrored clips: set "
+                "data.mode=clips, data.brightness, data.contrast, data.saturation and data.hue to "
+                "0, and data.augment to nothing"
             )
 
     @property
@@ -555,6 +565,11 @@ class Config:
         # Rules that involve several groups. Each group has checked its own fields.
         size, factor = self.data.image_size, self.vqvae.downsample
         rule = f"a multiple of vqvae.downsample = {factor}"
+        if self.vqvae.stored and self.data.flips:
+            raise UserError(
+                f"data.flips={self.data.flips} flips RGB frames before they are encoded, but "
+                f"vqvae.kind={self.vqvae.kind} stores no frames; set data.flips to nothing"
+            )
         if self.vqvae.kind == "none":
             self.check_fields()
         else:

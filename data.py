@@ -21,7 +21,7 @@ from torch import nn
 import configs
 from batches.batch import Batch, Earlier
 from batches.frames import FrameTriples
-from batches.latents import LatentTriples, cache_latents, encode_frames, latent_dir
+from batches.latents import MIRRORS, LatentTriples, cache_latents, encode_frames, latent_dir
 from batches.stream import StreamTriples, describe_stream_batch, windows_of
 from batches.windows import Windows, check_long_enough, describe_batch, spaced_windows
 from configs import DATASETS, Config, Latent
@@ -302,35 +302,54 @@ def build_source(
         frames = FrameTriples(config, shards, process.rank, process.world)
         read = partial(frames.batches, encode=autoencoder.encode, device=process.device)
         return Source(read, read, describe)
+    mirrored = []
     if config.vqvae.kind == "none":
         # Fields are their own latents, and stay float32.
         dir = shards.dir
     else:
         dir = ensure_latents(config, shards, autoencoder, process)
+        if windows is None:
+            for axes in MIRRORS[config.data.flips]:
+                mirrored.append(ensure_latents(config, shards, autoencoder, process, axes))
     if config.data.mode != "clips":
         stream = StreamTriples(config, dir, process.device, process.rank, process.world)
         describe = partial(describe_stream_batch, config, shards)
         state = (stream.state_dict, stream.load_state_dict)
         return Source(stream.batches, stream.random_batches, describe, None, *state)
-    latents = LatentTriples(config, dir, process.device, process.rank, process.world, windows)
+    latents = LatentTriples(
+        config, dir, process.device, process.rank, process.world, windows, mirrored
+    )
     return Source(latents.batches, latents.batches, describe, latents.earlier)
 
 
 def ensure_latents(
-    config: Config, shards: Shards, autoencoder: nn.Module, process: Process
+    config: Config,
+    shards: Shards,
+    autoencoder: nn.Module,
+    process: Process,
+    mirror: tuple[int, ...] = (),
 ) -> Path:
-    """Encode each frame of a split once, unless done before -> the folder of the latents."""
-    weights = cache_key(autoencoder)
+    """Encode each frame of a split once, unless done before -> the folder of the latents.
+
+    mirror: axes of (n, 3, H, W) along which the frames are flipped first.
+    """
+    key = cache_key(autoencoder, mirror)
+
+    def encode(x: torch.Tensor) -> torch.Tensor:
+        return autoencoder.encode(x.flip(mirror) if mirror else x)
+
     if process.first:
-        cache_latents(shards, autoencoder.encode, weights, config.output.root, process.device)
+        cache_latents(shards, encode, key, config.output.root, process.device)
     process.barrier()
-    return latent_dir(shards, weights, config.output.root)
+    return latent_dir(shards, key, config.output.root)
 
 
-def cache_key(autoencoder: nn.Module) -> str:
-    """Identify the encoder of cached latents: a digest of its weights, and its precision."""
+def cache_key(autoencoder: nn.Module, mirror: tuple[int, ...] = ()) -> str:
+    """Identify the encoder of cached latents: a digest of its weights, its precision, and the axes
+    along which frames are flipped before."""
     bf16 = " bf16" if getattr(autoencoder, "bf16", False) else ""
-    return checkpoints.digest(autoencoder) + bf16
+    flipped = f" flipped {mirror}" if mirror else ""
+    return checkpoints.digest(autoencoder) + bf16 + flipped
 
 
 def frames_to_generate(config: Config) -> int:
@@ -345,16 +364,20 @@ def frames_to_encode(config: Config, shards: Shards | None, autoencoder: nn.Modu
     exists. autoencoder: the trained one, or None before its training."""
     if config.vqvae.kind == "none" or (config.data.augmented and not config.train.overfit):
         return 0
+    copies = [()]
+    if not config.train.overfit:
+        copies += MIRRORS[config.data.flips]
     # Shards that are still to be generated: only the training split is encoded.
     if shards is None:
-        return config.data.stream
+        return config.data.stream * len(copies)
     if autoencoder is None:
-        return int(shards.lengths.sum())
-    dir = latent_dir(shards, cache_key(autoencoder), config.output.root)
+        return int(shards.lengths.sum()) * len(copies)
     count = 0
-    for file, path in zip(shards.files, shards.paths):
-        if not (dir / path.name).exists():
-            count += int(file.lengths.sum())
+    for mirror in copies:
+        dir = latent_dir(shards, cache_key(autoencoder, mirror), config.output.root)
+        for file, path in zip(shards.files, shards.paths):
+            if not (dir / path.name).exists():
+                count += int(file.lengths.sum())
     return count
 
 

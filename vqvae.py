@@ -20,6 +20,7 @@ from torch import nn
 import configs
 import data
 from batches.batch import to_pixels
+from batches.latents import MIRRORS
 from batches.windows import draw_windows
 from configs import Config
 from models import autoencoders
@@ -172,7 +173,8 @@ def make_optimizer(module: nn.Module, vqvae: configs.Vqvae) -> torch.optim.Optim
 
 def run_dir(config: Config, shards: Shards) -> Path:
     """The checkpoint folder of this configuration, trained on these frames."""
-    key = repr((config.vqvae, config.data.image_size, config.train.seed, shards.fingerprint()))
+    size, flips = config.data.image_size, config.data.flips
+    key = repr((config.vqvae, size, flips, config.train.seed, shards.fingerprint()))
     name = f"vqvae-{config.dataset}-{hashlib.blake2b(key.encode(), digest_size=4).hexdigest()}"
     return Path(config.output.root) / "checkpoints" / name
 
@@ -263,6 +265,15 @@ def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> 
     return dir / "latest.pt"
 
 
+def flip_randomly(frames: np.ndarray, flips: str, rng: np.random.Generator) -> None:
+    """Replace frames (n, H, W, 3) in place by random copies of themselves, see data.flips."""
+    copies = MIRRORS[flips]
+    drawn = rng.integers(1 + len(copies), size=len(frames))
+    for k, axes in enumerate(copies, start=1):
+        # The axes are those of (n, 3, H, W).
+        frames[drawn == k] = np.flip(frames[drawn == k], [axis - 1 for axis in axes])
+
+
 def update(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -280,6 +291,8 @@ def update(
     # Seeded by the step, so that a resumed training sees the same batches.
     rng = numpy_generator(seed, "vqvae", step)
     frames = pool[rng.integers(len(pool), size=vqvae.batch_size)]
+    if config.data.flips:
+        flip_randomly(frames, config.data.flips, rng)
     with autocast(config.train.precision, device):
         x = to_pixels(frames, device)
         loss, values = module.loss(x, generator(device, seed, "codes", step))

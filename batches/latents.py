@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -17,12 +17,14 @@ from batches.batch import Batch, Earlier, to_pixels
 from batches.windows import FrameIndices, Windows, check_long_enough, draw_batch, lookback, share
 from configs import Config
 from runtime.console import UserError, progress
-from runtime.process import to_device
+from runtime.process import numpy_generator, to_device
 from shards import Shards, write_packed
 
 # Limits of the block of frames that is read at once for encoding.
 BLOCK_FRAMES = 2048
 BLOCK_BYTES = 64 << 20
+# data.flips: the further copies of the frames (n, C, H, W), as the axes along which each is flipped.
+MIRRORS = {"": [], "h": [(-1,)], "v": [(-2,)], "hv": [(-1,), (-2,), (-2, -1)]}
 # What to say of values that are not finite.
 LATENT_ADVICE = (
     "latents that are not finite, from frame {start} on; check the weights of the autoencoder, and "
@@ -195,17 +197,25 @@ class LatentStore:
     They are stored on the GPU if they fit into half of its free memory. Otherwise the files of
     latents are memory-mapped, and all processes share the operating system's cache of them, and
     rows of fields are read from their files. Values that are not finite raise a UserError that
-    names the file."""
+    names the file.
 
-    def __init__(self, shards: Shards, device: torch.device):
+    mirrored: further copies of the split, see data.flips. Their flat indices follow those of the
+    split.
+    """
+
+    def __init__(self, shards: Shards, device: torch.device, mirrored: Sequence[Shards] = ()):
         self.device, self.starts = device, shards.file_starts
+        for copy in mirrored:
+            self.starts = np.append(self.starts, self.starts[-1] + copy.file_starts[1:])
         if shards.key == "fields":
             self.parts = [StoredRows(shards, k) for k in range(len(shards.paths))]
             for part, path in zip(self.parts, shards.paths):
                 for start, rows in part.blocks():
                     check_finite(rows.numpy(), path, start, FIELD_ADVICE)
         else:
-            self.parts = map_latents(shards)
+            self.parts = []
+            for copy in (shards, *mirrored):
+                self.parts += map_latents(copy)
         size = sum(part.nbytes for part in self.parts)
         if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] // 2:
             count, dtype = int(self.starts[-1]), self.parts[0].dtype
@@ -217,7 +227,7 @@ class LatentStore:
                         whole[first + row : first + row + len(rows)] = rows
                 else:
                     whole[first : first + len(part)] = part
-            self.parts, self.starts = [whole], shards.file_starts[[0, -1]]
+            self.parts, self.starts = [whole], self.starts[[0, -1]]
 
     def gather(self, rows: np.ndarray) -> Tensor:
         """(n,) int64 flat indices -> (n, C, h, w) on the device, as stored."""
@@ -271,7 +281,10 @@ def open_latents(config: Config, dir: Path) -> Shards:
 
 
 class LatentTriples:
-    """Batches gathered from cached latents, not normalised."""
+    """Batches gathered from cached latents, not normalised.
+
+    mirrored: folders of the latents of mirror images. Each item is drawn from a random copy.
+    """
 
     def __init__(
         self,
@@ -281,9 +294,12 @@ class LatentTriples:
         rank: int = 0,
         world: int = 1,
         fixed: Windows | None = None,
+        mirrored: Sequence[Path] = (),
     ):
         self.shards = open_latents(config, dir)
-        self.store = LatentStore(self.shards, device)
+        self.copies = 1 + len(mirrored)
+        copies = [open_latents(config, copy) for copy in mirrored]
+        self.store = LatentStore(self.shards, device, copies)
         self.config, self.device = config, device
         self.rank, self.world, self.fixed = rank, world, fixed
         check_long_enough(self.shards, config.data.clip, config.data.skip, "data.clip")
@@ -293,10 +309,23 @@ class LatentTriples:
         rank, world = (0, 1) if whole else (self.rank, self.world)
         return draw_batch(self.config, self.shards.lengths, k, rank, world, self.fixed)
 
+    def first_rows(self, k: int, at: FrameIndices, whole: bool = False) -> np.ndarray:
+        """Flat index of the first frame of the video of each item, in a random copy, (B,)."""
+        first = self.shards.starts[at.video]
+        if self.copies > 1:
+            train = self.config.train
+            rng = numpy_generator(train.seed, "copy", k)
+            # Every process draws for the whole batch, as in draw_batch.
+            copy = rng.integers(self.copies, size=train.batch_size)
+            if not whole:
+                copy = copy[share(train.batch_size, self.rank, self.world)]
+            first = first + copy * self.shards.lengths.sum()
+        return first
+
     def batch(self, k: int, whole: bool = False) -> Batch:
         at = self.frames(k, whole)
-        # From frame numbers within videos to flat indices within the split.
-        first = self.shards.starts[at.video]
+        # From frame numbers within videos to flat indices within the store.
+        first = self.first_rows(k, at, whole)
         flat = at._replace(
             target=first + at.target,
             reference=first + at.reference,
@@ -316,7 +345,7 @@ class LatentTriples:
         first = share(config.train.batch_size, self.rank, self.world).start
         chosen = (np.arange(len(at.video)) + first) % config.train.own == 0
         rows = np.flatnonzero(chosen & (at.reference >= back[0]))
-        flat = (self.shards.starts[at.video] + at.reference)[rows, None] - back
+        flat = (self.first_rows(k, at) + at.reference)[rows, None] - back
         frames = self.store.gather(flat.ravel()).float().unflatten(0, flat.shape)
         return Earlier(to_device(rows, self.device), frames)
 

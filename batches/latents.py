@@ -23,7 +23,7 @@ from shards import Shards, write_packed
 # Limits of the block of frames that is read at once for encoding.
 BLOCK_FRAMES = 2048
 BLOCK_BYTES = 64 << 20
-# data.flips: the further copies of the frames (n, C, H, W), as the axes along which each is flipped.
+# data.flips: further copies of the frames (n, C, H, W), as the axes along which each is flipped.
 MIRRORS = {"": [], "h": [(-1,)], "v": [(-2,)], "hv": [(-1,), (-2,), (-2, -1)]}
 # What to say of values that are not finite.
 LATENT_ADVICE = (

@@ -57,11 +57,17 @@ def find(
     return None
 
 
-def bound_of(world: str, seed: int, budget: float, changes: list[str]) -> float | None:
-    """The bound that an earlier run with the same world, seed, budget and --set has measured."""
+def bound_of(
+    world: str, variant: str, seed: int, budget: float, changes: list[str]
+) -> float | None:
+    """The bound that an earlier run with the same autoencoder has measured.
+
+    Runs with the same world, seed, budget and --set share it, except `before`.
+    """
+    own = (world, variant == "before", seed, budget, changes)
     for record in read():
-        key = (record["world"], record["seed"], record["budget"], record["set"])
-        if key == (world, seed, budget, changes):
+        before = record["variant"].split()[0] == "before"
+        if (record["world"], before, record["seed"], record["budget"], record["set"]) == own:
             return record["bound"]
     return None
 

@@ -84,9 +84,16 @@ BEFORE = {
     "train.lr": 1e-3,
     "train.optimizer": "adamw",
     "train.own": 0,
+    "data.flips": "",
+    "vqvae.optimizer": "adamw",
 }
 # The same, where the balls and the worlds of 64 pixels differed.
-BALLS_BEFORE = {"model.width": 128, "train.batch_size": 32, "sample.redraw": "step"}
+BALLS_BEFORE = {
+    "model.width": 128,
+    "train.batch_size": 32,
+    "sample.redraw": "step",
+    "vqvae.steps": 1_400,
+}
 SMALL_BEFORE = {"model.width": 96, "train.batch_size": 16}
 # Items of a batch of configs.FORECASTS where a frame has 64 pixels.
 BATCH_64 = 24
@@ -159,7 +166,7 @@ def run(world: str, variant: str, seed: int, budget: float, args: argparse.Names
         "parameters": parameters,
         "updates": config.train.steps,
         **measure_run(forecaster, process, Path(args.weights)),
-        "bound": board.bound_of(world, seed, budget, args.set),
+        "bound": board.bound_of(world, variant, seed, budget, args.set),
         "settings": {name: value for name, value in overrides.items() if name[:4] != "data.root"},
     }
     if record["bound"] is None:

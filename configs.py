@@ -332,7 +332,11 @@ class Vqvae(Group):
     ckpt: str = ""  # file of the weights; empty: train them (small only)
     downsample: Literal[2, 4, 8, 16] = 4  # image size divided by latent size
     channels: Positive = 4  # channels of a latent
-    codes: Annotated[int, at_least(2)] = 1024  # entries of the codebook
+    # entries of the codebook; 0: none, latents are decoded as they are
+    codes: Annotated[int, Rule("0 or >= 2", lambda n: n == 0 or n >= 2)] = 1024
+    # noise on the latents in training, of a level uniform in [0, noise] per frame, in standard
+    # deviations of the latents
+    noise: HalfOpenUnit = 0.0
     # channels of the blocks
     width: Annotated[int, Rule("a multiple of 8", lambda n: n > 0 and n % 8 == 0)] = 64
     depth: Positive = 2  # blocks in the encoder; the decoder has one more

@@ -67,6 +67,7 @@ def build(vqvae: configs.Vqvae, fields: int = 0) -> nn.Module:
         codes=vqvae.codes,
         width=vqvae.width,
         depth=vqvae.depth,
+        noise=vqvae.noise,
         fields=fields,
     )
 
@@ -249,10 +250,13 @@ def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> 
             if step % validate_every(config) == 0 or step == vqvae.steps:
                 psnr = validate(module.eval(), held_out, device)
                 module.train()
-                mse = values["mse"].item()
-                perplexity = values["perplexity"].item()
-                log.row(step, vqvae_psnr=psnr, vqvae_mse=mse, codebook_perplexity=perplexity)
-                bar.set_postfix_str(f"PSNR {psnr:.1f} dB, perplexity {perplexity:.0f}")
+                row = {"vqvae_psnr": psnr, "vqvae_mse": values["mse"].item()}
+                shown = f"PSNR {psnr:.1f} dB"
+                if "perplexity" in values:
+                    row["codebook_perplexity"] = values["perplexity"].item()
+                    shown += f", perplexity {row['codebook_perplexity']:.0f}"
+                log.row(step, **row)
+                bar.set_postfix_str(shown)
                 state = {
                     "model": module.state_dict(),
                     "opt": optimizer.state_dict(),

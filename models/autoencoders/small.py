@@ -72,8 +72,9 @@ class SmallVQVAE(nn.Module):
     """A VQVAE that trains on two cores in two minutes: all blocks work at latent resolution.
 
     (B, 3, H, W) in [-1, 1] <-> (B, channels, H / downsample, W / downsample).
-    fields: number of channels of fields, which are encoded instead of RGB frames; 0: RGB frames.
-    Fields are normalised per channel, by `set_statistics`, and not clamped.
+    codes: entries of the codebook; 0: none, so that latents are decoded as they are. noise: see
+    `disturb`. fields: number of channels of fields, which are encoded instead of RGB frames; 0: RGB
+    frames. Fields are normalised per channel, by `set_statistics`, and not clamped.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class SmallVQVAE(nn.Module):
         codes: int = 1024,
         width: int = 96,
         depth: int = 2,
+        noise: float = 0.0,
         fields: int = 0,
     ):
         super().__init__()
@@ -96,7 +98,8 @@ class SmallVQVAE(nn.Module):
             nn.SiLU(),
             nn.Conv2d(width, channels, 1),
         )
-        self.codebook = Codebook(codes, channels)
+        self.codebook = Codebook(codes, channels) if codes else None
+        self.noise = noise
         self.decoder = nn.Sequential(
             nn.Conv2d(channels, width, 3, padding=1),
             *[ResBlock(width) for _ in range(depth + 1)],
@@ -127,7 +130,7 @@ class SmallVQVAE(nn.Module):
         return self.encoder(self.normalize(x))
 
     def decode(self, z: Tensor) -> Tensor:
-        x = self.decoder(nearest(z, self.codebook.codes))
+        x = self.decoder(z if self.codebook is None else nearest(z, self.codebook.codes))
         return x * self.std + self.mean if self.of_fields else x.clamp(-1, 1)
 
     def squared_error(self, x: Tensor) -> Tensor:
@@ -142,26 +145,52 @@ class SmallVQVAE(nn.Module):
         # Squared errors in [-1, 1] are four times those in [0, 1].
         return error.square().mean((1, 2, 3)) / 4
 
-    def loss(
-        self, x: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """-> (loss, values to log). The values are the reconstruction MSE, as `squared_error`, and
-        the codebook's perplexity. In training mode, also updates the codebook."""
-        x = self.normalize(x)
-        z = self.encoder(x).float()
+    def disturb(self, z: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Add noise to latents (B, C, h, w), for training: the decoder learns to remove errors of
+        forecasts, and the encoder to place similar frames close together.
+
+        The level is uniform in [0, self.noise] per item, in standard deviations of each channel.
+        """
+        options = {"generator": generator, "device": z.device}
+        level = self.noise * torch.rand(len(z), 1, 1, 1, **options)
+        scale = z.detach().std((0, 2, 3), keepdim=True)
+        return z + level * scale * torch.randn(z.shape, **options)
+
+    def quantize(
+        self, z: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """-> (codes, commitment loss, values to log). In training mode, also updates the
+        codebook."""
         index = nearest_index(z, self.codebook.codes)
         count = count_codes(index, len(self.codebook.codes))
         if self.training:
             self.codebook.update(z.detach(), index, count, generator)
         code = lookup(index, self.codebook.codes, z)
-        # Straight-through estimator: the gradient skips the quantisation.
-        reconstruction = self.decoder(z + (code - z).detach()).float()
-        error = F.mse_loss(reconstruction, x)
-        commitment = F.mse_loss(z, code)
         share = count / len(index)
         perplexity = torch.exp(-(share * (share + 1e-10).log()).sum())
-        # The reconstruction error scales the commitment loss, whose share of the loss therefore
-        # stays the same while the error falls.
-        loss = error + 0.25 * error.detach() * commitment
+        # Straight-through estimator: the gradient skips the quantisation.
+        return z + (code - z).detach(), F.mse_loss(z, code), {"perplexity": perplexity}
+
+    def loss(
+        self, x: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """-> (loss, values to log). The values are the reconstruction MSE, as `squared_error`, and
+        the codebook's perplexity, if there is one. In training mode, also updates the codebook."""
+        x = self.normalize(x)
+        z = self.encoder(x).float()
+        if self.codebook is None:
+            # Latents of mean 0 and variance 1 per channel, so that their noise has a scale.
+            mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+            penalty = mean.square().mean() + std.clamp(min=1e-6).log().square().mean()
+            code, values = z, {}
+        else:
+            code, penalty, values = self.quantize(z, generator)
+        if self.noise:
+            code = self.disturb(code, generator)
+        reconstruction = self.decoder(code).float()
+        error = F.mse_loss(reconstruction, x)
+        # The reconstruction error scales the penalty, whose share of the loss therefore stays the
+        # same while the error falls.
+        loss = error + 0.25 * error.detach() * penalty
         mse = error.detach() if self.of_fields else error.detach() / 4
-        return loss, {"mse": mse, "perplexity": perplexity}
+        return loss, {"mse": mse, **values}

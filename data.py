@@ -65,13 +65,25 @@ def mean_frame(
     return to_display(frames[None])[0].mean(0).round().astype(np.uint8)
 
 
+def channel_scale(shards: Shards) -> np.ndarray | None:
+    """The standard deviation (C,) of each channel of fields, in whose units they are scored: over
+    at most 2,000 frames of a split, the same for all runs. None for frames and latents."""
+    if shards.key != "fields":
+        return None
+    frames = random_frames(shards, min(2_000, int(shards.lengths.sum())), np.random.default_rng(0))
+    std = [frames[:, c].std(dtype=np.float64) for c in range(frames.shape[1])]
+    # A constant channel is scored in its own unit. Short numbers, as metrics.json states them.
+    return np.array([float(f"{value:.6g}") or 1.0 for value in std])
+
+
 class Clips(NamedTuple):
-    """Clips to preview forecasts on. frames: as read_clips. fps: frames per second. channels:
-    names of the channels of fields."""
+    """Clips to preview forecasts on. frames: as read_clips. fps: frames per second. channels,
+    scale: names, if they are known, and scale of the channels of fields."""
 
     frames: np.ndarray
     fps: float
     channels: tuple[str, ...] = ()
+    scale: np.ndarray | None = None
 
 
 def preview_clips(config: Config, shards: Shards, windows: Windows | None) -> Clips:
@@ -80,7 +92,7 @@ def preview_clips(config: Config, shards: Shards, windows: Windows | None) -> Cl
     if windows is None:
         windows = spaced_windows(shards.lengths, length, config.data.skip, PREVIEW_VIDEOS)
     frames = read_clips(shards, windows)[:PREVIEW_VIDEOS]
-    return Clips(frames, frame_rate(shards, config), shards.channels)
+    return Clips(frames, frame_rate(shards, config), shards.channels, channel_scale(shards))
 
 
 def frame_rate(shards: Shards, config: Config) -> float:

@@ -42,6 +42,8 @@ GENERATED_FIELDS = 100
 # number is lower, because each frame must be encoded.
 MEASURED_ITEMS = 2_000
 MEASURED_ITEMS_AUGMENTED = 300
+# Number of values of fields from which statistics are measured, at most, to limit the memory.
+MEASURED_VALUES = 1 << 26
 
 
 # -------------------------------------------------------------------- splits
@@ -59,19 +61,38 @@ def mean_frame(
 
     to_display: Forecaster.to_display, which decodes stored latents.
     """
-    frames = random_frames(shards, min(2_000, int(shards.lengths.sum())), np.random.default_rng(0))
     if shards.key == "fields":
-        return frames.mean(0, dtype=np.float64).astype(np.float32)
+        return measured_fields(shards).mean(0, dtype=np.float64).astype(np.float32)
+    frames = random_frames(shards, min(2_000, int(shards.lengths.sum())), np.random.default_rng(0))
     return to_display(frames[None])[0].mean(0).round().astype(np.uint8)
 
 
+def measured_fields(shards: Shards) -> np.ndarray:
+    """Random fields (n, C, H, W) of a split for statistics, the same at every call: at most 2,000
+    frames and MEASURED_VALUES values."""
+    most = min(2_000, max(16, MEASURED_VALUES // int(np.prod(shards.shape))))
+    return random_frames(shards, min(most, int(shards.lengths.sum())), np.random.default_rng(0))
+
+
+def channel_scale(shards: Shards) -> np.ndarray | None:
+    """The standard deviation (C,) of each channel of fields, in whose units they are scored: over
+    at most 2,000 frames of a split, the same for all runs. None for frames and latents."""
+    if shards.key != "fields":
+        return None
+    frames = measured_fields(shards)
+    std = [frames[:, c].std(dtype=np.float64) for c in range(frames.shape[1])]
+    # A constant channel is scored in its own unit. Short numbers, as metrics.json states them.
+    return np.array([float(f"{value:.6g}") or 1.0 for value in std])
+
+
 class Clips(NamedTuple):
-    """Clips to preview forecasts on. frames: as read_clips. fps: frames per second. channels:
-    names of the channels of fields."""
+    """Clips to preview forecasts on. frames: as read_clips. fps: frames per second. channels,
+    scale: names, if they are known, and scale of the channels of fields."""
 
     frames: np.ndarray
     fps: float
     channels: tuple[str, ...] = ()
+    scale: np.ndarray | None = None
 
 
 def preview_clips(config: Config, shards: Shards, windows: Windows | None) -> Clips:
@@ -80,7 +101,7 @@ def preview_clips(config: Config, shards: Shards, windows: Windows | None) -> Cl
     if windows is None:
         windows = spaced_windows(shards.lengths, length, config.data.skip, PREVIEW_VIDEOS)
     frames = read_clips(shards, windows)[:PREVIEW_VIDEOS]
-    return Clips(frames, frame_rate(shards, config), shards.channels)
+    return Clips(frames, frame_rate(shards, config), shards.channels, channel_scale(shards))
 
 
 def frame_rate(shards: Shards, config: Config) -> float:
@@ -456,13 +477,18 @@ def resolve_latents(
 def measure_latents(config: Config, source: Source) -> Latent:
     """Measure the shape and, in float64, the statistics of the latents, see configs.Latent."""
     items = MEASURED_ITEMS_AUGMENTED if config.data.augmented else MEASURED_ITEMS
+    if config.vqvae.kind == "none":
+        first = next(source.measured(0, 1, whole=True)).target
+        items = min(items, max(1, MEASURED_VALUES // first[0].numel()))
     count = -(-items // config.train.batch_size)
     pairs = [(batch.target, batch.reference) for batch in source.measured(0, count, whole=True)]
     x1, x0 = (torch.cat(part).double().cpu() for part in zip(*pairs))
     C = x1.shape[1]
     mean, std = torch.zeros(C, dtype=x1.dtype), torch.ones(C, dtype=x1.dtype)
     if config.flow.normalize:
-        mean, std = x1.mean((0, 2, 3)), x1.std((0, 2, 3)).clamp(min=1e-6)
+        mean, std = x1.mean((0, 2, 3)), x1.std((0, 2, 3))
+        of_fields = config.vqvae.kind == "none"
+        std = field_std(mean, std) if of_fields else std.clamp(min=1e-6)
     # The root mean squares of x_1 - x_0 and of x_1, one of which scales the network's target.
     delta = ((x1 - x0) / std.view(-1, 1, 1)).square().mean().sqrt().item()
     if not 0 < delta < float("inf"):
@@ -476,6 +502,12 @@ def measure_latents(config: Config, source: Source) -> Latent:
         # The target of the joint network is several frames, stacked along the height.
         h //= config.halves[1]
     return Latent((C, h, w), tuple(mean.tolist()), tuple(std.tolist()), delta, scale)
+
+
+def field_std(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """The standard deviations (C,) by which fields are divided, of any unit: those measured, but 1
+    for a channel that is constant up to the rounding of float32."""
+    return torch.where(std > 1e-6 * mean.abs(), std, torch.ones_like(std))
 
 
 def random_frames(shards: Shards, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -215,7 +215,8 @@ def set_statistics(module: nn.Module, pool: np.ndarray) -> None:
     stds = [pool[:, c].std(dtype=np.float64) for c in range(pool.shape[1])]
     if not np.isfinite([means, stds]).all():
         raise UserError("the fields hold values that are not finite; prepare them again")
-    module.set_statistics(torch.tensor(means), torch.tensor(stds).clamp(min=1e-6))
+    mean, std = torch.tensor(means), torch.tensor(stds)
+    module.set_statistics(mean, data.field_std(mean, std))
 
 
 def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> Path:
@@ -240,7 +241,10 @@ def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> 
     if fields and not state:
         set_statistics(module, pool)
     # The same held-out frames for every seed, so that runs are comparable.
-    held_out = data.random_frames(val, HELD_OUT, numpy_generator(0, "vqvae-val"))
+    count = HELD_OUT
+    if fields:
+        count = min(count, max(1, data.MEASURED_VALUES // int(np.prod(val.shape))))
+    held_out = data.random_frames(val, count, numpy_generator(0, "vqvae-val"))
     log = logs.Log(dir, config, step)
     with progress(vqvae.steps, "train VQVAE", "step", step) as bar:
         while step < vqvae.steps:
@@ -251,7 +255,7 @@ def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> 
                 psnr = validate(module.eval(), held_out, device)
                 module.train()
                 row = {"vqvae_psnr": psnr, "vqvae_mse": values["mse"].item()}
-                shown = f"PSNR {psnr:.1f} dB"
+                shown = f"{'SNR' if fields else 'PSNR'} {psnr:.1f} dB"
                 if "perplexity" in values:
                     row["codebook_perplexity"] = values["perplexity"].item()
                     shown += f", perplexity {row['codebook_perplexity']:.0f}"

@@ -107,7 +107,7 @@ def open_split(config: Config, split: str) -> Shards:
         )
     if config.vqvae.kind == "latents":
         return Shards(root / split, "latents", config.data.skip_bad)
-    shards = Shards(root / split, skip_bad=config.data.skip_bad)
+    shards = Shards(root / split, "frames", config.data.skip_bad)
     if shards.shape[:2] != (config.data.image_size,) * 2:
         raise UserError(
             f"{shards.dir}: frames of {shards.shape[1]}x{shards.shape[0]} pixels, but "

@@ -5,9 +5,11 @@ A split is a directory of `shard_0001.hdf5`, `shard_0002.hdf5`, … in one of tw
 * packed, the layout that we write: `frames` (N, H, W, 3) uint8, all videos concatenated, and
   `lengths` (videos,) int64. A video may continue in the next shard, which then has the attribute
   `continues`; a stream of any length is stored in this way. Latent shards hold `latents`
-  (N, C, h, w) in place of `frames`. Other per-frame arrays, such as ball positions, are stored in
-  the group `extra`. The attribute `fps` is the frame rate of the first video, 0 if unknown. A shard
-  whose videos have several rates also holds `rates` (videos,) float64, frames per second.
+  (N, C, h, w) in place of `frames`, and field shards `fields` (N, C, H, W) float32, with any
+  number of channels, whose names the attribute `channels` lists. Other per-frame arrays, such as
+  ball positions, are stored in the group `extra`. The attribute `fps` is the frame rate of the
+  first video, 0 if unknown. A shard whose videos have several rates also holds `rates` (videos,)
+  float64, frames per second.
 * RIVER's, written only by `python -m prepare.repack`: `len/<i>` holds the length of video i, and
   the group `<i>` holds one HxWx3 dataset per frame. The attribute `fps` of a group is the rate of
   this video, where it differs from the attribute `fps` of the file.
@@ -20,6 +22,7 @@ import hashlib
 import os
 import shutil
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -32,6 +35,8 @@ from runtime.folders import report_no_locks, write_atomically
 FORMAT_VERSION = 1
 RESERVE = 4 << 20  # bytes of disk space kept free, so that HDF5 can close a file
 PATTERN = "shard_*.hdf5"
+# What a shard may hold: RGB frames, latents of an autoencoder, or fields of any channels.
+KEYS = ("frames", "latents", "fields")
 # Exceptions that h5py raises for damaged files.
 DAMAGED = (
     OSError,
@@ -90,6 +95,13 @@ class PackedFile:
         if data.name not in self.rows:
             self.rows[data.name] = Rows(data, self.path)
         return self.rows[data.name]
+
+
+def find_key(file: h5py.File) -> str:
+    """Which of KEYS a shard of either layout holds; "" if none."""
+    if "len" in file:
+        return "frames"
+    return next((key for key in KEYS if key in file), "")
 
 
 class RiverFile:
@@ -205,14 +217,18 @@ class Shards:
     """The videos of one split directory.
 
     lengths: (videos,) int64, frames per video. rates: (videos,) float64, frames per second of each
-    video, NaN where unknown. fps: frames per second of the first video, or None. shape: of one
-    frame, (H, W, 3), or (C, h, w) for `key="latents"`.
+    video, NaN where unknown. fps: frames per second of the first video, or None. shape, dtype: of
+    one frame, (H, W, 3) uint8, or (C, h, w) for `key="latents"`, or (C, H, W) float32 for
+    `key="fields"`. channels: names of the channels of fields; () if unknown.
+
+    key: what the shards must hold, one of KEYS; "": what the first one holds, which `key` then
+    names.
 
     A file that cannot be read raises a UserError that names it. skip_bad: warn and skip a file that
     cannot be opened; a video that continues after the skipped file becomes a new video.
     """
 
-    def __init__(self, dir: str | Path, key: str = "frames", skip_bad: bool = False):
+    def __init__(self, dir: str | Path, key: str = "", skip_bad: bool = False):
         self.dir = Path(dir)
         self.key = key
         self.paths = sorted(self.dir.glob(PATTERN))
@@ -230,7 +246,9 @@ class Shards:
         self.file_starts = np.concatenate([[0], np.cumsum([f.lengths.sum() for f in self.files])])
         first = next(file for file in self.files if len(file.lengths))
         self.shape = tuple(first.shape)
+        self.dtype = first.dtype
         self.fps = first.fps
+        self.channels = tuple(map(str, first.file.attrs.get("channels", ())))
 
     def _join_videos(self) -> tuple[np.ndarray, np.ndarray]:
         """Lengths and rates of all videos. A video that spans several files counts as one."""
@@ -293,7 +311,11 @@ class Shards:
         except OSError as error:
             raise UserError(f"{path}: {explain_open_error(error)}") from None
         try:
-            opened = RiverFile(file, path) if "len" in file else PackedFile(file, path, self.key)
+            self.key = self.key or find_key(file)
+            if "len" in file:
+                opened = RiverFile(file, path)
+            else:
+                opened = PackedFile(file, path, self.key or "frames")
         except DAMAGED as error:
             raise UserError(
                 f"{path}: not a whole shard ({first_line(error)}); prepare it again"
@@ -304,6 +326,11 @@ class Shards:
                     f"{path}: frames of {opened.shape} {opened.dtype}, "
                     "not (height, width, 3) uint8; prepare it again"
                 )
+        if self.key == "fields" and (opened.dtype != np.float32 or len(opened.shape) != 3):
+            raise UserError(
+                f"{path}: fields of {opened.shape} {opened.dtype}, "
+                "not (channels, height, width) float32; prepare it again"
+            )
         return opened
 
     def __getstate__(self) -> dict:
@@ -323,7 +350,8 @@ class Shards:
         return self.starts[video] + local
 
     def read(self, video: int, frames: np.ndarray | slice) -> np.ndarray:
-        """Read frames of one video, in the given order: (n, H, W, 3) uint8 or (n, C, h, w)."""
+        """Read frames of one video, in the given order: (n, H, W, 3) uint8, latents (n, C, h, w),
+        or fields (n, C, H, W) float32."""
         return self._gather(self._flat(video, frames))
 
     def read_rows(self, rows: np.ndarray) -> np.ndarray:
@@ -441,14 +469,15 @@ def check_space(path: Path, size: int) -> None:
 class ShardWriter:
     """Writes packed shards. `add` stores a video; `append` adds frames to the last video.
 
-    frames: (n, H, W, 3) uint8, or (n, C, h, w) float16 or float32 for `key="latents"`. Keyword
-    arrays with the same n are stored in the group `extra`. A video may extend over several shards.
-    Each file is written atomically; an error inside the `with` block removes the incomplete file.
+    frames: (n, H, W, 3) uint8, or (n, C, h, w) float16 or float32 for `key="latents"`, or
+    (n, C, H, W) float32 for `key="fields"`. Keyword arrays with the same n are stored in the group
+    `extra`. A video may extend over several shards. Each file is written atomically; an error
+    inside the `with` block removes the incomplete file.
 
     fps: frame rate of videos whose rate `add` does not state; None if unknown. shard_bytes: size of
     frames at which the next shard starts. continues: the first call may be `append`, to continue
-    the last video of a shard from another writer. Raises UserError if the directory already holds
-    shards.
+    the last video of a shard from another writer. channels: names of the channels of fields.
+    Raises UserError if the directory already holds shards.
     """
 
     def __init__(
@@ -460,7 +489,10 @@ class ShardWriter:
         command: str = "",
         shard_bytes: int = 1 << 28,
         continues: bool = False,
+        channels: Sequence[str] = (),
     ):
+        if key not in KEYS:
+            raise ValueError(f"key must be one of {', '.join(KEYS)}, got {key!r}")
         self.dir = Path(dir)
         self.key = key
         self.shard_bytes = shard_bytes
@@ -471,6 +503,8 @@ class ShardWriter:
             "source": printable(source),
             "command": printable(command),
         }
+        if channels:
+            self.attrs["channels"] = [printable(name) for name in channels]
         # The rate of the last video; 0 if unknown.
         self._rate = fps or 0.0
         self.dir.mkdir(parents=True, exist_ok=True)
@@ -539,6 +573,11 @@ class ShardWriter:
     def _check(self, name: str, array: np.ndarray, count: int) -> None:
         if len(array) != count:
             raise ValueError(f"{name}: {len(array)} rows beside {count} frames")
+        if name == "fields" and (array.dtype != np.float32 or array.ndim != 4):
+            raise ValueError(
+                f"fields must be (n, channels, height, width) float32, got {array.shape} "
+                f"{array.dtype}"
+            )
         if self._file is None:
             return
         if name not in self._file or array.shape[1:] != self._file[name].shape[1:]:

@@ -136,7 +136,7 @@ def main() -> None:
     command = command_line("prepare.repack")
     with complete(args.out) as partial:
         for name, dir in splits.items():
-            shards = Shards(dir, skip_bad=args.skip_bad)
+            shards = Shards(dir, "frames", args.skip_bad)
             other = "packed" if isinstance(shards.files[0], RiverFile) else "river"
             summary = repack(shards, partial / name, args.layout or other, command)
             print(f"{args.out / name}: {summary}")

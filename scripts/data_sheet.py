@@ -63,7 +63,7 @@ def main() -> None:
         raise UserError("--rows, --columns and --every must be at least 1")
     if args.out.suffix != ".png":
         raise UserError(f"--out must end in .png, got {args.out}")
-    clips = read_clips(Shards(args.data), args.rows, args.columns, args.every)
+    clips = read_clips(Shards(args.data, "frames"), args.rows, args.columns, args.every)
     Image.fromarray(draw_sheet(clips)).save(args.out, optimize=True)
     size = args.out.stat().st_size / 1000
     print(f"{args.out}: {args.rows} clips, {args.columns} frames each, {size:.0f} kB")

@@ -67,6 +67,7 @@ class Recipe(NamedTuple):
     frame_rule: str = ""  # resize rule in the manifest; empty: by --crop and --image_size
     versions: dict[str, str] = {}  # of further packages that the reader uses
     facts: dict = {}  # further entries of the manifest
+    channels: tuple[str, ...] = ()  # names of the channels of fields
 
 
 class Job(NamedTuple):
@@ -222,6 +223,7 @@ def write_videos(dir: Path, job: Job, recipe: Recipe, args: argparse.Namespace) 
                 full_command(recipe, args),
                 shard_bytes=sys.maxsize,
                 continues=goes_on,
+                channels=recipe.channels,
             )
             # The shard's fps is the rate of its first video; only other rates are stored per video.
             other = {} if video.rate == rate else {"rate": video.rate or 0.0}

@@ -17,11 +17,12 @@ true conditional law, against which forecasts are judged.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import scipy.fft
 
-#from prepare import trajectories
+from prepare import trajectories
 from runtime.console import UserError, run_command
 
 VISCOSITY, FRICTION, FORCING = 1e-3, 0.1, 1.0
@@ -31,7 +32,7 @@ FORCED = ((6, 0), (7, 0), (5, 5), (8, 8))
 # turns by about 1.5 in a step, and the fourth-order Runge-Kutta method is stable up to 2.8.
 STEP = 0.02
 # Time from rest until the statistics are stationary.
-SPIN_UP = 20.0
+SPIN_UP = 30.0
 
 
 class NavierStokes:
@@ -45,8 +46,6 @@ class NavierStokes:
 
     every: time between two frames. step: largest time step; by default STEP for this size.
     """
-
-    channels = 1
 
     def __init__(
         self,
@@ -106,13 +105,11 @@ class NavierStokes:
     def from_field(self, field: np.ndarray) -> np.ndarray:
         """The state of vorticity fields (B, 1, size, size); waves that are not retained are
         dropped."""
-        state = self._to_waves(np.asarray(field[:, 0], self.dtype))
         return self._to_waves(np.asarray(field[:, 0], self.dtype)) * self.retained
 
     def start(self, noise: list[np.random.Generator]) -> np.ndarray:
         """Stationary states (B, size, n), one for each generator of noise: simulated from rest."""
-        state = np.zeros((len(noise), *self.retained.shape[:0], *self.half[0].shape))
-        state = state.astype(self.velocity.dtype)
+        state = np.zeros((len(noise), *self.half[0].shape), self.velocity.dtype)
         for _ in range(math.ceil(self.spin_up / self.every)):
             state = self.advance(state, noise)
         return state
@@ -134,7 +131,8 @@ class NavierStokes:
         """The linear part with its forcing. draws: (B, 4) complex, a cosine and a sine each."""
         decay, deviation = linear
         state = state * decay
-        state[:, *self.modes] += draws * deviation
+        rows, columns = self.modes
+        state[:, rows, columns] += draws * deviation
         return state
 
     def _advect(self, state: np.ndarray) -> np.ndarray:
@@ -171,3 +169,41 @@ class NavierStokes:
         """Values (…, size, size) -> coefficients (…, size, n), of which all rows are filled."""
         columns = scipy.fft.rfft(values, norm="forward")[..., : self.half[0].shape[1]]
         return scipy.fft.fft(columns, axis=-2, norm="forward")
+
+
+def source_name() -> str:
+    """Return the value of the shards' attribute `source`."""
+    return KIND.source
+
+
+KIND = trajectories.Kind(
+    module="prepare.navier_stokes",
+    source="stochastically forced Navier-Stokes equation",
+    build=NavierStokes,
+    channels=("vorticity",),
+    facts={
+        "viscosity": VISCOSITY,
+        "friction": FRICTION,
+        "forcing": FORCING,
+        "forced": FORCED,
+        "spin_up": SPIN_UP,
+    },
+    size=64,
+)
+
+
+def make(
+    out: str | Path,
+    frames: dict[str, int],
+    size: int = KIND.size,
+    every: float = 0.5,
+    seed: int = 0,
+    command: str = "",
+) -> dict:
+    """Write frames[split] frames per split to out/{split}/, in trajectories of about 100; return
+    the manifest. command: ignored, the shards name the command that repeats them."""
+    return trajectories.make(KIND, out, frames, size, every, seed)
+
+
+if __name__ == "__main__":
+    run_command(lambda: trajectories.run(KIND, __doc__.splitlines()[0]))

@@ -80,7 +80,7 @@ class UNet(nn.Module):
         self.stride = patch * 2 ** (len(multipliers) - 1)
         if h % self.stride or w % self.stride:
             raise UserError(
-                f"model.name=unet with {len(multipliers)} resolutions and model.patch={patch} needs "
+                f"unet with {len(multipliers)} resolutions and model.patch={patch} needs "
                 f"multiples of {self.stride} as height and width, got {h} x {w}; shorten "
                 "model.multipliers, or lower model.patch"
             )

@@ -102,21 +102,24 @@ def relative_error(squares: np.ndarray, norms: np.ndarray) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------- scores
-def pair_distance(members: np.ndarray) -> np.ndarray:
-    """Mean of |x - x'| over pairs of different members (S, T, C, H, W) and over pixels -> (T,)."""
+def pair_sum(members: np.ndarray) -> np.ndarray:
+    """Sum of |x - x'| over pairs of members (S, T, C, H, W), averaged over pixels -> (T,)."""
     S = len(members)
     # For sorted x, the sum of |x_i - x_j| over pairs i < j is the sum of (2k - S + 1) x_k over k.
     rank = (2 * np.arange(S) - S + 1).reshape(S, *[1] * (members.ndim - 1))
-    ordered = np.sort(members, axis=0)
-    return (ordered * rank).sum(0).mean(PIXELS) * 2 / (S * (S - 1))
+    return (np.sort(members, axis=0) * rank).sum(0).mean(PIXELS)
+
+
+def pair_distance(members: np.ndarray) -> np.ndarray:
+    """Mean of |x - x'| over pairs of S >= 2 different members and over pixels -> (T,)."""
+    S = len(members)
+    return pair_sum(members) * 2 / (S * (S - 1))
 
 
 def cross_distance(samples: np.ndarray, truths: np.ndarray) -> np.ndarray:
     """Mean of |x - y| over pairs of a sample and a truth and over pixels -> (T,)."""
-    S, M = len(samples), len(truths)
-    both = pair_distance(np.concatenate([samples, truths])) * (S + M) * (S + M - 1)
-    within = pair_distance(samples) * S * (S - 1) + pair_distance(truths) * M * (M - 1)
-    return (both - within) / (2 * S * M)
+    both = pair_sum(np.concatenate([samples, truths]))
+    return (both - pair_sum(samples) - pair_sum(truths)) / (len(samples) * len(truths))
 
 
 def crps(samples: np.ndarray, truths: np.ndarray) -> np.ndarray:

@@ -42,6 +42,7 @@ def test_scores_are_those_of_the_pairs_one_by_one():
         for truth in truths:
             each.append(getattr(metrics, name)(samples[None], truth[None])[0])
         assert np.allclose(getattr(fields, name)(samples, truths), np.mean(each, 0))
+        assert np.allclose(getattr(fields, name)(samples, truths[:1]), each[0])
         own = []
         for k in range(len(truths)):
             rest = np.delete(truths, k, 0)

@@ -29,9 +29,10 @@ def spectrum(fields: np.ndarray) -> np.ndarray:
 
 def spectrum_error(power: np.ndarray, truth: np.ndarray, largest: int) -> float:
     """The largest relative deviation of mean powers (K,) from the true ones (K,) over wavenumbers
-    1 to `largest`."""
+    1 to `largest`, where the true power is not negligible."""
     part = slice(1, largest + 1)
-    return float(np.abs(power[part] / truth[part] - 1).max())
+    counted = truth[part] > 1e-6 * truth.sum()
+    return float(np.abs(power[part][counted] / truth[part][counted] - 1).max())
 
 
 # ---------------------------------------------------------------------------------------- enstrophy
@@ -43,16 +44,20 @@ def enstrophy(vorticity: np.ndarray) -> np.ndarray:
 def kl_histogram(truths: np.ndarray, samples: np.ndarray, bins: int = BINS) -> float:
     """KL(truth || forecast) in nats of two sets of numbers, of any shape, by a histogram.
 
-    The bins hold equal shares of the truth. Half a count is added to every bin, so that none is
-    empty. Equal distributions give about (bins - 1) / 2 (1 / n + 1 / m) for n and m independent
-    numbers, not 0.
+    The bins hold equal shares of the truth. Equal distributions give about
+    (bins - 1) / 2 (1 / n + 1 / m) for n and m independent numbers, not 0.
     """
     inner = np.quantile(truths, np.arange(1, bins) / bins)
-    shares = []
+    counts = []
     for values in (truths, samples):
-        counts = np.bincount(np.searchsorted(inner, values.ravel()), minlength=bins) + 0.5
-        shares.append(counts / counts.sum())
-    p, q = shares
+        counts.append(np.bincount(np.searchsorted(inner, values.ravel()), minlength=bins))
+    return kl_counts(*counts)
+
+
+def kl_counts(truth: np.ndarray, forecast: np.ndarray) -> float:
+    """KL(truth || forecast) in nats of two histograms (bins,), with half a count more per bin."""
+    p = (truth + 0.5) / (truth + 0.5).sum()
+    q = (forecast + 0.5) / (forecast + 0.5).sum()
     return float((p * np.log(p / q)).sum())
 
 
@@ -74,25 +79,34 @@ def deviation(members: np.ndarray) -> np.ndarray:
     return members.std(0, ddof=1) / c4
 
 
-def squared_error(statistic, samples: np.ndarray, truths: np.ndarray) -> np.ndarray:
-    """Squared difference of a statistic (mean or deviation over the first axis) of two ensembles,
-    averaged over pixels -> (T,).
+def mean_error(samples: np.ndarray, truths: np.ndarray) -> np.ndarray:
+    """Squared difference of the means of two ensembles, averaged over pixels -> (T,).
 
-    Without bias: the differences of the two halves of the ensembles are multiplied, so that their
-    sampling errors, which are independent, do not add up. So the value may be negative. An ensemble
-    of the exact statistic is given as such, (T, C, H, W).
+    The sampling error is subtracted, so that the expectation has no bias and a value may be
+    negative. An exact mean is given as truths (T, C, H, W).
+    """
+    noise = samples.var(0, ddof=1) / len(samples)
+    true = truths
+    if truths.ndim == samples.ndim:
+        noise = noise + truths.var(0, ddof=1) / len(truths)
+        true = truths.mean(0)
+    return (np.square(samples.mean(0) - true) - noise).mean(PIXELS)
+
+
+def deviation_error(samples: np.ndarray, truths: np.ndarray) -> np.ndarray:
+    """Squared difference of the deviations of two ensembles, averaged over pixels -> (T,).
+
+    Without bias for Gaussians, so that a value may be negative: the differences of the two halves
+    of the ensembles, whose errors are independent, are multiplied. At least 4 members each. An
+    exact deviation is given as truths (T, C, H, W).
     """
     differences = []
     for half in (slice(0, None, 2), slice(1, None, 2)):
-        exact = truths.ndim < samples.ndim
-        true = truths if exact else statistic(truths[half])
-        differences.append(statistic(samples[half]) - true)
+        true = truths
+        if truths.ndim == samples.ndim:
+            true = deviation(truths[half])
+        differences.append(deviation(samples[half]) - true)
     return (differences[0] * differences[1]).mean(PIXELS)
-
-
-def mean(members: np.ndarray) -> np.ndarray:
-    """Mean over the first axis."""
-    return members.mean(0)
 
 
 def relative_error(squares: np.ndarray, norms: np.ndarray) -> np.ndarray:

@@ -132,5 +132,9 @@ def make(
     return trajectories.make(KIND, out, frames, size, every, seed)
 
 
+def main() -> int:
+    return trajectories.run(KIND, __doc__.splitlines()[0])
+
+
 if __name__ == "__main__":
-    run_command(lambda: trajectories.run(KIND, __doc__.splitlines()[0]))
+    run_command(main)

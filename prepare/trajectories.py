@@ -115,6 +115,8 @@ def write_shards(kind: Kind, lengths: dict[str, list[int]], args: argparse.Names
     """Write the shards of all splits; return the manifest. lengths: frames of each trajectory."""
     if Path(args.out).exists():
         raise UserError(f"{args.out} already exists; remove it or choose another --out")
+    # A size that the equation does not allow is an error before any process starts.
+    kind.build(args.size, args.every)
     sources = []
     for index, split in enumerate(build.SPLITS):
         of_split = lengths.get(split, [])

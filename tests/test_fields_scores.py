@@ -92,16 +92,18 @@ def test_errors_of_mean_and_deviation_are_without_the_sampling_error():
         (pixels + draws(8, seed=2), 0.0, 0.0),
         (pixels + draws(8, 0.5, 1.3, seed=3), 0.5, 0.3),
     ):
-        squares = fields.squared_error(fields.mean, samples, truths)
-        assert squares[0] == pytest.approx(mean_error**2, abs=0.03)
+        found = fields.mean_error(samples, truths)[0]
+        assert found == pytest.approx(mean_error**2, abs=0.03)
         # The plain squared error of the means has 1 / 8 + 1 / 16 more.
         plain = np.square(samples.mean(0) - truths.mean(0)).mean((1, 2, 3))[0]
-        assert plain > squares[0] + 0.1
-        squares = fields.squared_error(fields.deviation, samples, truths)
-        assert squares[0] == pytest.approx(deviation_error**2, abs=0.02)
+        assert plain > found + 0.1
+        found = fields.deviation_error(samples, truths)[0]
+        assert found == pytest.approx(deviation_error**2, abs=0.02)
         # Against the exact values.
-        squares = fields.squared_error(fields.mean, samples, pixels)
-        assert squares[0] == pytest.approx(mean_error**2, abs=0.03)
+        found = fields.mean_error(samples, pixels)[0]
+        assert found == pytest.approx(mean_error**2, abs=0.03)
+        found = fields.deviation_error(samples, pixels / 2)[0]
+        assert found == pytest.approx(deviation_error**2, abs=0.02)
     found = fields.relative_error(np.array([[0.2, -1.0], [0.0, 0.5]]), np.full((2, 2), 10.0))
     assert found.tolist() == [0.1, 0.0]
 

@@ -115,6 +115,14 @@ SMALL = preset(
     sample={"num_videos": 32, "solver": "exact2", "grid": "cosine", "steps": 10}
     | {"redraw": "frame", "reencode": False},
 )
+# Fields, which the network forecasts as they are.
+FIELDS = preset(
+    data={"clip": 12, "condition": 4, "predict": 8, "contexts": 1, "context": "last"},
+    vqvae={"kind": "none"},
+    model={"width": 48, "depth": 2, "mid_depth": 1},
+    train={"steps": 3_000, "batch_size": 16, "ema": 0.998, "sample_every": 1_000},
+    sample={"num_videos": 16, "redraw": "frame", "reencode": False},
+)
 
 # To add a dataset, add one entry here and one file in prepare/. Its shards are in data/<name>.
 DATASETS = {
@@ -151,6 +159,12 @@ DATASETS = {
         SMALL,
         prepare="python -m prepare.videos --source FOLDER_OF_VIDEOS --out {root} "
         "--image_size {size} --clip_length 24",
+    ),
+    "fields": Dataset(FIELDS, prepare="python -m prepare.fields --source FILES --out {root}"),
+    "navier_stokes": Dataset(
+        FIELDS,
+        data={"generate": "navier_stokes", "image_size": 64, "stream": 5_000, "held_out": 1_000}
+        | {"condition": 2, "predict": 10},
     ),
     "kth": Dataset(
         PUBLISHED,
@@ -234,7 +248,9 @@ GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that repl
 @dataclass(frozen=True)
 class Data(Group):
     root: str = "data/ball_stn"  # folder that holds train/, val/ and test/ with shards
-    image_size: Annotated[int, at_least(8)] = 32  # height and width of a frame, in pixels
+    # height and width of an RGB frame, in pixels. Fields have the size of their shards, of any
+    # height and width
+    image_size: Annotated[int, at_least(8)] = 32
     clip: Annotated[int, at_least(3)] = 30  # frames of a training window
     skip: NonNegative = 0  # frames skipped between two frames of a window
     condition: Positive = 10  # given frames of a forecast
@@ -256,8 +272,8 @@ class Data(Group):
     skip_bad: bool = False  # skip shards that cannot be opened, with a warning; else stop
     # loader processes; used only with augmentation, which rules out the latent cache
     workers: NonNegative = 4
-    # stream to generate if there are no shards: balls or maze; empty: none
-    generate: Literal["", "balls", "maze"] = ""
+    # stream to generate if there are no shards: balls, maze or navier_stokes; empty: none
+    generate: Literal["", "balls", "maze", "navier_stokes"] = ""
     stream: Positive = 100_000  # frames of the generated training stream
     # frames of each generated held-out stream, val and test
     held_out: Positive = 10_000
@@ -306,7 +322,8 @@ class Replay(Group):
 @dataclass(frozen=True)
 class Vqvae(Group):
     # architecture. small: our own, trained by main.py. taming_f8_small, taming_f8, taming_f16,
-    # river: published. latents: none, the shards hold latents of Stable Diffusion's autoencoder
+    # river: published. latents: none, the shards hold latents of Stable Diffusion's autoencoder.
+    # none: none, the network forecasts fields (prepare.fields) as they are
     kind: str = "small"
     ckpt: str = ""  # file of the weights; empty: train them (small only)
     downsample: Literal[2, 4, 8, 16] = 4  # image size divided by latent size
@@ -324,6 +341,11 @@ class Vqvae(Group):
 
         super().__post_init__()
         check_choice("vqvae.kind", self.kind, KINDS)
+
+    @property
+    def stored(self) -> bool:
+        """Whether the shards hold what the network forecasts, so that there are no weights."""
+        return self.kind in ("latents", "none")
 
 
 @dataclass(frozen=True)
@@ -552,7 +574,10 @@ class Config:
         # Rules that involve several groups. Each group has checked its own fields.
         size, factor = self.data.image_size, self.vqvae.downsample
         rule = f"a multiple of vqvae.downsample = {factor}"
-        check(size % factor == 0, "data.image_size", rule, size)
+        if self.vqvae.kind == "none":
+            self.check_fields()
+        else:
+            check(size % factor == 0, "data.image_size", rule, size)
         if self.model.name == "joint":
             self.check_joint()
         self.check_contexts()
@@ -577,6 +602,15 @@ class Config:
             if kind == "at":
                 rule = f"{self.data.contexts} gaps, as many as data.contexts"
                 check(gaps.count(",") + 1 == self.data.contexts, name, rule, f"at:{gaps}")
+
+    def check_fields(self) -> None:
+        """Check the settings of fields that are their own latents."""
+        if self.data.augmented:
+            raise UserError(
+                "vqvae.kind=none is for fields, and augmentation for RGB frames: set "
+                "data.brightness, data.contrast, data.saturation and data.hue to 0, and "
+                "data.augment to nothing"
+            )
 
     def check_given(self) -> None:
         if self.flow.noise:

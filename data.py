@@ -44,7 +44,7 @@ MEASURED_ITEMS_AUGMENTED = 300
 
 # -------------------------------------------------------------------- splits
 def read_clips(shards: Shards, windows: Windows) -> np.ndarray:
-    """Read the frames of windows: (V, clip, H, W, 3) uint8, or latents as stored."""
+    """Read the frames of windows: (V, clip, H, W, 3) uint8, or latents or fields as stored."""
     offsets = np.arange(windows.clip) * windows.stride
     clips = [shards.read(v, start + offsets) for v, start in zip(windows.video, windows.start)]
     return np.stack(clips)
@@ -53,19 +53,23 @@ def read_clips(shards: Shards, windows: Windows) -> np.ndarray:
 def mean_frame(
     shards: Shards, to_display: Callable[[np.ndarray], np.ndarray] = lambda frames: frames
 ) -> np.ndarray:
-    """Mean over at most 2,000 frames of a split, (H, W, 3) uint8.
+    """Mean over at most 2,000 frames of a split, (H, W, 3) uint8; of fields (C, H, W) float32.
 
     to_display: Forecaster.to_display, which decodes stored latents.
     """
     frames = random_frames(shards, min(2_000, int(shards.lengths.sum())), np.random.default_rng(0))
+    if shards.key == "fields":
+        return frames.mean(0, dtype=np.float64).astype(np.float32)
     return to_display(frames[None])[0].mean(0).round().astype(np.uint8)
 
 
 class Clips(NamedTuple):
-    """Clips to preview forecasts on. frames: as read_clips. fps: frames per second."""
+    """Clips to preview forecasts on. frames: as read_clips. fps: frames per second. channels:
+    names of the channels of fields."""
 
     frames: np.ndarray
     fps: float
+    channels: tuple[str, ...] = ()
 
 
 def preview_clips(config: Config, shards: Shards, windows: Windows | None) -> Clips:
@@ -73,7 +77,8 @@ def preview_clips(config: Config, shards: Shards, windows: Windows | None) -> Cl
     length = config.data.condition + config.data.predict
     if windows is None:
         windows = spaced_windows(shards.lengths, length, config.data.skip, PREVIEW_VIDEOS)
-    return Clips(read_clips(shards, windows)[:PREVIEW_VIDEOS], frame_rate(shards, config))
+    frames = read_clips(shards, windows)[:PREVIEW_VIDEOS]
+    return Clips(frames, frame_rate(shards, config), shards.channels)
 
 
 def frame_rate(shards: Shards, config: Config) -> float:
@@ -95,8 +100,8 @@ def has_shards(dir: Path) -> bool:
 
 
 def open_split(config: Config, split: str) -> Shards:
-    """Open the shards of a split. UserError if there are none, or if their frames have another size
-    than data.image_size."""
+    """Open the shards of a split. UserError if there are none, or if they do not suit the settings:
+    frames of another size than data.image_size, or fields where vqvae.kind expects frames."""
     root = Path(config.data.root)
     if not has_shards(root / split):
         there = [name for name in SPLITS if has_shards(root / name)]
@@ -105,15 +110,44 @@ def open_split(config: Config, split: str) -> Shards:
             f"no shards in {root / split}; splits that are there: "
             f"{', '.join(there) or 'none'}{instead}"
         )
-    if config.vqvae.kind == "latents":
-        return Shards(root / split, "latents", config.data.skip_bad)
-    shards = Shards(root / split, "frames", config.data.skip_bad)
-    if shards.shape[:2] != (config.data.image_size,) * 2:
+    shards = Shards(root / split, skip_bad=config.data.skip_bad)
+    check_content(config, shards)
+    return shards
+
+
+def check_content(config: Config, shards: Shards) -> None:
+    """Raise UserError if the autoencoder of the config cannot encode what the shards hold."""
+    kind = config.vqvae.kind
+    taken = {"latents": ("latents",), "none": ("fields",), "small": ("frames", "fields")}
+    if shards.key not in taken.get(kind, ("frames",)):
+        suit = {"frames": "small", "latents": "latents", "fields": "none"}[shards.key]
+        raise UserError(
+            f"{shards.dir} holds {shards.key}, but vqvae.kind={kind} is for "
+            f"{' or '.join(taken.get(kind, ('frames',)))}; set vqvae.kind={suit}, or data.root"
+        )
+    if shards.key == "frames" and shards.shape[:2] != (config.data.image_size,) * 2:
         raise UserError(
             f"{shards.dir}: frames of {shards.shape[1]}x{shards.shape[0]} pixels, but "
             f"data.image_size is {config.data.image_size}; set it, or prepare the shards again"
         )
-    return shards
+    if shards.key == "fields":
+        check_fields(config, shards)
+
+
+def check_fields(config: Config, shards: Shards) -> None:
+    """Raise UserError if fields of this size cannot be encoded."""
+    _, H, W = shards.shape
+    factor = config.vqvae.downsample
+    if config.vqvae.kind == "small" and (H % factor or W % factor):
+        raise UserError(
+            f"{shards.dir}: fields of {H}x{W} (height x width) cannot be divided by "
+            f"vqvae.downsample = {factor}; set it lower, or prepare them with --multiple {factor}"
+        )
+    if config.data.augmented:
+        raise UserError(
+            f"{shards.dir} holds fields, and augmentation is for RGB frames: set data.brightness, "
+            "data.contrast, data.saturation and data.hue to 0, and data.augment to nothing"
+        )
 
 
 def check_lengths(config: Config, shards: Shards) -> None:
@@ -149,7 +183,7 @@ def missing(config: Config) -> list[str]:
         command = DATASETS[config.dataset].prepare.format(root=root, size=config.data.image_size)
         found.append(f"no shards {root / 'train' / 'shard_*.hdf5'} (make them: {command})")
     weights = config.vqvae.ckpt
-    if weights and config.vqvae.kind != "latents" and not Path(weights).is_file():
+    if weights and not config.vqvae.stored and not Path(weights).is_file():
         command = DATASETS[config.dataset].fetch
         fetch = f"fetch them: {command}; or " if command else ""
         found.append(
@@ -244,7 +278,11 @@ def build_source(
         frames = FrameTriples(config, shards, process.rank, process.world)
         read = partial(frames.batches, encode=autoencoder.encode, device=process.device)
         return Source(read, read, describe)
-    dir = ensure_latents(config, shards, autoencoder, process)
+    if config.vqvae.kind == "none":
+        # Fields are their own latents, and stay float32.
+        dir = shards.dir
+    else:
+        dir = ensure_latents(config, shards, autoencoder, process)
     if config.data.mode != "clips":
         stream = StreamTriples(config, dir, process.device, process.rank, process.world)
         describe = partial(describe_stream_batch, config, shards)
@@ -281,7 +319,7 @@ def frames_to_generate(config: Config) -> int:
 def frames_to_encode(config: Config, shards: Shards | None, autoencoder: nn.Module | None) -> int:
     """Number of frames that `ensure_latents` would encode. shards: the training split, if it
     exists. autoencoder: the trained one, or None before its training."""
-    if config.data.augmented and not config.train.overfit:
+    if config.vqvae.kind == "none" or (config.data.augmented and not config.train.overfit):
         return 0
     # Shards that are still to be generated: only the training split is encoded.
     if shards is None:
@@ -296,10 +334,31 @@ def frames_to_encode(config: Config, shards: Shards | None, autoencoder: nn.Modu
     return count
 
 
-def measure_encoding(config: Config, autoencoder: nn.Module, device: torch.device) -> float:
-    """Seconds per frame of encoding on this machine."""
+def example_frames(config: Config, shards: Shards | None, n: int) -> np.ndarray:
+    """n random frames like those of the dataset, to measure speed on: (n, H, W, 3) uint8 or fields
+    (n, C, H, W) float32. shards: the training split, or None if it is still to be generated."""
+    rng = np.random.default_rng(0)
     size = config.data.image_size
-    frames = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), np.uint8)
+    fields = generates_fields(config) if shards is None else shards.key == "fields"
+    if fields:
+        shape = (1, size, size) if shards is None else shards.shape
+        return rng.standard_normal((n, *shape), np.float32)
+    return rng.integers(0, 256, (n, size, size, 3), np.uint8)
+
+
+def generates_fields(config: Config) -> bool:
+    """Whether the generator of the dataset makes fields, of one channel."""
+    return config.data.generate == "navier_stokes"
+
+
+def measure_encoding(
+    config: Config,
+    autoencoder: nn.Module,
+    device: torch.device,
+    shards: Shards | None = None,
+) -> float:
+    """Seconds per frame of encoding on this machine. shards: as for example_frames."""
+    frames = example_frames(config, shards, 64)
     return seconds_per_item(
         lambda n: encode_frames(autoencoder.encode, frames[:n], device), len(frames), device
     )
@@ -323,8 +382,7 @@ def assume_latents(
     if config.vqvae.kind == "latents":
         shape = shards.shape
     else:
-        size = config.data.image_size
-        frame = np.zeros((1, size, size, 3), np.uint8)
+        frame = example_frames(config, shards, 1)
         shape = encode_frames(autoencoder.encode, frame, device).shape[1:]
     latent = Latent(tuple(shape), (0.0,) * shape[0], (1.0,) * shape[0])
     return dataclasses.replace(config, latent=latent)
@@ -373,7 +431,8 @@ def measure_latents(config: Config, source: Source) -> Latent:
 
 
 def random_frames(shards: Shards, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw n frames, uniform over all frames of a split, in stored order: (n, H, W, 3) uint8."""
+    """Draw n frames, uniform over all frames of a split, in stored order: (n, H, W, 3) uint8, or
+    fields (n, C, H, W) float32."""
     # One call of `read` for each video that holds drawn frames.
     flat = np.sort(rng.integers(shards.lengths.sum(), size=n))
     videos = np.searchsorted(shards.starts, flat, side="right") - 1

@@ -97,7 +97,8 @@ def from_results(args: argparse.Namespace, process: Process) -> tuple[Source, Pa
     # The FVD of the autoencoder needs its weights, which the results folder does not hold.
     forecaster = None
     ckpt = args.ckpt or str(about.get("checkpoint") or "")
-    if set(choose_metrics(args, config, protocol)) & set(measure.SETS):
+    fields = truth.dtype != np.uint8
+    if set(choose_metrics(args, config, protocol, fields)) & set(measure.SETS):
         if args.ckpt or Path(ckpt).is_file():
             forecaster, _ = load_forecaster(
                 ckpt, process.device, overrides(args), args.dataset, args.interpolant
@@ -176,7 +177,15 @@ def measure_parts(
             else:
                 truth, samples, evaluations = source.part(k)
                 tables = measure.measure(
-                    truth, samples, mean, source.protocol, which, nets, source.autoencode, seed=k
+                    truth,
+                    samples,
+                    mean,
+                    source.protocol,
+                    which,
+                    nets,
+                    source.autoencode,
+                    k,
+                    source.scale,
                 )
                 stored = {} if source.arrays else {"truth": truth, "samples": samples[:, :keep]}
                 parts.write(k, {**tables, **stored, "evaluations": np.array([evaluations])})
@@ -213,14 +222,18 @@ def summarize_parts(
 
 
 # ------------------------------------------------------------------------------------------ command
-def choose_metrics(args: argparse.Namespace, config: Config, protocol: Protocol) -> list[str]:
-    """The metrics of --metrics; by default all that suit the dataset and the protocol."""
+def choose_metrics(
+    args: argparse.Namespace, config: Config, protocol: Protocol, fields: bool = False
+) -> list[str]:
+    """The metrics of --metrics; by default all that suit the dataset and the protocol. fields:
+    whether fields are measured instead of frames."""
     ball, several = config.dataset.startswith("ball"), protocol.samples > 1
     if not args.metrics:
         unsuitable = set() if ball else set(measure.BALL)
+        unsuitable |= set(measure.PICTURES if fields else measure.FIELDS)
         if not several:
             unsuitable.add("spread_skill")
-        if protocol.videos < 2:
+        if protocol.videos < 2 and not fields:
             print("fvd and kvd are left out: they compare sets of at least two videos")
             unsuitable |= set(measure.SETS)
         return [name for name in measure.ALL if name not in unsuitable]
@@ -229,6 +242,12 @@ def choose_metrics(args: argparse.Namespace, config: Config, protocol: Protocol)
     for name in args.metrics:
         if name not in measure.ALL:
             raise UserError(f"no metric `{name}`{configs.nearest(name, measure.ALL)}")
+        if name in measure.PICTURES and fields:
+            suit = [name for name in measure.ALL if name not in measure.PICTURES]
+            raise UserError(
+                f"{name} is for RGB frames, and {config.dataset} holds fields; choose of "
+                f"{', '.join(suit)}"
+            )
         if name in measure.BALL and not ball:
             raise UserError(f"{name} is for bouncing balls, this is {config.dataset}")
     return [name for name in measure.ALL if name in args.metrics]
@@ -379,6 +398,8 @@ def digest_plan(
         keep,
         PART,
     )
+    if source.scale is not None:
+        plan += (source.scale.tolist(),)
     return digest(repr(plan).encode())[:16]
 
 
@@ -395,7 +416,7 @@ def ensure_results(
     source, out = (from_results if args.results else from_checkpoint)(args, process)
     if args.out:
         out = results.folder(args.out)
-    which = choose_metrics(args, source.config, source.protocol)
+    which = choose_metrics(args, source.config, source.protocol, source.scale is not None)
     results.check_out(out)
     check(source, which)
     files, mean = find_weights(which, source.protocol, args), mean_training_frame(source.config)

@@ -24,7 +24,7 @@ from models.joint import split_frames, stack_frames
 from runtime import checkpoints, parallel, published
 from runtime.budget import seconds_per_item
 from runtime.console import UserError, progress
-from runtime.process import autocast, cast_weights, generator, uses_bf16
+from runtime.process import autocast, cast_weights, generator, to_device, uses_bf16
 from solvers import Noise, integrate
 
 # A decoder takes at most this many pixels in one call.
@@ -65,6 +65,8 @@ class Forecaster:
     ):
         self.config, self.net, self.autoencoder, self.device = config, net, autoencoder, device
         self.interpolant = make_interpolant(config)
+        # Whether the data are fields, float32, instead of RGB frames.
+        self.fields = getattr(autoencoder, "of_fields", False)
         # The last forecast as latents, if the data are latents.
         self.latents: list[np.ndarray] = []
         # Number of network evaluations in all forecasts so far. A batch of B items counts B times.
@@ -95,18 +97,46 @@ class Forecaster:
     def normalize(self, z: Tensor) -> Tensor:
         return (z - self.mean) / self.std
 
+    @property
+    def scale(self) -> np.ndarray | None:
+        """The standard deviation (C,) of each channel of the training fields, in whose units fields
+        are scored; None for frames."""
+        if not self.fields:
+            return None
+        std = self.std if self.config.vqvae.kind == "none" else self.autoencoder.std
+        return std.flatten().double().cpu().numpy()
+
+    def encode(self, frames: np.ndarray) -> Tensor:
+        """Encode frames (n, H, W, 3) uint8, or fields or stored latents, -> normalised latents
+        (n, C, h, w) float32 on the device."""
+        if self.config.vqvae.kind == "none":
+            z = to_device(frames, self.device)
+        else:
+            z = torch.from_numpy(encode_frames(self.autoencoder.encode, frames, self.device))
+        return self.normalize(z.to(self.device, torch.float32))
+
     def to_pixels(self, z: Tensor) -> Tensor:
         """Decode normalised latents (n, C, h, w), a few at a time to limit the memory."""
-        frames = max(1, DECODE_PIXELS // self.config.data.image_size**2)
+        pixels = self.config.data.image_size**2
+        if self.fields:
+            pixels = z[0, 0].numel() * self.config.vqvae.downsample**2
+        frames = max(1, DECODE_PIXELS // pixels)
         parts = (z * self.std + self.mean).split(frames)
         return torch.cat([self.autoencoder.decode(part) for part in parts])
+
+    def to_stored(self, x: Tensor) -> np.ndarray:
+        """Convert decoded values (n, C, H, W) to frames (n, H, W, 3) uint8; fields stay (n, C, H,
+        W) float32."""
+        return x.float().cpu().numpy() if self.fields else to_frames(x)
 
     def encode_again(self, x: Tensor) -> Tensor:
         """Decode latents (n, C, h, w) to pixels and encode these again.
 
         The result is the latents of a frame, as the network saw them in training. The network's own
-        output need not be.
+        output need not be. Fields without an autoencoder are returned unchanged.
         """
+        if self.config.vqvae.kind == "none":
+            return x
         return self.normalize(self.autoencoder.encode(self.to_pixels(x)))
 
     def field(
@@ -228,8 +258,8 @@ class Forecaster:
     @torch.no_grad()
     def to_display(self, frames: np.ndarray) -> np.ndarray:
         """Convert frames as stored to frames for display, (V, T, H, W, 3) uint8: latents
-        (V, T, C, h, w) are decoded, uint8 frames are returned unchanged."""
-        if frames.dtype == np.uint8:
+        (V, T, C, h, w) are decoded, uint8 frames and fields are returned unchanged."""
+        if frames.dtype == np.uint8 or self.fields:
             return frames
         videos = []
         for z in frames:
@@ -243,16 +273,17 @@ class Forecaster:
     ) -> np.ndarray:
         """Given frames (V, T, H, W, 3) uint8, or latents as stored, -> (V, futures, predict, H, W,
         3) uint8. If the data are latents, self.latents holds the forecast latents afterwards.
+        Given fields (V, T, C, H, W) float32 -> (V, futures, predict, C, H, W) float32.
 
         key seeds the forecasts. quiet: no progress bar.
         """
         V, T = frames.shape[:2]
         flat = frames.reshape(-1, *frames.shape[2:])
-        z = torch.from_numpy(encode_frames(self.autoencoder.encode, flat, self.device))
-        z = self.normalize(z.to(self.device, torch.float32)).unflatten(0, (V, T))
+        z = self.encode(flat).unflatten(0, (V, T))
         z = z.repeat_interleave(futures, 0)
         # Frames for display may be larger than the latents that the shards store.
-        out = np.empty((V * futures, predict, *self.to_display(frames[:1, :1]).shape[2:]), np.uint8)
+        shown = self.to_display(frames[:1, :1])
+        out = np.empty((V * futures, predict, *shown.shape[2:]), shown.dtype)
         self.latents = []
         size = self.config.sample.batch
         bar = progress(len(z) * predict, "sample", "frame") if not quiet else None
@@ -261,7 +292,7 @@ class Forecaster:
             future = self.roll_out(part, predict, (*key, start), bar)
             # One frame of all futures at a time, because pixels take much more memory than latents.
             for k in range(predict):
-                out[start : start + size, k] = to_frames(self.to_pixels(future[:, k]))
+                out[start : start + size, k] = self.to_stored(self.to_pixels(future[:, k]))
             if self.config.vqvae.kind == "latents":
                 self.latents.append((future * self.std + self.mean).half().cpu().numpy())
         if bar is not None:
@@ -283,7 +314,7 @@ def measure_frame(config: Config, autoencoder: nn.Module, device: torch.device) 
     def forecast(n: int) -> None:
         future = forecaster.roll_out(latents[:n], frames, (0,))
         with torch.no_grad():
-            to_frames(forecaster.to_pixels(future.flatten(0, 1)))
+            forecaster.to_stored(forecaster.to_pixels(future.flatten(0, 1)))
 
     return seconds_per_item(forecast, most, device) / frames
 
@@ -361,10 +392,10 @@ def check_trained_with(path: str | Path, flag: str, value: str, trained: str) ->
 def load_autoencoder(state: dict, config: Config, path: str | Path) -> nn.Module:
     """The autoencoder of a checkpoint: stored in the checkpoint, or named by its config."""
     if "vqvae" in state:
-        autoencoder = vqvae.build(config.vqvae)
+        autoencoder = vqvae.build(config.vqvae, vqvae.field_channels(state["vqvae"]))
         checkpoints.load_weights(autoencoder, state["vqvae"], path)
         return autoencoder
-    if config.vqvae.ckpt or config.vqvae.kind == "latents":
+    if config.vqvae.ckpt or config.vqvae.stored:
         return vqvae.load(config.vqvae.ckpt, config.vqvae.kind)
     raise UserError(
         f"{path} does not hold its autoencoder; name it: --set vqvae.kind=KIND vqvae.ckpt=FILE"

@@ -200,11 +200,11 @@ def remaining_stages(config: Config, process: Process) -> list[Stage]:
         # (stage, number of items that are left, function that measures the seconds per item)
         work = [
             ("data", data.frames_to_generate(config), lambda: data.measure_generation(config)),
-            ("VQVAE", vqvae_updates, lambda: vqvae.measure_update(config, device)),
+            ("VQVAE", vqvae_updates, lambda: vqvae.measure_update(config, device, shards)),
             (
                 "latents",
                 data.frames_to_encode(config, shards, finished),
-                lambda: data.measure_encoding(config, autoencoder, device),
+                lambda: data.measure_encoding(config, autoencoder, device, shards),
             ),
             (
                 "training",
@@ -270,9 +270,9 @@ def describe_work(config: Config) -> list[str]:
     lines = [f"missing: {problem}" for problem in data.missing(config)]
     if not lines and not root.exists():
         lines.append(f"generate the {config.data.generate} stream in {root}")
-    if not config.vqvae.ckpt and config.vqvae.kind != "latents":
+    if not config.vqvae.ckpt and not config.vqvae.stored:
         lines.append(f"train the small VQVAE for {config.vqvae.steps} updates, if not yet done")
-    if not config.data.augmented:
+    if not config.data.augmented and config.vqvae.kind != "none":
         lines.append(f"encode every frame once, under {Path(config.output.root) / 'latents'}")
 
     updates = "one update per window of the stream"

@@ -17,7 +17,7 @@ import data
 from batches.windows import Windows
 from evaluation import measure
 from evaluation.protocols import Protocol
-from evaluation.sources import forecast_split, sample_windows
+from evaluation.sources import describe_fields, forecast_split, sample_windows
 from forecaster import Forecaster, describe_sampler
 from forecaster import load as load_forecaster
 from report import results
@@ -54,14 +54,18 @@ def evaluate(
     fps = data.frame_rate(shards, config)
     described = {
         **describe_sampler(forecaster, step, ckpt),
-        **protocol.to_metadata(measure.SCORES),
+        **protocol.to_metadata(
+            measure.SCORES if forecaster.scale is None else measure.FIELD_SCORES
+        ),
         "skip": config.data.skip,
         "fps": fps,
         **data.clip_rates(shards, windows or sample_windows(config, shards), config),
         # samples[..., 0, 0, 0] has one element for each forecast frame.
         "network_evaluations_per_frame": forecaster.evaluations / samples[..., 0, 0, 0].size,
+        **describe_fields(forecaster, shards),
     }
-    scores = measure.score(truth, samples, data.mean_frame(train, forecaster.to_display))
+    mean = data.mean_frame(train, forecaster.to_display)
+    scores = measure.score(truth, samples, mean, forecaster.scale)
     result = {"protocol": described, "config": configs.to_dict(config), **scores}
     out = out or results.results_dir(forecaster, step)
     results.write_results(out, truth, samples, result, fps, sample.format, forecaster.latents)

@@ -470,26 +470,34 @@ def preview(
         key = (forecaster.config.train.seed, "preview")
         futures = forecaster.forecast(given, data.predict, PREVIEW_FUTURES, key, quiet=True)
         truth = forecaster.to_display(clips.frames)
-        log.picture(step, videos.contact_sheet(truth, futures))
-        log.row(step, **score_preview(truth, futures))
-        log.video(step, "forecasts", videos.draw_mosaic(truth, futures, rows=4), clips.fps)
+        log.row(step, **score_preview(truth, futures, forecaster.scale))
+        truth, futures, colours = videos.as_pictures(truth, futures, clips.channels)
+        sheet = videos.contact_sheet(truth, futures)
+        log.picture(step, videos.add_bars_to_sheet(sheet, colours))
+        mosaic = videos.draw_mosaic(truth, futures, rows=4)
+        log.video(step, "forecasts", videos.add_bars(mosaic, colours), clips.fps)
     process.barrier()
 
 
-def score_preview(truth: np.ndarray, futures: np.ndarray) -> dict[str, float]:
+def score_preview(
+    truth: np.ndarray, futures: np.ndarray, scale: np.ndarray | None = None
+) -> dict[str, float]:
     """Scores of futures (V, S, T, H, W, 3) against the last T frames of truth. The ratio compares
-    the CRPS with that of repeating the last given frame."""
+    the CRPS with that of repeating the last given frame. Fields (V, S, T, C, H, W) are scored in
+    units of `scale` (C,) and have no PSNR, which needs a peak."""
     T = futures.shape[2]
-    y = truth[:, -T:].astype(np.float32) / 255
-    x = futures.astype(np.float32) / 255
-    repeated = truth[:, -T - 1, None, None].repeat(T, 2).astype(np.float32) / 255
+    y = metrics.to_values(truth[:, -T:], scale)
+    x = metrics.to_values(futures, scale)
+    repeated = metrics.to_values(truth[:, -T - 1, None, None].repeat(T, 2), scale)
     crps = metrics.crps(x, y)
     baseline = metrics.crps(repeated, y)
-    return {
-        "sample_crps": metrics.summarize(crps)["mean"],
-        "sample_psnr": metrics.summarize(metrics.psnr(x, y).mean(1))["mean"],
-        "sample_crps_ratio": float(crps.mean() / max(baseline.mean(), 1e-12)),
-    }
+    scores = {"sample_crps": metrics.summarize(crps)["mean"]}
+    if scale is None:
+        scores["sample_psnr"] = metrics.summarize(metrics.psnr(x, y).mean(1))["mean"]
+    else:
+        scores["sample_rmse"] = metrics.summarize(metrics.rmse(x, y))["mean"]
+    scores["sample_crps_ratio"] = float(crps.mean() / max(baseline.mean(), 1e-12))
+    return scores
 
 
 # -------------------------------------------------------------------- checkpoints

@@ -3,6 +3,8 @@
 Every autoencoder has two methods:
     encode(x) -> z   (B, 3, H, W) in [-1, 1] -> (B, C, h, w), before quantisation
     decode(z) -> x   replaces each latent by its nearest code first
+
+The small one also encodes fields of any number of channels, without limits on their values.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ HELD_OUT = 512
 def ensure_vqvae(config: Config, shards: Shards, process: Process) -> nn.Module:
     """Load the frozen autoencoder; without vqvae.ckpt, train the small one first, on rank 0."""
     path = config.vqvae.ckpt
-    if not path and config.vqvae.kind != "latents":
+    if not path and not config.vqvae.stored:
         if process.first:
             val = data.open_split(config, data.held_out_split(config))
             path = train(config, shards, val, process.device)
@@ -52,8 +54,8 @@ def ensure_vqvae(config: Config, shards: Shards, process: Process) -> nn.Module:
 
 
 # ----------------------------------------------------------------------------------- frozen weights
-def build(vqvae: configs.Vqvae) -> nn.Module:
-    """Build the autoencoder of a config, with initial weights."""
+def build(vqvae: configs.Vqvae, fields: int = 0) -> nn.Module:
+    """Build the autoencoder of a config, with initial weights. fields: see SmallVQVAE."""
     if vqvae.kind != "small":
         return autoencoders.build(vqvae.kind)
     return autoencoders.build(
@@ -63,7 +65,13 @@ def build(vqvae: configs.Vqvae) -> nn.Module:
         codes=vqvae.codes,
         width=vqvae.width,
         depth=vqvae.depth,
+        fields=fields,
     )
+
+
+def field_channels(weights: dict) -> int:
+    """The number of channels of the fields that a small VQVAE encodes; 0 if it encodes frames."""
+    return len(weights["mean"]) if "mean" in weights else 0
 
 
 def freeze(
@@ -82,10 +90,13 @@ def load(path: str | Path, kind: str = "small") -> nn.Module:
     """Load a frozen autoencoder, with encode(x) -> z and decode(z) -> x.
 
     kind: one of autoencoders.KINDS. path: a checkpoint of `train` for `small`; a folder for
-    diffusers, or "", for `latents`, see models/autoencoders/latents.py; a published file otherwise.
+    diffusers, or "", for `latents`, see models/autoencoders/latents.py; unused for `none`; a
+    published file otherwise.
     """
     if kind == "latents":
         return freeze(autoencoders.build(kind, folder=str(path)))
+    if kind == "none":
+        return freeze(autoencoders.build(kind))
     state = checkpoints.load_checkpoint(path)
     if kind == "small":
         if "model" not in state or not isinstance(state.get("config"), dict):
@@ -97,7 +108,7 @@ def load(path: str | Path, kind: str = "small") -> nn.Module:
     else:
         vqvae = configs.Vqvae(kind=kind)
         weights = published.autoencoder_weights(state, path)
-    module = build(vqvae)
+    module = build(vqvae, field_channels(weights) if kind == "small" else 0)
     checkpoints.load_weights(module, weights, path)
     return freeze(module)
 
@@ -105,7 +116,7 @@ def load(path: str | Path, kind: str = "small") -> nn.Module:
 # ----------------------------------------------------------------------------------------- training
 def updates_left(config: Config, shards: Shards | None) -> int:
     """Number of updates that `ensure_vqvae` would make. shards: the training split, or None."""
-    if config.vqvae.ckpt or config.vqvae.kind == "latents":
+    if config.vqvae.ckpt or config.vqvae.stored:
         return 0
     state = checkpoints.load_latest(run_dir(config, shards)) if shards else None
     return max(0, config.vqvae.steps - (state["step"] if state else 0))
@@ -116,19 +127,26 @@ def load_or_build(config: Config, shards: Shards | None, device: torch.device) -
     precision = config.train.precision
     # Enough to measure speed before the training.
     if updates_left(config, shards):
-        return freeze(build(config.vqvae), device, precision)
+        fields = channels_of(data.example_frames(config, shards, 1))
+        return freeze(build(config.vqvae, fields), device, precision)
     path = config.vqvae.ckpt
-    if not path and config.vqvae.kind != "latents":
+    if not path and not config.vqvae.stored:
         path = run_dir(config, shards) / "latest.pt"
     return freeze(load(path, config.vqvae.kind), device, precision)
 
 
-def measure_update(config: Config, device: torch.device) -> float:
-    """Seconds per update of `train` on this machine, validations included. Changes no file."""
-    vqvae, size = config.vqvae, config.data.image_size
-    module = build(vqvae).to(device, memory_format=torch.channels_last)
+def channels_of(frames: np.ndarray) -> int:
+    """The argument `fields` of `build` for frames (n, H, W, 3) uint8 or fields (n, C, H, W)."""
+    return 0 if frames.dtype == np.uint8 else frames.shape[1]
+
+
+def measure_update(config: Config, device: torch.device, shards: Shards | None = None) -> float:
+    """Seconds per update of `train` on this machine, validations included. Changes no file.
+    shards: the training split, if it exists."""
+    vqvae = config.vqvae
+    pool = data.example_frames(config, shards, 64)
+    module = build(vqvae, channels_of(pool)).to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(module, vqvae)
-    pool = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), np.uint8)
 
     def make_update(n: int) -> None:
         batch = dataclasses.replace(config, vqvae=dataclasses.replace(vqvae, batch_size=n))
@@ -158,18 +176,18 @@ def run_dir(config: Config, shards: Shards) -> Path:
 
 
 def frame_pool(shards: Shards, rng: np.random.Generator, max_bytes: int = 1 << 29) -> np.ndarray:
-    """Read frames to train on, (n, H, W, 3) uint8, at most `max_bytes`.
+    """Read frames to train on, (n, H, W, 3) uint8 or fields (n, C, H, W), at most `max_bytes`.
 
     The whole split if it fits, else random runs of up to 16 consecutive frames. The frames are read
     in one pass, because reading single random frames would take longer than a training step.
     """
-    fits = max_bytes // int(np.prod(shards.shape))
+    fits = max(1, max_bytes // (int(np.prod(shards.shape)) * shards.dtype.itemsize))
     if shards.lengths.sum() <= fits:
         return np.concatenate([shards.read(v, slice(None)) for v in range(len(shards))])
-    run = min(16, int(shards.lengths.max()))
+    run = min(16, fits, int(shards.lengths.max()))
     windows = draw_windows(shards.lengths, run, 0, fits // run, rng)
     # Filled in place: concatenation would take twice the memory.
-    pool = np.empty((len(windows.video), run, *shards.shape), np.uint8)
+    pool = np.empty((len(windows.video), run, *shards.shape), shards.dtype)
     for part, v, a in zip(pool, windows.video, windows.start):
         part[:] = shards.read(v, slice(a, a + run))
     return pool.reshape(-1, *shards.shape)
@@ -177,11 +195,22 @@ def frame_pool(shards: Shards, rng: np.random.Generator, max_bytes: int = 1 << 2
 
 @torch.no_grad()
 def validate(module: nn.Module, frames: np.ndarray, device: torch.device) -> float:
-    """PSNR in dB of reconstructions, from the mean squared error over all frames."""
-    # Squared errors in [-1, 1] are four times those in [0, 1], the range of the PSNR.
+    """PSNR in dB of reconstructions, from the mean squared error over all frames. Of fields the
+    signal-to-noise ratio in dB: their variance takes the place of the peak."""
     parts = [to_pixels(part, device) for part in np.array_split(frames, max(1, len(frames) // 64))]
-    errors = [(module.decode(module.encode(x)) - x).square().mean((1, 2, 3)) / 4 for x in parts]
+    errors = [module.squared_error(x) for x in parts]
     return float(-10 * torch.cat(errors).mean().log10())
+
+
+def set_statistics(module: nn.Module, pool: np.ndarray) -> None:
+    """Measure the mean and the standard deviation of each channel of fields (n, C, H, W), by which
+    the VQVAE normalises them. UserError for values that are not finite."""
+    # Channel by channel: float64 sums without a float64 copy of the pool.
+    means = [pool[:, c].mean(dtype=np.float64) for c in range(pool.shape[1])]
+    stds = [pool[:, c].std(dtype=np.float64) for c in range(pool.shape[1])]
+    if not np.isfinite([means, stds]).all():
+        raise UserError("the fields hold values that are not finite; prepare them again")
+    module.set_statistics(torch.tensor(means), torch.tensor(stds).clamp(min=1e-6))
 
 
 def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> Path:
@@ -196,12 +225,15 @@ def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> 
     if step >= vqvae.steps:
         return dir / "latest.pt"
     torch.manual_seed(seed_of(config.train.seed, "vqvae"))
-    module = build(vqvae).to(device, memory_format=torch.channels_last)
+    fields = shards.shape[0] if shards.key == "fields" else 0
+    module = build(vqvae, fields).to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(module, vqvae)
     if state:
         checkpoints.load_weights(module, state["model"], dir)
         optimizer.load_state_dict(state["opt"])
     pool = frame_pool(shards, numpy_generator(config.train.seed, "vqvae-pool"))
+    if fields and not state:
+        set_statistics(module, pool)
     # The same held-out frames for every seed, so that runs are comparable.
     held_out = data.random_frames(val, HELD_OUT, numpy_generator(0, "vqvae-val"))
     log = logs.Log(dir, config, step)

@@ -52,8 +52,13 @@ class Earlier(NamedTuple):
 
 
 def to_pixels(frames: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """(…, H, W, 3) uint8 -> (…, 3, H, W) float32 in [-1, 1], channels last in memory."""
+    """(…, H, W, 3) uint8 -> (…, 3, H, W) float32 in [-1, 1], channels last in memory.
+
+    Fields and stored latents (…, C, H, W) are only converted to float32.
+    """
     frames = to_device(frames, torch.device(device))
+    if frames.is_floating_point():
+        return frames.float()
     return frames.movedim(-1, -3).float().div_(127.5).sub_(1)
 
 

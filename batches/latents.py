@@ -23,6 +23,14 @@ from shards import Shards, write_packed
 # Limits of the block of frames that is read at once for encoding.
 BLOCK_FRAMES = 2048
 BLOCK_BYTES = 64 << 20
+# What to say of values that are not finite.
+LATENT_ADVICE = (
+    "latents that are not finite, from frame {start} on; check the weights of the autoencoder, and "
+    "delete the file to encode its frames again"
+)
+FIELD_ADVICE = (
+    "fields that are not finite, from frame {start} on; prepare them again without NaN and infinity"
+)
 
 
 # -------------------------------------------------------------------- the cache
@@ -46,12 +54,11 @@ def encode_batch_size(frame_values: int) -> int:
 def encode_on_device(
     encode: Callable[[Tensor], Tensor], frames: np.ndarray, device: torch.device | str
 ) -> Tensor:
-    """Encode frames (n, H, W, 3) uint8 -> (n, C, h, w) float16 on the device, asynchronously.
+    """Encode frames (n, H, W, 3) uint8, or fields (n, C, H, W), -> (n, C, h, w) float16 on the
+    device, asynchronously.
 
-    Stored latents are only cast to float16, and stay on the host.
+    Stored latents are only cast to float16: their `encode` is the identity.
     """
-    if frames.dtype != np.uint8:
-        return torch.from_numpy(frames.astype(np.float16))
     batch = encode_batch_size(frames[0].size)
     starts = range(0, len(frames), batch)
     return torch.cat([encode(to_pixels(frames[i : i + batch], device)).half() for i in starts])
@@ -77,7 +84,8 @@ def start_copy(values: Tensor) -> Callable[[], np.ndarray]:
 def encode_frames(
     encode: Callable[[Tensor], Tensor], frames: np.ndarray, device: torch.device | str
 ) -> np.ndarray:
-    """Encode frames (n, H, W, 3) uint8 -> (n, C, h, w) float16. Stored latents are only cast."""
+    """Encode frames (n, H, W, 3) uint8, or fields (n, C, H, W), -> (n, C, h, w) float16. Stored
+    latents are only cast."""
     return start_copy(encode_on_device(encode, frames, device))()
 
 
@@ -155,28 +163,60 @@ def cache_latents(
     return out
 
 
-class LatentStore:
-    """All latents of a split, gathered by flat index.
+class StoredRows:
+    """The fields of one shard, read from the file when they are gathered.
 
-    The latents are stored on the GPU if they fit into half of its free memory. Otherwise the files
-    are memory-mapped, and all processes share the operating system's cache of them. Latents that
-    are not finite raise a UserError that names the file."""
+    ShardWriter stores them in chunks, which cannot be memory-mapped as one array.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, shards: Shards, k: int):
+        self.shards, self.k = shards, k
+        self.shape = (int(shards.files[k].lengths.sum()), *shards.shape)
+        self.dtype = torch.float32
+        self.nbytes = int(np.prod(self.shape)) * 4
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return torch.from_numpy(self.shards.read_file(self.k, rows.numpy()))
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """All rows, a few at a time: (first row, rows)."""
+        for rows in block_rows(len(self), self.shape[1:], np.dtype(np.float32)):
+            yield int(rows[0]), self[torch.from_numpy(rows)]
+
+
+class LatentStore:
+    """All latents of a split, gathered by flat index; or all fields, which are their own latents.
+
+    They are stored on the GPU if they fit into half of its free memory. Otherwise the files of
+    latents are memory-mapped, and all processes share the operating system's cache of them, and
+    rows of fields are read from their files. Values that are not finite raise a UserError that
+    names the file."""
 
     def __init__(self, shards: Shards, device: torch.device):
-        maps = [shards.map_file(k) for k in range(len(shards.paths))]
-        for rows, path in zip(maps, shards.paths):
-            check_finite(rows, path)
         self.device, self.starts = device, shards.file_starts
-        with warnings.catch_warnings():
-            # torch warns, because it cannot make a read-only tensor. Nothing writes to these.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            self.parts = [torch.from_numpy(rows) for rows in maps]
+        if shards.key == "fields":
+            self.parts = [StoredRows(shards, k) for k in range(len(shards.paths))]
+            for part, path in zip(self.parts, shards.paths):
+                for start, rows in part.blocks():
+                    check_finite(rows.numpy(), path, start, FIELD_ADVICE)
+        else:
+            self.parts = map_latents(shards)
         size = sum(part.nbytes for part in self.parts)
         if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] // 2:
             count, dtype = int(self.starts[-1]), self.parts[0].dtype
             whole = torch.empty(count, *shards.shape, dtype=dtype, device=device)
             for part, start in zip(self.parts, self.starts):
-                whole[int(start) : int(start) + len(part)] = part
+                first = int(start)
+                if isinstance(part, StoredRows):
+                    for row, rows in part.blocks():
+                        whole[first + row : first + row + len(rows)] = rows
+                else:
+                    whole[first : first + len(part)] = part
             self.parts, self.starts = [whole], shards.file_starts[[0, -1]]
 
     def gather(self, rows: np.ndarray) -> Tensor:
@@ -193,14 +233,25 @@ class LatentStore:
         return to_device(found, self.device)
 
 
-def check_finite(latents: np.ndarray, path: Path) -> None:
-    """Raise UserError if a value is infinite or NaN."""
+def map_latents(shards: Shards) -> list[Tensor]:
+    """The latents of each file of a split, memory-mapped."""
+    maps = [shards.map_file(k) for k in range(len(shards.paths))]
+    for rows, path in zip(maps, shards.paths):
+        check_finite(rows, path)
+    with warnings.catch_warnings():
+        # torch warns, because it cannot make a read-only tensor. Nothing writes to these.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return [torch.from_numpy(rows) for rows in maps]
+
+
+def check_finite(
+    latents: np.ndarray, path: Path, first: int = 0, advice: str = LATENT_ADVICE
+) -> None:
+    """Raise UserError if a value is infinite or NaN. first: number of the first row in its file.
+    advice: the end of the message, see LATENT_ADVICE."""
     for start in range(0, len(latents), 4096):
         if not np.isfinite(latents[start : start + 4096]).all():
-            raise UserError(
-                f"{path}: latents that are not finite, from frame {start} on; check the weights of "
-                "the autoencoder, and delete the file to encode its frames again"
-            )
+            raise UserError(f"{path}: {advice.format(start=first + start)}")
 
 
 def gather_batch(store: LatentStore, at: FrameIndices) -> Batch:
@@ -210,6 +261,13 @@ def gather_batch(store: LatentStore, at: FrameIndices) -> Batch:
     contexts = x[2 * b :].unflatten(0, at.contexts.shape)
     gaps = to_device(at.gaps.astype(np.float32), store.device)
     return Batch(x[:b], x[b : 2 * b], contexts, gaps)
+
+
+def open_latents(config: Config, dir: Path) -> Shards:
+    """Open the shards that batches are gathered from: cached latents, or fields as stored."""
+    if config.vqvae.kind == "none":
+        return Shards(dir, "fields", config.data.skip_bad)
+    return Shards(dir, "latents")
 
 
 class LatentTriples:
@@ -224,7 +282,7 @@ class LatentTriples:
         world: int = 1,
         fixed: Windows | None = None,
     ):
-        self.shards = Shards(dir, "latents")
+        self.shards = open_latents(config, dir)
         self.store = LatentStore(self.shards, device)
         self.config, self.device = config, device
         self.rank, self.world, self.fixed = rank, world, fixed

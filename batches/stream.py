@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from batches.batch import Batch
-from batches.latents import LatentStore, gather_batch
+from batches.latents import LatentStore, gather_batch, open_latents
 from batches.windows import Windows, draw_frames, share, span
 from configs import Config
 from models.joint import stack_frames
@@ -219,7 +219,7 @@ class StreamTriples:
         self, config: Config, dir: Path, device: torch.device, rank: int = 0, world: int = 1
     ):
         self.config, self.device, self.rank, self.world = config, device, rank, world
-        self.shards = Shards(dir, "latents")
+        self.shards = open_latents(config, dir)
         self.store = LatentStore(self.shards, device)
         self.windows = windows_of(config, self.shards)
         self.reservoir = Reservoir(

@@ -16,12 +16,16 @@ from runtime.console import UserError
 # Metrics of single samples.
 SAMPLES = ("mse", "psnr", "ssim", "lpips")
 # Metrics of the ensemble of a video.
-ENSEMBLES = ("crps", "energy")
+ENSEMBLES = ("crps", "energy", "rmse")
 # Distances between sets of videos.
 SETS = ("fvd", "kvd")
 # Metrics of bouncing balls.
 BALL = ("minade", "colorkl", "two_balls")
 ALL = (*SAMPLES, *ENSEMBLES, "spread_skill", *SETS, *BALL)
+# Metrics of RGB frames: they need a peak, three channels, or networks trained on pictures.
+PICTURES = ("psnr", "ssim", "lpips", *SETS, *BALL)
+# Metrics that are measured of fields only, unless --metrics names them.
+FIELDS = ("rmse",)
 
 
 @dataclasses.dataclass
@@ -38,6 +42,7 @@ class Networks:
 NO_NETWORKS = Networks(None, None, torch.device("cpu"))
 # The metrics of sample.py and main.py.
 SCORES = ["mse", "psnr", "crps"]
+FIELD_SCORES = ["mse", "crps", "energy", "rmse", "spread_skill"]
 
 # Arrays by name. The first axis is the video: the videos of one part, or all videos.
 Tables = dict[str, np.ndarray]
@@ -52,17 +57,20 @@ def measure(
     nets: Networks,
     autoencode: Callable[[np.ndarray], np.ndarray] | None,
     seed: int,
+    scale: np.ndarray | None = None,
 ) -> Tables:
     """Measure a part of the videos -> tables of the metrics in `which`.
 
     truth: (v, C + T, H, W, 3) uint8, C given frames and T frames to forecast. samples: (v, S, T, H,
     W, 3) uint8. mean: the mean training frame (H, W, 3) uint8, a baseline, or None. autoencode:
     maps frames (n, H, W, 3) uint8 through encoder and decoder, or None. seed: seed of the random
-    ranks of ties in rank histograms.
+    ranks of ties in rank histograms. scale: of fields (…, C, H, W) float32, which take the place of
+    frames, the standard deviation (C,) of each channel, in whose units they are measured.
     """
     rows = []
     for k, (t, s) in enumerate(zip(truth, samples)):
-        rows.append(measure_pixels(t, s, mean, which, nets, np.random.default_rng([seed, k])))
+        rng = np.random.default_rng([seed, k])
+        rows.append(measure_pixels(t, s, mean, which, nets, rng, scale))
     tables = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     if nets.i3d is not None:
         for name, videos in videos_for_i3d(truth, samples, protocol, autoencode).items():
@@ -101,24 +109,25 @@ def measure_pixels(
     which: list[str],
     nets: Networks,
     rng: np.random.Generator,
+    scale: np.ndarray | None = None,
 ) -> Tables:
     """Measure the samples (S, T, H, W, 3) and the baselines of one video -> {metric: (S, T) or
-    (T,)}. The baselines have one sample."""
+    (T,)}. The baselines have one sample. scale: as for `measure`."""
     T = samples.shape[1]
-    y = truth[None, -T:].astype(np.float32) / 255
+    y = metrics.to_values(truth[None, -T:], scale)
     forecasts = {"": samples, "_repeat_last": truth[-T - 1][None, None].repeat(T, 1)}
     if mean is not None:
         forecasts["_mean_frame"] = mean[None, None].repeat(T, 1)
     found = {}
     # A baseline is scored by the same functions as the samples, as an ensemble of one.
     for suffix, frames in forecasts.items():
-        x = frames[None].astype(np.float32) / 255
+        x = metrics.to_values(frames[None], scale)
         for name in which:
             if name == "lpips":
                 found[name + suffix] = measure_lpips(frames, truth[-T:], nets)
             elif name in (*SAMPLES, *ENSEMBLES):
                 found[name + suffix] = getattr(metrics, name)(x, y)[0]
-    x = samples[None].astype(np.float32) / 255
+    x = metrics.to_values(samples[None], scale)
     if "spread_skill" in which and len(samples) > 1:
         found |= {
             "spread": metrics.spread(x)[0],
@@ -188,15 +197,22 @@ def measure_balls(truth: np.ndarray, samples: np.ndarray) -> Tables:
     }
 
 
-def score(truth: np.ndarray, samples: np.ndarray, mean: np.ndarray | None = None) -> dict:
+def score(
+    truth: np.ndarray,
+    samples: np.ndarray,
+    mean: np.ndarray | None = None,
+    scale: np.ndarray | None = None,
+) -> dict:
     """Measure the metrics that need no network, averaged over samples -> parts of metrics.json.
 
-    truth, samples, mean: as for `measure`.
+    truth, samples, mean, scale: as for `measure`.
     """
     protocol = protocols.PROTOCOLS["own"]
-    tables = measure(truth, samples, mean, protocol, SCORES, NO_NETWORKS, None, seed=0)
-    found = summarize(tables, protocol, SCORES)
-    return {name: found[name] for name in ("summary", "ratio_to_repeat_last", "horizon")}
+    which = SCORES if scale is None else FIELD_SCORES
+    tables = measure(truth, samples, mean, protocol, which, NO_NETWORKS, None, 0, scale)
+    found = summarize(tables, protocol, which)
+    parts = ("summary", "ratio_to_repeat_last", "horizon", "rank_histogram")
+    return {name: found[name] for name in parts if name in found}
 
 
 # ---------------------------------------------------------------------------------------- summaries
@@ -246,7 +262,7 @@ def summarize(tables: Tables, protocol: Protocol, which: list[str]) -> dict:
     summary |= measure_sets(tables, protocol, which, n)
     result["ratio_to_repeat_last"] = {
         name: compare_with_repeat_last(tables, name, protocol)
-        for name in ("mse", "crps")
+        for name in ("mse", "crps", "rmse")
         if name in tables
     }
     return result

@@ -1,4 +1,5 @@
-"""Metrics of forecasts: pure functions on arrays. Pixels are in [0, 1].
+"""Metrics of forecasts: pure functions on arrays. Pixels are in [0, 1]; fields (…, C, H, W), whose
+last three axes the metrics treat alike, are in units of their standard deviations (`to_values`).
 
 V videos, S samples (futures) per video, T forecast frames. A metric of single samples returns an
 array (V, S, T), a metric of the ensemble of a video (V, T), and a metric of all videos a number.
@@ -16,6 +17,7 @@ ABOUT = {
     "crps": ("CRPS", "", "lower"),
     "energy": ("energy score", "", "lower"),
     "mse": ("MSE", "", "lower"),
+    "rmse": ("RMSE of the ensemble mean", "", "lower"),
     "psnr": ("PSNR", "dB", "higher"),
     "ssim": ("SSIM", "", "higher"),
     "lpips": ("LPIPS", "", "lower"),
@@ -37,6 +39,14 @@ BASELINES = {
 def own_metrics(table: dict) -> list[str]:
     """The names in a table of metrics, without the names of baselines."""
     return [name for name in table if not name.endswith(tuple(BASELINES))]
+
+
+def to_values(frames: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:
+    """Convert frames to values to score, float32: RGB frames (…, H, W, 3) uint8 to [0, 1]; fields
+    (…, C, H, W) to units of `scale` (C,), the standard deviation of each channel."""
+    if scale is None:
+        return frames.astype(np.float32) / 255
+    return frames / np.asarray(scale, np.float32)[:, None, None]
 
 
 # ----------------------------------------------------------------------------------- single samples
@@ -122,6 +132,11 @@ def energy(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
         differences = x[:, :, :k] - x[:, :, k : k + 1]
         pairs = pairs + np.sqrt((differences**2).mean(-1)).sum(-1)
     return error - pairs / (S * (S - 1))
+
+
+def rmse(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Root mean squared error of the ensemble mean. Shapes as for mse -> (V, T)."""
+    return np.sqrt(skill(samples, truth))
 
 
 def spread(samples: np.ndarray) -> np.ndarray:

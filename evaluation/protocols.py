@@ -102,11 +102,19 @@ def describe(metadata: dict) -> list[str]:
     S = metadata["samples_per_video"]
     lpips = f" and lpips ({metadata['lpips_net']})" if "lpips" in metadata["metrics"] else ""
     where = f" of the stream's frames {metadata['frames'] or ':'}" if metadata.get("stream") else ""
+    scores = f"mse, psnr, ssim{lpips}: the {metadata['rule']} of the samples; "
+    scores += "crps and energy: unbiased"
+    if "scale" in metadata:
+        units = ", ".join(f"{unit:.4g}" for unit in metadata["scale"])
+        scores = (
+            f"mse: the {metadata['rule']} of the samples; crps and energy: unbiased; all metrics "
+            f"in units of the standard deviation of each channel ({units})"
+        )
     lines = [
         f"protocol {metadata['name']}: {metadata['videos']} {metadata['split']} clips{where} "
         f"({metadata['clips']}, seed {metadata['seed']}), "
         f"{S} samples each, {metadata['condition']} -> {metadata['predict']} frames",
-        f"mse, psnr, ssim{lpips}: the {metadata['rule']} of the samples; crps and energy: unbiased",
+        scores,
     ]
     # The settings of FVD and KVD matter only if one of them was measured.
     if {"fvd", "kvd"} & set(metadata["metrics"]):

@@ -43,6 +43,9 @@ class Source:
     # digests of all that is measured: network, autoencoder, data
     key: tuple
     fps: float
+    # standard deviation (C,) of the channels of fields, in whose units they are measured; None for
+    # frames
+    scale: np.ndarray | None = None
     # truth and samples, if they are stored on disk already
     arrays: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -60,8 +63,9 @@ def forecast_split(
     """Forecast the clips of sample.split.
 
     windows: the clips; by default sample.num_videos clips, evenly spaced over the split.
-    Returns truth (V, condition + predict, H, W, 3), samples (V, S, predict, H, W, 3) and the
-    shards. Resets the forecaster's count of network evaluations.
+    Returns truth (V, condition + predict, H, W, 3), samples (V, S, predict, H, W, 3), or those of
+    fields as in results.read_arrays, and the shards. Resets the forecaster's count of network
+    evaluations.
     """
     config, sample = forecaster.config, forecaster.config.sample
     shards = data.open_split(config, sample.split)
@@ -76,6 +80,17 @@ def forecast_split(
         quiet,
     )
     return forecaster.to_display(truth), samples, shards
+
+
+def describe_fields(forecaster: Forecaster, shards: Shards) -> dict:
+    """Entries of metrics.json about fields: the names of the channels, where they are known, and
+    `scale`, the standard deviations that are the units of the metrics. {} for frames."""
+    if not forecaster.fields:
+        return {}
+    found = {"scale": forecaster.scale.tolist()}
+    if shards.channels:
+        found["channels"] = list(shards.channels)
+    return found
 
 
 def source_of_checkpoint(
@@ -126,10 +141,15 @@ def source_of_checkpoint(
         config,
         protocol,
         part,
-        make_autoencode(forecaster),
-        {**describe_sampler(forecaster, step, ckpt), **data.clip_rates(shards, windows, config)},
+        None if forecaster.fields else make_autoencode(forecaster),
+        {
+            **describe_sampler(forecaster, step, ckpt),
+            **data.clip_rates(shards, windows, config),
+            **describe_fields(forecaster, shards),
+        },
         key,
         data.frame_rate(shards, config),
+        forecaster.scale,
     )
 
 
@@ -153,11 +173,15 @@ def source_of_arrays(
 
     autoencode = None
     weights = ""
-    if forecaster is not None:
+    if forecaster is not None and not forecaster.fields:
         autoencode = make_autoencode(forecaster)
         weights = checkpoints.digest(forecaster.autoencoder)
     key = (digest(truth), digest(samples), weights)
-    return Source(config, protocol, part, autoencode, about, key, fps, arrays)
+    scale = None
+    if truth.dtype != np.uint8:
+        # Without its scale, a channel is measured in its own unit.
+        scale = np.array(about.get("scale") or [1.0] * truth.shape[2])
+    return Source(config, protocol, part, autoencode, about, key, fps, scale, arrays)
 
 
 def clips_of(protocol: Protocol, shards: Shards, skip: int) -> Windows:

@@ -186,7 +186,7 @@ def read_first_samples(method: Method) -> tuple[np.ndarray, np.ndarray] | None:
     """
     for run in method.runs:
         try:
-            truth, samples = results.read_arrays(run.folder)
+            truth, samples, _ = results.read_pictures(run.folder)
         except UserError:
             continue
         return truth, samples[:, 0]

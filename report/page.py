@@ -19,6 +19,7 @@ from PIL import Image
 from evaluation import protocols
 from evaluation.metrics import BASELINES, own_metrics
 from report import plots, results, videos
+from report.colours import Colours
 from report.html import WEB, document, grid, row, write_page
 from report.style import with_unit
 from runtime.console import progress
@@ -159,7 +160,7 @@ def describe_protocol(protocol: dict) -> list[str]:
         for line in [*protocols.describe(protocol), protocol["source"]]:
             sentences.append(f"{line[0].upper()}{line[1:]}.")
         covered |= {field.name for field in dataclasses.fields(protocols.Protocol)}
-        covered |= {"samples_per_video", "fps", "metrics"}
+        covered |= {"samples_per_video", "fps", "metrics", "scale", "channels"}
     # A sentence is used only if the protocol has all its fields; results of earlier versions lack
     # some.
     for sentence, condition in SENTENCES:
@@ -297,6 +298,16 @@ def clip_section(v: int, samples: int, width: int, height: int) -> str:
     )
 
 
+def colour_bars(colours: list[Colours]) -> list[str]:
+    """The colour bars of the channels of fields, as HTML; [] without channels."""
+    if not colours:
+        return []
+    file = io.BytesIO()
+    Image.fromarray(videos.draw_bars(colours, 4 * videos.BAR_CELL)).save(file, "png")
+    names = ", ".join(colour.name for colour in colours)
+    return [picture(file.getvalue(), f"Colours of {names}", wide=True)]
+
+
 def horizon_picture(dir: Path, result: dict) -> str:
     """The plot of metrics against the predicted frame: curves.png if it exists, else drawn now."""
     if (dir / "curves.png").is_file():
@@ -320,7 +331,7 @@ def result_page(
     fps: frames per second of the clips; default: the protocol's. futures: maximum number of samples
     shown per clip. limit: maximum size of all clips in bytes; clips with most motion come first.
     """
-    result, (truth, samples) = results.read_metrics(dir), results.read_arrays(dir)
+    result, (truth, samples, colours) = results.read_metrics(dir), results.read_pictures(dir)
     # The metrics.json may be of an earlier version, whose config lacks fields.
     config, protocol = result["config"], result["protocol"]
     dataset = config.get("dataset", "?")
@@ -332,6 +343,7 @@ def result_page(
         f"<h2>Metrics</h2>\n{metrics_table(result['summary'])}\n<p class='soft'>Mean ± standard "
         f"error over clips.</p>",
         player(truth, samples, futures, fps or results.frame_rate_of(protocol), limit),
+        *colour_bars(colours),
         horizon_picture(dir, result),
     ]
     rank_alt = "Histogram of the truth’s rank among the samples"

@@ -14,6 +14,7 @@ import configs
 from evaluation.metrics import own_metrics
 from forecaster import Forecaster
 from report import page, plots, videos
+from report.colours import Colours
 from runtime.console import UserError, first_line, progress
 from runtime.folders import replace_folder, restore_folder
 
@@ -26,7 +27,8 @@ def require(file: Path) -> Path:
 
 
 def read_array(file: Path, axes: int) -> np.ndarray:
-    """Memory-map a uint8 array with `axes` axes. UserError if the file holds anything else."""
+    """Memory-map an array with `axes` axes, of frames (uint8) or of fields (float32). UserError if
+    the file holds anything else."""
     try:
         array = np.load(require(file), mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -36,31 +38,43 @@ def read_array(file: Path, axes: int) -> np.ndarray:
     # np.load returns an archive, which is no array, for a file of several arrays.
     if (
         not isinstance(array, np.ndarray)
-        or array.dtype != np.uint8
+        or array.dtype not in (np.uint8, np.float32)
         or array.ndim != axes
         or 0 in array.shape
     ):
         found = (
             f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "several arrays"
         )
-        raise UserError(f"{file}: {found}, not uint8 with {axes} axes; sample again")
+        raise UserError(f"{file}: {found}, not uint8 or float32 with {axes} axes; sample again")
     return array
 
 
 def read_arrays(dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read truth (V, T, H, W, 3) and samples (V, S, T - condition, H, W, 3), uint8."""
+    """Read truth (V, T, H, W, 3) and samples (V, S, T - condition, H, W, 3), uint8; of fields truth
+    (V, T, C, H, W) and samples (V, S, T - condition, C, H, W), float32."""
     samples, truth = read_array(dir / "samples.npy", 6), read_array(dir / "truth.npy", 5)
     V, T, *frame = truth.shape
     if (
         samples.shape[0] != V
         or samples.shape[2] >= T
         or list(samples.shape[3:]) != frame
-        or frame[-1] != 3
+        or samples.dtype != truth.dtype
+        or (truth.dtype == np.uint8 and frame[-1] != 3)
     ):
         raise UserError(
-            f"{dir}: samples {samples.shape} and truth {truth.shape} do not match; sample again"
+            f"{dir}: samples {samples.shape} {samples.dtype} and truth {truth.shape} {truth.dtype} "
+            "do not match; sample again"
         )
     return truth, samples
+
+
+def read_pictures(dir: Path) -> tuple[np.ndarray, np.ndarray, list[Colours]]:
+    """`read_arrays` for drawing, uint8, and the colours by which fields were drawn."""
+    truth, samples = read_arrays(dir)
+    channels = ()
+    if truth.dtype != np.uint8 and (dir / "metrics.json").is_file():
+        channels = tuple(map(str, read_metrics(dir)["protocol"].get("channels") or ()))
+    return videos.as_pictures(truth, samples, channels)
 
 
 def missing_part(result: object, parts: tuple[str, ...]) -> str | None:
@@ -183,9 +197,9 @@ def write_results(
 ) -> None:
     """Write a results folder, which replaces an earlier one when it is complete.
 
-    truth (V, T, H, W, 3) and samples (V, S, T - condition, H, W, 3), uint8. result: the content of
-    metrics.json. fps: frame rate of the videos. format: mp4, avi or gif. latents: batches of the
-    samples' latents, if the data are latents.
+    truth (V, T, H, W, 3) and samples (V, S, T - condition, H, W, 3), uint8, or fields as in
+    read_arrays, float32. result: the content of metrics.json. fps: frame rate of the videos.
+    format: mp4, avi or gif. latents: batches of the samples' latents, if the data are latents.
     """
     with replace_folder(out) as partial:
         np.save(partial / "samples.npy", samples)
@@ -199,7 +213,9 @@ def write_results(
         rates = [fps] * len(truth)
         if "rates" in result["protocol"]:
             rates = [frame_rate_of(result["protocol"], k) for k in range(len(truth))]
-        write_videos(partial, truth, samples, rates, videos.usable_format(format))
+        channels = tuple(result["protocol"].get("channels", ()))
+        *drawn, colours = videos.as_pictures(truth, samples, channels)
+        write_videos(partial, *drawn, rates, videos.usable_format(format), colours)
         (partial / "metrics.json").write_text(json.dumps(result, indent=1, allow_nan=False))
         if own_metrics(result["horizon"]):
             plots.curves(result["horizon"], partial / "curves.png", result.get("horizon_se"))
@@ -209,21 +225,29 @@ def write_results(
 
 
 def write_videos(
-    dir: Path, truth: np.ndarray, samples: np.ndarray, rates: list[float], format: str
+    dir: Path,
+    truth: np.ndarray,
+    samples: np.ndarray,
+    rates: list[float],
+    format: str,
+    colours: Sequence[Colours] = (),
 ) -> None:
     """Write a video per clip, and a contact sheet and a mosaic of the six clips with most motion.
 
-    rates: frames per second of each clip; the mosaic has the rate of the first clip.
+    rates: frames per second of each clip; the mosaic has the rate of the first clip. colours: of
+    the channels of fields, whose bars are drawn below each picture.
     """
     shown = videos.rank_by_motion(truth, truth.shape[1] - samples.shape[2])[:6]
-    videos.contact_sheet(truth[shown], samples[shown]).save(dir / "contact_sheet.png")
-    mosaic = videos.draw_mosaic(truth[shown], samples[shown])
+    sheet = videos.contact_sheet(truth[shown], samples[shown])
+    videos.add_bars_to_sheet(sheet, colours).save(dir / "contact_sheet.png")
+    mosaic = videos.add_bars(videos.draw_mosaic(truth[shown], samples[shown]), colours)
     videos.write_video(dir / f"forecasts.{format}", mosaic, rates[0])
     (dir / "videos").mkdir()
     with progress(len(truth), "write videos", "video") as bar:
         for k, (t, s) in enumerate(zip(truth, samples)):
             path = dir / "videos" / f"{k:03d}.{format}"
-            videos.write_video(path, videos.side_by_side(t, s), rates[k])
+            video = videos.add_bars(videos.side_by_side(t, s), colours)
+            videos.write_video(path, video, rates[k])
             bar.update()
 
 

@@ -1,6 +1,7 @@
 """Draw forecasts: videos (MP4, AVI or GIF) of the truth beside samples, and contact sheets.
 
-Frames are (H, W, 3) uint8. Given frames have a green edge, forecast frames an orange edge.
+Frames are (H, W, 3) uint8. Given frames have a green edge, forecast frames an orange edge. Fields
+are drawn by a colour map first (`as_pictures`), and the pictures get the colour bars (`add_bars`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import functools
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import imageio.v2 as imageio
@@ -16,12 +18,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from configs import Config
+from report.colours import Colours, choose_colours, colour_table, paint
 from runtime.console import has_package, print_once
 
 GIVEN, FORECAST = (40, 180, 70), (245, 140, 20)
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 # pixels: between pictures, above a contact sheet, per line of a label
 GAP, HEADER, LINE = 4, 16, 12
+# pixels: width and height of a colour bar, and width of the cell that holds it
+BAR_WIDTH, BAR_HEIGHT, BAR_CELL = 140, 10, 164
 # The codecs that play almost everywhere: H.264 in MP4, Motion JPEG in AVI.
 CODECS = {
     ".mp4": {"codec": "libx264", "quality": 8, "output_params": ["-preset", "veryfast"]},
@@ -30,6 +35,63 @@ CODECS = {
 # Browsers slow down delays that are shorter than two hundredths of a second.
 MOST_GIF_FPS = 50
 ENDINGS = (*CODECS, ".gif")
+
+
+def as_pictures(
+    truth: np.ndarray, samples: np.ndarray, channels: tuple[str, ...] = ()
+) -> tuple[np.ndarray, np.ndarray, list[Colours]]:
+    """Draw fields, truth (V, T, C, H, W) and samples (V, S, P, C, H, W) float32, as RGB frames.
+
+    -> (truth (V, T, H', W', 3) uint8, samples (V, S, P, H', W', 3) uint8, colours of the channels).
+    The range of the truth gives the colours, the same for all clips. Frames that are uint8 already
+    are returned unchanged, without colours.
+    """
+    if truth.dtype == np.uint8:
+        return truth, samples, []
+    colours = choose_colours(truth, channels)
+    return paint(truth, colours), paint(samples, colours), colours
+
+
+def draw_bars(colours: Sequence[Colours], width: int) -> np.ndarray:
+    """Draw the colour bar of each channel, with its name and its range, as an image (height, width,
+    3). The image is wider than `width` where one bar needs more."""
+    columns = max(1, width // BAR_CELL)
+    cell = BAR_HEIGHT + 2 * LINE + 8
+    image = Image.new("RGB", (max(width, BAR_CELL), cell * -(-len(colours) // columns)), PAPER)
+    pen = ImageDraw.Draw(image)
+    levels = np.linspace(0, 255, BAR_WIDTH).round().astype(int)
+    for k, colour in enumerate(colours):
+        left, top = k % columns * BAR_CELL + GAP, k // columns * cell + 2
+        pen.text((left, top), wrap_text(colour.name, BAR_WIDTH)[0], INK, font=font())
+        bar = np.broadcast_to(colour_table(colour.signed)[levels], (BAR_HEIGHT, BAR_WIDTH, 3))
+        image.paste(Image.fromarray(np.ascontiguousarray(bar)), (left, top + LINE + 2))
+        marks = [(0.0, f"{colour.low:.3g}"), (1.0, f"{colour.high:.3g}")]
+        if colour.signed:
+            marks.insert(1, (0.5, "0"))
+        for share, text in marks:
+            # The first mark is aligned left, the last one right.
+            x = left + share * (BAR_WIDTH - font().getlength(text))
+            pen.text((x, top + LINE + BAR_HEIGHT + 3), text, INK, font=font())
+    return np.asarray(image)
+
+
+def add_bars(frames: np.ndarray, colours: Sequence[Colours]) -> np.ndarray:
+    """Add the colour bars below frames (T, H, W, 3). Without colours, the frames are returned
+    unchanged."""
+    if not colours:
+        return frames
+    T, _, W, _ = frames.shape
+    bars = draw_bars(colours, W)
+    wider = ((0, 0), (0, 0), (0, bars.shape[1] - W), (0, 0))
+    frames = np.pad(frames, wider, constant_values=255)
+    return np.concatenate([frames, np.broadcast_to(bars, (T, *bars.shape))], 1)
+
+
+def add_bars_to_sheet(sheet: Image.Image, colours: Sequence[Colours]) -> Image.Image:
+    """`add_bars` for a contact sheet."""
+    if not colours:
+        return sheet
+    return Image.fromarray(add_bars(np.asarray(sheet)[None], colours)[0])
 
 
 def enlarge(frames: np.ndarray, factor: int) -> np.ndarray:
@@ -230,6 +292,9 @@ def measure_writing(config: Config) -> float:
     """Seconds to draw and write the video of one clip on this machine."""
     data, sample = config.data, config.sample
     size = (data.image_size, data.image_size, 3)
+    if config.vqvae.kind == "none":
+        C, H, W = config.latent.shape
+        size = (H, C * W, 3)
     truth = np.zeros((data.condition + data.predict, *size), np.uint8)
     samples = np.zeros((sample.num_samples, data.predict, *size), np.uint8)
     with tempfile.TemporaryDirectory() as folder:

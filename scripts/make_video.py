@@ -79,7 +79,7 @@ def make(args: argparse.Namespace) -> str:
     """Write the video; return a line that describes its content."""
     check(args)
     args.out = args.out.with_suffix(f".{videos.usable_format(args.out.suffix[1:])}")
-    truth, samples = results.read_arrays(args.results)
+    truth, samples, colours = results.read_pictures(args.results)
     if args.samples is not None and args.samples > samples.shape[1]:
         raise UserError(
             f"--samples {args.samples}: {args.results} holds {samples.shape[1]} of each clip; "
@@ -104,7 +104,7 @@ def make(args: argparse.Namespace) -> str:
 
     # A path that is not writable is a one-line error here; the encoder would print its own.
     args.out.touch()
-    videos.write_video(args.out, np.concatenate(rows, 1), fps)
+    videos.write_video(args.out, videos.add_bars(np.concatenate(rows, 1), colours), fps)
     shown = f"truth and {count} samples" if args.truth else f"{count} samples"
     return f"clips {', '.join(map(str, clips))}: {shown}, {fps:g} frames a second"
 

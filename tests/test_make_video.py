@@ -127,10 +127,12 @@ def test_mistakes_are_one_line_and_code_2(saved, command, flags, says):
         ("samples", b"no array at all", "samples.npy: not an array"),
         (
             "samples",
-            np.zeros((4, 3, 3, 16, 16, 3), np.float32),
-            "samples.npy: float32 (4, 3, 3, 16, 16, 3), not uint8 with 6 axes",
+            np.zeros((4, 3, 3, 16, 16, 3), np.float64),
+            "samples.npy: float64 (4, 3, 3, 16, 16, 3), not uint8 or float32 with 6 axes",
         ),
-        ("truth", np.zeros((4, 5, 16, 16), np.uint8), "not uint8 with 5 axes"),
+        # Fields beside frames.
+        ("samples", np.zeros((4, 3, 3, 16, 16, 3), np.float32), "do not match"),
+        ("truth", np.zeros((4, 5, 16, 16), np.uint8), "not uint8 or float32 with 5 axes"),
         ("truth", np.zeros((4, 3, 16, 16, 3), np.uint8), "do not match"),
         ("truth", np.zeros((3, 5, 16, 16, 3), np.uint8), "do not match"),
         ("truth", np.array([{"a": 1}]), "truth.npy: not an array"),

@@ -72,6 +72,8 @@ class SmallVQVAE(nn.Module):
     """A VQVAE that trains on two cores in two minutes: all blocks work at latent resolution.
 
     (B, 3, H, W) in [-1, 1] <-> (B, channels, H / downsample, W / downsample).
+    fields: number of channels of fields, which are encoded instead of RGB frames; 0: RGB frames.
+    Fields are normalised per channel, by `set_statistics`, and not clamped.
     """
 
     def __init__(
@@ -81,12 +83,14 @@ class SmallVQVAE(nn.Module):
         codes: int = 1024,
         width: int = 96,
         depth: int = 2,
+        fields: int = 0,
     ):
         super().__init__()
         f = downsample
+        planes = fields or 3
         # Patches overlap by half their stride on each side, so that no shape is cut at a border.
         self.encoder = nn.Sequential(
-            nn.Conv2d(3, width, 2 * f, stride=f, padding=f // 2),
+            nn.Conv2d(planes, width, 2 * f, stride=f, padding=f // 2),
             *[ResBlock(width) for _ in range(depth)],
             nn.GroupNorm(8, width),
             nn.SiLU(),
@@ -98,21 +102,47 @@ class SmallVQVAE(nn.Module):
             *[ResBlock(width) for _ in range(depth + 1)],
             nn.GroupNorm(8, width),
             nn.SiLU(),
-            nn.Conv2d(width, 3 * f * f, 3, padding=1),
+            nn.Conv2d(width, planes * f * f, 3, padding=1),
             nn.PixelShuffle(f),
         )
+        self.of_fields = fields > 0
+        if self.of_fields:
+            self.register_buffer("mean", torch.zeros(fields, 1, 1))
+            self.register_buffer("std", torch.ones(fields, 1, 1))
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Set the mean and the standard deviation (C,) by which fields are normalised."""
+        self.mean.copy_(mean.view(-1, 1, 1))
+        self.std.copy_(std.view(-1, 1, 1))
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std if self.of_fields else x
 
     def encode(self, x: Tensor) -> Tensor:
-        return self.encoder(x)
+        return self.encoder(self.normalize(x))
 
     def decode(self, z: Tensor) -> Tensor:
-        return self.decoder(nearest(z, self.codebook.codes)).clamp(-1, 1)
+        x = self.decoder(nearest(z, self.codebook.codes))
+        return x * self.std + self.mean if self.of_fields else x.clamp(-1, 1)
+
+    def squared_error(self, x: Tensor) -> Tensor:
+        """Mean squared error of the reconstruction of each item of x (B, C, H, W) -> (B,).
+
+        Of RGB frames in units of [0, 1], whose peak is 1. Of fields, normalised: 1 is the error of
+        the mean field.
+        """
+        error = self.decode(self.encode(x)) - x
+        if self.of_fields:
+            return (error / self.std).square().mean((1, 2, 3))
+        # Squared errors in [-1, 1] are four times those in [0, 1].
+        return error.square().mean((1, 2, 3)) / 4
 
     def loss(
         self, x: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """-> (loss, values to log). The values are the reconstruction MSE of pixels in [0, 1] and
+        """-> (loss, values to log). The values are the reconstruction MSE, as `squared_error`, and
         the codebook's perplexity. In training mode, also updates the codebook."""
+        x = self.normalize(x)
         z = self.encoder(x).float()
         index = nearest_index(z, self.codebook.codes)
         count = count_codes(index, len(self.codebook.codes))
@@ -128,5 +158,5 @@ class SmallVQVAE(nn.Module):
         # The reconstruction error scales the commitment loss, whose share of the loss therefore
         # stays the same while the error falls.
         loss = error + 0.25 * error.detach() * commitment
-        # Squared errors in [-1, 1], the range of x, are four times those in [0, 1].
-        return loss, {"mse": error.detach() / 4, "perplexity": perplexity}
+        mse = error.detach() if self.of_fields else error.detach() / 4
+        return loss, {"mse": mse, "perplexity": perplexity}

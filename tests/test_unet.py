@@ -115,7 +115,6 @@ def test_settings_are_checked_and_reach_the_network():
     assert net.stride == 8 and net.patch == 2
     for values, message in (
         ({"model.padding": "circular"}, "model.padding must be zeros for trunk, got 'circular'"),
-        ({"model.name": "uvit", "model.patch": 2}, "model.patch must be 1 for uvit, got 2"),
         ({"model.name": "unet", "model.multipliers": "1,0"}, "model.multipliers must be numbers"),
         ({"model.size": "unet", "model.name": "convnet"}, "must be unet for model.size=unet"),
     ):

@@ -34,8 +34,10 @@ from shards import Shards
 SPLITS = ("train", "val", "test")
 OVERFIT_CLIPS = 4
 PREVIEW_VIDEOS = 4
-# Number of frames that are generated to measure the rate of a generator.
+# Number of frames that are generated to measure the rate of a generator, and of a generator of
+# fields, which solves a differential equation.
 GENERATED = 500
+GENERATED_FIELDS = 100
 # Number of batch items from which the statistics of latents are measured. With augmentation the
 # number is lower, because each frame must be encoded.
 MEASURED_ITEMS = 2_000
@@ -197,13 +199,19 @@ def ensure_data(config: Config, process: Process) -> None:
     match the config."""
     if not config.data.generate:
         return
-    generator = importlib.import_module(f"prepare.{config.data.generate}")
-    options = {"color_shift": config.data.color_shift} if config.data.generate == "balls" else {}
     wanted = {
         "train": config.data.stream,
         "val": config.data.held_out,
         "test": config.data.held_out,
     }
+    if Path(config.data.root).exists() and generates_fields(config):
+        # Shards with other parameters of the equation are as good.
+        if process.first:
+            report_sizes(config, wanted)
+        process.barrier()
+        return
+    generator = importlib.import_module(f"prepare.{config.data.generate}")
+    options = {"color_shift": config.data.color_shift} if config.data.generate == "balls" else {}
     if not Path(config.data.root).exists() and process.first:
         command = f"main.py --dataset {config.dataset}"
         generator.make(
@@ -221,6 +229,22 @@ def ensure_data(config: Config, process: Process) -> None:
                 f"({found or 'of unknown source'}), but data.stream, held_out and color_shift "
                 f"require {count} ({expected}); change these settings, or data.root"
             )
+
+
+def report_sizes(config: Config, wanted: dict[str, int]) -> None:
+    """Print a line if the existing shards of generated fields have other sizes than the settings
+    of the generator, which then have no effect. wanted: {split: frames}."""
+    root, size = Path(config.data.root), config.data.image_size
+    there = [split for split in SPLITS if has_shards(root / split)]
+    shards = {split: open_split(config, split) for split in there}
+    found = {split: int(part.lengths.sum()) for split, part in shards.items()}
+    shapes = {part.shape for part in shards.values()}
+    if found != wanted or shapes != {(1, size, size)}:
+        held = ", ".join(f"{split} {count:,}" for split, count in found.items())
+        print(
+            f"{root} holds {held or 'no'} frames of {', '.join(map(str, shapes))}; data.stream, "
+            "data.held_out and data.image_size have no effect"
+        )
 
 
 def held_out_split(config: Config) -> str:
@@ -367,11 +391,12 @@ def measure_encoding(
 def measure_generation(config: Config) -> float:
     """Seconds per frame of the generator of a synthetic dataset."""
     generator = importlib.import_module(f"prepare.{config.data.generate}")
+    count = GENERATED_FIELDS if generates_fields(config) else GENERATED
     # Without its progress bar.
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         began = time.perf_counter()
-        generator.make(f"{folder}/data", {"train": GENERATED}, size=config.data.image_size)
-        return (time.perf_counter() - began) / GENERATED
+        generator.make(f"{folder}/data", {"train": count}, size=config.data.image_size)
+        return (time.perf_counter() - began) / count
 
 
 def assume_latents(

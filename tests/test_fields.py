@@ -452,3 +452,18 @@ def test_the_small_vqvae_learns_fields_of_any_scale():
         found.append(error.mean().item())
     # 1 is the error of the mean field.
     assert found[0] < 0.5 and found[1] == pytest.approx(found[0], rel=0.2)
+
+
+def test_navier_stokes_takes_shards_that_exist(tmp_path):
+    """Whatever their numbers of frames and their size, with a line that says so."""
+    root = write_fields(tmp_path / "data", channels=1, height=8, width=8)
+    settings = [*SETTINGS, f"data.root={root}"]
+    done = launch(tmp_path, "main.py", "--dataset", "navier_stokes", "--set", *settings)
+    assert "holds train 24, val 24, test 24 frames of (1, 8, 8); data.stream" in done.stdout
+    samples = np.load(results_of(tmp_path, "navier_stokes-test") / "samples.npy")
+    assert (samples.shape, samples.dtype) == ((3, 2, 3, 1, 8, 8), np.float32)
+
+
+def test_a_dataset_of_fields_without_shards_names_the_command(command, tmp_path):
+    code, err = command(tmp_path, "main.py", "--dataset", "fields")
+    assert code == 2 and "python -m prepare.fields --source FILES --out data/fields" in err

@@ -169,6 +169,32 @@ def compare_best(records: list[dict]) -> list[str]:
     return lines
 
 
+def judge_diffusions(records: list[dict]) -> list[str]:
+    """One line per number of evaluations: is the Föllmer process the best diffusion of VARIANT?"""
+    by_steps = defaultdict(list)
+    for (world, tau, flops, name, sampler), own in group(records).items():
+        diffusion, _, steps = sampler.partition(":")
+        if (world, name) == ("navier_stokes", VARIANT) and steps:
+            key = (tau, flops, int(steps))
+            by_steps[key].append((*summarize(own, "crps"), diffusion))
+    lines = []
+    for (tau, flops, steps), found in sorted(by_steps.items()):
+        named = {diffusion: (value, error) for value, error, diffusion in found}
+        if "follmer" not in named or len(named) < 2:
+            continue
+        own, own_error = named.pop("follmer")
+        best, (value, error) = min(named.items(), key=lambda entry: entry[1])
+        verdict = "borne out" if own < value else "not borne out"
+        if abs(own - value) < 2 * np.hypot(own_error, error):
+            verdict = "neither borne out nor refuted, within two standard errors"
+        lines.append(
+            f"- tau = {tau:g}, {flops:g}, {steps} evaluations: that the Föllmer process is the "
+            f"best diffusion is {verdict}: {own:.3f} ± {own_error:.3f}, against {value:.3f} ± "
+            f"{error:.3f} with g = {best}."
+        )
+    return lines
+
+
 def misses(records: list[dict]) -> list[str]:
     """The targets that the runs of VARIANT miss, or that no run has measured."""
     found = []
@@ -198,12 +224,15 @@ def draw_evaluations(records: list[dict], path: Path) -> None:
         if (world, tau) == ("navier_stokes", 0.5) and steps and name == VARIANT:
             curves[diffusion].append((int(steps), *summarize(own, "crps")))
     with figure_of(5.0, 3.6) as figure:
-        panel = add_panels(figure, 1, 1)[0]
+        panel, counts = add_panels(figure, 1, 1)[0], set()
         for colour, (diffusion, points) in zip(cycle(COLOURS), sorted(curves.items())):
             steps, means, errors = np.transpose(sorted(points))
+            counts.update(steps.astype(int).tolist())
             panel.errorbar(steps, means, errors, marker="o", color=colour, label=f"g = {diffusion}")
         panel.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
         panel.set(xscale="log", xlabel="evaluations per frame", ylabel="CRPS / oracle")
+        panel.set_xticks(sorted(counts), [str(count) for count in sorted(counts)])
+        panel.set_xticks([], minor=True)
         if curves:
             panel.legend()
         save(figure, path)
@@ -264,7 +293,7 @@ def report(write: bool, check: bool) -> None:
     if write:
         draw_evaluations(records, FIGURES / "navier_stokes_evaluations.png")
         draw_spectra(records, FIGURES / "navier_stokes_spectra.png")
-        best = "\n".join(compare_best(records))
+        best = "\n".join(compare_best(records) + judge_diffusions(records))
         text = (
             f"{ABOUT}\n\n{table(records)}\n{best}\n\n"
             "![CRPS against evaluations](navier_stokes_evaluations.png)\n\n"

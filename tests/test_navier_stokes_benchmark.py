@@ -57,6 +57,8 @@ def test_the_report_has_a_row_per_variant_and_sampler_and_names_the_best(records
         make_record("linear", crps=(1.3, 0.01)),
         make_record(sampler="0:5", crps=(1.2, 0.01)),
         make_record(sampler="0:10", crps=(1.19, 0.01)),
+        make_record(sampler="follmer:10", crps=(1.15, 0.01)),
+        make_record(sampler="follmer:5", crps=(1.3, 0.01)),
         make_record("repeat", crps=(2.5, 0.01)),
         make_record(world="heat", crps=(1.01, 0.01)),
     )
@@ -65,7 +67,12 @@ def test_the_report_has_a_row_per_variant_and_sampler_and_names_the_best(records
     assert "| follmer | default | 2 | 10 | 10 | 1.120 ± 0.022 |" in text
     assert text.index("| follmer | default") < text.index("| follmer | 0:5")
     assert text.index("| linear") < text.index("| repeat")
-    assert "lowest CRPS by follmer, default (1.120 ± 0.022), clearly below follmer, 0:10" in text
+    assert (
+        "lowest CRPS by follmer, default (1.120 ± 0.022), not clearly below follmer, follmer:10"
+        in text
+    )
+    assert "10 evaluations: that the Föllmer process is the best diffusion is borne out" in text
+    assert "5 evaluations: that the Föllmer process is the best diffusion is not borne out" in text
     assert "- none" in text
     for name in ("evaluations", "spectra"):
         assert (tmp_path / f"navier_stokes_{name}.png").stat().st_size > 5_000

@@ -124,6 +124,20 @@ FIELDS = preset(
     sample={"num_videos": 16, "redraw": "frame", "reencode": False},
 )
 
+# model.size: the fields of Model that a size stands for.
+SIZES = {
+    "S": {"name": "uvit", "width": 384, "depth": 4, "mid_depth": 5, "heads": 6},
+    "B": {"name": "uvit", "width": 768, "depth": 4, "mid_depth": 5, "heads": 8},
+    "L": {"name": "uvit", "width": 1024, "depth": 8, "mid_depth": 5, "heads": 16},
+    "XL": {"name": "uvit", "width": 1280, "depth": 14, "mid_depth": 5, "heads": 16},
+    # The U-Net of arXiv 2403.13724 for Navier-Stokes fields.
+    "unet": {"name": "unet", "width": 128, "depth": 2, "mid_depth": 2, "heads": 4}
+    | {"multipliers": "1,2,2,2"},
+    # For two CPU cores.
+    "unet_small": {"name": "unet", "width": 64, "depth": 1, "mid_depth": 2, "heads": 4}
+    | {"multipliers": "1,2,2", "patch": 2},
+}
+
 # To add a dataset, add one entry here and one file in prepare/. Its shards are in data/<name>.
 DATASETS = {
     "ball_stn": Dataset(data={"generate": "balls"}, clips=FORECASTS, stream=STREAM_BALLS),
@@ -165,6 +179,14 @@ DATASETS = {
         FIELDS,
         data={"generate": "navier_stokes", "image_size": 64, "stream": 5_000, "held_out": 1_000}
         | {"condition": 2, "predict": 10},
+        model=SIZES["unet_small"] | {"padding": "circular"},
+    ),
+    # A linear equation whose conditional law is known in closed form.
+    "heat": Dataset(
+        FIELDS,
+        data={"generate": "heat", "image_size": 32, "stream": 5_000, "held_out": 1_000}
+        | {"condition": 2, "predict": 4},
+        model=SIZES["unet_small"] | {"padding": "circular"},
     ),
     "kth": Dataset(
         PUBLISHED,
@@ -202,13 +224,6 @@ DATASETS = {
         "--image_size {size}",
         fetch="hf download cvg-unibe/river_bair_256 --local-dir weights/river_bair_256",
     ),
-}
-# model.size: the fields of Model that a size stands for.
-SIZES = {
-    "S": {"name": "uvit", "width": 384, "depth": 4, "mid_depth": 5, "heads": 6},
-    "B": {"name": "uvit", "width": 768, "depth": 4, "mid_depth": 5, "heads": 8},
-    "L": {"name": "uvit", "width": 1024, "depth": 8, "mid_depth": 5, "heads": 16},
-    "XL": {"name": "uvit", "width": 1280, "depth": 14, "mid_depth": 5, "heads": 16},
 }
 # Flags of sample.py and evaluate.py, and the settings that they set.
 SAMPLING_FLAGS = {
@@ -269,8 +284,8 @@ class Data(Group):
     skip_bad: bool = False  # skip shards that cannot be opened, with a warning; else stop
     # loader processes; used only with augmentation, which rules out the latent cache
     workers: NonNegative = 4
-    # stream to generate if there are no shards: balls, maze or navier_stokes; empty: none
-    generate: Literal["", "balls", "maze", "navier_stokes"] = ""
+    # stream to generate if there are no shards: balls, maze, navier_stokes or heat; empty: none
+    generate: Literal["", "balls", "maze", "navier_stokes", "heat"] = ""
     stream: Positive = 100_000  # frames of the generated training stream
     # frames of each generated held-out stream, val and test
     held_out: Positive = 10_000
@@ -362,10 +377,13 @@ class Vqvae(Group):
 @dataclass(frozen=True)
 class Model(Group):
     # velocity network. convnet: small and convolutional. uvit: RIVER's U-ViT. joint: a convnet that
-    # predicts the second half of a stream's window at once, given the first half
+    # predicts the second half of a stream's window at once, given the first half. unet: blocks at
+    # several resolutions, for fields
     name: str = "convnet"
-    # S, B (as published), L or XL: a uvit of 25, 98, 283 or 698 million parameters;
-    # sets model.name, width, depth, mid_depth and heads. empty: the values below
+    # S, B (as published), L or XL: a uvit of 25, 98, 283 or 698 million parameters. unet: a unet of
+    # 128 channels, as published; unet_small: a unet for two CPU cores.
+    # sets model.name, width, depth, mid_depth, heads, multipliers and patch.
+    # empty: the values below
     size: str = ""
     width: Annotated[int, at_least(8)] = 128  # channels (convnet) or token dimension (uvit)
     depth: Positive = 2  # number of input blocks, and of output blocks
@@ -374,6 +392,14 @@ class Model(Group):
     dropout: HalfOpenUnit = 0.0  # dropout rate
     # normalisation before the output of uvit: ln, or bn as in RIVER's model for BAIR at 256 pixels
     out_norm: Literal["ln", "bn"] = "ln"
+    # channels of the resolutions of unet, from the highest down, in units of model.width
+    multipliers: Annotated[
+        str, matches(r"[1-9]\d?(,[1-9]\d?)*", "numbers from 1 to 99, like 1,2,2,2")
+    ] = "1,2,2,2"
+    # how convolutions of unet continue fields beyond their edges: zeros, or circular for periodic
+    # fields
+    padding: Literal["zeros", "circular"] = "zeros"
+    patch: Positive = 1  # pixels per side that unet joins to one before its highest resolution
 
     def __post_init__(self):
         import models  # imported late: it needs torch
@@ -381,10 +407,14 @@ class Model(Group):
         super().__post_init__()
         check_choice("model.name", self.name, models.TABLE)
         check_choice("model.size", self.size, ("", *SIZES))
+        sized = SIZES.get(self.size, {"name": self.name})["name"]
+        check(self.name == sized, "model.name", f"{sized} for model.size={self.size}", self.name)
+        if self.name != "unet":
+            rule = f"zeros for {self.name}"
+            check(self.padding == "zeros", "model.padding", rule, self.padding)
         if self.name == "uvit":
             check(self.width % 4 == 0, "model.width", "a multiple of 4 for uvit", self.width)
         else:
-            check(self.size == "", "model.size", f"empty for {self.name}", self.size)
             check(self.out_norm == "ln", "model.out_norm", f"ln for {self.name}", self.out_norm)
             check(
                 self.width % 8 == 0, "model.width", f"a multiple of 8 for {self.name}", self.width
@@ -656,6 +686,10 @@ class Config:
         if self.model.name == "uvit":
             names.append("out_norm")
         sizes = {name: getattr(self.model, name) for name in names}
+        if self.model.name == "unet":
+            multipliers = tuple(map(int, self.model.multipliers.split(",")))
+            sizes |= {"multipliers": multipliers, "padding": self.model.padding}
+            sizes["patch"] = self.model.patch
         if self.halves:
             sizes["given"], sizes["future"] = self.halves
         else:

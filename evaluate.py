@@ -22,7 +22,7 @@ import torch
 import configs
 import data
 from configs import Config
-from evaluation import measure, networks, protocols
+from evaluation import measure, networks, oracle, protocols
 from evaluation.protocols import Protocol
 from evaluation.sources import (
     PART,
@@ -42,6 +42,8 @@ from runtime.console import UserError, progress, run_command
 from runtime.folders import Parts
 from runtime.process import Process, start
 
+# Prefix of the tables of an oracle, in the files of the parts.
+ORACLE = "oracle_"
 # Fields of Protocol that are also flags of this command.
 CHANGEABLE = (
     "videos",
@@ -141,6 +143,11 @@ def protocol_of_results(
     }
     name = args.protocol or "own"
     protocol = protocols.get(name, config, protocol_changes(args))
+    if protocol.oracle:
+        raise UserError(
+            f"protocol {name} forecasts the states of an oracle: give --ckpt FILE in place of "
+            "--results DIR"
+        )
     # The protocol `own` takes every field that no flag sets from the samples.
     if name == "own":
         unset = {field: own[field] for field in own if getattr(args, field, None) is None}
@@ -187,6 +194,9 @@ def measure_parts(
                     k,
                     source.scale,
                 )
+                if source.oracle:
+                    scores = oracle.score_states(source.oracle, k * PART, samples)
+                    tables |= {ORACLE + name: values for name, values in scores.items()}
                 stored = {} if source.arrays else {"truth": truth, "samples": samples[:, :keep]}
                 parts.write(k, {**tables, **stored, "evaluations": np.array([evaluations])})
             bar.update(sum(min(PART, V - k * PART) for k in parts.written()) - bar.n)
@@ -203,6 +213,9 @@ def summarize_parts(
     # Samples that were made by this command are in the parts; those of --results are arrays.
     truth, samples = source.arrays or (tables.pop("truth"), tables.pop("samples"))
     evaluations = tables.pop("evaluations").sum()
+    of_oracle = {}
+    for name in [name for name in tables if name.startswith(ORACLE)]:
+        of_oracle[name.removeprefix(ORACLE)] = tables.pop(name)
     if evaluations:
         frames = protocol.videos * protocol.samples * protocol.predict
         about["network_evaluations_per_frame"] = float(evaluations / frames)
@@ -218,6 +231,9 @@ def summarize_parts(
         "config": configs.to_dict(source.config),
         **measure.summarize(tables, protocol, which),
     }
+    if source.oracle:
+        times = source.oracle.times(protocol.predict)
+        result["oracle"] = oracle.summarize(of_oracle, times)
     return truth, samples, result
 
 
@@ -450,6 +466,8 @@ def main() -> None:
         result = results.read_metrics(out)
         format = results.config_of(result, out).sample.format
         print(summary_table(result))
+        if "oracle" in result:
+            print("\n" + oracle.format_table(result["oracle"]))
         print(results.paths(out, format, args.ckpt or args.results))
     process.close()
 

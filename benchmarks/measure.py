@@ -13,6 +13,10 @@ import h5py
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+import models
+from configs import Config
 
 CLIP = Path(__file__).parent.parent / "tests/data/walk.mp4"
 
@@ -61,6 +65,34 @@ def matmul_rate(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> fl
         if taken > 0.05 or 2 * n > largest:
             return 2 * n**3 / taken
         n *= 2
+
+
+def flops_per_update(config: Config) -> int:
+    """Floating-point operations of an update of the velocity network, forward and backward pass,
+    as torch.utils.flop_counter counts them: products and sums of convolutions, matrices and
+    attention. config.latent must hold the shape of the latents.
+    """
+    # Imported late, because the GPU benchmarks must run without what the training imports.
+    from train import OWN_EVALUATIONS
+
+    C, h, w = config.latent.shape
+    flow, train = config.flow, config.train
+    rows = flow.draws + (flow.start > 0)
+    with torch.device("meta"):
+        net = models.build(config.model.name, config.latent.shape, **config.network_sizes)
+        z, s = torch.zeros(rows, C, h, w), torch.zeros(rows)
+        given = torch.zeros(1, config.data.contexts, C, h, w)
+        gaps = torch.ones(1, config.data.contexts)
+        with FlopCounterMode(display=False) as counter:
+            out = net(z, s, given[:, 0], given, gaps)
+        forward = counter.get_total_flops()
+        with FlopCounterMode(display=False) as counter:
+            out.sum().backward()
+    per_item = forward + counter.get_total_flops()
+    if train.own:
+        # Forecasts in place of the given frames, of a row each, without a backward pass.
+        per_item += OWN_EVALUATIONS * forward // rows // train.own
+    return per_item * train.batch_size
 
 
 def peak_memory(device: torch.device) -> float:

@@ -39,6 +39,9 @@ class Protocol:
     fvd_chunk: int = 0  # length in frames of the pieces that I3D sees; 0: the whole clip
     fvd_samples: int = 1  # futures per clip that FVD and KVD compare; 0: all
     reference: str = "real"  # videos that FVD and KVD compare with: real or autoencoded
+    # forecast the states of the oracle, and score against all of its draws, see evaluation.oracle.
+    # Not in the repr, from which the plan of an evaluation is computed: the name says it.
+    oracle: bool = dataclasses.field(default=False, repr=False)
 
     def __post_init__(self):
         least = {"condition": 0, "predict": 0, "fvd_samples": 0, "videos": 1, "samples": 1}
@@ -83,6 +86,8 @@ class Protocol:
         The fields of streams are left out for other protocols, as in results of earlier versions.
         """
         left_out = ("datasets",) if self.stream else ("datasets", "stream", "frames")
+        if not self.oracle:
+            left_out += ("oracle",)
         fields = {
             METADATA_NAMES.get(name, name): value
             for name, value in dataclasses.asdict(self).items()
@@ -199,6 +204,16 @@ PROTOCOLS = {
             fvd_given=True,
             fvd_samples=0,
         ),
+        Protocol(
+            "navier_stokes",
+            "Chen et al. 2024 (arXiv 2403.13724): forecasts against simulated ensembles. Our "
+            "choices: the states and the draws of the oracle beside the shards, over all of its "
+            "lead times; every draw is the truth in turn",
+            ("navier_stokes", "heat", "fields"),
+            videos=64,
+            samples=16,
+            oracle=True,
+        ),
     )
 }
 
@@ -230,6 +245,9 @@ def get(name: str, config: configs.Config, changes: dict) -> Protocol:
     if protocol.stream:
         condition = config.data.clip // 2
         predict = config.data.clip - condition
+    # The oracle's file knows how far its draws reach.
+    if protocol.oracle:
+        predict = 0
     return dataclasses.replace(
         protocol, condition=protocol.condition or condition, predict=protocol.predict or predict
     )

@@ -16,9 +16,11 @@ from batches.batch import to_frames, to_pixels
 from batches.stream import StreamWindows, evenly_spaced
 from batches.windows import Windows, check_long_enough, draw_windows, spaced_windows
 from configs import Config
+from evaluation.oracle import Oracle, open_oracle
 from evaluation.protocols import Protocol
 from forecaster import Forecaster, describe_sampler
 from runtime import checkpoints
+from runtime.console import UserError
 from shards import Shards
 
 # Videos per part, the unit of work that processes share. The noise of a sample depends on it.
@@ -48,6 +50,8 @@ class Source:
     scale: np.ndarray | None = None
     # truth and samples, if they are stored on disk already
     arrays: tuple[np.ndarray, np.ndarray] | None = None
+    # the draws to score against, for a protocol with an oracle
+    oracle: Oracle | None = None
 
 
 def sample_windows(config: Config, shards: Shards) -> Windows:
@@ -101,6 +105,9 @@ def source_of_checkpoint(
     Sets the protocol's fields in forecaster.config. If the split has too few clips, the number of
     videos is reduced and a line is printed.
     """
+    oracle = None
+    if protocol.oracle:
+        protocol, oracle = resolve_oracle(protocol, forecaster.config)
     changes = {
         "data.condition": protocol.condition,
         "data.predict": protocol.predict,
@@ -109,7 +116,10 @@ def source_of_checkpoint(
     }
     config = configs.update(forecaster.config, changes)
     shards = data.open_split(config, protocol.split)
-    windows = clips_of(protocol, shards, config.data.skip)
+    if oracle:
+        windows = windows_of_states(protocol, oracle)
+    else:
+        windows = clips_of(protocol, shards, config.data.skip)
     found = len(windows.video)
     if found < protocol.videos:
         kind = "such clips" if protocol.stream else "clips that do not overlap"
@@ -138,6 +148,9 @@ def source_of_checkpoint(
     scale = data.channel_scale(shards)
     net, autoencoder = forecaster.net, forecaster.autoencoder
     key = (checkpoints.digest(net), checkpoints.digest(autoencoder), shards.fingerprint())
+    if oracle:
+        stat = oracle.path.stat()
+        key += (stat.st_size, stat.st_mtime_ns)
     return Source(
         config,
         protocol,
@@ -151,7 +164,40 @@ def source_of_checkpoint(
         key,
         data.frame_rate(shards, config),
         scale,
+        oracle=oracle,
     )
+
+
+def resolve_oracle(protocol: Protocol, config: Config) -> tuple[Protocol, Oracle]:
+    """Open the oracle of the config's data -> the protocol with the oracle's lead times and number
+    of states, the oracle. UserError if it does not reach that far."""
+    shards = data.open_split(config, protocol.split)
+    if shards.key != "fields" or config.vqvae.kind != "none":
+        raise UserError(f"protocol {protocol.name} is for forecasts of fields with vqvae.kind=none")
+    oracle = open_oracle(config.data.root, shards, config.data.skip)
+    predict = protocol.predict or oracle.leads
+    if predict > oracle.leads:
+        raise UserError(
+            f"{oracle.path} reaches {oracle.leads} forecast frames ahead, not {predict}; lower "
+            "--predict, or simulate it again with --leads"
+        )
+    if (protocol.condition - 1) * oracle.stride > oracle.frame.min():
+        raise UserError(
+            f"{oracle.path} has states with {oracle.frame.min()} frames before them, too few for "
+            f"{protocol.condition} given frames; lower --condition"
+        )
+    videos = min(protocol.videos, len(oracle.video))
+    if videos < protocol.videos:
+        print(f"{oracle.path} has {videos} states, not {protocol.videos}")
+    return dataclasses.replace(protocol, predict=predict, videos=videos), oracle
+
+
+def windows_of_states(protocol: Protocol, oracle: Oracle) -> Windows:
+    """The windows whose last given frame is a state of the oracle."""
+    chosen = slice(protocol.videos)
+    start = oracle.frame[chosen] - (protocol.condition - 1) * oracle.stride
+    clip = protocol.condition + protocol.predict
+    return Windows(oracle.video[chosen], start, clip, oracle.stride)
 
 
 def source_of_arrays(

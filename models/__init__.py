@@ -15,15 +15,17 @@ from torch import nn
 from models.convnet import ConvNet
 from models.joint import Joint
 from models.trunk import Trunk
+from models.unet import UNet
 from models.uvit import UViT
 
-TABLE = {"convnet": ConvNet, "joint": Joint, "trunk": Trunk, "uvit": UViT}
+TABLE = {"convnet": ConvNet, "joint": Joint, "trunk": Trunk, "unet": UNet, "uvit": UViT}
 
 
 def build(name: str, latent_shape: tuple[int, int, int], **sizes) -> nn.Module:
     """Build a network for latents (C, h, w). KeyError for an unknown name.
 
     sizes: width, depth, mid_depth, heads, dropout, each with a default of the network's own. For
-    `convnet` and `uvit` also contexts = K; for `joint` also given and future, numbers of frames.
+    all but `joint` also contexts = K; for `joint` given and future, numbers of frames; for `unet`
+    also multipliers, padding and patch.
     """
     return TABLE[name](latent_shape, **sizes)

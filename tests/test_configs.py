@@ -62,7 +62,7 @@ def test_settings_of_river_for_bair(dataset, size, latent, norm):
         ("flow.interpolant=folmer", "no interpolant `folmer`; nearest known: follmer"),
         ("sample.diffusion=-1", "sample.diffusion must be"),
         ("train.precision=fp8", "train.precision must be auto, bf16 or float32, got 'fp8'"),
-        ("model.size=M", "model.size must be empty, S, B, L or XL, got 'M'"),
+        ("model.size=M", "model.size must be empty, S, B, L, XL, unet or unet_small, got 'M'"),
         ("model.out_norm=bn", "model.out_norm must be ln for trunk, got 'bn'"),
     ],
 )

@@ -35,7 +35,7 @@ LAYERS = [
 ONLY = {
     ("train", "report"): {"report.videos"},
     ("train", "evaluation"): {"evaluation.metrics"},
-    ("evaluation", "prepare"): {"prepare.balls"},
+    ("evaluation", "prepare"): {"prepare.balls", "prepare.heat", "prepare.trajectories"},
     # data imports prepare's modules by name when it calls them (importlib).
     ("data", "prepare"): set(),
 }

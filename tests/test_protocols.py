@@ -23,7 +23,7 @@ def test_a_description_covers_only_the_measured_metrics():
     protocol = protocols.PROTOCOLS["srvp_kth"]
     told = protocol.to_metadata(["psnr", "fvd"])
     assert told["fvd_given"] is True and told["samples_per_video"] == 100
-    assert set(told) == protocols.FIELDS - {"datasets", "stream", "frames"}
+    assert set(told) == protocols.FIELDS - {"datasets", "stream", "frames", "oracle"}
     assert "fvd" in "".join(protocols.describe(told)) and "fvd" not in "".join(
         protocols.describe(protocol.to_metadata(["psnr"]))
     )

@@ -331,7 +331,7 @@ def measure_update(
     def make_update(n: int) -> None:
         train = dataclasses.replace(config.train, batch_size=n)
         forecaster = Forecaster(
-            dataclasses.replace(config, train=train), learner.net, nn.Identity(), device
+            dataclasses.replace(config, train=train), learner.net, autoencoder, device
         )
         part = Batch(*(values[:n] for values in batch))
         later = None

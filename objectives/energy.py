@@ -23,6 +23,9 @@ only noise is that of the start:
   alternative, one evaluation at s = 0 for E[x_1|x_0], then noise, spends an evaluation without
   noise.
 
+The residual network's input is scaled to unit variance, so the noise is of size 1 in it. That of
+flow.output=drift is the state itself, with noise of size gamma: there a larger flow.begin helps.
+
 Members of an item share the given frames, which `trunk` reads once.
 """
 

@@ -231,6 +231,21 @@ def test_updates_are_finite_change_every_weight_and_leave_out_a_bad_batch(latent
     assert all(torch.equal(value, learner.weights[name]) for name, value in weights.items())
 
 
+def test_members_of_new_weights_are_equal_and_training_separates_them(latents):
+    """New weights give x_0, whatever the noise. The latents are white noise, so the spread of a
+    calibrated forecast is the distance of two independent frames, the square root of 2."""
+    changes = {"train.optimizer": "adamw", "train.lr": 3e-3, "train.warmup": 0, "flow.members": 4}
+    config = trained_config(**changes)
+    learner = train.build_learner(config, PROCESS)
+    source = LatentTriples(config, latents, CPU)
+    forecaster = Forecaster(config, learner.net, None, CPU)
+    spread = []
+    for step in range(40):
+        scalars = train.update(learner, forecaster, source.batch(step), step, PROCESS)
+        spread.append(scalars["spread"].item())
+    assert spread[0] == 0 and spread[-1] > 0.3
+
+
 @pytest.mark.parametrize("changes", OBJECTIVES, ids=str)
 def test_two_processes_compute_what_one_does(latents, changes):
     config = trained_config(**changes, **{"flow.consistency": 3})

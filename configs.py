@@ -445,6 +445,24 @@ class Flow(Group):
     # largest deviation of the noise on the given frames in training, start and contexts alike, in
     # units of normalised latents; each item draws its own level, an input of the network; 0: none
     noise: Annotated[float, at_least(0)] = 0.0
+    # interpolant: regression of the target. energy: the sampler itself is trained on the energy
+    # score. shortcut: regression, and consistency of one solver step with two of half the size,
+    # which is an input of the network. See docs/forecasts.md
+    objective: Literal["interpolant", "energy", "shortcut"] = "interpolant"
+    # energy: evaluations of the network per frame. shortcut: the default of sample.steps
+    evaluations: Literal[1, 2] = 1
+    # energy: samples per item, each from its own noise
+    members: Annotated[int, Rule("in [2, 16]", lambda n: 2 <= n <= 16)] = 2
+    # energy: weight of two further scores, the energy score of patches of the latent and the CRPS
+    # of its values; 0: none
+    local: Annotated[float, at_least(0)] = 0.0
+    # energy: frames that are rolled out in training, each scored
+    unroll: Literal[1, 2, 3] = 1
+    # energy, shortcut: flow time at which sampling starts, for interpolants whose noise is 0 at
+    # s = 0
+    begin: OpenUnit = 0.05
+    # shortcut: every n-th item of a batch also trains the consistency of steps
+    consistency: Positive = 4
     normalize: bool = True  # scale latents to zero mean and unit variance per channel
 
     def __post_init__(self):
@@ -613,6 +631,8 @@ class Config:
         self.check_contexts()
         self.check_given()
         self.check_mode()
+        if self.flow.objective != "interpolant":
+            self.check_objective()
         self.check_solver()
 
     def check_joint(self) -> None:
@@ -673,6 +693,32 @@ class Config:
                 "sample.redraw=frame"
             )
 
+    def check_objective(self) -> None:
+        import models  # imported late: it needs torch
+
+        flow, data, name = self.flow, self.data, self.model.name
+        about = f"for flow.objective={flow.objective}"
+        for setting, value in trained_sampler(flow).items():
+            attribute = setting.partition(".")[2]
+            own = getattr(self.sample, attribute)
+            if flow.objective == "shortcut" and attribute == "steps":
+                check(own in (1, 2, 4, 8), setting, f"1, 2, 4 or 8 {about}", own)
+            else:
+                check(own == value, setting, f"{value} {about}, as trained", own)
+        if flow.objective == "shortcut":
+            known = f"{' or '.join(models.STEP_SIZE)} {about}"
+            check(name in models.STEP_SIZE, "model.name", known, name)
+            check(flow.output == "residual", "flow.output", f"residual {about}", flow.output)
+            return
+        check(name != "joint", "model.name", f"another than joint {about}", name)
+        if flow.unroll > 1:
+            about = f"for flow.unroll={flow.unroll}"
+            check(data.context == "last", "data.context", f"last {about}", data.context)
+            check(data.mode == "clips", "data.mode", f"clips {about}", data.mode)
+            check(flow.noise == 0, "flow.noise", f"0 {about}", flow.noise)
+            cached = not data.augmented or self.train.overfit
+            check(cached, "flow.unroll", "1 for frames that are augmented", flow.unroll)
+
     @property
     def halves(self) -> tuple[int, int] | None:
         """Numbers of (given, future) frames of a window for model.name=joint, else None."""
@@ -694,6 +740,8 @@ class Config:
             sizes["given"], sizes["future"] = self.halves
         else:
             sizes["contexts"] = self.data.contexts
+        if self.flow.objective == "shortcut":
+            sizes["step_size"] = True
         return sizes
 
     @property
@@ -742,9 +790,28 @@ def build(dataset: str = "ball_stn", overrides: dict[str, Any] | None = None) ->
     values = {"data.root": f"data/{dataset}"} | entry.values
     values |= entry.clips if overrides.get("data.mode", "clips") == "clips" else entry.stream
     values |= preset(model=SIZES.get(overrides.get("model.size", ""), {})) | overrides
+    of_flow = {name[5:]: value for name, value in values.items() if name.startswith("flow.")}
+    values |= trained_sampler(Flow(**of_flow)) | overrides
     if values.get("train.overfit"):
         values["sample.split"] = "train"
     return update(Config(dataset=dataset), values)
+
+
+def trained_sampler(flow: Flow) -> dict[str, Any]:
+    """The settings of the sampler that the objective trains; {} for flow.objective=interpolant.
+
+    It solves the probability-flow ODE in flow.evaluations steps. For interpolants whose noise is 0
+    at s = 0, it starts at flow.begin: see objectives/energy.py.
+    """
+    import interpolants  # imported late: it needs torch
+
+    if flow.objective == "interpolant":
+        return {}
+    begin = flow.begin if interpolants.TABLE[flow.interpolant].wiener else 0.0
+    return preset(
+        sample={"steps": flow.evaluations, "solver": "exact", "diffusion": "0", "grid": "uniform"}
+        | {"warm_start": begin, "first": 0.0, "redraw": "frame"}
+    )
 
 
 settable = partial(settings.settable, Config)

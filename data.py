@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import configs
-from batches.batch import Batch, Earlier
+from batches.batch import Batch, Earlier, Later
 from batches.frames import FrameTriples
 from batches.latents import MIRRORS, LatentTriples, cache_latents, encode_frames, latent_dir
 from batches.stream import StreamTriples, describe_stream_batch, windows_of
@@ -297,6 +297,7 @@ class Source(NamedTuple):
     measured: as `batches`, for the statistics of the latents. Does not advance a stream.
     describe(k): names the files and frames of batch k, for error messages.
     earlier(k): frames for train.own, see LatentTriples.earlier; None where it does not apply.
+    later(k): frames for flow.unroll, see LatentTriples.later; None where it does not apply.
     state_dict(step), load_state_dict(state): save and restore the state after `step` updates.
     """
 
@@ -306,6 +307,7 @@ class Source(NamedTuple):
     earlier: Callable[[int], Earlier] | None = None
     state_dict: Callable[[int], dict | None] = no_state
     load_state_dict: Callable[[dict | None], None] = ignore_state
+    later: Callable[[int], Later] | None = None
 
 
 def build_source(
@@ -340,7 +342,8 @@ def build_source(
     latents = LatentTriples(
         config, dir, process.device, process.rank, process.world, windows, mirrored
     )
-    return Source(latents.batches, latents.batches, describe, latents.earlier)
+    read = latents.batches
+    return Source(read, read, describe, latents.earlier, later=latents.later)
 
 
 def ensure_latents(

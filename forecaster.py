@@ -143,6 +143,11 @@ class Forecaster:
         level = ()
         if self.config.flow.noise:
             level = (torch.full((B,), self.config.sample.noise, device=self.device),)
+        step = ()
+        if self.config.flow.objective == "shortcut":
+            step = (torch.full((B,), 1 / self.config.sample.steps, device=self.device),)
+            # In the order of the network's arguments.
+            level = level or (torch.zeros(B, device=self.device),)
         # A network with a trunk reads the given frames once.
         read = None
         if fixed is not None and not self.compiled and hasattr(self.net, "encode"):
@@ -155,8 +160,8 @@ class Forecaster:
             times = torch.full((B,), s, device=self.device)
             if read is not None:
                 with autocast(precision, self.device):
-                    return self.net.decode(z, times, *read).float()
-            inputs = (z, times, x0, *(fixed or draw()), *level)
+                    return self.net.decode(z, times, *read, *step).float()
+            inputs = (z, times, x0, *(fixed or draw()), *level, *step)
             if self.compiled:
                 # A graph is compiled for one batch size, for one memory layout, and for inputs that
                 # share no memory. So a smaller batch repeats its last row, and each input is a

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import configs
 import data
-from batches.batch import Batch, Earlier
+from batches.batch import Batch, Earlier, Later
 from batches.stream import loss_parts
 from batches.windows import share
 from configs import Config
@@ -25,6 +25,8 @@ from evaluation import metrics
 from forecaster import Draws, Forecaster, build_net
 from interpolants import Interpolant
 from models.shared import repeat_given
+from objectives.energy import draw_members, member_losses
+from objectives.shortcut import consistency_errors, draw_steps
 from report import videos
 from runtime import checkpoints, logs, parallel
 from runtime.budget import seconds_per_item
@@ -95,7 +97,8 @@ def fit(
         recent.restart_clock()
         for batch in source.batches(step, train.steps):
             earlier = read_earlier(source, train, step)
-            recent.add(update(learner, forecaster, batch, step, process, earlier))
+            later = source.later(step) if train_unrolled(config) else None
+            recent.add(update(learner, forecaster, batch, step, process, earlier, later))
             ema, weights = parallel.local(learner.ema), parallel.local(learner.weights)
             update_ema(ema, weights, step, train.ema)
             step += 1
@@ -132,6 +135,11 @@ def read_earlier(source: data.Source, train: configs.Train, step: int) -> Earlie
     return None
 
 
+def train_unrolled(config: Config) -> bool:
+    """True if an update needs the frames after the targets, see flow.unroll."""
+    return config.flow.objective == "energy" and config.flow.unroll > 1
+
+
 def build_learner(config: Config, process: Process) -> Learner:
     """Build the network with new weights, its average and its optimizer."""
     train = config.train
@@ -158,10 +166,12 @@ def update(
     step: int,
     process: Process,
     earlier: Earlier | None = None,
+    later: Later | None = None,
 ) -> dict[str, Tensor]:
     """Make one update of the weights -> scalars to log, which stay on the device.
 
-    earlier: frames of the items whose given frames the network forecasts, see train.own.
+    earlier: frames of the items whose given frames the network forecasts, see train.own. later: the
+    frames after the targets, see flow.unroll.
 
     If the gradient norm is not finite, the weights do not change, on any process: all processes
     have the same gradient.
@@ -179,14 +189,16 @@ def update(
 
     flow = forecaster.config.flow
     own = share(train.batch_size, process.rank, process.world)
-    s, eps = draw_noise(forecaster.config, batch.target, step, device, own)
+    draws = draw_all(forecaster.config, batch.target, step, device, own)
     batch = batch.normalize(forecaster.mean, forecaster.std)
     if earlier is not None:
         batch = replace_given(net, forecaster, batch, earlier, step, own)
     level = None
     if flow.noise:
         batch, level = add_noise(forecaster.config, batch, step, device, own)
-    errors = compute_gradient(net, forecaster, batch, s, eps, level)
+    if later is not None:
+        later = later._replace(frames=forecaster.normalize(later.frames))
+    values = compute_gradient(net, forecaster, batch, draws, level, later, own.start)
 
     norm = parallel.to_plain(nn.utils.clip_grad_norm_(net.parameters(), train.clip_norm))
     # The fused optimizer reads found_inf on the device, so that the host does not wait.
@@ -196,12 +208,10 @@ def update(
     for buffer, old in zip(buffers, before):
         buffer.copy_(torch.where(norm.isfinite(), buffer, old))
 
-    losses = item_losses(errors, flow)
+    losses = values.pop("loss")
     scalars = {"loss": losses.mean(), "grad_norm": norm}
-    if flow.start:
-        # The squared error of E[x_1 | x_0], for flow.output=residual in units of the variance of
-        # x_1 - x_0.
-        scalars["one_step"] = errors.view(-1, flow.draws + 1)[:, -1].mean()
+    for name, value in values.items():
+        scalars[name] = value.mean()
     for name, part in loss_parts(forecaster.config, own).items():
         scalars[name] = losses[part].mean()
     return scalars
@@ -211,29 +221,61 @@ def compute_gradient(
     net: nn.Module,
     forecaster: Forecaster,
     batch: Batch,
-    s: Tensor,
-    eps: Tensor,
+    draws: tuple[Tensor, ...],
     level: Tensor | None,
-) -> Tensor:
-    """Add the gradient of the loss of a normalised batch to the weights -> errors, as flow_loss.
+    later: Later | None,
+    first: int,
+) -> dict[str, Tensor]:
+    """Add the gradient of the loss of a normalised batch to the weights -> values per item, see
+    objective_values.
 
     The batch is split into train.accumulate parts, whose gradients add up to that of the whole.
     """
     config = forecaster.config
     n = config.train.accumulate
-    draws = len(s) // len(batch.target)
-    s, eps = s.unflatten(0, (-1, draws)), eps.unflatten(0, (-1, draws))
     levels = [None] * n if level is None else level.chunk(n)
-    parts = list(zip(batch.chunk(n), s.chunk(n), eps.chunk(n), levels))
-    errors = []
-    for k, (part, part_s, part_eps, part_level) in enumerate(parts, 1):
+    laters = [None] * n if later is None else later.chunk(n)
+    by_part = zip(*(draw.chunk(n) for draw in draws))
+    parts = list(zip(batch.chunk(n), by_part, levels, laters))
+    found = []
+    for k, (part, *others) in enumerate(parts, 1):
         with parallel.gradient_sync(net, k == len(parts)):
-            with autocast(config.train.precision, s.device):
-                part_s, part_eps = part_s.flatten(0, 1), part_eps.flatten(0, 1)
-                error = flow_loss(net, forecaster.interpolant, part, part_s, part_eps, part_level)
-            errors.append(error.detach())
-            (item_losses(error, config.flow).mean() / len(parts)).backward()
-    return torch.cat(errors)
+            with autocast(config.train.precision, batch.target.device):
+                values = objective_values(net, forecaster, part, *others, first)
+            (values["loss"].mean() / len(parts)).backward()
+        found.append({name: value.detach() for name, value in values.items()})
+        first += len(part.target)
+    return {name: torch.cat([values[name] for values in found]) for name in found[0]}
+
+
+def objective_values(
+    net: nn.Module,
+    forecaster: Forecaster,
+    batch: Batch,
+    draws: tuple[Tensor, ...],
+    level: Tensor | None,
+    later: Later | None,
+    first: int,
+) -> dict[str, Tensor]:
+    """The loss of flow.objective per item of a normalised batch, and values to log, (B,) each.
+
+    draws: see draw_all. first: the number of the first item in the batch of all processes.
+    """
+    flow = forecaster.config.flow
+    if flow.objective == "energy":
+        return member_losses(net, forecaster, batch, *draws, level, later)
+    s, eps, *steps = draws
+    s, eps = s.flatten(0, 1), eps.flatten(0, 1)
+    errors = flow_loss(net, forecaster.interpolant, batch, s, eps, level)
+    values = {"loss": item_losses(errors, flow)}
+    if flow.start:
+        # The squared error of E[x_1 | x_0], for flow.output=residual in units of the variance of
+        # x_1 - x_0.
+        values["one_step"] = errors.view(-1, flow.draws + 1)[:, -1]
+    if flow.objective == "shortcut":
+        values["consistency"] = consistency_errors(net, forecaster, batch, steps, level, first)
+        values["loss"] = values["loss"] + values["consistency"]
+    return values
 
 
 def flow_loss(
@@ -289,10 +331,14 @@ def measure_update(
     def make_update(n: int) -> None:
         train = dataclasses.replace(config.train, batch_size=n)
         forecaster = Forecaster(
-            dataclasses.replace(config, train=train), learner.net, nn.Identity(), device
+            dataclasses.replace(config, train=train), learner.net, autoencoder, device
         )
         part = Batch(*(values[:n] for values in batch))
-        update(learner, forecaster, part, 0, process)
+        later = None
+        if train_unrolled(config):
+            frames = part.target[:, None].expand(-1, config.flow.unroll - 1, -1, -1, -1)
+            later = Later(frames, torch.ones(frames.shape[:2], device=device))
+        update(learner, forecaster, part, 0, process, later=later)
         update_ema(learner.ema, learner.weights, 0, train.ema)
 
     most = max(1, config.train.batch_size // world)
@@ -312,6 +358,20 @@ def preview_frames(config: Config, updates: int) -> int:
     # There is no preview after the last update.
     previews = (train.steps - 1) // train.sample_every - first // train.sample_every
     return max(previews, 0) * data.PREVIEW_VIDEOS * PREVIEW_FUTURES * config.data.predict
+
+
+def draw_all(
+    config: Config, x1: Tensor, step: int, device: torch.device, own: slice
+) -> tuple[Tensor, ...]:
+    """The random numbers of flow.objective for this process's b items of a batch, (b, …) each."""
+    shape = x1.shape[1:]
+    if config.flow.objective == "energy":
+        return (draw_members(config, shape, step, device, own),)
+    draws = draw_noise(config, x1, step, device, own)
+    draws = tuple(part.unflatten(0, (len(x1), -1)) for part in draws)
+    if config.flow.objective == "shortcut":
+        draws += draw_steps(config, shape, step, device, own)
+    return draws
 
 
 def draw_noise(
@@ -383,7 +443,9 @@ def replace_given(
     if not len(rows):
         return batch
     n = 1 + int(numpy_generator(train.seed, "own", step).integers(train.own_steps))
-    sample = dataclasses.replace(config.sample, steps=OWN_EVALUATIONS, redraw="frame")
+    # A trained sampler has its own number of evaluations.
+    steps = config.sample.steps if config.flow.objective == "energy" else OWN_EVALUATIONS
+    sample = dataclasses.replace(config.sample, steps=steps, redraw="frame")
     # The network is being trained: it is neither cast nor compiled here.
     roller = copy.copy(forecaster)
     roller.config, roller.net = dataclasses.replace(config, sample=sample), net

@@ -51,6 +51,21 @@ class Earlier(NamedTuple):
     frames: Tensor
 
 
+class Later(NamedTuple):
+    """The n frames after the targets of b items of a batch, see flow.unroll.
+
+    frames: (b, n, C, h, w). valid: (b, n) float32, 1, or 0 for a frame after the end of the video,
+    in whose place stands the last one.
+    """
+
+    frames: Tensor
+    valid: Tensor
+
+    def chunk(self, n: int) -> list[Later]:
+        """Split into at most n parts along b."""
+        return [Later(*parts) for parts in zip(*(part.chunk(n) for part in self))]
+
+
 def to_pixels(frames: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
     """(…, H, W, 3) uint8 -> (…, 3, H, W) float32 in [-1, 1], channels last in memory.
 

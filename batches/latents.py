@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batches.batch import Batch, Earlier, to_pixels
+from batches.batch import Batch, Earlier, Later, to_pixels
 from batches.windows import FrameIndices, Windows, check_long_enough, draw_batch, lookback, share
 from configs import Config
 from runtime.console import UserError, progress
@@ -354,6 +354,16 @@ class LatentTriples:
         flat = (self.first_rows(k, at) + at.reference)[rows, None] - back
         frames = self.store.gather(flat.ravel()).float().unflatten(0, flat.shape)
         return Earlier(to_device(rows, self.device), frames)
+
+    def later(self, k: int) -> Later:
+        """The flow.unroll - 1 frames after the targets of batch k, not normalised."""
+        config, at = self.config, self.frames(k)
+        ahead = (1 + np.arange(config.flow.unroll - 1)) * (config.data.skip + 1)
+        frames = at.target[:, None] + ahead
+        last = self.shards.lengths[at.video][:, None] - 1
+        flat = self.first_rows(k, at)[:, None] + np.minimum(frames, last)
+        found = self.store.gather(flat.ravel()).float().unflatten(0, flat.shape)
+        return Later(found, to_device((frames <= last).astype(np.float32), self.device))
 
     def batches(self, start: int, stop: int, whole: bool = False) -> Iterator[Batch]:
         """Batches start..stop-1: this process's share of each, or the whole batch."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.shared import repeat_given, run_block, sinusoidal
+from models.shared import StepSize, repeat_given, run_block, sinusoidal
 
 
 class Block(nn.Module):
@@ -64,6 +64,7 @@ class ConvNet(nn.Module):
         heads: int = 4,
         dropout: float = 0.0,
         contexts: int = 1,
+        step_size: bool = False,
     ):
         super().__init__()
         C = latent_shape[0]
@@ -80,6 +81,7 @@ class ConvNet(nn.Module):
         self.norm_out, self.conv_out = nn.GroupNorm(8, width), nn.Conv2d(width, C, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
+        self.step_size = StepSize(width, width) if step_size else None
 
     def forward(
         self,
@@ -89,6 +91,7 @@ class ConvNet(nn.Module):
         contexts: Tensor,
         gaps: Tensor,
         noise: Tensor | None = None,
+        step: Tensor | None = None,
     ) -> Tensor:
         reference, contexts, gaps = repeat_given(len(z), reference, contexts, gaps)
         # The gap embedding is the mean over the K contexts. The scales of the embeddings spread
@@ -96,6 +99,8 @@ class ConvNet(nn.Module):
         gap_embedding = sinusoidal(gaps.log().flatten(), self.width, 10.0)
         gap_embedding = gap_embedding.unflatten(0, gaps.shape).mean(1)
         condition = self.condition(torch.cat([sinusoidal(s, self.width, 200.0), gap_embedding], 1))
+        if self.step_size is not None:
+            condition = condition + self.step_size(step, s)
         x = torch.cat([z, reference, contexts.flatten(1, 2)], 1)
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         # The outputs of the input blocks, for the long skips.

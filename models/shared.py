@@ -20,6 +20,25 @@ def sinusoidal(x: Tensor, dim: int, scale: float) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], 1)
 
 
+class StepSize(nn.Module):
+    """Embedding of the size of a solver step, to be added to another embedding.
+
+    It is 0 at initialisation, so that a network with it gives the outputs of one without it.
+    """
+
+    def __init__(self, width: int, out: int):
+        super().__init__()
+        self.width = width
+        self.project = nn.Linear(width, out)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, step: Tensor | None, s: Tensor) -> Tensor:
+        """step: (B,), share of the whole path, or None for 0. s: (B,). -> (B, out)."""
+        step = torch.zeros_like(s) if step is None else step
+        return self.project(sinusoidal(step, self.width, 200.0))
+
+
 def repeat_given(rows: int, *given: Tensor) -> tuple[Tensor, ...]:
     """Repeat each of the B items of tensors (B, …) rows / B times, one after the other."""
     draws = rows // len(given[0])

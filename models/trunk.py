@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.convnet import Attention, Block
-from models.shared import repeat_given, run_block, sinusoidal
+from models.shared import StepSize, repeat_given, run_block, sinusoidal
 
 
 class Trunk(nn.Module):
@@ -29,6 +29,7 @@ class Trunk(nn.Module):
         heads: int = 4,
         dropout: float = 0.0,
         contexts: int = 1,
+        step_size: bool = False,
     ):
         super().__init__()
         C = latent_shape[0]
@@ -50,6 +51,7 @@ class Trunk(nn.Module):
         self.norm_out, self.conv_out = nn.GroupNorm(8, head), nn.Conv2d(head, C, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
+        self.step_size = StepSize(head, head) if step_size else None
 
     def encode(
         self, reference: Tensor, contexts: Tensor, gaps: Tensor, noise: Tensor | None = None
@@ -68,11 +70,20 @@ class Trunk(nn.Module):
                 x = self.attention(x)
         return self.narrow(x), condition
 
-    def decode(self, z: Tensor, s: Tensor, features: Tensor, condition: Tensor) -> Tensor:
-        """z: (m B, C, h, w) and s: (m B,), the m draws of an item one after the other.
+    def decode(
+        self,
+        z: Tensor,
+        s: Tensor,
+        features: Tensor,
+        condition: Tensor,
+        step: Tensor | None = None,
+    ) -> Tensor:
+        """z: (m B, C, h, w), s and step: (m B,), the m draws of an item one after the other.
         -> (m B, C, h, w)."""
         features, condition = repeat_given(len(z), features, condition)
         condition = self.times(torch.cat([sinusoidal(s, self.head_width, 200.0), condition], 1))
+        if self.step_size is not None:
+            condition = condition + self.step_size(step, s)
         x = features + self.conv_z(z.contiguous(memory_format=torch.channels_last))
         for block in self.head_blocks:
             x = run_block(block, self.recompute, x, condition)
@@ -86,8 +97,9 @@ class Trunk(nn.Module):
         contexts: Tensor,
         gaps: Tensor,
         noise: Tensor | None = None,
+        step: Tensor | None = None,
     ) -> Tensor:
-        return self.decode(z, s, *self.encode(reference, contexts, gaps, noise))
+        return self.decode(z, s, *self.encode(reference, contexts, gaps, noise), step)
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
-from models.shared import repeat_given, run_block, sinusoidal
+from models.shared import StepSize, repeat_given, run_block, sinusoidal
 
 POSITIONS = 512  # size of the position embedding in rows and in columns
 
@@ -91,6 +91,7 @@ class UViT(nn.Module):
         dropout: float = 0.05,
         out_norm: str = "ln",
         contexts: int = 1,
+        step_size: bool = False,
     ):
         super().__init__()
         C, h, w = latent_shape
@@ -119,6 +120,7 @@ class UViT(nn.Module):
         self.project_out = nn.Sequential(
             nn.Linear(width, width), *between[out_norm], nn.Conv2d(width, C, 3, padding=1)
         )
+        self.step_size = StepSize(width, width) if step_size else None
 
     def forward(
         self,
@@ -128,6 +130,7 @@ class UViT(nn.Module):
         contexts: Tensor,
         gaps: Tensor,
         noise: Tensor | None = None,
+        step: Tensor | None = None,
     ) -> Tensor:
         reference, contexts, gaps = repeat_given(len(z), reference, contexts, gaps)
         h, w = z.shape[-2:]
@@ -137,7 +140,10 @@ class UViT(nn.Module):
         gap_embedding = self.time_projection(gaps.log().reshape(-1, 1))
         tokens = tokens + gap_embedding.unflatten(0, gaps.shape).mean(1)[:, None]
         # The flow time is a token of its own.
-        tokens = torch.cat([sinusoidal(s, self.width, 200.0)[:, None].to(tokens), tokens], 1)
+        time = sinusoidal(s, self.width, 200.0)
+        if self.step_size is not None:
+            time = time + self.step_size(step, s)
+        tokens = torch.cat([time[:, None].to(tokens), tokens], 1)
         # The outputs of the input blocks, for the long skips.
         stored = []
         for block in self.in_blocks:

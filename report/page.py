@@ -224,10 +224,18 @@ def choose_clips(truth: np.ndarray, samples: np.ndarray, limit: int) -> tuple[li
     return clips, sheets
 
 
-def player(truth: np.ndarray, samples: np.ndarray, futures: int, fps: float, limit: int) -> str:
+def player(
+    truth: np.ndarray,
+    samples: np.ndarray,
+    futures: int,
+    fps: float,
+    limit: int,
+    names: list[str] | None = None,
+) -> str:
     """The clips and their playback controls, as HTML.
 
-    futures: number of samples to show per clip. limit: as for `choose_clips`.
+    futures: number of samples to show per clip. limit: as for `choose_clips`. names: of the shown
+    samples; by default they are numbered.
     """
     V, T, H, W, _ = truth.shape
     S, P = samples.shape[1:3]
@@ -247,7 +255,8 @@ def player(truth: np.ndarray, samples: np.ndarray, futures: int, fps: float, lim
     for value, name in SPEEDS.items():
         selected = " selected" if value == 1 else ""
         speeds.append(f'<option value="{value}"{selected}>{name}×</option>')
-    sections = [clip_section(v, shown.shape[1], W, H) for v in clips]
+    names = names or [f"sample {k + 1}" for k in range(shown.shape[1])]
+    sections = [clip_section(v, names, W, H) for v in clips]
     if len(sections) > OPEN_CLIPS:
         more = f"<details><summary>{len(sections) - OPEN_CLIPS} more clips</summary>"
         sections = [*sections[:OPEN_CLIPS], more, *sections[OPEN_CLIPS:], "</details>"]
@@ -284,10 +293,10 @@ def describe_clips(clips: int, of_clips: int, samples: int, of_samples: int, fps
     )
 
 
-def clip_section(v: int, samples: int, width: int, height: int) -> str:
+def clip_section(v: int, names: list[str], width: int, height: int) -> str:
     """The canvases of clip v, of the truth and of each sample."""
     figures = []
-    for name in ["truth", *(f"sample {k + 1}" for k in range(samples))]:
+    for name in ["truth", *map(escape, names)]:
         figures.append(
             f'<figure><canvas width="{width}" height="{height}" role="img" '
             f'aria-label="clip {v}, {name}"></canvas><figcaption>{name}</figcaption></figure>'

@@ -100,6 +100,14 @@ def gradient_sync(net: nn.Module, last: bool) -> AbstractContextManager:
     return nullcontext()
 
 
+def is_plain(net: nn.Module) -> bool:
+    """True if methods of the network may be called directly: it is not replicated, not sharded and
+    not compiled, which act on the call of the network itself."""
+    wrapped = isinstance(net, nn.parallel.DistributedDataParallel)
+    sharded = hasattr(net, "set_requires_gradient_sync")
+    return not (wrapped or sharded or getattr(net, "_compiled_call_impl", None))
+
+
 def to_plain(value: Tensor) -> Tensor:
     """Convert a DTensor that is equal on all processes, such as a norm, to an ordinary tensor."""
     return value.full_tensor() if isinstance(value, DTensor) else value

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 import configs
 from configs import Config
 from runtime import checkpoints, published, settings
@@ -35,6 +37,15 @@ FREE_TO_START = {
     "flow.s_min",
     "flow.weight",
     "flow.times",
+    "flow.draws",
+    "flow.start",
+    "flow.objective",
+    "flow.evaluations",
+    "flow.members",
+    "flow.local",
+    "flow.unroll",
+    "flow.begin",
+    "flow.consistency",
     "model.dropout",
     "model.size",
 }
@@ -57,7 +68,30 @@ def check_start(config: Config, ckpt: str) -> dict:
         raise UserError(
             f"{ckpt}: its network has other settings ({'; '.join(changed)}); use the old values"
         )
+    if "shortcut" in (old.flow.objective, config.flow.objective):
+        return {"ema": with_step_size(state["ema"], old, config, ckpt)}
     return {"ema": state["ema"]}
+
+
+def with_step_size(weights: dict, old: Config, config: Config, ckpt: str) -> dict:
+    """Add the weights of the step-size input, which start at 0, where the checkpoint lacks them.
+
+    UserError if the checkpoint has this input and the new run does not.
+    """
+    import models  # imported late: most runs need no second network here
+
+    if config.flow.objective != "shortcut":
+        raise UserError(
+            f"{ckpt}: its network has an input for the step size, which only "
+            f"flow.objective=shortcut uses, not {config.flow.objective}; use that objective"
+        )
+    with torch.device("meta"):
+        net = models.build(config.model.name, old.latent.shape, **config.network_sizes)
+    found = dict(weights)
+    for name, value in net.state_dict().items():
+        if name.startswith("step_size."):
+            found.setdefault(name, torch.zeros(value.shape))
+    return found
 
 
 def check_same_run(old: Config, config: Config, dir: Path) -> None:

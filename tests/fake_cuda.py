@@ -22,6 +22,7 @@ import interpolants
 import solvers
 import train
 from batches import stream, windows
+from objectives import energy, shortcut
 
 GPU = torch.device("cuda", 0)
 
@@ -110,7 +111,7 @@ def fake_cuda() -> Iterator[None]:
         patch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
         patch.setattr(torch.cuda, "mem_get_info", lambda device: (80 << 30, 80 << 30))
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-        for module in (forecaster, train):
+        for module in (forecaster, train, energy, shortcut):
             patch.setattr(module, "generator", lambda *key: None)
         value = on_the_host(interpolants.value)
         patch.setattr(interpolants, "value", value)

@@ -70,6 +70,27 @@ def test_two_processes_compute_the_gradient_of_one_with_the_whole_batch(folder):
         assert torch.allclose(moments["two"][k], moment, rtol=0, atol=1e-7)
 
 
+OBJECTIVES = {
+    # Two evaluations in a roll-out of two frames, with the two steps of TINY.
+    "energy": ["flow.objective=energy", "flow.evaluations=2", "flow.unroll=2"],
+    "shortcut": ["flow.objective=shortcut"],
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives_train_alike_on_one_process_on_two_and_sharded(folder, name):
+    one = [*SETTINGS, *OBJECTIVES[name], "sample.num_videos=1", "train.steps=1"]
+    # Two of four items of each process train the consistency of steps.
+    one += ["flow.consistency=2"]
+    launch(folder, "main.py", *one, f"output.run_id={name}-one")
+    for run, more in ((f"{name}-two", []), (f"{name}-sharded", ["train.shard=1"])):
+        torchrun(folder, str(REPO / "main.py"), *one, *more, f"output.run_id={run}")
+        moments = {key: first_moments(state(folder, key)) for key in (f"{name}-one", run)}
+        assert max(moment.abs().max() for moment in moments[run].values()) > 1e-4
+        for k, moment in moments[f"{name}-one"].items():
+            assert torch.allclose(moments[run][k], moment, rtol=0, atol=1e-6), (run, k)
+
+
 def first_moments(state: dict) -> dict:
     return {k: slot["exp_avg"] for k, slot in state["opt"]["state"].items()}
 

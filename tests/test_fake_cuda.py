@@ -79,7 +79,8 @@ def run_updates(config: configs.Config, source, monkeypatch) -> None:
     with no_host_waits():
         for step, batch in enumerate(source.batches(0, 2)):
             earlier = source.earlier(step) if config.train.own else None
-            scalars = train.update(learner, forecaster, batch, step, PROCESS, earlier)
+            later = source.later(step) if config.flow.unroll > 1 else None
+            scalars = train.update(learner, forecaster, batch, step, PROCESS, earlier, later)
             train.update_ema(
                 parallel.local(learner.ema), parallel.local(learner.weights), step, 0.99
             )
@@ -95,6 +96,10 @@ LEVERS = {
     "flow.draws": 2,
     "flow.start": 1.0,
 }
+# small_config sets sample.steps, so it must be set to the number that the objective trains.
+ENERGY = {**LEVERS, "flow.objective": "energy", "flow.members": 3, "sample.steps": 1}
+ENERGY_2 = {**ENERGY, "flow.evaluations": 2, "sample.steps": 2}
+SHORTCUT = {"flow.objective": "shortcut", "flow.output": "residual", "sample.steps": 2}
 UPDATES = [
     {},
     {"flow.interpolant": "linear", "flow.output": "residual", "flow.times": "logit_normal"},
@@ -105,6 +110,10 @@ UPDATES = [
     LEVERS,
     {**LEVERS, "flow.noise": 0.2, "train.own": 2, "train.own_steps": 2, "train.accumulate": 2},
     {**LEVERS, "train.optimizer": "muon", "flow.interpolant": "linear"},
+    {**ENERGY_2, "flow.noise": 0.2, "train.own": 2, "flow.local": 1.0},
+    {**ENERGY, "flow.unroll": 2, "data.context": "last", "train.accumulate": 2},
+    {**LEVERS, **SHORTCUT, "train.accumulate": 2},
+    {**SHORTCUT, "flow.interpolant": "bridge"},
 ]
 
 
@@ -196,6 +205,9 @@ ROLL_OUTS = [
         "data.condition": 4,
         "sample.reencode": True,
     },
+    ENERGY,
+    {**LEVERS, **SHORTCUT, "sample.steps": 4},
+    {**SHORTCUT, "sample.redraw": "frame"},
 ]
 
 

@@ -66,6 +66,9 @@ def rows(folder, name) -> list[dict]:
         ["train.precision=bf16"],
         ["model.dropout=0.3"],
         ["model.name=uvit"],
+        # With the two steps of TINY.
+        ["flow.objective=energy", "flow.evaluations=2", "flow.unroll=2"],
+        ["flow.objective=shortcut"],
         ["data.hue=0.1", "data.brightness=0.2", "data.workers=0"],
     ],
     ids=lambda settings: settings[0],

@@ -64,11 +64,14 @@ class Dataset:
 # see docs/forecasts.md.
 FORECASTS = preset(
     data={"contexts": 3, "context": "last"},
+    vqvae={"channels": 8, "codes": 0, "noise": 0.5, "sharpness": 1.0},
     model={"name": "trunk", "width": 64, "depth": 4, "mid_depth": 2},
     flow={"draws": 2, "start": 3.0},
     train={"batch_size": 96, "lr": 2e-3, "optimizer": "muon", "own": 4},
     sample={"redraw": "frame"},
 )
+# The world of the balls looks the same in a mirror.
+FORECASTS_BALLS = preset(FORECASTS, data={"flips": "hv"}, vqvae={"steps": 1_000})
 # One pass over a stream, in windows of data.clip frames, the first half given.
 ONE_PASS = preset(
     data={"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},
@@ -140,9 +143,9 @@ SIZES = {
 
 # To add a dataset, add one entry here and one file in prepare/. Its shards are in data/<name>.
 DATASETS = {
-    "ball_stn": Dataset(data={"generate": "balls"}, clips=FORECASTS, stream=STREAM_BALLS),
+    "ball_stn": Dataset(data={"generate": "balls"}, clips=FORECASTS_BALLS, stream=STREAM_BALLS),
     "ball_nstn": Dataset(
-        data={"generate": "balls", "color_shift": True}, clips=FORECASTS, stream=STREAM_BALLS
+        data={"generate": "balls", "color_shift": True}, clips=FORECASTS_BALLS, stream=STREAM_BALLS
     ),
     "wmaze": Dataset(SMALL, data={"generate": "maze", "stream": 20_000, "held_out": 2_000}),
     "moving_mnist": Dataset(
@@ -352,6 +355,8 @@ class Vqvae(Group):
     # noise on the latents in training, of a level uniform in [0, noise] per frame, in standard
     # deviations of the latents
     noise: HalfOpenUnit = 0.0
+    # weight in the loss of the squared error of local contrast, which keeps edges sharp
+    sharpness: Annotated[float, Rule(">= 0", lambda x: x >= 0)] = 0.0
     # channels of the blocks
     width: Annotated[int, Rule("a multiple of 8", lambda n: n > 0 and n % 8 == 0)] = 64
     depth: Positive = 2  # blocks in the encoder; the decoder has one more

@@ -68,6 +68,7 @@ def build(vqvae: configs.Vqvae, fields: int = 0) -> nn.Module:
         width=vqvae.width,
         depth=vqvae.depth,
         noise=vqvae.noise,
+        sharpness=vqvae.sharpness,
         fields=fields,
     )
 

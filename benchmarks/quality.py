@@ -86,12 +86,16 @@ BEFORE = {
     "train.own": 0,
     "data.flips": "",
     "vqvae.optimizer": "adamw",
+    "vqvae.channels": 4,
+    "vqvae.noise": 0.0,
+    "vqvae.sharpness": 0.0,
 }
 # The same, where the balls and the worlds of 64 pixels differed.
 BALLS_BEFORE = {
     "model.width": 128,
     "train.batch_size": 32,
     "sample.redraw": "step",
+    "vqvae.codes": 1_024,
     "vqvae.steps": 1_400,
 }
 SMALL_BEFORE = {"model.width": 96, "train.batch_size": 16}
@@ -121,7 +125,8 @@ def settings_of(world: str, variant: str, seed: int, budget: float) -> dict:
     if variant == "before":
         values |= BEFORE | (BALLS_BEFORE if balls else SMALL_BEFORE)
     elif variant in LEVERS:
-        values |= configs.FORECASTS | ({} if balls else {"train.batch_size": BATCH_64})
+        preset = configs.FORECASTS_BALLS if balls else configs.FORECASTS
+        values |= preset | ({} if balls else {"train.batch_size": BATCH_64})
         values |= LEVERS[variant]
     config = configs.build(WORLDS[world].dataset, values)
     values |= {

@@ -32,6 +32,17 @@ def count_codes(index: Tensor, codes: int) -> Tensor:
     return torch.zeros(codes, device=index.device).index_add_(0, index, ones)
 
 
+def contrast(x: Tensor, window: int = 4) -> Tensor:
+    """Root mean square of the detail of x (B, C, H, W) in windows: (B, 1, H / window, W / window).
+
+    The detail is the difference from the mean over 3 x 3 pixels, summed over the channels.
+    """
+    detail = x - F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+    power = detail.square().sum(1, keepdim=True)
+    # The constant, an amplitude of 0.01, bounds the gradient of the root where x is flat.
+    return (F.avg_pool2d(power, window) + 1e-4).sqrt()
+
+
 class Codebook(nn.Module):
     """K codes of C dimensions, updated without gradients.
 
@@ -73,8 +84,9 @@ class SmallVQVAE(nn.Module):
 
     (B, 3, H, W) in [-1, 1] <-> (B, channels, H / downsample, W / downsample).
     codes: entries of the codebook; 0: none, so that latents are decoded as they are. noise: see
-    `disturb`. fields: number of channels of fields, which are encoded instead of RGB frames; 0: RGB
-    frames. Fields are normalised per channel, by `set_statistics`, and not clamped.
+    `disturb`. sharpness: weight in the loss of the squared error of `contrast`. fields: number of
+    channels of fields, which are encoded instead of RGB frames; 0: RGB frames. Fields are
+    normalised per channel, by `set_statistics`, and not clamped.
     """
 
     def __init__(
@@ -85,6 +97,7 @@ class SmallVQVAE(nn.Module):
         width: int = 96,
         depth: int = 2,
         noise: float = 0.0,
+        sharpness: float = 0.0,
         fields: int = 0,
     ):
         super().__init__()
@@ -99,7 +112,7 @@ class SmallVQVAE(nn.Module):
             nn.Conv2d(width, channels, 1),
         )
         self.codebook = Codebook(codes, channels) if codes else None
-        self.noise = noise
+        self.noise, self.sharpness = noise, sharpness
         self.decoder = nn.Sequential(
             nn.Conv2d(channels, width, 3, padding=1),
             *[ResBlock(width) for _ in range(depth + 1)],
@@ -192,5 +205,8 @@ class SmallVQVAE(nn.Module):
         # The reconstruction error scales the penalty, whose share of the loss therefore stays the
         # same while the error falls.
         loss = error + 0.25 * error.detach() * penalty
+        if self.sharpness:
+            # The squared error alone blurs edges whose place is uncertain.
+            loss = loss + self.sharpness * F.mse_loss(contrast(reconstruction), contrast(x))
         mse = error.detach() if self.of_fields else error.detach() / 4
         return loss, {"mse": mse, **values}

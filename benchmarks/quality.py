@@ -52,18 +52,22 @@ ONE_STEP_ITEMS = 2_048
 
 class World(NamedTuple):
     """dataset: an entry of DATASETS. settings: on top of its defaults. prepare: the command that
-    makes the shards, where main.py does not."""
+    makes the shards, where main.py does not. codes, steps: of the autoencoder before this board."""
 
     dataset: str
     settings: dict
     prepare: str = ""
+    codes: int = 16_384
+    steps: int = 1_400
 
 
 WORLDS = {
-    "ball_stn": World("ball_stn", {}),
+    "ball_stn": World("ball_stn", {}, codes=1_024),
     "moving_mnist": World("moving_mnist", {}, configs.DATASETS["moving_mnist"].prepare),
     "wmaze": World("wmaze", {}),
-    "clevrer_like": World("clevrer_like", {}, configs.DATASETS["clevrer_like"].prepare),
+    "clevrer_like": World(
+        "clevrer_like", {}, configs.DATASETS["clevrer_like"].prepare, codes=8_192, steps=2_000
+    ),
     "street": World(
         "videos",
         {"data.root": "data/street"},
@@ -71,8 +75,16 @@ WORLDS = {
         "--tile 192 --clip_length 24, with the videos of docs/datasets.md",
     ),
 }
+# The autoencoder before this board.
+OLD_LATENTS = {
+    "data.flips": "",
+    "vqvae.optimizer": "adamw",
+    "vqvae.channels": 4,
+    "vqvae.noise": 0.0,
+    "vqvae.sharpness": 0.0,
+}
 # The defaults before this board: a reference that stays, whatever the defaults become.
-BEFORE = {
+BEFORE = OLD_LATENTS | {
     "model.name": "convnet",
     "model.depth": 2,
     "model.mid_depth": 1,
@@ -84,20 +96,9 @@ BEFORE = {
     "train.lr": 1e-3,
     "train.optimizer": "adamw",
     "train.own": 0,
-    "data.flips": "",
-    "vqvae.optimizer": "adamw",
-    "vqvae.channels": 4,
-    "vqvae.noise": 0.0,
-    "vqvae.sharpness": 0.0,
 }
 # The same, where the balls and the worlds of 64 pixels differed.
-BALLS_BEFORE = {
-    "model.width": 128,
-    "train.batch_size": 32,
-    "sample.redraw": "step",
-    "vqvae.codes": 1_024,
-    "vqvae.steps": 1_400,
-}
+BALLS_BEFORE = {"model.width": 128, "train.batch_size": 32, "sample.redraw": "step"}
 SMALL_BEFORE = {"model.width": 96, "train.batch_size": 16}
 # Items of a batch of configs.FORECASTS where a frame has 64 pixels.
 BATCH_64 = 24
@@ -111,6 +112,8 @@ LEVERS = {
     "adamw": {"train.optimizer": "adamw", "train.lr": 3e-3},
     "noise": {"flow.noise": 0.3, "sample.noise": 0.05},
     "far_contexts": {"data.contexts": 4, "data.context": "at:1,2,4,8"},
+    # The autoencoder of `before`, and no mirror images.
+    "old_latents": OLD_LATENTS,
     "far_own_3": {"data.contexts": 4, "data.context": "at:1,2,4,8", "train.own_steps": 3},
 }
 
@@ -122,12 +125,15 @@ def settings_of(world: str, variant: str, seed: int, budget: float) -> dict:
     """The overrides of a run. `default`: the defaults of the dataset."""
     values = dict(WORLDS[world].settings)
     balls = world == "ball_stn"
+    old = {"vqvae.codes": WORLDS[world].codes, "vqvae.steps": WORLDS[world].steps}
     if variant == "before":
-        values |= BEFORE | (BALLS_BEFORE if balls else SMALL_BEFORE)
+        values |= BEFORE | (BALLS_BEFORE if balls else SMALL_BEFORE) | old
     elif variant in LEVERS:
         preset = configs.FORECASTS_BALLS if balls else configs.FORECASTS
         values |= preset | ({} if balls else {"train.batch_size": BATCH_64})
         values |= LEVERS[variant]
+        if variant == "old_latents":
+            values |= old
     config = configs.build(WORLDS[world].dataset, values)
     values |= {
         "train.steps": max(1, round(budget * config.train.steps)),

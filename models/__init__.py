@@ -28,7 +28,7 @@ STEP_SIZE = ("convnet", "trunk", "uvit")
 def build(name: str, latent_shape: tuple[int, int, int], **sizes) -> nn.Module:
     """Build a network for latents (C, h, w). KeyError for an unknown name.
 
-        sizes: width, depth, mid_depth, heads, dropout, each with a default of the network's own. For
+    sizes: width, depth, mid_depth, heads, dropout, each with a default of the network's own. For
     all but `joint` also contexts = K; for `joint` given and future, numbers of frames; for `unet`
     also multipliers, padding and patch; for the networks of STEP_SIZE also step_size, a bool.
     """

@@ -20,6 +20,13 @@ from torch import nn
 
 import configs
 from batches.batch import Batch, Earlier, Later
+from batches.fields import (
+    channel_scale,
+    check_content,
+    field_std,
+    limit_frames,
+    measured_fields,
+)
 from batches.frames import FrameTriples
 from batches.latents import MIRRORS, LatentTriples, cache_latents, encode_frames, latent_dir
 from batches.stream import StreamTriples, describe_stream_batch, windows_of
@@ -42,8 +49,6 @@ GENERATED_FIELDS = 100
 # number is lower, because each frame must be encoded.
 MEASURED_ITEMS = 2_000
 MEASURED_ITEMS_AUGMENTED = 300
-# Number of values of fields from which statistics are measured, at most, to limit the memory.
-MEASURED_VALUES = 1 << 26
 
 
 # -------------------------------------------------------------------- splits
@@ -65,24 +70,6 @@ def mean_frame(
         return measured_fields(shards).mean(0, dtype=np.float64).astype(np.float32)
     frames = random_frames(shards, min(2_000, int(shards.lengths.sum())), np.random.default_rng(0))
     return to_display(frames[None])[0].mean(0).round().astype(np.uint8)
-
-
-def measured_fields(shards: Shards) -> np.ndarray:
-    """Random fields (n, C, H, W) of a split for statistics, the same at every call: at most 2,000
-    frames and MEASURED_VALUES values."""
-    most = min(2_000, max(16, MEASURED_VALUES // int(np.prod(shards.shape))))
-    return random_frames(shards, min(most, int(shards.lengths.sum())), np.random.default_rng(0))
-
-
-def channel_scale(shards: Shards) -> np.ndarray | None:
-    """The standard deviation (C,) of each channel of fields, in whose units they are scored: over
-    at most 2,000 frames of a split, the same for all runs. None for frames and latents."""
-    if shards.key != "fields":
-        return None
-    frames = measured_fields(shards)
-    std = [frames[:, c].std(dtype=np.float64) for c in range(frames.shape[1])]
-    # A constant channel is scored in its own unit. Short numbers, as metrics.json states them.
-    return np.array([float(f"{value:.6g}") or 1.0 for value in std])
 
 
 class Clips(NamedTuple):
@@ -136,41 +123,6 @@ def open_split(config: Config, split: str) -> Shards:
     shards = Shards(root / split, skip_bad=config.data.skip_bad)
     check_content(config, shards)
     return shards
-
-
-def check_content(config: Config, shards: Shards) -> None:
-    """Raise UserError if the autoencoder of the config cannot encode what the shards hold."""
-    kind = config.vqvae.kind
-    taken = {"latents": ("latents",), "none": ("fields",), "small": ("frames", "fields")}
-    if shards.key not in taken.get(kind, ("frames",)):
-        suit = {"frames": "small", "latents": "latents", "fields": "none"}[shards.key]
-        raise UserError(
-            f"{shards.dir} holds {shards.key}, but vqvae.kind={kind} is for "
-            f"{' or '.join(taken.get(kind, ('frames',)))}; set vqvae.kind={suit}, or data.root"
-        )
-    if shards.key == "frames" and shards.shape[:2] != (config.data.image_size,) * 2:
-        raise UserError(
-            f"{shards.dir}: frames of {shards.shape[1]}x{shards.shape[0]} pixels, but "
-            f"data.image_size is {config.data.image_size}; set it, or prepare the shards again"
-        )
-    if shards.key == "fields":
-        check_fields(config, shards)
-
-
-def check_fields(config: Config, shards: Shards) -> None:
-    """Raise UserError if fields of this size cannot be encoded."""
-    _, H, W = shards.shape
-    factor = config.vqvae.downsample
-    if config.vqvae.kind == "small" and (H % factor or W % factor):
-        raise UserError(
-            f"{shards.dir}: fields of {H}x{W} (height x width) cannot be divided by "
-            f"vqvae.downsample = {factor}; set it lower, or prepare them with --multiple {factor}"
-        )
-    if config.data.augmented:
-        raise UserError(
-            f"{shards.dir} holds fields, and augmentation is for RGB frames: set data.brightness, "
-            "data.contrast, data.saturation and data.hue to 0, and data.augment to nothing"
-        )
 
 
 def check_lengths(config: Config, shards: Shards) -> None:
@@ -482,7 +434,7 @@ def measure_latents(config: Config, source: Source) -> Latent:
     items = MEASURED_ITEMS_AUGMENTED if config.data.augmented else MEASURED_ITEMS
     if config.vqvae.kind == "none":
         first = next(source.measured(0, 1, whole=True)).target
-        items = min(items, max(1, MEASURED_VALUES // first[0].numel()))
+        items = limit_frames(items, first.shape[1:])
     count = -(-items // config.train.batch_size)
     pairs = [(batch.target, batch.reference) for batch in source.measured(0, count, whole=True)]
     x1, x0 = (torch.cat(part).double().cpu() for part in zip(*pairs))
@@ -505,12 +457,6 @@ def measure_latents(config: Config, source: Source) -> Latent:
         # The target of the joint network is several frames, stacked along the height.
         h //= config.halves[1]
     return Latent((C, h, w), tuple(mean.tolist()), tuple(std.tolist()), delta, scale)
-
-
-def field_std(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """The standard deviations (C,) by which fields are divided, of any unit: those measured, but 1
-    for a channel that is constant up to the rounding of float32."""
-    return torch.where(std > 1e-6 * mean.abs(), std, torch.ones_like(std))
 
 
 def random_frames(shards: Shards, n: int, rng: np.random.Generator) -> np.ndarray:

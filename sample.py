@@ -14,6 +14,7 @@ from pathlib import Path
 
 import configs
 import data
+from batches.fields import channel_scale
 from batches.windows import Windows
 from evaluation import measure
 from evaluation.protocols import Protocol
@@ -47,7 +48,7 @@ def evaluate(
     config, sample = forecaster.config, forecaster.config.sample
     train = data.open_split(config, "train")
     truth, samples, shards = forecast_split(forecaster, windows)
-    scale = data.channel_scale(shards)
+    scale = channel_scale(shards)
     given, predict = config.data.condition, config.data.predict
     source = "the clips that sample.py takes"
     clips = (given, predict, sample.split, len(truth), sample.num_samples)

@@ -20,7 +20,11 @@ from torch import nn
 import configs
 import data
 from batches.batch import to_pixels
+<<<<<<< HEAD
 from batches.latents import MIRRORS
+=======
+from batches.fields import field_std, limit_frames
+>>>>>>> fields
 from batches.windows import draw_windows
 from configs import Config
 from models import autoencoders
@@ -217,7 +221,7 @@ def set_statistics(module: nn.Module, pool: np.ndarray) -> None:
     if not np.isfinite([means, stds]).all():
         raise UserError("the fields hold values that are not finite; prepare them again")
     mean, std = torch.tensor(means), torch.tensor(stds)
-    module.set_statistics(mean, data.field_std(mean, std))
+    module.set_statistics(mean, field_std(mean, std))
 
 
 def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> Path:
@@ -244,7 +248,7 @@ def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> 
     # The same held-out frames for every seed, so that runs are comparable.
     count = HELD_OUT
     if fields:
-        count = min(count, max(1, data.MEASURED_VALUES // int(np.prod(val.shape))))
+        count = limit_frames(count, val.shape)
     held_out = data.random_frames(val, count, numpy_generator(0, "vqvae-val"))
     log = logs.Log(dir, config, step)
     with progress(vqvae.steps, "train VQVAE", "step", step) as bar:

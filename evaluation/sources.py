@@ -13,6 +13,7 @@ import torch
 import configs
 import data
 from batches.batch import to_frames, to_pixels
+from batches.fields import channel_scale
 from batches.stream import StreamWindows, evenly_spaced
 from batches.windows import Windows, check_long_enough, draw_windows, spaced_windows
 from configs import Config
@@ -88,7 +89,7 @@ def forecast_split(
 
 def describe_fields(shards: Shards, scale: np.ndarray | None) -> dict:
     """Entries of metrics.json about fields: the names of the channels, where they are known, and
-    `scale`, the units of the metrics (data.channel_scale). {} for frames."""
+    `scale`, the units of the metrics (batches.fields.channel_scale). {} for frames."""
     if scale is None:
         return {}
     found = {"scale": scale.tolist()}
@@ -145,7 +146,7 @@ def source_of_checkpoint(
 
     # The plan of an evaluation contains these digests, so that parts of other weights or data are
     # not reused.
-    scale = data.channel_scale(shards)
+    scale = channel_scale(shards)
     net, autoencoder = forecaster.net, forecaster.autoencoder
     key = (checkpoints.digest(net), checkpoints.digest(autoencoder), shards.fingerprint())
     if oracle:

@@ -13,6 +13,7 @@ from PIL import Image
 import configs
 import data
 import vqvae
+from batches import fields
 from batches.latents import LatentTriples
 from batches.stream import StreamTriples
 from evaluation import measure
@@ -201,16 +202,16 @@ def test_fields_of_any_unit_are_normalised(tmp_path, unit):
     latent = data.measure_latents(config, data.Source(triples.batches, triples.batches, str))
     assert np.allclose(latent.std, [unit / 2**0.5, 2 * unit / 2**0.5, 1], rtol=0.2)
     assert latent.mean[2] == pytest.approx(273.15, rel=1e-6) and latent.delta > 0.1
-    scale = data.channel_scale(Shards(tmp_path))
+    scale = fields.channel_scale(Shards(tmp_path))
     assert np.allclose(scale, [unit / 2**0.5, 2 * unit / 2**0.5, 1], rtol=0.2)
 
 
 def test_statistics_of_large_fields_take_limited_memory(tmp_path, monkeypatch):
     shards = Shards(write_fields(tmp_path) / "train")
-    whole, mean = data.channel_scale(shards), data.mean_frame(shards)
-    monkeypatch.setattr(data, "MEASURED_VALUES", 17 * 3 * 6 * 10)
-    assert len(data.measured_fields(shards)) == 17
-    assert np.allclose(data.channel_scale(shards), whole, rtol=0.1)
+    whole, mean = fields.channel_scale(shards), data.mean_frame(shards)
+    monkeypatch.setattr(fields, "MEASURED_VALUES", 17 * 3 * 6 * 10)
+    assert len(fields.measured_fields(shards)) == 17
+    assert np.allclose(fields.channel_scale(shards), whole, rtol=0.1)
     assert mean.shape == data.mean_frame(shards).shape
 
 
@@ -315,16 +316,16 @@ def test_fields_are_scored_in_units_of_their_standard_deviation():
 
 # ----------------------------------------------------------------------------------------- pictures
 def test_colours_follow_the_range_of_the_truth():
-    fields = np.zeros((10, 3, 20, 20), np.float32)
-    fields[:, 0] = np.linspace(-4, 2, 400).reshape(20, 20)
-    fields[:, 1] = np.linspace(270, 300, 400).reshape(20, 20)
-    signed, positive, constant = choose_colours(fields, ("u", "t", "c"))
+    field = np.zeros((10, 3, 20, 20), np.float32)
+    field[:, 0] = np.linspace(-4, 2, 400).reshape(20, 20)
+    field[:, 1] = np.linspace(270, 300, 400).reshape(20, 20)
+    signed, positive, constant = choose_colours(field, ("u", "t", "c"))
     # A signed field has a range that is symmetric about 0.
     assert signed.signed and signed.low == -signed.high and 3.9 < signed.high <= 4
     assert not positive.signed and 270 <= positive.low < 271 and 299 < positive.high <= 300
     assert (constant.low, constant.high, constant.signed) == (0, 1, False)
     assert [colour.name for colour in (signed, positive, constant)] == ["u", "t", "c"]
-    assert choose_colours(fields)[1].name == "channel 2"
+    assert choose_colours(field)[1].name == "channel 2"
 
 
 def test_pictures_of_fields_have_a_panel_per_channel():
@@ -392,7 +393,7 @@ def test_main_trains_on_fields_and_samples(field_run):
     scale = result["protocol"]["scale"]
     # Channel c of the data has the amplitude c + 1. The scale depends on the data only.
     assert np.allclose(scale, np.array([1, 2, 3]) / 2**0.5, rtol=0.1)
-    assert scale == data.channel_scale(Shards(folder / "data/fields/test")).tolist()
+    assert scale == fields.channel_scale(Shards(folder / "data/fields/test")).tolist()
     repeated = np.abs(truth[:, 1:2] - truth[:, 2:]) / np.array(scale)[:, None, None]
     assert result["summary"]["crps_repeat_last"]["mean"] == pytest.approx(repeated.mean(), rel=1e-4)
     assert "crps / repeat last" in printed and "psnr" not in printed
@@ -474,12 +475,12 @@ def test_the_small_vqvae_learns_fields_of_any_scale():
     units = np.array([1e4, 1e-3], np.float32)[:, None, None]
     shift = np.array([3e5, 0.5], np.float32)[:, None, None]
     found = []
-    for fields in (video, video * units + shift):
+    for scaled in (video, video * units + shift):
         torch.manual_seed(0)
         module = vqvae.build(configs.Vqvae(downsample=2, width=16, depth=1, codes=64), fields=2)
-        vqvae.set_statistics(module, fields)
+        vqvae.set_statistics(module, scaled)
         optimizer = torch.optim.AdamW(module.parameters(), 3e-3)
-        x = torch.from_numpy(fields)
+        x = torch.from_numpy(scaled)
         for k in range(60):
             loss, _ = module.loss(x, torch.Generator().manual_seed(k))
             loss.backward()

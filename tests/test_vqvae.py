@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import configs
 import vqvae
 from models.autoencoders.layers import nearest, nearest_index
-from models.autoencoders.small import Codebook, SmallVQVAE, count_codes
+from models.autoencoders.small import Codebook, SmallVQVAE, contrast, count_codes
 from runtime import checkpoints
 from runtime.console import UserError
 from shards import Shards
@@ -65,6 +65,64 @@ def test_the_encoder_gets_gradients_by_the_straight_through_estimator():
     loss, values = module.loss(torch.rand(2, 3, 16, 16), torch.Generator().manual_seed(0))
     loss.backward()
     assert module.encoder[0].weight.grad.abs().sum() > 0 and 1 <= values["perplexity"] <= 8
+
+
+def test_without_a_codebook_latents_are_decoded_as_they_are():
+    torch.manual_seed(0)
+    module = vqvae.freeze(SmallVQVAE(4, channels=2, codes=0, width=16, depth=1))
+    z = torch.randn(2, 2, 4, 4)
+    assert torch.equal(module.decode(z), module.decoder(z).clamp(-1, 1))
+    assert not any("codebook" in name for name in module.state_dict())
+    assert "perplexity" not in module.loss(torch.rand(2, 3, 16, 16))[1]
+
+
+def test_without_a_codebook_the_loss_draws_the_latents_to_mean_0_and_variance_1():
+    torch.manual_seed(0)
+    module = SmallVQVAE(4, channels=2, codes=0, width=16, depth=1, noise=0.5)
+    optimizer = torch.optim.AdamW(module.parameters(), 3e-3)
+    frames = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for step in range(150):
+        module.loss(frames, torch.Generator().manual_seed(step))[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    z = module.encode(frames)
+    assert z.mean((0, 2, 3)).abs().max() < 0.3 and (z.std((0, 2, 3)) - 1).abs().max() < 0.3
+
+
+def test_noise_has_the_given_level_in_standard_deviations_of_each_channel():
+    module = SmallVQVAE(4, channels=2, codes=0, width=16, depth=1, noise=0.6)
+    z = torch.randn(3000, 2, 4, 4) * torch.tensor([1.0, 20.0]).view(2, 1, 1)
+    added = module.disturb(z, torch.Generator().manual_seed(0)) - z
+    levels = added.square().mean((2, 3)).sqrt() / torch.tensor([1.0, 20.0])
+    # The level is uniform in [0, 0.6], and the same for both channels of an item.
+    assert levels.mean().item() == pytest.approx(0.3, abs=0.02)
+    assert levels.square().mean().item() == pytest.approx(0.12, abs=0.01)
+    assert torch.corrcoef(levels.T)[0, 1] > 0.9
+
+
+def test_contrast_is_the_detail_of_each_window():
+    x = torch.zeros(1, 3, 16, 16)
+    x[:, :, 4:12, 4:12] = 1
+    blurred = torch.nn.functional.avg_pool2d(x, 3, 1, 1)
+    sharp, soft = contrast(x), contrast(blurred)
+    assert sharp.shape == (1, 1, 4, 4) and (sharp >= 0.01).all()
+    # Flat windows have none, and blur lowers that of edges.
+    assert sharp[0, 0, 0, 3].item() == pytest.approx(0.01)
+    assert (soft[0, 0, 1:3, 1:3] < 0.8 * sharp[0, 0, 1:3, 1:3]).all()
+    # An edge in another place of the window has the same contrast, though pixels differ.
+    assert torch.equal(contrast(x.roll(4, -1))[..., 1:], sharp[..., :-1])
+
+
+def test_the_weight_of_the_error_of_contrast_is_sharpness():
+    torch.manual_seed(0)
+    x = torch.rand(8, 3, 16, 16) * 2 - 1
+    plain = SmallVQVAE(4, channels=2, codes=0, width=16, depth=1)
+    sharp = SmallVQVAE(4, channels=2, codes=0, width=16, depth=1, sharpness=2.0)
+    sharp.load_state_dict(plain.state_dict())
+    difference = sharp.loss(x)[0] - plain.loss(x)[0]
+    shown = plain.decoder(plain.encode(x))
+    expected = 2 * (contrast(shown) - contrast(x)).square().mean()
+    assert difference.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def config(tmp_path, **values):

@@ -20,11 +20,8 @@ from torch import nn
 import configs
 import data
 from batches.batch import to_pixels
-<<<<<<< HEAD
-from batches.latents import MIRRORS
-=======
 from batches.fields import field_std, limit_frames
->>>>>>> fields
+from batches.latents import MIRRORS
 from batches.windows import draw_windows
 from configs import Config
 from models import autoencoders

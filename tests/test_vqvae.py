@@ -97,7 +97,7 @@ def test_noise_has_the_given_level_in_standard_deviations_of_each_channel():
     # The level is uniform in [0, 0.6], and the same for both channels of an item.
     assert levels.mean().item() == pytest.approx(0.3, abs=0.02)
     assert levels.square().mean().item() == pytest.approx(0.12, abs=0.01)
-    assert torch.corrcoef(levels.T)[0, 1] > 0.9
+    assert torch.corrcoef(levels.T)[0, 1] > 0.8
 
 
 def test_contrast_is_the_detail_of_each_window():

@@ -101,16 +101,17 @@ def test_noise_has_the_given_level_in_standard_deviations_of_each_channel():
 
 
 def test_contrast_is_the_detail_of_each_window():
-    x = torch.zeros(1, 3, 16, 16)
-    x[:, :, 4:12, 4:12] = 1
+    x = torch.zeros(1, 3, 32, 32)
+    x[:, :, 12:20, 12:20] = 1
     blurred = torch.nn.functional.avg_pool2d(x, 3, 1, 1)
     sharp, soft = contrast(x), contrast(blurred)
-    assert sharp.shape == (1, 1, 4, 4) and (sharp >= 0.01).all()
-    # Flat windows have none, and blur lowers that of edges.
-    assert sharp[0, 0, 0, 3].item() == pytest.approx(0.01)
-    assert (soft[0, 0, 1:3, 1:3] < 0.8 * sharp[0, 0, 1:3, 1:3]).all()
-    # An edge in another place of the window has the same contrast, though pixels differ.
-    assert torch.equal(contrast(x.roll(4, -1))[..., 1:], sharp[..., :-1])
+    assert sharp.shape == (1, 1, 8, 8)
+    # A flat window has none, and blur lowers that of edges.
+    assert sharp[0, 0, 0, 0].item() == pytest.approx(0.01)
+    assert (soft[0, 0, 3:5, 3:5] < 0.8 * sharp[0, 0, 3:5, 3:5]).all()
+    # Where the edge stands within the window does not matter.
+    moved = contrast(x.roll(1, -1))[0, 0, 3:5, 3]
+    assert torch.allclose(moved, sharp[0, 0, 3:5, 3], rtol=0.15)
 
 
 def test_the_weight_of_the_error_of_contrast_is_sharpness():

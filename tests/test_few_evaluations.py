@@ -371,6 +371,64 @@ def test_one_step_with_the_weighted_estimates_equals_two_steps(name):
         assert torch.allclose(solvers.exact_step(one, x, s, t), expected, atol=1e-9)
 
 
+class StepNet(torch.nn.Module):
+    """A small network of (z, s, x_0, step) for latents of one value."""
+
+    def __init__(self):
+        super().__init__()
+        layers = [torch.nn.Linear(4, 64), torch.nn.SiLU(), torch.nn.Linear(64, 64)]
+        self.layers = torch.nn.Sequential(*layers, torch.nn.SiLU(), torch.nn.Linear(64, 1))
+
+    def forward(self, z, s, reference, contexts, gaps, noise=None, step=None):
+        step = torch.zeros_like(s) if step is None else step
+        inputs = torch.stack([z.flatten(), s, reference.flatten(), step], 1)
+        return self.layers(inputs).view_as(z)
+
+
+def test_one_step_of_a_trained_shortcut_has_the_variance_of_a_gaussian():
+    """x_1 = 0.5 x_0 + 0.8 + 0.4 eps. One step of the regression alone gives its mean, almost
+    without variance."""
+    changes = {"flow.objective": "shortcut", "flow.consistency": 1, "flow.start": 0.0}
+    config = trained_config(**changes, **{"train.batch_size": 512, "flow.draws": 1})
+    latent = configs.Latent((1, 1, 1), (0.0,), (1.0,), 0.9, 0.9)
+    config = dataclasses.replace(config, latent=latent)
+    torch.manual_seed(0)
+    net = StepNet()
+    forecaster = Forecaster(config, net, None, CPU)
+    forecaster.ready = True
+    updates = 1000
+    optimizer = torch.optim.Adam(net.parameters(), 5e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+
+    def draw(B: int):
+        x0 = torch.randn(B, 1, 1, 1)
+        x1 = 0.5 * x0 + 0.8 + 0.4 * torch.randn_like(x0)
+        return train.Batch(x1, x0, x0[:, None], torch.ones(B, 1))
+
+    for step in range(updates):
+        batch = draw(512)
+        draws = train.draw_all(config, batch.target, step, CPU, slice(None))
+        values = train.objective_values(net, forecaster, batch, draws, None, None, 0)
+        optimizer.zero_grad()
+        values["loss"].mean().backward()
+        optimizer.step()
+        schedule.step()
+    x0 = torch.linspace(-1, 1, 5).repeat_interleave(4000).view(-1, 1, 1, 1)
+    given = (x0[:, None], torch.ones(len(x0), 1))
+    mean = 0.5 * x0.view(5, -1)[:, 0] + 0.8
+
+    def sample() -> torch.Tensor:
+        with torch.no_grad():
+            return forecaster.sample_frame(x0, lambda: given, torch.randn_like).view(5, -1)
+
+    x = sample()
+    assert (x.mean(1) - mean).abs().max() < 0.08
+    assert 0.8 < x.std(1).mean() / 0.4 < 1.1
+    # The same network, as if the step had size 0.
+    forecaster.config = configs.update(config, {"flow.objective": "interpolant"})
+    assert sample().std(1).mean() / 0.4 < 0.5
+
+
 def test_steps_are_drawn_on_the_grids_of_all_sizes():
     config = trained_config(**{"flow.objective": "shortcut", "train.batch_size": 4096})
     d, place, eps = shortcut.draw_steps(config, (1, 1, 1), 0, CPU, slice(None))

@@ -20,6 +20,13 @@ from torch import nn
 
 import configs
 from batches.batch import Batch, Earlier
+from batches.fields import (
+    channel_scale,
+    check_content,
+    field_std,
+    limit_frames,
+    measured_fields,
+)
 from batches.frames import FrameTriples
 from batches.latents import LatentTriples, cache_latents, encode_frames, latent_dir
 from batches.stream import StreamTriples, describe_stream_batch, windows_of
@@ -59,19 +66,20 @@ def mean_frame(
 
     to_display: Forecaster.to_display, which decodes stored latents.
     """
-    frames = random_frames(shards, min(2_000, int(shards.lengths.sum())), np.random.default_rng(0))
     if shards.key == "fields":
-        return frames.mean(0, dtype=np.float64).astype(np.float32)
+        return measured_fields(shards).mean(0, dtype=np.float64).astype(np.float32)
+    frames = random_frames(shards, min(2_000, int(shards.lengths.sum())), np.random.default_rng(0))
     return to_display(frames[None])[0].mean(0).round().astype(np.uint8)
 
 
 class Clips(NamedTuple):
-    """Clips to preview forecasts on. frames: as read_clips. fps: frames per second. channels:
-    names of the channels of fields."""
+    """Clips to preview forecasts on. frames: as read_clips. fps: frames per second. channels,
+    scale: names, if they are known, and scale of the channels of fields."""
 
     frames: np.ndarray
     fps: float
     channels: tuple[str, ...] = ()
+    scale: np.ndarray | None = None
 
 
 def preview_clips(config: Config, shards: Shards, windows: Windows | None) -> Clips:
@@ -80,7 +88,7 @@ def preview_clips(config: Config, shards: Shards, windows: Windows | None) -> Cl
     if windows is None:
         windows = spaced_windows(shards.lengths, length, config.data.skip, PREVIEW_VIDEOS)
     frames = read_clips(shards, windows)[:PREVIEW_VIDEOS]
-    return Clips(frames, frame_rate(shards, config), shards.channels)
+    return Clips(frames, frame_rate(shards, config), shards.channels, channel_scale(shards))
 
 
 def frame_rate(shards: Shards, config: Config) -> float:
@@ -115,41 +123,6 @@ def open_split(config: Config, split: str) -> Shards:
     shards = Shards(root / split, skip_bad=config.data.skip_bad)
     check_content(config, shards)
     return shards
-
-
-def check_content(config: Config, shards: Shards) -> None:
-    """Raise UserError if the autoencoder of the config cannot encode what the shards hold."""
-    kind = config.vqvae.kind
-    taken = {"latents": ("latents",), "none": ("fields",), "small": ("frames", "fields")}
-    if shards.key not in taken.get(kind, ("frames",)):
-        suit = {"frames": "small", "latents": "latents", "fields": "none"}[shards.key]
-        raise UserError(
-            f"{shards.dir} holds {shards.key}, but vqvae.kind={kind} is for "
-            f"{' or '.join(taken.get(kind, ('frames',)))}; set vqvae.kind={suit}, or data.root"
-        )
-    if shards.key == "frames" and shards.shape[:2] != (config.data.image_size,) * 2:
-        raise UserError(
-            f"{shards.dir}: frames of {shards.shape[1]}x{shards.shape[0]} pixels, but "
-            f"data.image_size is {config.data.image_size}; set it, or prepare the shards again"
-        )
-    if shards.key == "fields":
-        check_fields(config, shards)
-
-
-def check_fields(config: Config, shards: Shards) -> None:
-    """Raise UserError if fields of this size cannot be encoded."""
-    _, H, W = shards.shape
-    factor = config.vqvae.downsample
-    if config.vqvae.kind == "small" and (H % factor or W % factor):
-        raise UserError(
-            f"{shards.dir}: fields of {H}x{W} (height x width) cannot be divided by "
-            f"vqvae.downsample = {factor}; set it lower, or prepare them with --multiple {factor}"
-        )
-    if config.data.augmented:
-        raise UserError(
-            f"{shards.dir} holds fields, and augmentation is for RGB frames: set data.brightness, "
-            "data.contrast, data.saturation and data.hue to 0, and data.augment to nothing"
-        )
 
 
 def check_lengths(config: Config, shards: Shards) -> None:
@@ -433,13 +406,18 @@ def resolve_latents(
 def measure_latents(config: Config, source: Source) -> Latent:
     """Measure the shape and, in float64, the statistics of the latents, see configs.Latent."""
     items = MEASURED_ITEMS_AUGMENTED if config.data.augmented else MEASURED_ITEMS
+    if config.vqvae.kind == "none":
+        first = next(source.measured(0, 1, whole=True)).target
+        items = limit_frames(items, first.shape[1:])
     count = -(-items // config.train.batch_size)
     pairs = [(batch.target, batch.reference) for batch in source.measured(0, count, whole=True)]
     x1, x0 = (torch.cat(part).double().cpu() for part in zip(*pairs))
     C = x1.shape[1]
     mean, std = torch.zeros(C, dtype=x1.dtype), torch.ones(C, dtype=x1.dtype)
     if config.flow.normalize:
-        mean, std = x1.mean((0, 2, 3)), x1.std((0, 2, 3)).clamp(min=1e-6)
+        mean, std = x1.mean((0, 2, 3)), x1.std((0, 2, 3))
+        of_fields = config.vqvae.kind == "none"
+        std = field_std(mean, std) if of_fields else std.clamp(min=1e-6)
     # The root mean squares of x_1 - x_0 and of x_1, one of which scales the network's target.
     delta = ((x1 - x0) / std.view(-1, 1, 1)).square().mean().sqrt().item()
     if not 0 < delta < float("inf"):

@@ -97,15 +97,6 @@ class Forecaster:
     def normalize(self, z: Tensor) -> Tensor:
         return (z - self.mean) / self.std
 
-    @property
-    def scale(self) -> np.ndarray | None:
-        """The standard deviation (C,) of each channel of the training fields, in whose units fields
-        are scored; None for frames."""
-        if not self.fields:
-            return None
-        std = self.std if self.config.vqvae.kind == "none" else self.autoencoder.std
-        return std.flatten().double().cpu().numpy()
-
     def encode(self, frames: np.ndarray) -> Tensor:
         """Encode frames (n, H, W, 3) uint8, or fields or stored latents, -> normalised latents
         (n, C, h, w) float32 on the device."""

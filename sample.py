@@ -14,6 +14,7 @@ from pathlib import Path
 
 import configs
 import data
+from batches.fields import channel_scale
 from batches.windows import Windows
 from evaluation import measure
 from evaluation.protocols import Protocol
@@ -47,6 +48,7 @@ def evaluate(
     config, sample = forecaster.config, forecaster.config.sample
     train = data.open_split(config, "train")
     truth, samples, shards = forecast_split(forecaster, windows)
+    scale = channel_scale(shards)
     given, predict = config.data.condition, config.data.predict
     source = "the clips that sample.py takes"
     clips = (given, predict, sample.split, len(truth), sample.num_samples)
@@ -54,18 +56,16 @@ def evaluate(
     fps = data.frame_rate(shards, config)
     described = {
         **describe_sampler(forecaster, step, ckpt),
-        **protocol.to_metadata(
-            measure.SCORES if forecaster.scale is None else measure.FIELD_SCORES
-        ),
+        **protocol.to_metadata(measure.SCORES if scale is None else measure.FIELD_SCORES),
         "skip": config.data.skip,
         "fps": fps,
         **data.clip_rates(shards, windows or sample_windows(config, shards), config),
         # samples[..., 0, 0, 0] has one element for each forecast frame.
         "network_evaluations_per_frame": forecaster.evaluations / samples[..., 0, 0, 0].size,
-        **describe_fields(forecaster, shards),
+        **describe_fields(shards, scale),
     }
     mean = data.mean_frame(train, forecaster.to_display)
-    scores = measure.score(truth, samples, mean, forecaster.scale)
+    scores = measure.score(truth, samples, mean, scale)
     result = {"protocol": described, "config": configs.to_dict(config), **scores}
     out = out or results.results_dir(forecaster, step)
     results.write_results(out, truth, samples, result, fps, sample.format, forecaster.latents)

@@ -470,7 +470,7 @@ def preview(
         key = (forecaster.config.train.seed, "preview")
         futures = forecaster.forecast(given, data.predict, PREVIEW_FUTURES, key, quiet=True)
         truth = forecaster.to_display(clips.frames)
-        log.row(step, **score_preview(truth, futures, forecaster.scale))
+        log.row(step, **score_preview(truth, futures, clips.scale))
         truth, futures, colours = videos.as_pictures(truth, futures, clips.channels)
         sheet = videos.contact_sheet(truth, futures)
         log.picture(step, videos.add_bars_to_sheet(sheet, colours))

@@ -20,6 +20,7 @@ from torch import nn
 import configs
 import data
 from batches.batch import to_pixels
+from batches.fields import field_std, limit_frames
 from batches.windows import draw_windows
 from configs import Config
 from models import autoencoders
@@ -210,7 +211,8 @@ def set_statistics(module: nn.Module, pool: np.ndarray) -> None:
     stds = [pool[:, c].std(dtype=np.float64) for c in range(pool.shape[1])]
     if not np.isfinite([means, stds]).all():
         raise UserError("the fields hold values that are not finite; prepare them again")
-    module.set_statistics(torch.tensor(means), torch.tensor(stds).clamp(min=1e-6))
+    mean, std = torch.tensor(means), torch.tensor(stds)
+    module.set_statistics(mean, field_std(mean, std))
 
 
 def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> Path:
@@ -235,7 +237,10 @@ def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> 
     if fields and not state:
         set_statistics(module, pool)
     # The same held-out frames for every seed, so that runs are comparable.
-    held_out = data.random_frames(val, HELD_OUT, numpy_generator(0, "vqvae-val"))
+    count = HELD_OUT
+    if fields:
+        count = limit_frames(count, val.shape)
+    held_out = data.random_frames(val, count, numpy_generator(0, "vqvae-val"))
     log = logs.Log(dir, config, step)
     with progress(vqvae.steps, "train VQVAE", "step", step) as bar:
         while step < vqvae.steps:
@@ -248,7 +253,8 @@ def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> 
                 mse = values["mse"].item()
                 perplexity = values["perplexity"].item()
                 log.row(step, vqvae_psnr=psnr, vqvae_mse=mse, codebook_perplexity=perplexity)
-                bar.set_postfix_str(f"PSNR {psnr:.1f} dB, perplexity {perplexity:.0f}")
+                ratio = "SNR" if fields else "PSNR"
+                bar.set_postfix_str(f"{ratio} {psnr:.1f} dB, perplexity {perplexity:.0f}")
                 state = {
                     "model": module.state_dict(),
                     "opt": optimizer.state_dict(),

@@ -180,13 +180,20 @@ class StoredRows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        return torch.from_numpy(self.shards.read_file(self.k, rows.numpy()))
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return self.shards.read_file(self.k, rows)
 
-    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """All rows, a few at a time: (first row, rows)."""
         for rows in block_rows(len(self), self.shape[1:], np.dtype(np.float32)):
-            yield int(rows[0]), self[torch.from_numpy(rows)]
+            yield int(rows[0]), self.read(rows)
+
+
+def take(part: Tensor | StoredRows, rows: np.ndarray) -> Tensor:
+    """Rows of a tensor, on its device, or of a file."""
+    if isinstance(part, StoredRows):
+        return torch.from_numpy(part.read(rows))
+    return part[to_device(rows, part.device)]
 
 
 class LatentStore:
@@ -203,7 +210,7 @@ class LatentStore:
             self.parts = [StoredRows(shards, k) for k in range(len(shards.paths))]
             for part, path in zip(self.parts, shards.paths):
                 for start, rows in part.blocks():
-                    check_finite(rows.numpy(), path, start, FIELD_ADVICE)
+                    check_finite(rows, path, start, FIELD_ADVICE)
         else:
             self.parts = map_latents(shards)
         size = sum(part.nbytes for part in self.parts)
@@ -214,7 +221,7 @@ class LatentStore:
                 first = int(start)
                 if isinstance(part, StoredRows):
                     for row, rows in part.blocks():
-                        whole[first + row : first + row + len(rows)] = rows
+                        whole[first + row : first + row + len(rows)] = torch.from_numpy(rows)
                 else:
                     whole[first : first + len(part)] = part
             self.parts, self.starts = [whole], shards.file_starts[[0, -1]]
@@ -222,14 +229,13 @@ class LatentStore:
     def gather(self, rows: np.ndarray) -> Tensor:
         """(n,) int64 flat indices -> (n, C, h, w) on the device, as stored."""
         if len(self.parts) == 1:
-            found = self.parts[0][to_device(rows, self.parts[0].device)]
+            found = take(self.parts[0], rows)
         else:
-            at = torch.from_numpy(rows)
             owner = np.searchsorted(self.starts, rows, side="right") - 1
             found = torch.empty(len(rows), *self.parts[0].shape[1:], dtype=self.parts[0].dtype)
             for k in np.unique(owner):
-                mine = torch.from_numpy(np.flatnonzero(owner == k))
-                found[mine] = self.parts[k][at[mine] - int(self.starts[k])]
+                mine = np.flatnonzero(owner == k)
+                found[torch.from_numpy(mine)] = take(self.parts[k], rows[mine] - self.starts[k])
         return to_device(found, self.device)
 
 

@@ -17,7 +17,7 @@ ABOUT = {
     "crps": ("CRPS", "", "lower"),
     "energy": ("energy score", "", "lower"),
     "mse": ("MSE", "", "lower"),
-    "rmse": ("RMSE of the ensemble mean", "", "lower"),
+    "rmse": ("ensemble RMSE", "", "lower"),
     "psnr": ("PSNR", "dB", "higher"),
     "ssim": ("SSIM", "", "higher"),
     "lpips": ("LPIPS", "", "lower"),
@@ -43,7 +43,7 @@ def own_metrics(table: dict) -> list[str]:
 
 def to_values(frames: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:
     """Convert frames to values to score, float32: RGB frames (…, H, W, 3) uint8 to [0, 1]; fields
-    (…, C, H, W) to units of `scale` (C,), the standard deviation of each channel."""
+    (…, C, H, W) to units of `scale` (C,), see batches/fields.py."""
     if scale is None:
         return frames.astype(np.float32) / 255
     return frames / np.asarray(scale, np.float32)[:, None, None]

@@ -112,8 +112,8 @@ def describe(metadata: dict) -> list[str]:
     if "scale" in metadata:
         units = ", ".join(f"{unit:.4g}" for unit in metadata["scale"])
         scores = (
-            f"mse: the {metadata['rule']} of the samples; crps and energy: unbiased; all metrics "
-            f"in units of the standard deviation of each channel ({units})"
+            f"mse: the {metadata['rule']} of the samples; crps and energy: unbiased; rmse: of the "
+            f"ensemble mean; fields divided by the standard deviation of each channel ({units})"
         )
     lines = [
         f"protocol {metadata['name']}: {metadata['videos']} {metadata['split']} clips{where} "

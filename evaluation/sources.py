@@ -13,6 +13,7 @@ import torch
 import configs
 import data
 from batches.batch import to_frames, to_pixels
+from batches.fields import channel_scale
 from batches.stream import StreamWindows, evenly_spaced
 from batches.windows import Windows, check_long_enough, draw_windows, spaced_windows
 from configs import Config
@@ -86,12 +87,12 @@ def forecast_split(
     return forecaster.to_display(truth), samples, shards
 
 
-def describe_fields(forecaster: Forecaster, shards: Shards) -> dict:
+def describe_fields(shards: Shards, scale: np.ndarray | None) -> dict:
     """Entries of metrics.json about fields: the names of the channels, where they are known, and
-    `scale`, the standard deviations that are the units of the metrics. {} for frames."""
-    if not forecaster.fields:
+    `scale`, the units of the metrics (batches.fields.channel_scale). {} for frames."""
+    if scale is None:
         return {}
-    found = {"scale": forecaster.scale.tolist()}
+    found = {"scale": scale.tolist()}
     if shards.channels:
         found["channels"] = list(shards.channels)
     return found
@@ -138,6 +139,7 @@ def source_of_checkpoint(
 
     # The plan of an evaluation contains these digests, so that parts of other weights or data are
     # not reused.
+    scale = channel_scale(shards)
     net, autoencoder = forecaster.net, forecaster.autoencoder
     key = (checkpoints.digest(net), checkpoints.digest(autoencoder), shards.fingerprint())
     if oracle:
@@ -151,11 +153,11 @@ def source_of_checkpoint(
         {
             **describe_sampler(forecaster, step, ckpt),
             **data.clip_rates(shards, windows, config),
-            **describe_fields(forecaster, shards),
+            **describe_fields(shards, scale),
         },
         key,
         data.frame_rate(shards, config),
-        forecaster.scale,
+        scale,
         oracle=oracle,
     )
 
@@ -232,6 +234,7 @@ def source_of_arrays(
     if truth.dtype != np.uint8:
         # Without its scale, a channel is measured in its own unit.
         scale = np.array(about.get("scale") or [1.0] * truth.shape[2])
+        about = {**about, "scale": scale.tolist()}
     return Source(config, protocol, part, autoencode, about, key, fps, scale, arrays)
 
 

@@ -94,13 +94,14 @@ class UNet(nn.Module):
         def build_blocks(channels: int, count: int) -> nn.ModuleList:
             return nn.ModuleList(Block(channels, width, dropout, padding) for _ in range(count))
 
-        self.in_blocks = nn.ModuleList(build_blocks(channels, depth) for channels in widths)
-        self.downs = nn.ModuleList()
-        for above, below in zip(widths, widths[1:]):
-            self.downs.append(nn.Conv2d(above, below, 2, stride=2))
+        self.in_blocks, self.downs = nn.ModuleList(), nn.ModuleList()
+        self.joins, self.out_blocks = nn.ModuleList(), nn.ModuleList()
+        for i, channels in enumerate(widths):
+            self.in_blocks.append(build_blocks(channels, depth))
+            if i + 1 < len(widths):
+                self.downs.append(nn.Conv2d(channels, widths[i + 1], 2, stride=2))
         self.mid_blocks = build_blocks(widths[-1], mid_depth)
         self.attention = Attention(widths[-1], heads)
-        self.joins, self.out_blocks = nn.ModuleList(), nn.ModuleList()
         # `below` is the width of what comes from the resolution below.
         below = widths[-1]
         for channels in reversed(widths):

@@ -19,25 +19,12 @@ import numpy as np
 
 from prepare import build
 from prepare.arrays import ENDINGS, UNREADABLE, Stored, open_arrays
+from prepare.axes import ROLES, find_roles
 from prepare.decode import Broken, why
 from prepare.sources import Found, Source, Video, files_below
 from prepare.splits import split_sources, time_cuts
 from runtime.console import UserError, printable, progress, run_command
 
-# The roles of axes, and the names of dimensions that have them, in lower case.
-ROLES = {
-    "video": ("video", "sample", "trajectory", "run", "member", "number", "realization"),
-    "time": ("time", "t", "valid_time", "frame", "step"),
-    "channel": ("channel", "channels", "c", "level", "lev", "plev", "pressure_level", "band"),
-    "y": ("y", "lat", "latitude", "nav_lat", "height", "row", "j", "south_north", "rlat"),
-    "x": ("x", "lon", "longitude", "nav_lon", "width", "column", "i", "west_east", "rlon"),
-}
-# The axes of an array without names of dimensions, by their number.
-USUAL = {
-    3: ("time", "y", "x"),
-    4: ("time", "channel", "y", "x"),
-    5: ("video", "time", "channel", "y", "x"),
-}
 # Bytes of the piece of a video that is read and written at once, and pieces per shard.
 PIECE_BYTES = 32 << 20
 PER_SHARD = 8
@@ -138,60 +125,6 @@ def find_variable(path: str, stored: dict[str, Stored], name: str | None) -> Sto
     )
 
 
-def find_roles(path: str, array: Stored, axes: str | None) -> tuple[str, ...]:
-    """Find the role of each axis of an array: by --axes, by the names of its dimensions, or by
-    their number. UserError if this is not clear."""
-    where = f"{path}: {array.name} {array.shape}"
-    example = "--axes time,channel,y,x (or video, time, channel, y, x in another order)"
-    if axes:
-        roles = tuple(axes.split(","))
-        if len(roles) != len(array.shape):
-            raise UserError(f"{where}: --axes {axes} names {len(roles)} axes")
-    elif all(array.dims):
-        roles = tuple(role_of(name, length) for name, length in zip(array.dims, array.shape))
-        if None in roles:
-            unknown = array.dims[roles.index(None)]
-            raise UserError(
-                f"{where}: what is the dimension {unknown} of {', '.join(array.dims)}? Name all "
-                f"axes: {example}"
-            )
-        roles = drop_single(roles, array.shape)
-    else:
-        roles = USUAL.get(len(array.shape))
-        if roles is None:
-            raise UserError(f"{where}: {len(array.shape)} axes; name them: {example}")
-        channels = array.shape[roles.index("channel")] if "channel" in roles else 1
-        if array.shape[-1] <= 4 < channels:
-            raise UserError(
-                f"{where}: do the channels come last? Name the axes: --axes "
-                f"{'video,' if len(roles) == 5 else ''}time,y,x,channel, or {','.join(roles)}"
-            )
-    named = [role for role in roles if role]
-    if len(set(named)) < len(named) or not {"time", "y", "x"} <= set(named):
-        raise UserError(
-            f"{where}: its axes are {', '.join(role or 'one' for role in roles)}, but time, y and "
-            f"x are needed, each once; name them: {example}"
-        )
-    return roles
-
-
-def drop_single(roles: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Drop the role of an axis of one element, such as a height of 2 m, where a longer axis has the
-    same role."""
-    kept = []
-    for role, length in zip(roles, shape):
-        kept.append("" if length == 1 and roles.count(role) > 1 else role)
-    return tuple(kept)
-
-
-def role_of(name: str, length: int) -> str | None:
-    """The role of a dimension by its name. Without a known name: "" for one element, else None."""
-    for role, names in ROLES.items():
-        if name.lower() in names:
-            return role
-    return "" if length == 1 else None
-
-
 def find_files(sources: list[str]) -> list[Path]:
     """The files of --source: files, and those of known endings below folders, sorted by name."""
     found = []
@@ -231,7 +164,14 @@ def find_gaps(path: str, file: File, video: int, drop: bool) -> list[int]:
     gaps = []
     step = frames_per_piece(file)
     for start in range(0, file.frames, step):
-        values = file.read(video, start, min(start + step, file.frames))
+        stop = min(start + step, file.frames)
+        try:
+            values = file.read(video, start, stop)
+        except UNREADABLE as error:
+            raise UserError(
+                f"{path}: frames {start} to {stop - 1} cannot be read ({why(error)}); fetch the "
+                "file again, or leave these frames out by --nan 0 --allow_skips"
+            ) from None
         finite = np.isfinite(values).all((2, 3))
         for t in np.flatnonzero(~finite.all(1)):
             if not drop:

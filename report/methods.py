@@ -157,7 +157,10 @@ def parse_run(result: Any, folder: Path, time: float = 0.0) -> Run:
     # The sampler that was used may differ from the sample.* settings of the checkpoint's config.
     settings = default_settings() | config
     settings |= {f"sample.{key}": protocol[key] for key in SAMPLER if key in protocol}
-    compared = {"dataset": config.get("dataset"), "image_size": config.get("data.image_size")}
+    compared = {"dataset": config.get("dataset")}
+    # Fields have no image size, but a scale.
+    if "scale" not in protocol:
+        compared["image_size"] = config.get("data.image_size")
     for key, value in protocol.items():
         if key not in (*SAMPLER, *UNCOMPARED):
             compared[key] = value

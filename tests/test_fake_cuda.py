@@ -124,6 +124,18 @@ def test_latents_reach_the_gpu_without_a_wait(gpu, latents, monkeypatch, fits):
     run_updates(config, source, monkeypatch)
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_fields_reach_the_gpu_without_a_wait(gpu, tmp_path, monkeypatch, fits):
+    if not fits:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1000))
+    with shards.ShardWriter(tmp_path, "fields") as writer:
+        writer.add(np.zeros((200, *LATENT.shape), np.float32))
+    config = small_config(**{"vqvae.kind": "none"})
+    source = LatentTriples(config, tmp_path, GPU)
+    assert (source.store.parts[0].device == GPU) == fits
+    run_updates(config, source, monkeypatch)
+
+
 @pytest.mark.parametrize(
     "mode, name", [("stream", "uvit"), ("stream", "joint"), ("offline", "joint")]
 )
@@ -213,7 +225,8 @@ def test_an_autoencoder_waits_for_nothing(gpu, kind):
     channels = 8 if kind == "taming_f16" else 4
     latent = torch.randn(2, channels, 4, 4, device=GPU)
     size = 64 if kind == "taming_f16" else 32
-    pixels = latent if kind == "latents" else torch.rand(2, 3, size, size, device=GPU)
+    stored = kind in ("latents", "none")
+    pixels = latent if stored else torch.rand(2, 3, size, size, device=GPU)
     with torch.no_grad(), no_host_waits():
         z, x = module.encode(pixels), module.decode(latent)
     assert z.device == x.device == GPU

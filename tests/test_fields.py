@@ -13,7 +13,9 @@ from PIL import Image
 import configs
 import data
 import vqvae
+from batches import fields
 from batches.latents import LatentTriples
+from batches.stream import StreamTriples
 from evaluation import measure
 from forecaster import Forecaster, build_net, load
 from report import videos
@@ -178,6 +180,41 @@ def test_batches_of_several_shards_are_those_of_one(tmp_path):
     assert all(torch.equal(one, many) for one, many in zip(*batches))
 
 
+def test_streams_of_fields_hold_the_fields_bit_for_bit(tmp_path):
+    settings = ["data.mode=stream", "train.batch_size=1", "replay.n_live=1"]
+    config = build(write_fields(tmp_path), *settings)
+    shards = data.open_split(config, "train")
+    frames = np.concatenate([shards.read(v, slice(None)) for v in range(2)])
+    for batch in StreamTriples(config, shards.dir, CPU).batches(0, 3):
+        for part in (batch.target, batch.reference, batch.contexts[:, 0]):
+            assert (part.numpy() == frames).all((1, 2, 3)).sum() == 1
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+def test_fields_of_any_unit_are_normalised(tmp_path, unit):
+    video = waves(12) * np.float32(unit)
+    # A constant channel.
+    video[:, 2] = np.float32(273.15)
+    with ShardWriter(tmp_path, "fields") as writer:
+        writer.add(video)
+    config = build(tmp_path)
+    triples = LatentTriples(config, tmp_path, CPU)
+    latent = data.measure_latents(config, data.Source(triples.batches, triples.batches, str))
+    assert np.allclose(latent.std, [unit / 2**0.5, 2 * unit / 2**0.5, 1], rtol=0.2)
+    assert latent.mean[2] == pytest.approx(273.15, rel=1e-6) and latent.delta > 0.1
+    scale = fields.channel_scale(Shards(tmp_path))
+    assert np.allclose(scale, [unit / 2**0.5, 2 * unit / 2**0.5, 1], rtol=0.2)
+
+
+def test_statistics_of_large_fields_take_limited_memory(tmp_path, monkeypatch):
+    shards = Shards(write_fields(tmp_path) / "train")
+    whole, mean = fields.channel_scale(shards), data.mean_frame(shards)
+    monkeypatch.setattr(fields, "MEASURED_VALUES", 17 * 3 * 6 * 10)
+    assert len(fields.measured_fields(shards)) == 17
+    assert np.allclose(fields.channel_scale(shards), whole, rtol=0.1)
+    assert mean.shape == data.mean_frame(shards).shape
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_fields_that_are_not_finite_are_reported(tmp_path, bad):
     video = waves(12)
@@ -235,7 +272,6 @@ def test_forecasts_of_fields_are_float32(tmp_path):
     assert (futures != futures.astype(np.float16)).mean() > 0.9
     assert np.abs(futures).max() > 1
     assert np.array_equal(forecaster.to_display(given), given)
-    assert np.allclose(forecaster.scale, (0.7, 1.4, 2.1))
 
 
 def test_encoding_again_changes_no_field(tmp_path):
@@ -280,16 +316,16 @@ def test_fields_are_scored_in_units_of_their_standard_deviation():
 
 # ----------------------------------------------------------------------------------------- pictures
 def test_colours_follow_the_range_of_the_truth():
-    fields = np.zeros((10, 3, 20, 20), np.float32)
-    fields[:, 0] = np.linspace(-4, 2, 400).reshape(20, 20)
-    fields[:, 1] = np.linspace(270, 300, 400).reshape(20, 20)
-    signed, positive, constant = choose_colours(fields, ("u", "t", "c"))
+    field = np.zeros((10, 3, 20, 20), np.float32)
+    field[:, 0] = np.linspace(-4, 2, 400).reshape(20, 20)
+    field[:, 1] = np.linspace(270, 300, 400).reshape(20, 20)
+    signed, positive, constant = choose_colours(field, ("u", "t", "c"))
     # A signed field has a range that is symmetric about 0.
     assert signed.signed and signed.low == -signed.high and 3.9 < signed.high <= 4
     assert not positive.signed and 270 <= positive.low < 271 and 299 < positive.high <= 300
     assert (constant.low, constant.high, constant.signed) == (0, 1, False)
     assert [colour.name for colour in (signed, positive, constant)] == ["u", "t", "c"]
-    assert choose_colours(fields)[1].name == "channel 2"
+    assert choose_colours(field)[1].name == "channel 2"
 
 
 def test_pictures_of_fields_have_a_panel_per_channel():
@@ -354,8 +390,10 @@ def test_main_trains_on_fields_and_samples(field_run):
     result = json.loads((out / "metrics.json").read_text())
     assert result["protocol"]["channels"] == ["u", "v", "t"]
     assert result["protocol"]["metrics"] == measure.FIELD_SCORES
-    scale = result["config"]["latent"]["std"]
-    assert result["protocol"]["scale"] == pytest.approx(scale)
+    scale = result["protocol"]["scale"]
+    # Channel c of the data has the amplitude c + 1. The scale depends on the data only.
+    assert np.allclose(scale, np.array([1, 2, 3]) / 2**0.5, rtol=0.1)
+    assert scale == fields.channel_scale(Shards(folder / "data/fields/test")).tolist()
     repeated = np.abs(truth[:, 1:2] - truth[:, 2:]) / np.array(scale)[:, None, None]
     assert result["summary"]["crps_repeat_last"]["mean"] == pytest.approx(repeated.mean(), rel=1e-4)
     assert "crps / repeat last" in printed and "psnr" not in printed
@@ -425,7 +463,7 @@ def test_the_small_vqvae_encodes_fields(tmp_path):
     std = state["vqvae"]["std"].flatten().numpy()
     assert np.allclose(std, np.array([1, 2, 3]) / 2**0.5, rtol=0.1)
     forecaster, _ = load(path, CPU)
-    assert forecaster.fields and np.allclose(forecaster.scale, std)
+    assert forecaster.fields and forecaster.autoencoder.of_fields
     samples = np.load(results_of(tmp_path) / "samples.npy")
     assert (samples.shape, samples.dtype) == ((3, 2, 3, 3, 6, 10), np.float32)
     assert samples.std() > 0
@@ -437,12 +475,12 @@ def test_the_small_vqvae_learns_fields_of_any_scale():
     units = np.array([1e4, 1e-3], np.float32)[:, None, None]
     shift = np.array([3e5, 0.5], np.float32)[:, None, None]
     found = []
-    for fields in (video, video * units + shift):
+    for scaled in (video, video * units + shift):
         torch.manual_seed(0)
         module = vqvae.build(configs.Vqvae(downsample=2, width=16, depth=1, codes=64), fields=2)
-        vqvae.set_statistics(module, fields)
+        vqvae.set_statistics(module, scaled)
         optimizer = torch.optim.AdamW(module.parameters(), 3e-3)
-        x = torch.from_numpy(fields)
+        x = torch.from_numpy(scaled)
         for k in range(60):
             loss, _ = module.loss(x, torch.Generator().manual_seed(k))
             loss.backward()

@@ -371,7 +371,7 @@ def example_frames(config: Config, shards: Shards | None, n: int) -> np.ndarray:
 
 def generates_fields(config: Config) -> bool:
     """Whether the generator of the dataset makes fields, of one channel."""
-    return config.data.generate == "navier_stokes"
+    return config.data.generate in ("navier_stokes", "heat")
 
 
 def measure_encoding(

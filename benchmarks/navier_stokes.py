@@ -249,16 +249,21 @@ def shorten(value):
 
 
 # -------------------------------------------------------------------- command
-def measure_run(run: Run, args: argparse.Namespace, process: Process) -> None:
-    """Train a run unless it is trained, and append the records of its samplers that lack one."""
+def list_missing(run: Run, samplers: list[str]) -> list[str]:
+    """The samplers of a run that have no record; prints the others."""
     missing = []
     # Without a network there is one sampler.
-    samplers = ["default"] if run.variant in UNTRAINED else args.samplers
-    for sampler in samplers:
+    for sampler in ["default"] if run.variant in UNTRAINED else samplers:
         if navier_stokes_report.find(run, sampler):
             print(f"{run.command(sampler)}: measured already")
         else:
             missing.append(sampler)
+    return missing
+
+
+def measure_run(run: Run, args: argparse.Namespace, process: Process) -> None:
+    """Train a run unless it is trained, and append the records of its samplers that lack one."""
+    missing = list_missing(run, args.samplers)
     if not missing:
         return
     config = build_config(run)

@@ -117,15 +117,8 @@ def source_of_checkpoint(
     }
     config = configs.update(forecaster.config, changes)
     shards = data.open_split(config, protocol.split)
-    if oracle:
-        windows = windows_of_states(protocol, oracle)
-    else:
-        windows = clips_of(protocol, shards, config.data.skip)
-    found = len(windows.video)
-    if found < protocol.videos:
-        kind = "such clips" if protocol.stream else "clips that do not overlap"
-        print(f"{shards.dir} has {found} {kind} of {windows.clip} frames, not {protocol.videos}")
-        protocol = dataclasses.replace(protocol, videos=found)
+    windows = choose_windows(protocol, shards, config.data.skip, oracle)
+    protocol = dataclasses.replace(protocol, videos=len(windows.video))
     # Now that the number of videos is known: it is stored in metrics.json, too.
     config = configs.update(config, {"sample.num_videos": protocol.videos})
     forecaster.config = config
@@ -167,6 +160,18 @@ def source_of_checkpoint(
         scale,
         oracle=oracle,
     )
+
+
+def choose_windows(protocol: Protocol, shards: Shards, skip: int, oracle: Oracle | None) -> Windows:
+    """The protocol's clips, or the states of its oracle. Prints a line if there are too few."""
+    if oracle:
+        return windows_of_states(protocol, oracle)
+    windows = clips_of(protocol, shards, skip)
+    found = len(windows.video)
+    if found < protocol.videos:
+        kind = "such clips" if protocol.stream else "clips that do not overlap"
+        print(f"{shards.dir} has {found} {kind} of {windows.clip} frames, not {protocol.videos}")
+    return windows
 
 
 def resolve_oracle(protocol: Protocol, config: Config) -> tuple[Protocol, Oracle]:

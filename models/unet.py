@@ -90,27 +90,27 @@ class UNet(nn.Module):
         )
         widths = [width * multiplier for multiplier in multipliers]
         self.conv_in = convolution((2 + contexts) * C * patch**2, widths[0], padding)
+
+        def build_blocks(channels: int, count: int) -> nn.ModuleList:
+            return nn.ModuleList(Block(channels, width, dropout, padding) for _ in range(count))
+
         self.in_blocks, self.downs = nn.ModuleList(), nn.ModuleList()
         self.joins, self.out_blocks = nn.ModuleList(), nn.ModuleList()
-        # Level by level on the way down; `below` is the width of the level before on the way up.
         for i, channels in enumerate(widths):
-            blocks = [Block(channels, width, dropout, padding) for _ in range(depth)]
-            self.in_blocks.append(nn.ModuleList(blocks))
+            self.in_blocks.append(build_blocks(channels, depth))
             if i + 1 < len(widths):
                 self.downs.append(nn.Conv2d(channels, widths[i + 1], 2, stride=2))
-        lowest = widths[-1]
-        middle = [Block(lowest, width, dropout, padding) for _ in range(mid_depth)]
-        self.mid_blocks = nn.ModuleList(middle)
-        self.attention = Attention(lowest, heads)
-        below = lowest
+        self.mid_blocks = build_blocks(widths[-1], mid_depth)
+        self.attention = Attention(widths[-1], heads)
+        # `below` is the width of what comes from the resolution below.
+        below = widths[-1]
         for channels in reversed(widths):
             joins = []
             for _ in range(depth):
                 joins.append(nn.Conv2d(channels + below, channels, 1))
                 below = channels
-            blocks = [Block(channels, width, dropout, padding) for _ in range(depth)]
             self.joins.append(nn.ModuleList(joins))
-            self.out_blocks.append(nn.ModuleList(blocks))
+            self.out_blocks.append(build_blocks(channels, depth))
         self.norm_out = nn.GroupNorm(8, widths[0])
         self.conv_out = convolution(widths[0], C * patch**2, padding)
         nn.init.zeros_(self.conv_out.weight)

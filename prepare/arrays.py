@@ -127,13 +127,13 @@ def open_hdf5(path: str, netcdf: bool) -> dict[str, Stored]:
             return
         if data.attrs.get("CLASS") in (b"DIMENSION_SCALE", "DIMENSION_SCALE"):
             return
-        check_dataset(data, file)
         attrs = dict(data.attrs)
         if netcdf:
             attrs.setdefault("_FillValue", UNWRITTEN.get(data.dtype.str[1:]))
 
         def read(index: tuple) -> np.ndarray:
-            return unpack(data[index], attrs)
+            # Checked here, so that an array that is not read cannot make the file useless.
+            return unpack(check_dataset(data, file)[index], attrs)
 
         dims = tuple(axis_name(data, axis) for axis in range(data.ndim))
         found[name] = Stored(name, data.shape, dims, read)

@@ -164,7 +164,14 @@ def find_gaps(path: str, file: File, video: int, drop: bool) -> list[int]:
     gaps = []
     step = frames_per_piece(file)
     for start in range(0, file.frames, step):
-        values = file.read(video, start, min(start + step, file.frames))
+        stop = min(start + step, file.frames)
+        try:
+            values = file.read(video, start, stop)
+        except UNREADABLE as error:
+            raise UserError(
+                f"{path}: frames {start} to {stop - 1} cannot be read ({why(error)}); fetch the "
+                "file again, or leave these frames out by --nan 0 --allow_skips"
+            ) from None
         finite = np.isfinite(values).all((2, 3))
         for t in np.flatnonzero(~finite.all(1)):
             if not drop:

@@ -235,6 +235,23 @@ def test_damaged_files_are_named(tmp_path, name):
         prepare(tmp_path, "--source", tmp_path / name)
 
 
+def test_damaged_frames_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(fields, "PIECE_BYTES", 4 * 16 * 16 * 4)
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("u", data=noise(40, 16, 16), chunks=(4, 16, 16), compression=9)
+        place = data.id.get_chunk_info(3).byte_offset
+    with open(path, "r+b") as file:
+        file.seek(place)
+        file.write(bytes(100))
+    with pytest.raises(UserError, match="a.h5: frames 12 to 15 cannot be read"):
+        prepare(tmp_path, "--source", path)
+    manifest = prepare(tmp_path, "--source", path, "--nan", 0)
+    (broken,) = [entry for entry in manifest["sources"] if entry["skipped"]]
+    assert broken["name"] == "a.h5, frames 12 to 15"
+    assert [len(video) for video in read_all(tmp_path, "train")] == [12, 16]
+
+
 def test_arrays_of_objects_are_not_loaded(tmp_path):
     """An .npy file of objects is a pickle, which could run code."""
     np.save(tmp_path / "a.npy", np.array([{"a": 1}]), allow_pickle=True)

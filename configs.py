@@ -71,7 +71,7 @@ FORECASTS = preset(
     sample={"redraw": "frame"},
 )
 # The world of the balls looks the same in a mirror.
-FORECASTS_BALLS = preset(FORECASTS, data={"flips": "hv"}, vqvae={"steps": 1_000})
+FORECASTS_BALLS = preset(FORECASTS, data={"flips": "h"}, vqvae={"steps": 1_000})
 # One pass over a stream, in windows of data.clip frames, the first half given.
 ONE_PASS = preset(
     data={"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},

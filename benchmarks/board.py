@@ -57,17 +57,11 @@ def find(
     return None
 
 
-def bound_of(
-    world: str, variant: str, seed: int, budget: float, changes: list[str]
-) -> float | None:
-    """The bound that an earlier run with the same autoencoder has measured.
-
-    Runs with the same world, seed, budget and --set share it, except `before`.
-    """
-    own = (world, variant == "before", seed, budget, changes)
+def bound_of(world: str, autoencoder: str) -> float | None:
+    """The bound that an earlier run with the same autoencoder has measured. autoencoder: the name
+    of its folder."""
     for record in read():
-        before = record["variant"].split()[0] == "before"
-        if (record["world"], before, record["seed"], record["budget"], record["set"]) == own:
+        if (record["world"], record["autoencoder"]) == (world, autoencoder):
             return record["bound"]
     return None
 

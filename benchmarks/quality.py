@@ -30,7 +30,7 @@ import torch
 import configs
 import data
 import vqvae
-from batches.latents import LatentTriples
+from batches.latents import MIRRORS, LatentTriples
 from benchmarks import ball_oracle, board, measure
 from configs import Config
 from evaluation import metrics
@@ -164,6 +164,7 @@ def run(world: str, variant: str, seed: int, budget: float, args: argparse.Names
     forecaster, _ = load(path, process.device)
     forecaster.config = config
     parameters = sum(p.numel() for p in forecaster.net.parameters())
+    autoencoder = vqvae.run_dir(config, data.open_split(config, "train")).name
     record = {
         "world": world,
         "variant": label(variant, args),
@@ -177,7 +178,8 @@ def run(world: str, variant: str, seed: int, budget: float, args: argparse.Names
         "parameters": parameters,
         "updates": config.train.steps,
         **measure_run(forecaster, process, Path(args.weights)),
-        "bound": board.bound_of(world, variant, seed, budget, args.set),
+        "autoencoder": autoencoder,
+        "bound": board.bound_of(world, autoencoder),
         "settings": {name: value for name, value in overrides.items() if name[:4] != "data.root"},
     }
     if record["bound"] is None:
@@ -190,10 +192,11 @@ def training_seconds(config: Config, forecaster: Forecaster, dir: Path) -> dict[
     are rates measured here, times the work of a run that shares nothing. dir: the run's folder."""
     device = forecaster.device
     shards = data.open_split(config, "train")
-    encoding = data.measure_encoding(config, forecaster.autoencoder, device)
+    encoding = data.measure_encoding(config, forecaster.autoencoder, device, shards)
+    copies = 1 + len(MIRRORS[config.data.flips])
     seconds = {
-        "VQVAE": vqvae.measure_update(config, device) * config.vqvae.steps,
-        "latents": encoding * int(shards.lengths.sum()),
+        "VQVAE": vqvae.measure_update(config, device, shards) * config.vqvae.steps,
+        "latents": encoding * copies * int(shards.lengths.sum()),
         "training": logged_seconds(dir / "metrics.jsonl", config.train.batch_size),
     }
     return {name: round(value, 1) for name, value in seconds.items()}

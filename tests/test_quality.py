@@ -114,6 +114,7 @@ def record(world="ball_stn", variant="default", seed=0, crps=0.2, **changes) -> 
         "gflops": 100.0,
         "seconds": {"VQVAE": 10, "latents": 1, "training": 20},
         "parameters": 1_000_000,
+        "autoencoder": "vqvae-a",
         "bound": 0.1,
         "one_step": 0.1,
         "crps": {"all": crps, "first": crps, "last": crps},
@@ -130,16 +131,15 @@ def record(world="ball_stn", variant="default", seed=0, crps=0.2, **changes) -> 
 
 def test_a_record_is_found_again_and_its_bound_is_shared(tmp_path, monkeypatch):
     monkeypatch.setattr(board, "FILE", tmp_path / "board.jsonl")
-    assert board.read() == [] and board.bound_of("ball_stn", "default", 0, 1.0, []) is None
+    assert board.read() == [] and board.bound_of("ball_stn", "vqvae-a") is None
     board.append(record())
-    board.append(record(variant="before", crps=0.4) | {"bound": 0.2})
+    board.append(record(variant="before", crps=0.4) | {"autoencoder": "vqvae-b", "bound": 0.2})
     assert board.find("ball_stn", "before", 0, 1.0)["crps"]["all"] == 0.4
     assert board.find("ball_stn", "before", 1, 1.0) is None
     assert board.find("ball_stn", "before", 0, 0.25) is None
-    assert board.bound_of("ball_stn", "forecasts", 0, 1.0, []) == 0.1
-    # `before` and other settings have other autoencoders.
-    assert board.bound_of("ball_stn", "before", 0, 1.0, []) == 0.2
-    assert board.bound_of("ball_stn", "forecasts", 0, 1.0, ["vqvae.steps=9"]) is None
+    assert board.bound_of("ball_stn", "vqvae-a") == 0.1
+    assert board.bound_of("ball_stn", "vqvae-b") == 0.2
+    assert board.bound_of("street", "vqvae-a") is None
 
 
 def test_the_table_pairs_a_variant_with_before_and_corrects_for_the_machine():

@@ -180,7 +180,7 @@ DATASETS = {
     "fields": Dataset(FIELDS, prepare="python -m prepare.fields --source FILES --out {root}"),
     "navier_stokes": Dataset(
         FIELDS,
-        data={"generate": "navier_stokes", "image_size": 64, "stream": 5_000, "held_out": 1_000}
+        data={"generate": "navier_stokes", "image_size": 64, "stream": 10_000, "held_out": 1_000}
         | {"condition": 2, "predict": 10},
         model=SIZES["unet_small"] | {"padding": "circular"},
     ),

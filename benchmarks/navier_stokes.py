@@ -67,7 +67,7 @@ class World(NamedTuple):
 
 
 WORLDS = {
-    "navier_stokes": World("navier_stokes", 1.0),
+    "navier_stokes": World("navier_stokes", 1.0, 320),
     "heat": World("heat", 0.1),
 }
 # On top of the defaults of the dataset.

@@ -100,9 +100,7 @@ BEFORE = OLD_LATENTS | {
 # The same, where the balls and the worlds of 64 pixels differed.
 BALLS_BEFORE = {"model.width": 128, "train.batch_size": 32, "sample.redraw": "step"}
 SMALL_BEFORE = {"model.width": 96, "train.batch_size": 16}
-# Items of a batch of configs.FORECASTS where a frame has 64 pixels.
-BATCH_64 = 24
-# name: settings on top of configs.FORECASTS
+# name: settings on top of configs.FORECASTS_BALLS or FORECASTS_64
 LEVERS = {
     "forecasts": {},
     "one_context": {"data.contexts": 1, "data.context": "recent:3"},
@@ -129,8 +127,7 @@ def settings_of(world: str, variant: str, seed: int, budget: float) -> dict:
     if variant == "before":
         values |= BEFORE | (BALLS_BEFORE if balls else SMALL_BEFORE) | old
     elif variant in LEVERS:
-        preset = configs.FORECASTS_BALLS if balls else configs.FORECASTS
-        values |= preset | ({} if balls else {"train.batch_size": BATCH_64})
+        values |= configs.FORECASTS_BALLS if balls else configs.FORECASTS_64
         values |= LEVERS[variant]
         if variant == "old_latents":
             values |= old

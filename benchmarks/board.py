@@ -27,8 +27,8 @@ TARGETS = [
 # The same for every world.
 TARGETS_OF_ALL = [("sharpness", 0.8, 1.25), ("motion", 0.7, 1.4)]
 HEAD = (
-    "| variant | budget | seeds | one-step | CRPS | first | last | CRPS / before | bound | attainable | "
-    "LPIPS | FVD | spread/skill | sharpness | motion | seconds / before | parameters | "
+    "| variant | budget | seeds | one-step | CRPS | first | last | CRPS / before | bound | "
+    "attainable | LPIPS | FVD | spread/skill | sharpness | motion | seconds / before | parameters | "
     "evaluations |"
 )
 

@@ -5,8 +5,8 @@
 
 A frame is sound if it looks like a frame of the data and if the video still moves:
 - balls: two balls of pure colours are found, and a drawing of two balls there differs from the
-  frame by no more than it does for true frames that the autoencoder has reconstructed (99th
-  percentile);
+  frame by no more than it does for true frames that the autoencoder of the first checkpoint has
+  reconstructed (99th percentile);
 - other data: LPIPS to the nearest of 16 training frames, which are the nearest by downsampled
   pixels, is within the 95th percentile of held-out frames;
 - all: the mean squared change from frame to frame, over the last ten frames, is within 0.5 to 2
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ import configs
 import data
 from batches.windows import draw_windows
 from benchmarks import results
+from configs import Config
 from evaluation import balls, metrics
 from evaluation.networks import load_lpips, lpips_distance
 from evaluation.sources import make_autoencode
@@ -49,6 +51,8 @@ COMPARED = 2_000
 HELD_OUT = 256
 # Every EVERY-th frame is compared, since LPIPS is slow.
 EVERY = 10
+# Frames of a true clip to which the sharpness is compared.
+CLIP = 30
 
 
 class Drift(NamedTuple):
@@ -97,7 +101,7 @@ class NearestFrames:
         return distances.reshape(-1, NEAREST).min(1)
 
 
-def make_judge(forecaster: Forecaster, weights: Path):
+def make_judge(forecaster: Forecaster, weights: Path) -> Callable[[np.ndarray], np.ndarray]:
     """A function frames (n, H, W, 3) uint8 -> whether each frame looks like the data, (n,) bool."""
     config = forecaster.config
     held_out = data.open_split(config, config.sample.split)
@@ -115,9 +119,9 @@ def make_judge(forecaster: Forecaster, weights: Path):
 
 
 # -------------------------------------------------------------------- roll-out
-def follow(forecaster: Forecaster, frames: int, videos: int, weights: Path) -> tuple:
+def follow(forecaster: Forecaster, frames: int, videos: int, judge: Callable) -> tuple:
     """Forecast `frames` frames after the given frames of `videos` clips -> (Drift, the forecasts
-    (V, T, H, W, 3) uint8)."""
+    (V, T, H, W, 3) uint8). judge: see make_judge."""
     config = forecaster.config
     shards = data.open_split(config, config.sample.split)
     clip = config.data.condition + config.data.predict
@@ -126,25 +130,44 @@ def follow(forecaster: Forecaster, frames: int, videos: int, weights: Path) -> t
     truth = data.read_clips(shards, windows)
     given = truth[:, : config.data.condition]
     futures = forecaster.forecast(given, frames, 1, (config.train.seed, "drift"))[:, 0]
-    looks = make_judge(forecaster, weights)
-    every = 1 if config.dataset.startswith("ball") else EVERY
-
-    change = np.square(np.diff(truth.astype(np.float32), axis=1)).mean()
     video = np.concatenate([given[:, -1:], futures], 1)
+    return measure_drift(video, truth, judge, interval(config)), futures
+
+
+def follow_truth(config: Config, frames: int, videos: int, judge: Callable) -> Drift | None:
+    """The same of true videos, as the most that forecasts can reach; None if they are shorter."""
+    shards = data.open_split(config, config.sample.split)
+    if shards.lengths.max() <= frames * (config.data.skip + 1):
+        return None
+    rng = numpy_generator(config.train.seed, "drift")
+    windows = draw_windows(shards.lengths, frames + 1, config.data.skip, videos, rng)
+    truth = data.read_clips(shards, windows)
+    return measure_drift(truth, truth, judge, interval(config))
+
+
+def interval(config: Config) -> int:
+    """Every how many frames the drift is measured."""
+    return 1 if config.dataset.startswith("ball") else EVERY
+
+
+def measure_drift(video: np.ndarray, truth: np.ndarray, judge: Callable, every: int) -> Drift:
+    """Judge the frames 1, 2, … of videos (V, 1 + T, H, W, 3) uint8 beside true clips."""
+    frames = video.shape[1] - 1
+    change = np.square(np.diff(truth.astype(np.float32), axis=1)).mean()
+    true_pixels = truth[:, :CLIP].astype(np.float32) / 255
     sound = np.full(frames, np.nan)
     sharpness = np.full(frames, np.nan)
     motion = np.full(frames, np.nan)
-    true_pixels = truth.astype(np.float32) / 255
     for t in range(every - 1, frames, every):
         first = max(0, t + 1 - MOTION_FRAMES)
         recent = video[:, first : t + 2].astype(np.float32)
         moved = np.square(np.diff(recent, axis=1)).mean((1, 2, 3, 4)) / change
         alive = (moved > 0.5) & (moved < 2)
-        sound[t] = (looks(futures[:, t]) & alive).mean()
+        sound[t] = (judge(video[:, t + 1]) & alive).mean()
         motion[t] = moved.mean()
-        frame = futures[:, None, t : t + 1].astype(np.float32) / 255
+        frame = video[:, None, t + 1 : t + 2].astype(np.float32) / 255
         sharpness[t] = metrics.sharpness(frame, true_pixels)
-    return Drift(sound, sharpness, motion), futures
+    return Drift(sound, sharpness, motion)
 
 
 def part(values: np.ndarray, first: int, last: int) -> float:
@@ -171,7 +194,7 @@ def draw_curves(found: dict[str, Drift], path: Path) -> None:
 
 
 def table(found: dict[str, Drift], frames: int) -> str:
-    """Markdown: a row per checkpoint."""
+    """Markdown: a row per checkpoint, and one of true videos."""
     parts = [(1, min(200, frames)), (max(1, frames - 99), frames)]
     head = ["checkpoint"]
     for name in ("sound", "sharpness", "motion"):
@@ -219,9 +242,15 @@ def main() -> None:
     found = {}
     overrides = configs.parse_overrides(args.set)
     labels = args.labels or [Path(ckpt).parent.name for ckpt in args.ckpts]
+    judge = None
     for label, ckpt in zip(labels, args.ckpts):
         forecaster, _ = load(ckpt, device, overrides)
-        found[label], futures = follow(forecaster, args.frames, args.videos, args.weights)
+        if judge is None:
+            judge = make_judge(forecaster, args.weights)
+            truth = follow_truth(forecaster.config, args.frames, args.videos, judge)
+            if truth is not None:
+                found["truth"] = truth
+        found[label], futures = follow(forecaster, args.frames, args.videos, judge)
         contact_sheet(futures, args.out / f"drift_{label}.png")
     text = table(found, args.frames)
     print(text)

@@ -28,8 +28,8 @@ TARGETS = [
 TARGETS_OF_ALL = [("sharpness", 0.8, 1.25), ("motion", 0.7, 1.4)]
 HEAD = (
     "| variant | budget | seeds | one-step | CRPS | first | last | CRPS / before | bound | "
-    "attainable | LPIPS | FVD | spread/skill | sharpness | motion | seconds / before | parameters | "
-    "evaluations |"
+    "attainable | LPIPS | FVD | spread/skill | sharpness | motion | seconds / before | "
+    "parameters | evaluations |"
 )
 
 

@@ -284,8 +284,8 @@ class Data(Group):
     # random transforms of albumentations, the same for all frames of a clip, e.g.
     # "HorizontalFlip:p=0.5 RandomResizedCrop:scale=0.8,1"; empty: none
     augment: str = ""
-    # mirror images of the training videos as further data, whose latents are cached too. h: left
-    # and right exchanged. v: upside down. hv: both, and both at once
+    # mirror images of the training clips as further data. h: left and right exchanged. v: upside
+    # down. hv: both, and both at once. Their latents are cached too
     flips: Literal["", "h", "v", "hv"] = ""
     skip_bad: bool = False  # skip shards that cannot be opened, with a warning; else stop
     # loader processes; used only with augmentation, which rules out the latent cache
@@ -320,11 +320,10 @@ class Data(Group):
                 "data.contrast, data.saturation and data.hue to 0, and data.augment to nothing"
             )
 
-        if self.flips and (self.mode != "clips" or self.augmented):
+        if self.flips and self.mode != "clips":
             raise UserError(
-                f"data.flips={self.flips} caches the latents of mirrored clips: set "
-                "data.mode=clips, data.brightness, data.contrast, data.saturation and data.hue to "
-                "0, and data.augment to nothing"
+                f"data.flips={self.flips} is for random clips: set data.mode=clips, or data.flips "
+                "to nothing"
             )
 
     @property

@@ -21,7 +21,7 @@ import configs
 import data
 from batches.batch import to_pixels
 from batches.fields import field_std, limit_frames
-from batches.latents import MIRRORS
+from batches.latents import MIRRORS, flip_frames
 from batches.windows import draw_windows
 from configs import Config
 from models import autoencoders
@@ -277,11 +277,9 @@ def train(config: Config, shards: Shards, val: Shards, device: torch.device) -> 
 
 def flip_randomly(frames: np.ndarray, flips: str, rng: np.random.Generator) -> None:
     """Replace frames (n, H, W, 3) in place by random copies of themselves, see data.flips."""
-    copies = MIRRORS[flips]
-    drawn = rng.integers(1 + len(copies), size=len(frames))
-    for k, axes in enumerate(copies, start=1):
-        # The axes are those of (n, 3, H, W).
-        frames[drawn == k] = np.flip(frames[drawn == k], [axis - 1 for axis in axes])
+    drawn = rng.integers(1 + len(MIRRORS[flips]), size=len(frames))
+    for copy in range(1, 1 + len(MIRRORS[flips])):
+        frames[drawn == copy] = flip_frames(frames[drawn == copy], flips, copy)
 
 
 def update(

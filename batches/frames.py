@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from batches.batch import Batch
+from batches.latents import draw_copies, flip_frames
 from batches.transforms import ClipTransform
 from batches.windows import Windows, check_long_enough, draw_batch, share
 from batches.workers import read_batches
@@ -133,6 +134,12 @@ class FrameTriples(torch.utils.data.Dataset):
         at = draw_batch(self.config, self.shards.lengths, k, self.rank, self.world, self.fixed)
         rows = np.column_stack([at.target, at.reference, at.contexts])
         clips = [self.shards.read(video, frames) for video, frames in zip(at.video, rows)]
+        if self.config.data.flips:
+            own = share(self.config.train.batch_size, self.rank, self.world)
+            copies = draw_copies(self.config, k)[own]
+            clips = [
+                flip_frames(clip, self.config.data.flips, copy) for clip, copy in zip(clips, copies)
+            ]
         if self.transform is not None:
             clips = self.transform_clips(clips, k)
         return np.stack(clips), at.gaps.astype(np.float32)

@@ -35,6 +35,23 @@ FIELD_ADVICE = (
 )
 
 
+# -------------------------------------------------------------------- mirror images
+def draw_copies(config: Config, k: int) -> np.ndarray:
+    """Draw for the items of batch k, of all processes, which copy of the split each is from, (B,):
+    0 is the split itself, the others are those of MIRRORS."""
+    count = 1 + len(MIRRORS[config.data.flips])
+    rng = numpy_generator(config.train.seed, "copy", k)
+    return rng.integers(count, size=config.train.batch_size)
+
+
+def flip_frames(frames: np.ndarray, flips: str, copy: int) -> np.ndarray:
+    """Copy number `copy`, see draw_copies, of frames (…, H, W, 3)."""
+    if copy == 0:
+        return frames
+    # The axes are those of (n, 3, H, W).
+    return np.flip(frames, [axis - 1 for axis in MIRRORS[flips][copy - 1]])
+
+
 # -------------------------------------------------------------------- the cache
 def latent_dir(shards: Shards, weights_digest: str, root: str) -> Path:
     """Folder of the latents of a split, named after the frames and the weights of the encoder."""
@@ -319,12 +336,9 @@ class LatentTriples:
         """Flat index of the first frame of the video of each item, in a random copy, (B,)."""
         first = self.shards.starts[at.video]
         if self.copies > 1:
-            train = self.config.train
-            rng = numpy_generator(train.seed, "copy", k)
-            # Every process draws for the whole batch, as in draw_batch.
-            copy = rng.integers(self.copies, size=train.batch_size)
+            copy = draw_copies(self.config, k)
             if not whole:
-                copy = copy[share(train.batch_size, self.rank, self.world)]
+                copy = copy[share(self.config.train.batch_size, self.rank, self.world)]
             first = first + copy * self.shards.lengths.sum()
         return first
 

@@ -8,7 +8,8 @@ from torch import nn
 import configs
 import data
 import vqvae
-from batches.latents import MIRRORS, LatentTriples
+from batches.frames import FrameTriples
+from batches.latents import MIRRORS, LatentTriples, draw_copies
 from batches.windows import draw_batch
 from runtime.console import UserError
 from runtime.process import Process
@@ -94,8 +95,23 @@ def test_processes_draw_the_copies_of_the_whole_batch(shards, tmp_path):
     assert torch.equal(torch.cat(parts), whole.target)
     # Which frames are drawn does not depend on the flips.
     at = draw_batch(config, shards.lengths, 3, 0, 1, None)
-    plain = draw_batch(small_config(tmp_path), shards.lengths, 3, 0, 1, None)
+    plain = draw_batch(small_config(tmp_path, **{"data.flips": ""}), shards.lengths, 3, 0, 1, None)
     assert all((a == b).all() for a, b in zip(at, plain))
+
+
+def test_augmented_clips_are_flipped_too(shards, tmp_path):
+    augmented = {"data.brightness": 0.2, "data.workers": 0}
+    straight = small_config(tmp_path, **augmented, **{"data.flips": ""})
+    config = small_config(tmp_path, **augmented, **{"data.flips": "hv"})
+    frames, _ = FrameTriples(config, shards)[3]
+    straight, _ = FrameTriples(straight, shards)[3]
+    copies = draw_copies(config, 3)
+    assert set(copies) == {0, 1, 2, 3}
+    for clip, theirs, copy in zip(frames, straight, copies):
+        turned = [theirs, theirs[:, :, ::-1], theirs[:, ::-1], theirs[:, ::-1, ::-1]]
+        assert (clip == turned[copy]).all()
+    halves = [FrameTriples(config, shards, rank, 2)[3][0] for rank in range(2)]
+    assert (np.concatenate(halves) == frames).all()
 
 
 def test_the_frames_to_encode_count_the_copies(shards, tmp_path):
@@ -121,10 +137,9 @@ def test_the_vqvae_sees_flipped_frames():
     "values, reason",
     [
         ({"data.mode": "offline"}, "data.mode=clips"),
-        ({"data.brightness": 0.2}, "data.brightness"),
         ({"vqvae.kind": "latents"}, "stores no frames"),
     ],
 )
-def test_flips_are_refused_where_no_frames_are_cached(tmp_path, values, reason):
+def test_flips_are_refused_where_there_are_no_clips_of_frames(tmp_path, values, reason):
     with pytest.raises(UserError, match=reason):
         small_config(tmp_path, **{"data.flips": "h"}, **values)

@@ -547,7 +547,12 @@ def test_what_an_objective_cannot_do_is_refused_in_one_line(values, message):
 
 
 def save_checkpoint(path, config, net) -> None:
-    autoencoder = {"vqvae.kind": "latents", "vqvae.downsample": 8, "data.image_size": 64}
+    autoencoder = {
+        "data.flips": "",
+        "vqvae.kind": "latents",
+        "vqvae.downsample": 8,
+        "data.image_size": 64,
+    }
     config = configs.update(config, autoencoder)
     state = {"ema": net.state_dict(), "config": configs.to_dict(config), "step": 3}
     torch.save(state, path)

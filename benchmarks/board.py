@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks import results
+from benchmarks import json_lines, results
 from runtime.console import Failure
 
 FILE = Path(__file__).parent / "board.jsonl"
@@ -35,15 +34,11 @@ HEAD = (
 
 # -------------------------------------------------------------------- records
 def read() -> list[dict]:
-    """All records, the oldest first; [] without a file."""
-    if not FILE.exists():
-        return []
-    return [json.loads(line) for line in FILE.read_text().splitlines() if line]
+    return json_lines.read(FILE)
 
 
 def append(record: dict) -> None:
-    with FILE.open("a") as out:
-        out.write(json.dumps(record) + "\n")
+    json_lines.append(FILE, record)
 
 
 def find(
@@ -72,10 +67,10 @@ def paired(record: dict, before: dict) -> float:
     return float(np.mean(record["clips"]["crps"]) / np.mean(before["clips"]["crps"]))
 
 
-def paired_interval(pairs: list[tuple[dict, dict]]) -> tuple[float, float]:
-    """The central 95 % bootstrap interval, over clips and seeds, of the ratio of CRPS."""
-    own = np.concatenate([record["clips"]["crps"] for record, _ in pairs])
-    base = np.concatenate([before["clips"]["crps"] for _, before in pairs])
+def paired_interval(pairs: list[tuple[dict, dict]], name: str = "crps") -> tuple[float, float]:
+    """The central 95 % bootstrap interval, over clips and seeds, of the ratio of a measure."""
+    own = np.concatenate([record["clips"][name] for record, _ in pairs])
+    base = np.concatenate([before["clips"][name] for _, before in pairs])
     rows = np.random.default_rng(0).integers(len(own), size=(RESAMPLES, len(own)))
     found = own[rows].mean(1) / base[rows].mean(1)
     return tuple(np.quantile(found, [0.025, 0.975]).tolist())

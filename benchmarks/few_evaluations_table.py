@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks import board, results
+from benchmarks import board, json_lines, results
 from runtime.console import Failure
 
 FILE = Path(__file__).parent / "few_evaluations.jsonl"
@@ -44,15 +43,11 @@ ABOUT = (
 
 # -------------------------------------------------------------------- records
 def read() -> list[dict]:
-    """All records, the oldest first; [] without a file."""
-    if not FILE.exists():
-        return []
-    return [json.loads(line) for line in FILE.read_text().splitlines() if line]
+    return json_lines.read(FILE)
 
 
 def append(record: dict) -> None:
-    with FILE.open("a") as out:
-        out.write(json.dumps(record) + "\n")
+    json_lines.append(FILE, record)
 
 
 def label(variant: str, changes: list[str]) -> str:
@@ -86,9 +81,7 @@ def ratio(pairs: list[tuple[dict, dict]], name: str) -> tuple[float, float, floa
         return None
     own = np.concatenate([record["clips"][name] for record, _ in pairs])
     base = np.concatenate([other["clips"][name] for _, other in pairs])
-    rows = np.random.default_rng(0).integers(len(own), size=(board.RESAMPLES, len(own)))
-    low, high = np.quantile(own[rows].mean(1) / base[rows].mean(1), [0.025, 0.975])
-    return float(own.mean() / base.mean()), float(low), float(high)
+    return float(own.mean() / base.mean()), *board.paired_interval(pairs, name)
 
 
 def summarize(own: list[dict], records: list[dict]) -> dict:

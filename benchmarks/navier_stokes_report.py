@@ -3,14 +3,13 @@ targets."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks import results
+from benchmarks import json_lines, results
 from runtime.console import Failure
 
 FILE = Path(__file__).parent / "navier_stokes.jsonl"
@@ -47,15 +46,11 @@ COLUMNS = {
 
 # -------------------------------------------------------------------- records
 def read() -> list[dict]:
-    """All records, the oldest first; [] without a file."""
-    if not FILE.exists():
-        return []
-    return [json.loads(line) for line in FILE.read_text().splitlines() if line]
+    return json_lines.read(FILE)
 
 
 def append(record: dict) -> None:
-    with FILE.open("a") as out:
-        out.write(json.dumps(record) + "\n")
+    json_lines.append(FILE, record)
 
 
 def find(run, sampler: str) -> dict | None:

@@ -137,14 +137,7 @@ def source_of_checkpoint(
         )
         return truth, samples, forecaster.evaluations
 
-    # The plan of an evaluation contains these digests, so that parts of other weights or data are
-    # not reused.
     scale = channel_scale(shards)
-    net, autoencoder = forecaster.net, forecaster.autoencoder
-    key = (checkpoints.digest(net), checkpoints.digest(autoencoder), shards.fingerprint())
-    if oracle:
-        stat = oracle.path.stat()
-        key += (stat.st_size, stat.st_mtime_ns)
     return Source(
         config,
         protocol,
@@ -155,11 +148,21 @@ def source_of_checkpoint(
             **data.clip_rates(shards, windows, config),
             **describe_fields(shards, scale),
         },
-        key,
+        identify(forecaster, shards, oracle),
         data.frame_rate(shards, config),
         scale,
         oracle=oracle,
     )
+
+
+def identify(forecaster: Forecaster, shards: Shards, oracle: Oracle | None) -> tuple:
+    """Digests of weights and data, so that an evaluation does not reuse parts of others."""
+    net, autoencoder = forecaster.net, forecaster.autoencoder
+    key = (checkpoints.digest(net), checkpoints.digest(autoencoder), shards.fingerprint())
+    if oracle:
+        stat = oracle.path.stat()
+        key += (stat.st_size, stat.st_mtime_ns)
+    return key
 
 
 def choose_windows(protocol: Protocol, shards: Shards, skip: int, oracle: Oracle | None) -> Windows:

@@ -11,7 +11,7 @@ are known. A test of forecasts that needs no oracle.
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import scipy.fft
@@ -119,17 +119,7 @@ def source_name() -> str:
     return KIND.source
 
 
-def make(
-    out: str | Path,
-    frames: dict[str, int],
-    size: int = KIND.size,
-    every: float = 0.5,
-    seed: int = 0,
-    command: str = "",
-) -> dict:
-    """Write frames[split] frames per split to out/{split}/, in trajectories of about 100; return
-    the manifest. command: ignored, the shards name the command that repeats them."""
-    return trajectories.make(KIND, out, frames, size, every, seed)
+make = partial(trajectories.make, KIND)
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ true conditional law, against which forecasts are judged.
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import scipy.fft
@@ -192,17 +192,7 @@ KIND = trajectories.Kind(
 )
 
 
-def make(
-    out: str | Path,
-    frames: dict[str, int],
-    size: int = KIND.size,
-    every: float = 0.5,
-    seed: int = 0,
-    command: str = "",
-) -> dict:
-    """Write frames[split] frames per split to out/{split}/, in trajectories of about 100; return
-    the manifest. command: ignored, the shards name the command that repeats them."""
-    return trajectories.make(KIND, out, frames, size, every, seed)
+make = partial(trajectories.make, KIND)
 
 
 def main() -> int:

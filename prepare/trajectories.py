@@ -144,13 +144,15 @@ def make(
     kind: Kind,
     out: str | Path,
     frames: dict[str, int],
-    size: int,
-    every: float,
-    seed: int,
+    size: int | None = None,
+    every: float = 0.5,
+    seed: int = 0,
+    command: str = "",
 ) -> dict:
-    """Write frames[split] frames per split to out/{split}/; return the manifest."""
+    """Write frames[split] frames per split to out/{split}/, in trajectories of about 100; return
+    the manifest. command: ignored, the shards name the command that repeats them."""
     args = argparse.Namespace(
-        out=str(out), size=size, every=every, seed=seed, workers=1, limit=None
+        out=str(out), size=size or kind.size, every=every, seed=seed, workers=1, limit=None
     )
     return write_shards(kind, {split: divide(count) for split, count in frames.items()}, args)
 

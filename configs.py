@@ -436,7 +436,8 @@ class Flow(Group):
     # scale of the noise coefficient gamma(s); unused by linear and trig
     c: Annotated[float, Rule("in (0, 1e6)", lambda x: 0 < x < 1e6)] = 1.0
     # what the network predicts. residual: x_1 - x_0, or x_1 if the interpolant starts at noise,
-    # scaled to unit variance. drift: the published target
+    # scaled to unit variance. v: a rotation of residual and noise (arXiv 2202.00512). drift: the
+    # published target
     output: str = "residual"
     # weight w(s) of the squared error: published, velocity or uniform, see interpolants.py
     weight: str = "velocity"

@@ -68,8 +68,8 @@ class Interpolant:
 
     c: size of the noise.
     output: what the network learns. `drift`: the target above, as published. `residual`: F, with
-        x_1 = x_0 + k F, or x_1 = k F for interpolants that start at noise.
-    k: the standard deviation of x_1 - x_0, or of x_1; used by `residual` only.
+        x_1 = x_0 + k F, or x_1 = k F for interpolants that start at noise. `v`: F of `shares`.
+    k: the standard deviation of x_1 - x_0, or of x_1; unused by `drift`.
     weighting: weight of the squared error, see `weight`.
     """
 
@@ -112,8 +112,12 @@ class Interpolant:
         alpha, beta, sigma = (broadcast(f(s), x1) for f in (self.alpha, self.beta, self.sigma))
         w = broadcast(s.sqrt(), x1) * eps if self.wiener else eps
         x = alpha * x0 + beta * x1 + sigma * w
-        if self.output == "residual":
-            return x, (x1 - x0 if self.from_reference else x1) / self.k
+        if self.output != "drift":
+            residual = (x1 - x0 if self.from_reference else x1) / self.k
+            if self.output == "residual":
+                return x, residual
+            signal, noise = (broadcast(share, x1) for share in self.shares(s))
+            return x, noise * residual - signal * eps
         derivatives = (self.d_alpha, self.d_beta, self.d_sigma)
         d_alpha, d_beta, d_sigma = (broadcast(f(s), x1) for f in derivatives)
         return x, d_alpha * x0 + d_beta * x1 + d_sigma * w
@@ -140,13 +144,16 @@ class Interpolant:
                 weight = torch.ones_like(s)
             else:
                 weight = weight / slope.abs().clamp(min=1e-6) ** 2
+        elif self.output == "v":
+            # An error e of the output is one of k noise e in E[x_1|x].
+            weight = weight * self.shares(s)[1] ** 2
         return weight.clamp(max=25)
 
     # ------------------------------------------------------------------- the network's input
     def network_input(self, x: Tensor, s: Tensor | float, x0: Tensor) -> Tensor:
         """The network's input for the state x.
 
-        For output `drift`: x itself, as published. For `residual`: x minus the mean of x_s given
+        For output `drift`: x itself, as published. For the others: x minus the mean of x_s given
         x_0, divided by the standard deviation of x_s given x_0. Both assume that x_1 - x_0 (from
         noise: x_1) has mean 0 and standard deviation k. At s = 0 of a path that starts at x_0, this
         input is 0.
@@ -164,6 +171,22 @@ class Interpolant:
         """Standard deviation of x_s given x_0, at least 1e-8."""
         return (self.beta(s) ** 2 * self.k**2 + self.gamma(s) ** 2).sqrt().clamp(min=1e-8)
 
+    def shares(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """The shares of signal and noise in the network's input, whose squares add up to 1.
+
+        With R = (x_1 - x_0) / k, or x_1 / k from noise, input and output `v` are a rotation of R
+        and eps (v-prediction, arXiv 2202.00512):
+
+            input  = signal R + noise eps,
+            output = noise R - signal eps.
+
+        Towards s = 1 the input itself is R, and an error of the output no longer matters.
+        """
+        deviation = self.deviation(s)
+        # At s = 0 of the Föllmer family both are 0: the limit of the noise is 1.
+        noise = torch.where(s > 0, self.gamma(s) / deviation, 1.0)
+        return self.k * self.beta(s) / deviation, noise
+
     # ---------------------------------------------------------- what the network's output implies
     def solve(
         self, output: Tensor, x: Tensor, s: Tensor | float, x0: Tensor
@@ -177,6 +200,15 @@ class Interpolant:
         if self.output == "residual":
             x1 = self.k * output + (x0 if self.from_reference else 0)
             return x1, divide(rest - beta * x1, sigma, 0.0)
+        if self.output == "v":
+            share = value(self.shares, s) if isinstance(s, float) else self.shares(s)
+            signal, noise = (broadcast(a, x) if isinstance(a, Tensor) else a for a in share)
+            inputs = self.network_input(x, s, x0)
+            x1 = self.k * (signal * inputs + noise * output)
+            w = noise * inputs - signal * output
+            if self.wiener:
+                w = self.at(torch.sqrt, s, x) * w
+            return x1 + (x0 if self.from_reference else 0), w
         # rest   = beta  x_1 + sigma  W
         # d_rest = beta' x_1 + sigma' W,    solved by Cramer's rule
         derivatives = (self.d_alpha, self.d_beta, self.d_sigma)
@@ -427,7 +459,7 @@ class Bridge(Interpolant):
         return s, torch.sin(u * math.pi) * (math.pi / 2)
 
 
-OUTPUTS = ("drift", "residual")
+OUTPUTS = ("drift", "residual", "v")
 WEIGHTINGS = ("published", "velocity", "uniform")
 TABLE = {
     "linear": Linear,

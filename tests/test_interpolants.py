@@ -10,7 +10,7 @@ import interpolants
 from interpolants import broadcast
 
 S = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
-KINDS = list(itertools.product(interpolants.TABLE, ("drift", "residual")))
+KINDS = list(itertools.product(interpolants.TABLE, interpolants.OUTPUTS))
 
 
 def make(name, output="drift", c=0.7, k=0.6):
@@ -222,7 +222,7 @@ def test_weights():
 
 @pytest.mark.parametrize("name", interpolants.TABLE)
 def test_the_weighted_loss_does_not_depend_on_the_output(name):
-    """An error of E[x_1|x] has the same loss with both outputs, up to the constant k."""
+    """An error of E[x_1|x] has the same loss with every output, up to the constant k."""
     s = S[S > 0.22]
     x0, x1, eps = (part[:15] for part in batch())
     wrong = x1 + 0.01
@@ -233,6 +233,23 @@ def test_the_weighted_loss_does_not_depend_on_the_output(name):
         # The output that implies `wrong` in place of x_1 at the same x_s.
         rest = x - broadcast(it.alpha(s), x) * x0 - broadcast(it.beta(s), x) * wrong
         _, off = it.interpolate(s, x0, wrong, rest / broadcast(it.gamma(s), x))
-        unit = it.k**2 if output == "residual" else 1
+        unit = 1 if output == "drift" else it.k**2
         costs.append(it.weight(s) * (off - target).square().mean((1, 2)) * unit)
-    assert torch.allclose(*costs, rtol=1e-6)
+    assert torch.allclose(costs[1], costs[0], rtol=1e-6)
+    assert torch.allclose(costs[2], costs[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", interpolants.TABLE)
+def test_input_and_output_v_are_a_rotation(name):
+    """Both have unit variance and are uncorrelated, if x_1 - x_0 (from noise: x_1) is Gaussian."""
+    it = make(name, "v")
+    n = 200_000
+    torch.manual_seed(0)
+    x0, d, eps = torch.randn(3, n, 1, dtype=torch.float64)
+    x1 = it.k * d + (x0 if it.from_reference else 0)
+    for s in (0.0, 1e-4, 0.3, 0.9, 1.0):
+        moment = torch.full((n,), s, dtype=torch.float64)
+        x, target = it.interpolate(moment, x0, x1, eps)
+        assert abs(target.std() - 1) < 0.01
+        assert abs((it.network_input(x, moment, x0) * target).mean()) < 0.01
+        assert torch.allclose(it.denoise(target, x, moment, x0), x1, atol=1e-6)

@@ -1,7 +1,7 @@
 """Forecasts of a world whose true law is known: stochastically forced Navier-Stokes fields.
 
     python -m benchmarks.navier_stokes --variants follmer linear --taus 0.5 --seeds 0
-    python -m benchmarks.navier_stokes --variants follmer --samplers 0:5 sigma:5 follmer:5
+    python -m benchmarks.navier_stokes --variants follmer --samplers 0:5 sigma:5 sigma:5:exact
     python -m benchmarks.navier_stokes --report --check
 
 A run trains one variant with one seed, within a number of floating-point operations, and scores it
@@ -80,8 +80,8 @@ BASE = {
     "data.clip": 3,
     "data.condition": 2,
     "model.width": 48,
-    "sample.steps": 20,
-    "sample.diffusion": "0",
+    "sample.steps": 5,
+    "sample.solver": "exact2",
     "sample.batch": 64,
     "wandb.mode": "disabled",
     "output.root": "outputs/navier_stokes",
@@ -161,11 +161,11 @@ def train(config: Config, process: Process) -> tuple[Config, Path]:
 
 # -------------------------------------------------------------------- measurements
 def use_sampler(forecaster: Forecaster, config: Config, sampler: str) -> None:
-    """Set the sampler of a forecaster: `default`, or DIFFUSION:STEPS."""
+    """Set the sampler of a forecaster, see navier_stokes_report.Sampler."""
     changes = {}
     if sampler != "default":
-        diffusion, _, steps = sampler.partition(":")
-        changes = {"sample.diffusion": diffusion, "sample.steps": int(steps)}
+        chosen = navier_stokes_report.parse_sampler(sampler)
+        changes = {f"sample.{name}": value for name, value in chosen._asdict().items()}
     forecaster.config = configs.update(config, changes)
 
 
@@ -320,8 +320,8 @@ def parse() -> argparse.Namespace:
     add("--taus", nargs="+", type=float, default=[0.5], help="forecast step, in units of time")
     add("--seeds", nargs="+", type=int, default=[0], metavar="SEED")
     add("--flops", type=float, help=f"budget of a training (default {FLOPS:g}; heat: a tenth)")
-    about = "`default`, or DIFFUSION:STEPS, e.g. sigma:5 (default: default)"
-    add("--samplers", nargs="+", default=["default"], help=about)
+    about = "`default`, or DIFFUSION:STEPS[:SOLVER], e.g. sigma:5 (default: default)"
+    add("--samplers", nargs="+", default=["default"], metavar="SAMPLER", help=about)
     add("--samples", type=int, default=SAMPLES, help="members per state (default %(default)s)")
     add("--rollout", type=int, default=100, help="steps of the long roll-outs; 0: none")
     about = "settings on top of the variant, which become part of its name"
@@ -333,9 +333,8 @@ def parse() -> argparse.Namespace:
         if tau not in (0.5, 1, 2):
             raise UserError(f"--taus must be 0.5, 1 or 2, got {tau:g}")
     for sampler in args.samplers:
-        diffusion, _, steps = sampler.partition(":")
-        if sampler != "default" and not (diffusion and steps.isdecimal() and int(steps)):
-            raise UserError(f"--samplers must be `default` or DIFFUSION:STEPS, got {sampler}")
+        if sampler != "default":
+            navier_stokes_report.parse_sampler(sampler)
     if args.rollout and args.rollout < ROLLED_END:
         raise UserError(f"--rollout must be 0 or at least {ROLLED_END}, got {args.rollout}")
     if args.samples < 4:

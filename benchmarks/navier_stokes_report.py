@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections import defaultdict
 from itertools import cycle
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks import json_lines, results
-from runtime.console import Failure
+from runtime.console import Failure, UserError
 
 FILE = Path(__file__).parent / "navier_stokes.jsonl"
 FIGURES = Path(__file__).parent
@@ -42,6 +43,37 @@ COLUMNS = {
     "rollout": "enstrophy at step 100",
     "rollout_spectrum": "spectrum at step 100",
 }
+
+
+class Sampler(NamedTuple):
+    """A sampler by its name DIFFUSION:STEPS[:SOLVER]. The solvers make one evaluation per step."""
+
+    diffusion: str
+    steps: int
+    solver: str
+
+    @property
+    def label(self) -> str:
+        return f"g = {self.diffusion}" + (", exact" if self.solver == "exact" else "")
+
+
+def parse_sampler(name: str) -> Sampler:
+    """Parse DIFFUSION:STEPS[:SOLVER]; UserError if `name` is none."""
+    parts = name.split(":")
+    if len(parts) == 2:
+        parts.append("exact2")
+    if not (
+        len(parts) == 3
+        and parts[0]
+        and parts[1].isdecimal()
+        and int(parts[1]) >= 1
+        and parts[2] in ("exact", "exact2")
+    ):
+        raise UserError(
+            "--samplers must be `default` or DIFFUSION:STEPS[:SOLVER] with the solver exact2, "
+            f"which is the default, or exact, got {name}"
+        )
+    return Sampler(parts[0], int(parts[1]), parts[2])
 
 
 # -------------------------------------------------------------------- records
@@ -129,7 +161,7 @@ def table(records: list[dict]) -> str:
     """Markdown: a table per world, tau and budget, a row per variant and sampler, best first."""
     lines, groups = [], group(records)
     head = "| " + " | ".join(
-        ["variant", "diffusion:steps", "seeds", "updates", "evaluations", *COLUMNS.values()]
+        ["variant", "sampler", "seeds", "updates", "evaluations", *COLUMNS.values()]
     )
     for world, tau, flops in sorted({key[:3] for key in groups}, reverse=True):
         rows = []
@@ -165,15 +197,15 @@ def compare_best(records: list[dict]) -> list[str]:
 
 
 def judge_diffusions(records: list[dict]) -> list[str]:
-    """One line per number of evaluations: is the Föllmer process the best diffusion of VARIANT?"""
+    """One line per solver and number of steps: is the Föllmer process the best diffusion of
+    VARIANT?"""
     by_steps = defaultdict(list)
     for (world, tau, flops, name, sampler), own in group(records).items():
-        diffusion, _, steps = sampler.partition(":")
-        if (world, name) == ("navier_stokes", VARIANT) and steps:
-            key = (tau, flops, int(steps))
-            by_steps[key].append((*summarize(own, "crps"), diffusion))
+        if (world, name) == ("navier_stokes", VARIANT) and sampler != "default":
+            diffusion, steps, solver = parse_sampler(sampler)
+            by_steps[tau, flops, solver, steps].append((*summarize(own, "crps"), diffusion))
     lines = []
-    for (tau, flops, steps), found in sorted(by_steps.items()):
+    for (tau, flops, solver, steps), found in sorted(by_steps.items()):
         named = {diffusion: (value, error) for value, error, diffusion in found}
         if "follmer" not in named or len(named) < 2:
             continue
@@ -183,8 +215,8 @@ def judge_diffusions(records: list[dict]) -> list[str]:
         if abs(own - value) < 2 * np.hypot(own_error, error):
             verdict = "neither borne out nor refuted, within two standard errors"
         lines.append(
-            f"- tau = {tau:g}, {flops:g}, {steps} evaluations: that the Föllmer process is the "
-            f"best diffusion is {verdict}: {own:.3f} ± {own_error:.3f}, against {value:.3f} ± "
+            f"- tau = {tau:g}, {flops:g}, {steps} steps of {solver}: that the Föllmer process is "
+            f"the best diffusion is {verdict}: {own:.3f} ± {own_error:.3f}, against {value:.3f} ± "
             f"{error:.3f} with g = {best}."
         )
     return lines
@@ -210,20 +242,23 @@ def misses(records: list[dict]) -> list[str]:
 
 # -------------------------------------------------------------------- figures
 def draw_evaluations(records: list[dict], path: Path) -> None:
-    """CRPS over the oracle's by evaluations, a curve per diffusion; Navier-Stokes, tau = 0.5."""
+    """CRPS over the oracle's by evaluations, a curve per diffusion and solver, of the largest
+    budget; Navier-Stokes, tau = 0.5."""
     from report.style import COLOURS, add_panels, figure_of, save
 
-    curves = defaultdict(list)
-    for (world, tau, _, name, sampler), own in group(records).items():
-        diffusion, _, steps = sampler.partition(":")
-        if (world, tau) == ("navier_stokes", 0.5) and steps and name == VARIANT:
-            curves[diffusion].append((int(steps), *summarize(own, "crps")))
+    curves, groups = defaultdict(list), group(records)
+    largest = max((flops for _, _, flops, name, _ in groups if name == VARIANT), default=0)
+    for (world, tau, flops, name, sampler), own in groups.items():
+        known = (world, tau, flops, name) == ("navier_stokes", 0.5, largest, VARIANT)
+        if known and sampler != "default":
+            chosen = parse_sampler(sampler)
+            curves[chosen.label].append((chosen.steps, *summarize(own, "crps")))
     with figure_of(5.0, 3.6) as figure:
         panel, counts = add_panels(figure, 1, 1)[0], set()
-        for colour, (diffusion, points) in zip(cycle(COLOURS), sorted(curves.items())):
+        for colour, (label, points) in zip(cycle(COLOURS), sorted(curves.items())):
             steps, means, errors = np.transpose(sorted(points))
             counts.update(steps.astype(int).tolist())
-            panel.errorbar(steps, means, errors, marker="o", color=colour, label=f"g = {diffusion}")
+            panel.errorbar(steps, means, errors, marker="o", color=colour, label=label)
         panel.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
         panel.set(xscale="log", xlabel="evaluations per frame", ylabel="CRPS / oracle")
         panel.set_xticks(sorted(counts), [str(count) for count in sorted(counts)])
@@ -237,14 +272,15 @@ def draw_spectra(records: list[dict], path: Path) -> None:
     """Spectra of the roll-outs' ends and of the forecasts at tau, over the truth's."""
     from report.style import COLOURS, add_panels, figure_of, save
 
-    chosen = []
-    for record in records:
+    chosen = {}
+    for record in sorted(records, key=lambda record: record["flops"]):
         known = (record["world"], record["tau"], record["seed"], record["changes"])
         if known == ("navier_stokes", 0.5, 0, []) and "rollout" in record:
-            chosen.append(record)
+            # The record of the largest budget of each variant remains.
+            chosen[record["variant"]] = record
     with figure_of(9.0, 3.6) as figure:
         panels = add_panels(figure, 2, 2)
-        for colour, record in zip(cycle(COLOURS), chosen):
+        for colour, (label, record) in zip(cycle(COLOURS), chosen.items()):
             spectrum, rolled = record["scores"]["spectrum"], record["rollout"]
             pairs = (
                 (spectrum["forecast"][0], spectrum["oracle"][0]),
@@ -252,7 +288,6 @@ def draw_spectra(records: list[dict], path: Path) -> None:
             )
             for panel, (own, true) in zip(panels, pairs):
                 ratio = np.divide(own[1:23], true[1:23])
-                label = record["variant"]
                 panel.plot(np.arange(1, len(ratio) + 1), ratio, color=colour, label=label)
         for panel, title in zip(panels, ("one step", "step 100 of roll-outs")):
             panel.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
@@ -269,8 +304,9 @@ ABOUT = (
     "in turn. CRPS / oracle: 1 is perfect. ±: standard error over states and seeds. Error of mean "
     "and of deviation: relative L2 errors of the conditional moments, without the sampling error. "
     "50 %, 90 %: coverage of central intervals. Spectrum: largest relative deviation of the radial "
-    "enstrophy spectrum. Step 100: of roll-outs, enstrophy over the truth's. `default`: the "
-    "diffusion as trained, or g = 0 where the flow starts at noise, 10 steps. `deterministic`: "
+    "enstrophy spectrum. Step 100: of roll-outs, enstrophy over the truth's. Sampler: "
+    "diffusion:steps, of the solver exact2 unless it says exact. `default`: the "
+    "diffusion as trained, or g = 0 where the flow starts at noise, 5 steps. `deterministic`: "
     "trained by the squared error, one evaluation. `repeat`: the last frame. Made by `python -m "
     "benchmarks.navier_stokes --report` from benchmarks/navier_stokes.jsonl, where each line "
     "holds the command that repeats it."

@@ -71,8 +71,9 @@ def test_the_report_has_a_row_per_variant_and_sampler_and_names_the_best(records
         "lowest CRPS by follmer, default (1.120 ± 0.022), not clearly below follmer, follmer:10"
         in text
     )
-    assert "10 evaluations: that the Föllmer process is the best diffusion is borne out" in text
-    assert "5 evaluations: that the Föllmer process is the best diffusion is not borne out" in text
+    assert "10 steps of exact2: that the Föllmer process is the best diffusion is borne out" in text
+    not_best = "5 steps of exact2: that the Föllmer process is the best diffusion is not borne out"
+    assert not_best in text
     assert "- none" in text
     for name in ("evaluations", "spectra"):
         assert (tmp_path / f"navier_stokes_{name}.png").stat().st_size > 5_000

@@ -77,7 +77,10 @@ def flops_per_update(config: Config) -> int:
 
     C, h, w = config.latent.shape
     flow, train = config.flow, config.train
-    rows = flow.draws + (flow.start > 0)
+    if flow.objective == "energy":
+        rows = flow.members * flow.evaluations
+    else:
+        rows = flow.draws + (flow.start > 0)
     with torch.device("meta"):
         net = models.build(config.model.name, config.latent.shape, **config.network_sizes)
         z, s = torch.zeros(rows, C, h, w), torch.zeros(rows)
@@ -89,9 +92,14 @@ def flops_per_update(config: Config) -> int:
         with FlopCounterMode(display=False) as counter:
             out.sum().backward()
     per_item = forward + counter.get_total_flops()
+    if flow.objective == "energy":
+        per_item *= flow.unroll
     if train.own:
         # Forecasts in place of the given frames, of a row each, without a backward pass.
         per_item += OWN_EVALUATIONS * forward // rows // train.own
+    if flow.objective == "shortcut":
+        # Of some items three evaluations more, one of them with a backward pass.
+        per_item += (per_item + 2 * forward) // rows // flow.consistency
     return per_item * train.batch_size
 
 

@@ -82,6 +82,7 @@ BASE = {
     "model.width": 48,
     "sample.steps": 5,
     "sample.solver": "exact2",
+    "sample.diffusion": "0",
     "sample.batch": 64,
     "wandb.mode": "disabled",
     "output.root": "outputs/navier_stokes",
@@ -103,6 +104,17 @@ VARIANTS = {
     "start": {"flow.start": 1.0},
 }
 UNTRAINED = ("repeat",)
+# Tuned from TUNED_FROM of the same seed and budget, by SHARE of its operations.
+TUNED_FROM = "follmer"
+SHARE = 0.15
+TUNING = {"train.lr": 2e-4, "train.muon_lr": 5e-3, "train.warmup": 20}
+ENERGY = TUNING | {"flow.objective": "energy"}
+TUNED = {
+    "longer": TUNING,
+    "energy_2": ENERGY | {"flow.evaluations": 2},
+    "energy_1": ENERGY | {"flow.evaluations": 1},
+    "shortcut_2": TUNING | {"flow.objective": "shortcut", "flow.evaluations": 2},
+}
 
 
 class Run(NamedTuple):
@@ -139,7 +151,10 @@ def build_config(run: Run) -> Config:
         "data.predict": max(1, 4 // (skip + 1)),
         "train.seed": run.seed,
     }
-    overrides |= VARIANTS[run.variant] | configs.parse_overrides(list(run.changes))
+    overrides |= changes_of(run)
+    if "flow.objective" in overrides:
+        # The sampler is the trained one.
+        del overrides["sample.steps"], overrides["sample.solver"]
     if run.changes:
         name += "-" + digest(" ".join(run.changes).encode())[:8]
     overrides.setdefault("output.run_id", name)
@@ -149,13 +164,22 @@ def build_config(run: Run) -> Config:
         raise UserError(f"no data and oracle in {root}; prepare them: {world.prepare(root)}")
     shape = Shards(root / "test", "fields").shape
     known = dataclasses.replace(config, latent=Latent(shape))
-    steps = max(1, int(run.flops / measure.flops_per_update(known)))
+    flops = run.flops * (SHARE if run.variant in TUNED else 1)
+    steps = max(1, int(flops / measure.flops_per_update(known)))
     return configs.update(config, {"train.steps": steps})
 
 
-def train(config: Config, process: Process) -> tuple[Config, Path]:
+def changes_of(run: Run) -> dict:
+    """The settings of a run on top of BASE."""
+    return (VARIANTS | TUNED)[run.variant] | configs.parse_overrides(list(run.changes))
+
+
+def train(run: Run, process: Process) -> tuple[Config, Path]:
     """Train a run, or find its checkpoint. -> the config with the latents, the checkpoint."""
-    config, path, _ = train_network(config, process, None, Clock())
+    start = None
+    if run.variant in TUNED:
+        start = str(train(run._replace(variant=TUNED_FROM), process)[1])
+    config, path, _ = train_network(build_config(run), process, start, Clock())
     return config, path
 
 
@@ -254,8 +278,9 @@ def shorten(value):
 def list_missing(run: Run, samplers: list[str]) -> list[str]:
     """The samplers of a run that have no record; prints the others."""
     missing = []
-    # Without a network there is one sampler.
-    for sampler in ["default"] if run.variant in UNTRAINED else samplers:
+    # Without a network there is one sampler, and some objectives train one.
+    one = run.variant in UNTRAINED or "flow.objective" in changes_of(run)
+    for sampler in ["default"] if one else samplers:
         if navier_stokes_report.find(run, sampler):
             print(f"{run.command(sampler)}: measured already")
         else:
@@ -268,7 +293,6 @@ def measure_run(run: Run, args: argparse.Namespace, process: Process) -> None:
     missing = list_missing(run, args.samplers)
     if not missing:
         return
-    config = build_config(run)
     rate = measure.matmul_rate(process.device, torch.float32)
     record = {
         **run._asdict(),
@@ -279,13 +303,13 @@ def measure_run(run: Run, args: argparse.Namespace, process: Process) -> None:
     }
     if run.variant in UNTRAINED:
         record |= {"sampler": "default", "command": run.command("default")}
-        record["scores"] = score_repeated(config)
+        record["scores"] = score_repeated(build_config(run))
         navier_stokes_report.append(shorten(record))
         return
-    config, path = train(config, process)
+    config, path = train(run, process)
     forecaster, _ = load(path, process.device)
     per_update = measure.flops_per_update(config)
-    changed = BASE | VARIANTS[run.variant] | configs.parse_overrides(list(run.changes))
+    changed = BASE | changes_of(run)
     record |= {
         "seconds": logged_seconds(path.parent / "metrics.jsonl", config.train.batch_size),
         "parameters": sum(p.numel() for p in forecaster.net.parameters()),
@@ -316,7 +340,8 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--worlds", nargs="+", default=["navier_stokes"], choices=list(WORLDS), metavar="WORLD")
-    add("--variants", nargs="+", default=["follmer"], choices=list(VARIANTS), metavar="VARIANT")
+    names = [*VARIANTS, *TUNED]
+    add("--variants", nargs="+", default=["follmer"], choices=names, metavar="VARIANT")
     add("--taus", nargs="+", type=float, default=[0.5], help="forecast step, in units of time")
     add("--seeds", nargs="+", type=int, default=[0], metavar="SEED")
     add("--flops", type=float, help=f"budget of a training (default {FLOPS:g}; heat: a tenth)")

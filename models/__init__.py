@@ -22,7 +22,7 @@ from models.uvit import UViT
 
 TABLE = {"convnet": ConvNet, "joint": Joint, "trunk": Trunk, "unet": UNet, "uvit": UViT}
 # Networks that can take the size of the solver step as a further input.
-STEP_SIZE = ("convnet", "trunk", "uvit")
+STEP_SIZE = ("convnet", "trunk", "unet", "uvit")
 
 
 def build(name: str, latent_shape: tuple[int, int, int], **sizes) -> nn.Module:

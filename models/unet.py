@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models import convnet
 from models.convnet import Attention
-from models.shared import repeat_given, run_block, sinusoidal
+from models.shared import StepSize, repeat_given, run_block, sinusoidal
 from runtime.console import UserError
 
 
@@ -73,6 +73,7 @@ class UNet(nn.Module):
         multipliers: Sequence[int] = (1, 2, 2, 2),
         padding: str = "zeros",
         patch: int = 1,
+        step_size: bool = False,
     ):
         super().__init__()
         C, h, w = latent_shape
@@ -88,6 +89,7 @@ class UNet(nn.Module):
         self.condition = nn.Sequential(
             nn.Linear((1 + contexts) * width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
         )
+        self.step_size = StepSize(width, width) if step_size else None
         widths = [width * multiplier for multiplier in multipliers]
         self.conv_in = convolution((2 + contexts) * C * patch**2, widths[0], padding)
 
@@ -124,11 +126,14 @@ class UNet(nn.Module):
         contexts: Tensor,
         gaps: Tensor,
         noise: Tensor | None = None,
+        step: Tensor | None = None,
     ) -> Tensor:
         reference, contexts, gaps = repeat_given(len(z), reference, contexts, gaps)
         # The scales of the embeddings spread log(gap) and s over a wide range of angles.
         of_gaps = sinusoidal(gaps.log().flatten(), self.width, 10.0).view(len(z), -1)
         condition = self.condition(torch.cat([sinusoidal(s, self.width, 200.0), of_gaps], 1))
+        if self.step_size is not None:
+            condition = condition + self.step_size(step, s)
         x = torch.cat([z, reference, contexts.flatten(1, 2)], 1)
         x = F.pixel_unshuffle(x, self.patch)
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last))

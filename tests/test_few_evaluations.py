@@ -535,7 +535,7 @@ REFUSED = [
     (
         {"flow.objective": "shortcut", "data.mode": "stream", "model.name": "joint"}
         | {"data.condition": 5, "data.contexts": 1},
-        "model.name must be convnet or trunk or uvit for flow.objective=shortcut",
+        "model.name must be convnet or trunk or unet or uvit for flow.objective=shortcut",
     ),
 ]
 

@@ -159,3 +159,34 @@ def test_a_tiny_run_is_measured_once_for_each_sampler(records, tmp_path, monkeyp
     # Nothing is measured twice.
     assert run().count("measured already") == 3
     assert len(navier_stokes_report.FILE.read_text().splitlines()) == 3
+
+
+def test_operations_of_the_other_objectives():
+    """Energy: evaluations and members. Shortcut: for every fourth item two forward passes more, and
+    one with its backward pass, of about twice the cost."""
+    base = {"model.width": 16, "data.contexts": 1}
+    latent = Latent((1, 32, 32))
+
+    def count(**flow) -> int:
+        overrides = base | {f"flow.{name}": value for name, value in flow.items()}
+        config = configs.build("navier_stokes", overrides)
+        return measure.flops_per_update(dataclasses.replace(config, latent=latent))
+
+    plain = count()
+    energy = count(objective="energy", members=3, evaluations=2)
+    assert energy == pytest.approx(6 * plain, rel=0.01)
+    assert count(objective="energy", unroll=2) == pytest.approx(4 * plain, rel=0.01)
+    assert count(objective="shortcut") == pytest.approx((1 + (2 / 3 + 1) / 4) * plain, rel=0.02)
+
+
+def test_a_tuned_run_starts_from_follmer(tmp_path, monkeypatch):
+    made = []
+
+    def train_network(config, process, start, clock):
+        made.append((config, start))
+        return config, tmp_path / f"{config}.pt", None
+
+    monkeypatch.setattr(navier_stokes, "build_config", lambda run: run.variant)
+    monkeypatch.setattr(navier_stokes, "train_network", train_network)
+    navier_stokes.train(navier_stokes.Run("navier_stokes", "energy_2", 0.5, 0, 1e12, ()), None)
+    assert made == [("follmer", None), ("energy_2", str(tmp_path / "follmer.pt"))]

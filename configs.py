@@ -126,7 +126,8 @@ FIELDS = preset(
     vqvae={"kind": "none"},
     model={"width": 48, "depth": 2, "mid_depth": 1},
     train={"steps": 3_000, "batch_size": 16, "ema": 0.998, "sample_every": 1_000},
-    sample={"num_videos": 16, "redraw": "frame", "reencode": False},
+    sample={"num_videos": 16, "solver": "exact2", "diffusion": "0"}
+    | {"redraw": "frame", "reencode": False},
 )
 
 # model.size: the fields of Model that a size stands for.

@@ -125,6 +125,7 @@ FIELDS = preset(
     data={"clip": 12, "condition": 4, "predict": 8, "contexts": 1, "context": "last"},
     vqvae={"kind": "none"},
     model={"width": 48, "depth": 2, "mid_depth": 1},
+    flow={"output": "v"},
     train={"steps": 3_000, "batch_size": 16, "ema": 0.998, "sample_every": 1_000},
     sample={"num_videos": 16, "solver": "exact2", "diffusion": "0"}
     | {"redraw": "frame", "reencode": False},
@@ -194,6 +195,7 @@ DATASETS = {
         data={"generate": "heat", "image_size": 32, "stream": 5_000, "held_out": 1_000}
         | {"condition": 2, "predict": 4},
         model=SIZES["unet_small"] | {"padding": "circular"},
+        sample={"steps": 20},
     ),
     "kth": Dataset(
         PUBLISHED,
@@ -717,7 +719,7 @@ class Config:
         if flow.objective == "shortcut":
             known = f"{' or '.join(models.STEP_SIZE)} {about}"
             check(name in models.STEP_SIZE, "model.name", known, name)
-            check(flow.output == "residual", "flow.output", f"residual {about}", flow.output)
+            check(flow.output != "drift", "flow.output", f"residual or v {about}", flow.output)
             return
         check(name != "joint", "model.name", f"another than joint {about}", name)
         if flow.unroll > 1:

@@ -122,32 +122,36 @@ class Interpolant:
         d_alpha, d_beta, d_sigma = (broadcast(f(s), x1) for f in derivatives)
         return x, d_alpha * x0 + d_beta * x1 + d_sigma * w
 
-    def weight(self, s: Tensor) -> Tensor:
-        """Weight w(s) of the squared error of the network's output, (B,), set by `weighting`.
+    def weight_of_x1(self, s: Tensor) -> Tensor:
+        """Weight w(s) of the squared error of E[x_1|x] / k, (B,), set by `weighting`.
 
         published: weight 1 on the error of the target. uniform: weight 1 on the error of E[x_1|x].
         velocity: weight 1 / (1-s)^2 on the error of E[x_1|x], because an error e in E[x_1|x]
         changes the velocity of a path that ends at x_1 by e / (1-s).
         Weights are at most 25, because some of them are unbounded on [0, 1].
         """
-        # d target / d x_1 at fixed x_s, the ratio of both errors
-        slope = self.d_beta(s) - divide(self.d_sigma(s) * self.beta(s), self.sigma(s), 0.0)
-        of_x1 = {
-            "published": slope**2,
+        weights = {
+            "published": self.slope(s) ** 2,
             "velocity": (1 - s).clamp(min=0.2) ** -2,
             "uniform": torch.ones_like(s),
         }
-        weight = of_x1[self.weighting]
-        if self.output == "drift":
-            # Convert a weight on the error of E[x_1|x] to one on the error of the target.
-            if self.weighting == "published":
-                weight = torch.ones_like(s)
-            else:
-                weight = weight / slope.abs().clamp(min=1e-6) ** 2
-        elif self.output == "v":
+        return weights[self.weighting].clamp(max=25)
+
+    def weight(self, s: Tensor) -> Tensor:
+        """`weight_of_x1`, as a weight of the squared error of the network's output, at most 25."""
+        weight = self.weight_of_x1(s)
+        if self.output == "v":
             # An error e of the output is one of k noise e in E[x_1|x].
-            weight = weight * self.shares(s)[1] ** 2
-        return weight.clamp(max=25)
+            return weight * self.shares(s)[1] ** 2
+        if self.output == "residual":
+            return weight
+        if self.weighting == "published":
+            return torch.ones_like(s)
+        return (weight / self.slope(s).abs().clamp(min=1e-6) ** 2).clamp(max=25)
+
+    def slope(self, s: Tensor) -> Tensor:
+        """d target / d x_1 at fixed x_s, the ratio of their errors."""
+        return self.d_beta(s) - divide(self.d_sigma(s) * self.beta(s), self.sigma(s), 0.0)
 
     # ------------------------------------------------------------------- the network's input
     def network_input(self, x: Tensor, s: Tensor | float, x0: Tensor) -> Tensor:

@@ -80,6 +80,7 @@ BASE = {
     "data.clip": 3,
     "data.condition": 2,
     "model.width": 48,
+    "flow.output": "residual",
     "sample.batch": 64,
     "wandb.mode": "disabled",
     "output.root": "outputs/navier_stokes",
@@ -87,6 +88,7 @@ BASE = {
 # name: settings on top of BASE
 VARIANTS = {
     "follmer": {},
+    "v": {"flow.output": "v"},
     "follmer_c01": {"flow.c": 0.1},
     "follmer_linear": {"flow.interpolant": "follmer_linear"},
     "bridge": {"flow.interpolant": "bridge"},

@@ -105,5 +105,5 @@ def consistency_errors(
         target = w * x1_a + (1 - w) * x1_b
     x1, _ = estimate(x, s, d)
     found = ((x1 - target) / interpolant.k).square().mean((1, 2, 3))
-    errors[rows] = interpolant.weight(s) * found
+    errors[rows] = interpolant.weight_of_x1(s) * found
     return errors

@@ -70,7 +70,8 @@ FORECASTS = preset(
     train={"batch_size": 96, "lr": 2e-3, "optimizer": "muon", "own": 4},
     sample={"redraw": "frame"},
 )
-# The same for frames of 64 pixels, as measured on a quarter of the updates of street videos.
+# The same for frames of 64 pixels, as measured on a quarter of the updates of street videos and of
+# Moving MNIST.
 FORECASTS_64 = preset(FORECASTS, train={"batch_size": 24})
 # The world of the balls looks the same in a mirror.
 FORECASTS_BALLS = preset(FORECASTS, data={"flips": "h"}, vqvae={"steps": 1_000})
@@ -155,6 +156,7 @@ DATASETS = {
     "moving_mnist": Dataset(
         SMALL,
         data={"condition": 10, "predict": 10},
+        clips=FORECASTS_64,
         prepare="python -m prepare.moving_mnist --out {root}",
     ),
     "clevrer_like": Dataset(

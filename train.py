@@ -42,6 +42,7 @@ from runtime.process import (
     seed_of,
     stopped,
 )
+from runtime.tables import merge_tables
 
 PREVIEW_FUTURES = 2
 # Solver steps for each frame of the forecasts that train.own trains on.
@@ -245,7 +246,7 @@ def compute_gradient(
             (values["loss"].mean() / len(parts)).backward()
         found.append({name: value.detach() for name, value in values.items()})
         first += len(part.target)
-    return {name: torch.cat([values[name] for values in found]) for name in found[0]}
+    return merge_tables(found, torch.cat)
 
 
 def objective_values(

@@ -42,6 +42,7 @@ from main import PLAN, Clock, train_network
 from runtime import budget, checkpoints
 from runtime.console import run_command
 from runtime.process import Process, start
+from runtime.tables import merge_tables
 
 # Updates of the tuning, as a share of the default's.
 SHARE = 0.15
@@ -186,7 +187,7 @@ def measure_run(forecaster: Forecaster) -> dict:
     clips = []
     for k in range(V):
         clips.append(measure_clip(samples[k : k + 1], truth[k : k + 1], k))
-    columns = {name: np.stack([clip[name] for clip in clips]) for name in clips[0]}
+    columns = merge_tables(clips, np.stack)
     last = slice(-1, None)
     drawn, true = to_float(samples[:, :, last]), to_float(truth[:, last])
     power = metrics.radial_spectrum(drawn).mean((0, 1, 2))

@@ -36,6 +36,7 @@ from forecaster import Forecaster, load
 from main import Clock, train_network
 from runtime.console import UserError, progress, run_command
 from runtime.process import Process, start
+from runtime.tables import merge_tables
 from shards import Shards
 
 # The default budget of a training: an hour on two slow cores. The target allows 1e15.
@@ -201,7 +202,7 @@ def score(forecaster: Forecaster, path: Path, leads: int, samples: int) -> dict:
             parts.append(oracle.score_states(source.oracle, k * PART, forecast))
             evaluations += count
             bar.update(len(forecast))
-    tables = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    tables = merge_tables(parts)
     found = oracle.summarize(tables, source.oracle.times(protocol.predict))
     frames = protocol.videos * protocol.samples * protocol.predict
     return {**found, "evaluations": evaluations / frames}
@@ -216,7 +217,7 @@ def score_repeated(config: Config) -> dict:
         state = shards.read(int(opened.video[k]), opened.frame[k : k + 1])
         forecast = np.broadcast_to(state, (1, SAMPLES, opened.leads, *state.shape[1:]))
         parts.append(oracle.score_states(opened, k, forecast))
-    tables = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    tables = merge_tables(parts)
     return {**oracle.summarize(tables, opened.times(opened.leads)), "evaluations": 0.0}
 
 

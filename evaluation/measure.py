@@ -12,6 +12,7 @@ import torch
 from evaluation import balls, metrics, networks, protocols
 from evaluation.protocols import Protocol
 from runtime.console import UserError
+from runtime.tables import merge_tables
 
 # Metrics of single samples.
 SAMPLES = ("mse", "psnr", "ssim", "lpips")
@@ -71,7 +72,7 @@ def measure(
     for k, (t, s) in enumerate(zip(truth, samples)):
         rng = np.random.default_rng([seed, k])
         rows.append(measure_pixels(t, s, mean, which, nets, rng, scale))
-    tables = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    tables = merge_tables(rows, np.stack)
     if nets.i3d is not None:
         for name, videos in videos_for_i3d(truth, samples, protocol, autoencode).items():
             tables[name] = i3d_logits(cut_into_pieces(videos, samples.shape[2], protocol), nets)

@@ -20,6 +20,7 @@ from evaluation import fields, metrics
 from prepare import heat
 from prepare.trajectories import ORACLE
 from runtime.console import UserError
+from runtime.tables import merge_tables
 from shards import DAMAGED, Shards
 
 LEVELS = (0.5, 0.9)
@@ -178,7 +179,7 @@ def score_states(oracle: Oracle, first: int, samples: np.ndarray) -> Tables:
     for k, of_state in enumerate(samples, first):
         truths = oracle.members(k, leads)
         rows.append(score_state(of_state, truths, oracle.law(k, leads), oracle.unit))
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return merge_tables(rows, np.stack)
 
 
 # ---------------------------------------------------------------------------------------- summaries

@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 from runtime.console import Failure, UserError
+from runtime.tables import merge_tables
 
 LOCK_INTERVAL = 0.5  # seconds between attempts to take the lock of a stage
 
@@ -266,7 +267,7 @@ class Parts:
         for k in range(self.count):
             with np.load(self.file(k), allow_pickle=False) as file:
                 parts.append(dict(file))
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return merge_tables(parts)
 
     def claim(self, first: int = 0) -> Iterator[int | None]:
         """Yield the numbers of the parts that this process has to compute, from part `first` on.

@@ -531,7 +531,7 @@ REFUSED = [
     ),
     (ENERGY_1 | {"flow.unroll": 2, "data.hue": 0.1}, "flow.unroll must be 1 for frames that are"),
     ({"flow.objective": "shortcut", "sample.steps": 3}, "sample.steps must be 1, 2, 4 or 8 for"),
-    ({"flow.objective": "shortcut", "flow.output": "drift"}, "flow.output must be residual or v for"),
+    ({"flow.objective": "shortcut", "flow.output": "drift"}, "flow.output must be residual or v"),
     (
         {"flow.objective": "shortcut", "data.mode": "stream", "model.name": "joint"}
         | {"data.condition": 5, "data.contexts": 1},

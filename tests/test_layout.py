@@ -15,6 +15,7 @@ LAYERS = [
         "runtime.console",
         "runtime.folders",
         "runtime.settings",
+        "runtime.tables",
         "interpolants",
         "evaluation.metrics",
     ],

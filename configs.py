@@ -68,7 +68,7 @@ FORECASTS = preset(
     model={"name": "trunk", "width": 64, "depth": 4, "mid_depth": 2},
     flow={"draws": 2, "start": 3.0},
     train={"batch_size": 96, "lr": 2e-3, "optimizer": "muon", "own": 4},
-    sample={"redraw": "frame"},
+    sample={"redraw": "frame", "restore": 0.06},
 )
 # The same for frames of 64 pixels, as measured on a quarter of the updates of street videos and of
 # Moving MNIST.
@@ -165,6 +165,7 @@ DATASETS = {
         vqvae={"batch_size": 16, "steps": 2_000},
         train={"steps": 4_000},
         sample={"num_videos": 16, "steps": 5, "reencode": True},
+        clips={"sample.restore": 0.06},
         prepare="pip install pybullet && "
         "python -m prepare.clevrer_like --out {root} --image_size {size}",
     ),
@@ -576,6 +577,9 @@ class Sample(Group):
     redraw: Literal["step", "frame"] = "step"
     # decode and encode each forecast frame before the next one, against accumulating errors
     reencode: bool = True
+    # restore in forecasts the detail of the last given frame where the scene has not changed: the
+    # change at which this fades, in units of the range of values, e.g. 0.06; 0: never. For RGB
+    restore: Annotated[float, Rule("in [0, 1]", lambda x: 0 <= x <= 1)] = 0.0
     num_videos: Positive = 64  # videos to forecast
     num_samples: Positive = 4  # futures per video
     split: Literal["train", "val", "test"] = "test"  # split of the given frames: train, val or test
@@ -634,6 +638,11 @@ class Config:
             raise UserError(
                 f"data.flips={self.data.flips} flips RGB frames before they are encoded, but "
                 f"vqvae.kind={self.vqvae.kind} stores no frames; set data.flips to nothing"
+            )
+        if self.vqvae.stored and self.sample.restore:
+            raise UserError(
+                f"sample.restore={self.sample.restore:g} restores RGB frames, but vqvae.kind="
+                f"{self.vqvae.kind} stores no frames; set it to 0"
             )
         if self.vqvae.kind == "none":
             self.check_fields()

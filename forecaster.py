@@ -15,11 +15,12 @@ import configs
 import interpolants
 import models
 import vqvae
-from batches.batch import to_frames
+from batches.batch import to_frames, to_pixels
 from batches.latents import encode_frames
 from batches.windows import draw_gaps
 from configs import Config
 from interpolants import Interpolant
+from models.autoencoders.restore import restore
 from models.joint import split_frames, stack_frames
 from runtime import checkpoints, parallel, published
 from runtime.budget import seconds_per_item
@@ -67,6 +68,8 @@ class Forecaster:
         self.interpolant = make_interpolant(config)
         # Whether the data are fields, float32, instead of RGB frames.
         self.fields = getattr(autoencoder, "of_fields", False)
+        if self.fields and config.sample.restore:
+            raise UserError("sample.restore is for RGB frames, and these are fields: set it to 0")
         # The last forecast as latents, if the data are latents.
         self.latents: list[np.ndarray] = []
         # Number of network evaluations in all forecasts so far. A batch of B items counts B times.
@@ -281,14 +284,19 @@ class Forecaster:
         shown = self.to_display(frames[:1, :1])
         out = np.empty((V * futures, predict, *shown.shape[2:]), shown.dtype)
         self.latents = []
-        size = self.config.sample.batch
+        level, size = self.config.sample.restore, self.config.sample.batch
+        last = to_pixels(frames[:, -1], self.device) if level else None
         bar = progress(len(z) * predict, "sample", "frame") if not quiet else None
         for start in range(0, len(z), size):
             part = z[start : start + size]
             future = self.roll_out(part, predict, (*key, start), bar)
+            if level:
+                own = torch.arange(start, start + len(part), device=self.device) // futures
+                given = (self.to_pixels(part[:, -1]), last[own], level)
             # One frame of all futures at a time, because pixels take much more memory than latents.
             for k in range(predict):
-                out[start : start + size, k] = self.to_stored(self.to_pixels(future[:, k]))
+                x = self.to_pixels(future[:, k])
+                out[start : start + size, k] = self.to_stored(restore(x, *given) if level else x)
             if self.config.vqvae.kind == "latents":
                 self.latents.append((future * self.std + self.mean).half().cpu().numpy())
         if bar is not None:

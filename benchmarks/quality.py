@@ -82,6 +82,7 @@ OLD_LATENTS = {
     "vqvae.channels": 4,
     "vqvae.noise": 0.0,
     "vqvae.sharpness": 0.0,
+    "sample.restore": 0.0,
 }
 # The defaults before this board: a reference that stays, whatever the defaults become.
 BEFORE = OLD_LATENTS | {

@@ -29,6 +29,10 @@ UNWRITTEN = {
     "f8": 9.969209968386869e36,
     "i2": -32767,
     "i4": -(2**31 - 1),
+    "i8": -(2**63 - 2),
+    "u2": 2**16 - 1,
+    "u4": 2**32 - 1,
+    "u8": 2**64 - 2,
 }
 UNREADABLE = (*DAMAGED, EOFError, SyntaxError, zipfile.BadZipFile, NotImplementedError)
 
@@ -51,6 +55,19 @@ def open_arrays(path: str) -> dict[str, Stored]:
 
     UserError for a file that cannot be read, and for other types of files.
     """
+    found = {}
+    for name, stored in open_version(path).items():
+        found[name] = stored._replace(read=functools.partial(read_array, path, name))
+    return found
+
+
+def read_array(path: str, name: str, index: tuple) -> np.ndarray:
+    """Read from an array by its name, so that a list of many files does not keep them all open."""
+    return open_version(path)[name].read(index)
+
+
+def open_version(path: str) -> dict[str, Stored]:
+    """The arrays of a file as it is now. Their `read` keeps the file open."""
     stat = os.stat(path)
     return open_once(path, os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
 
@@ -122,7 +139,10 @@ def open_hdf5(path: str, netcdf: bool) -> dict[str, Stored]:
     file = open_to_read(Path(path))
     found = {}
 
-    def add(name: str, data: object) -> None:
+    def add(name: str | bytes, data: object) -> None:
+        # h5py gives a name that is not UTF-8 as bytes.
+        if isinstance(name, bytes):
+            name = name.decode("utf-8", "backslashreplace")
         if not isinstance(data, h5py.Dataset) or not is_numeric(data.dtype):
             return
         if data.attrs.get("CLASS") in (b"DIMENSION_SCALE", "DIMENSION_SCALE"):
@@ -153,26 +173,45 @@ def axis_name(data: h5py.Dataset, axis: int) -> str:
 
 def unpack(values: np.ndarray, attrs: Mapping) -> np.ndarray:
     """Unpack values as the attributes of a variable state (CF conventions 1.11, section 8.1):
-    value * scale_factor + add_offset; NaN for _FillValue and missing_value."""
-
-    def number(name: str) -> np.ndarray | None:
-        value = attrs.get(name)
-        return None if value is None else np.atleast_1d(value)
-
+    value * scale_factor + add_offset; NaN for missing values."""
     if str(attrs.get("_Unsigned", "")).lower().strip("b'") == "true":
         values = values.view(f"u{values.dtype.itemsize}")
-    missing = np.zeros(np.shape(values), bool)
-    for name in ("_FillValue", "missing_value"):
-        for value in number(name) if number(name) is not None else ():
-            # In the type of the data, as they were written.
-            missing |= values == np.asarray(value).astype(values.dtype)
-    scale, offset = number("scale_factor"), number("add_offset")
+    missing = find_missing(values, attrs)
+    scale, offset = attrs.get("scale_factor"), attrs.get("add_offset")
     if scale is not None or offset is not None:
-        values = values * np.float64(1 if scale is None else scale[0])
-        values = values + np.float64(0 if offset is None else offset[0])
+        values = values * np.float64(1 if scale is None else np.ravel(scale)[0])
+        values = values + np.float64(0 if offset is None else np.ravel(offset)[0])
     values = to_float32(values)
     values[missing] = np.nan
     return values
+
+
+def find_missing(values: np.ndarray, attrs: Mapping) -> np.ndarray:
+    """Where packed values are missing: _FillValue, missing_value, or outside valid_min, valid_max
+    or valid_range (CF conventions 1.11, section 2.5.1)."""
+
+    def codes(name: str) -> list[np.ndarray]:
+        """The numbers of an attribute in the type of the data; none that it cannot represent."""
+        found = []
+        for number in np.ravel(attrs[name]) if attrs.get(name) is not None else ():
+            if not is_numeric(number.dtype):
+                continue
+            with np.errstate(invalid="ignore"):
+                code = number.astype(values.dtype)
+            # Integers of the same size may differ in their sign, see _Unsigned.
+            same_size = number.dtype.kind in "iu" and code.itemsize == number.itemsize
+            if values.dtype.kind == "f" or same_size or code == number:
+                found.append(code)
+        return found
+
+    missing = np.zeros(np.shape(values), bool)
+    for code in (*codes("_FillValue"), *codes("missing_value")):
+        missing |= values == code
+    for code in (*codes("valid_min"), *codes("valid_range")[:1]):
+        missing |= values < code
+    for code in (*codes("valid_max"), *codes("valid_range")[1:]):
+        missing |= values > code
+    return missing
 
 
 def open_netcdf3(path: str) -> dict[str, Stored]:

@@ -19,6 +19,8 @@ USUAL = {
     4: ("time", "channel", "y", "x"),
     5: ("video", "time", "channel", "y", "x"),
 }
+# An axis without a name that is longer than this is rather time than channels.
+MANY_CHANNELS = 32
 
 
 def find_roles(path: str, array: Stored, axes: str | None) -> tuple[str, ...]:
@@ -30,13 +32,13 @@ def find_roles(path: str, array: Stored, axes: str | None) -> tuple[str, ...]:
         roles = tuple(axes.split(","))
         if len(roles) != len(array.shape):
             raise UserError(f"{where}: --axes {axes} names {len(roles)} axes")
-    elif all(array.dims):
+    elif any(array.dims):
         roles = tuple(role_of(name, length) for name, length in zip(array.dims, array.shape))
         if None in roles:
-            unknown = array.dims[roles.index(None)]
+            dims = [name or "(no name)" for name in array.dims]
             raise UserError(
-                f"{where}: what is the dimension {unknown} of {', '.join(array.dims)}? Name all "
-                f"axes: {example}"
+                f"{where}: what is the dimension {dims[roles.index(None)]} of {', '.join(dims)}? "
+                f"Name all axes: {example}"
             )
         roles = drop_single(roles, array.shape)
     else:
@@ -48,6 +50,11 @@ def find_roles(path: str, array: Stored, axes: str | None) -> tuple[str, ...]:
             raise UserError(
                 f"{where}: do the channels come last? Name the axes: --axes "
                 f"{'video,' if len(roles) == 5 else ''}time,y,x,channel, or {','.join(roles)}"
+            )
+        if channels > MANY_CHANNELS:
+            raise UserError(
+                f"{where}: are these {channels} channels? Name the axes: --axes {','.join(roles)}, "
+                "or video,time,y,x"
             )
     named = [role for role in roles if role]
     if len(set(named)) < len(named) or not {"time", "y", "x"} <= set(named):

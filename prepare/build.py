@@ -417,6 +417,7 @@ def finish(
         shutil.rmtree(partial)
         first = f"; the first: {reasons[0]}" if reasons else ""
         place = getattr(args, "source", args.out)
+        place = ", ".join(place) if isinstance(place, list) else place
         raise UserError(f"{place}: not one video in {len(entries)} sources{first}")
     shards = {split: Shards(partial / "out" / split, recipe.key) for split in present}
     manifest = {

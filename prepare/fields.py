@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,10 +75,12 @@ class File(NamedTuple):
     @property
     def channels(self) -> tuple[str, ...]:
         """A name for each channel: that of its variable, with a number if it has several."""
+        paths = [variable.stored.name for variable in self.variables]
+        last = [path.rpartition("/")[2] for path in paths]
         names = []
-        for variable in self.variables:
+        # Variables of the same name in several groups are named by their paths.
+        for variable, name in zip(self.variables, last if len(set(last)) == len(last) else paths):
             count = variable.length("channel")
-            name = variable.stored.name.rpartition("/")[2]
             names += [name] if count == 1 else [f"{name} {k + 1}" for k in range(count)]
         return tuple(names)
 
@@ -106,7 +109,13 @@ def open_file(path: str, variables: list[str] | None, axes: str | None) -> File:
                     f"{path}: {variable.stored.name} has {role} of {variable.length(role)}, but "
                     f"{found[0].stored.name} has {found[0].length(role)}; prepare them apart"
                 )
-    return File(Path(path).name, found)
+    file = File(Path(path).name, found)
+    if file.frames < 2:
+        raise UserError(
+            f"{path}: a video needs two frames, {found[0].stored.name} has {file.frames}; "
+            "join files of one frame along time"
+        )
+    return file
 
 
 def find_variable(path: str, stored: dict[str, Stored], name: str | None) -> Stored:
@@ -116,12 +125,14 @@ def find_variable(path: str, stored: dict[str, Stored], name: str | None) -> Sto
             return stored[name.strip("/")]
     else:
         large = [array for array in stored.values() if sum(n > 1 for n in array.shape) > 2]
+        # The only array of a file is meant, whatever its shape.
+        large = large or list(stored.values())
         if len(large) == 1:
             return large[0]
     known = ", ".join(f"{array.name} {array.shape}" for array in list(stored.values())[:20])
     what = f"no variable {name}" if name is not None else "which variables hold the fields?"
     raise UserError(
-        f"{path}: {what}; it holds {known or 'no arrays of numbers'}; choose by --variables"
+        f"{path}: {what}; it holds {known or 'no arrays of real numbers'}; choose by --variables"
     )
 
 
@@ -148,7 +159,7 @@ def open_files(paths: list[Path], args: argparse.Namespace) -> dict[str, File]:
     for path, file in others:
         for what in ("channels", "size"):
             one, other = getattr(first[1], what), getattr(file, what)
-            if len(one) != len(other) or (what == "size" and one != other):
+            if one != other:
                 raise UserError(
                     f"{path}: {what} {other}, but {first[0]} has {one}; prepare them apart"
                 )
@@ -226,11 +237,14 @@ def plan_sources(
     for path, file in files.items():
         videos += [(path, k, file.frames) for k in range(file.videos)]
     rule, cuts = plan_splits(videos, args)
+    names = Counter(file.name for file in files.values())
     sources, left_out = [], {}
     with progress(len(videos), "read", "video") as bar:
         for (path, k, _), ranges in zip(videos, cuts):
             file, stat = files[path], os.stat(path)
-            name = f"{printable(file.name)}" + (f"[{k}]" if file.videos > 1 else "")
+            # Files in several folders may have the same name.
+            name = printable(file.name if names[file.name] == 1 else path)
+            name += f"[{k}]" if file.videos > 1 else ""
             gaps = []
             if args.nan in ("error", "drop"):
                 gaps = find_gaps(path, file, k, args.nan == "drop")

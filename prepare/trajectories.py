@@ -199,7 +199,8 @@ def continue_state(plan: Plan, world: World, field: np.ndarray, number: int) -> 
     members = []
     for first in range(0, plan.members, GROUP):
         numbers = range(first, min(first + GROUP, plan.members))
-        # Four numbers, where the noise of a trajectory has three.
+        # Apart from the noise of the test split. NumPy takes k = 0 as no fourth number: member 0
+        # has the noise of a training trajectory, on which no state of the test split depends.
         noise = [np.random.default_rng([plan.seed, 0, number, k]) for k in numbers]
         state = world.from_field(np.repeat(field[None], len(noise), 0))
         fields = []

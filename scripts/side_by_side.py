@@ -36,7 +36,7 @@ def label_of(result: dict, dir: Path) -> str:
 
 def read(dirs: list[Path]) -> tuple[np.ndarray, list[np.ndarray], list[dict]]:
     """Read results folders -> (truth (V, T, H, W, 3), first samples of each folder (V, P, H, W,
-    3), metrics of each). UserError if their clips differ."""
+    3), metrics of each), of fields as pictures. UserError if their clips differ."""
     found = [results.read_arrays(dir) for dir in dirs]
     truth = found[0][0]
     for dir, (other, samples) in zip(dirs, found):
@@ -46,7 +46,9 @@ def read(dirs: list[Path]) -> tuple[np.ndarray, list[np.ndarray], list[dict]]:
                 "--num_videos and --num_frames"
             )
     metrics = [results.read_metrics(dir) for dir in dirs]
-    return truth, [samples[:, 0] for _, samples in found], metrics
+    # The truth gives the colours of fields, so that they are the same in all columns.
+    drawn = [videos.as_pictures(truth, samples[:, :1]) for _, samples in found]
+    return drawn[0][0], [samples[:, 0] for _, samples, _ in drawn], metrics
 
 
 def write_side_by_side(

@@ -1,7 +1,9 @@
 """prepare.fields: arrays of all kinds of files become shards of fields."""
 
 import json
+import os
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -123,6 +125,40 @@ def test_missing_values_of_netcdf_are_named(tmp_path, attrs):
         prepare(tmp_path, "--source", tmp_path / "a.nc")
 
 
+@pytest.mark.parametrize("kind", ["u2", "u4", "i8", "u8"])
+def test_integers_that_were_never_written_are_missing(tmp_path, kind):
+    netCDF4 = pytest.importorskip("netCDF4")
+    with netCDF4.Dataset(tmp_path / "a.nc", "w") as file:
+        for name, length in (("time", 12), ("lat", 8), ("lon", 16)):
+            file.createDimension(name, length)
+        file.createVariable("sst", kind, ("time", "lat", "lon"))[:7] = 1
+    with pytest.raises(UserError, match="sst, frame 7: 128 of 128 values are NaN or infinite"):
+        prepare(tmp_path, "--source", tmp_path / "a.nc")
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {"valid_range": np.int16([0, 200])},
+        {"valid_max": np.int16(200), "scale_factor": 0.5},
+        {"valid_min": np.int16(201)},
+    ],
+)
+def test_values_outside_their_valid_range_are_missing(attrs):
+    packed = np.int16([0, 200, 201])
+    found = np.isnan(arrays.unpack(packed, attrs))
+    assert found.tolist() == ([True, True, False] if "valid_min" in attrs else [False, False, True])
+
+
+@pytest.mark.parametrize("missing", [np.nan, 1e20, 0.5, "N/A"])
+def test_a_missing_value_that_no_integer_has_marks_none(missing):
+    packed = np.array([0, 1, -(2**15), 2**15 - 1, -1], np.int16)
+    assert arrays.unpack(packed, {"missing_value": missing}).tolist() == packed.tolist()
+    # An unsigned variable may state the code as signed.
+    bytes_ = arrays.unpack(np.int8([1, -1]), {"_Unsigned": "true", "_FillValue": np.int8(-1)})
+    assert bytes_[0] == 1 and np.isnan(bytes_[1])
+
+
 def test_netcdf3_asks_for_its_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "netCDF4", None)
     (tmp_path / "a.nc").write_bytes(b"CDF\x01" + bytes(100))
@@ -192,7 +228,9 @@ def test_an_axis_of_videos_and_several_files_are_several_videos(tmp_path):
     "shape, flags, says",
     [
         ((12, 8, 16, 3), [], "do the channels come last? Name the axes: --axes time,y,x,channel"),
-        ((12, 8), [], "which variables hold the fields?"),
+        ((12, 8), [], "2 axes; name them: --axes"),
+        ((1, 8, 16), [], "a video needs two frames, field has 1; join files"),
+        ((12, 40, 8, 16), [], "are these 40 channels? Name the axes: --axes time,channel,y,x, or"),
         ((2, 2, 2, 12, 8, 16), [], "6 axes; name them: --axes"),
         ((12, 3, 8, 16), ["--axes", "time,y,x"], "--axes time,y,x names 3 axes"),
         ((12, 3, 8, 16), ["--axes", "time,y,x,y"], "its axes are time, y, x, y, but time"),
@@ -226,6 +264,56 @@ def test_files_of_other_sizes_are_refused(tmp_path):
     np.save(tmp_path / "b.npy", noise(12, 8, 24))
     with pytest.raises(UserError, match=r"b.npy: size \(8, 24\), but .*a.npy has \(8, 16\)"):
         prepare(tmp_path, "--source", tmp_path / "a.npy", tmp_path / "b.npy")
+
+
+def test_files_of_other_variables_are_refused(tmp_path):
+    for name in ("t", "q"):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file[name] = noise(12, 8, 16)
+    with pytest.raises(UserError, match=r"t.h5: channels \('t',\), but .*q.h5 has \('q',\)"):
+        prepare(tmp_path, "--source", tmp_path)
+
+
+def test_files_and_variables_of_the_same_name_keep_apart(tmp_path):
+    for k, folder in enumerate(("a", "b")):
+        values = noise(12, 8, 8)
+        values[3 + k] = np.nan
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        with h5py.File(tmp_path / "in" / folder / "x.h5", "w") as file:
+            file["one/u"] = values
+            file["two/u"] = values
+    flags = ["--variables", "one/u", "two/u", "--nan", "drop"]
+    manifest = prepare(tmp_path, "--source", tmp_path / "in", *flags)
+    left_out = {f"{tmp_path}/in/{name}/x.h5": [3 + k] for k, name in enumerate("ab")}
+    assert manifest["not_finite"] == left_out
+    assert manifest["channels"] == ("one/u", "two/u")
+
+
+def test_many_files_are_not_open_at_once(tmp_path):
+    for k in range(40):
+        with h5py.File(tmp_path / f"{k:02d}.h5", "w") as file:
+            file["u"] = noise(2, 8, 8, seed=k)
+    found = fields.open_files(
+        fields.find_files([tmp_path]), fields.parse(["--source", "a", "--out", "b"])
+    )
+    links = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    assert len(found) == 40 and sum(str(tmp_path) in link for link in links) <= 16
+
+
+def test_names_that_are_not_utf8_are_escaped(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file[b"bad\xff"] = noise(12, 8, 8)
+    assert prepare(tmp_path, "--source", tmp_path / "a.h5")["channels"] == ("bad\\xff",)
+
+
+def test_axes_of_which_some_have_names_are_named(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["u"] = noise(16, 8, 12)
+        file["u"].dims[2].label = "time"
+    with pytest.raises(
+        UserError, match=r"the dimension \(no name\) of \(no name\), \(no name\), t"
+    ):
+        prepare(tmp_path, "--source", tmp_path / "a.h5")
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.h5", "a.nc"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from report import comparison, videos
+from scripts import side_by_side
 
 
 @pytest.fixture
@@ -73,3 +74,18 @@ def test_folders_of_other_clips_are_refused(folders, command, tmp_path):
     flags = ["--results", *folders, "--out", "few.gif"]
     code, err = command(tmp_path, "scripts/side_by_side.py", *flags)
     assert code == 2 and "run_2 holds other clips than" in err
+
+
+def test_fields_are_drawn_in_the_same_colours(folders, command, tmp_path):
+    truth = np.random.default_rng(1).standard_normal((2, 5, 2, 16, 24)).astype(np.float32)
+    samples = np.repeat(truth[:, None, 3:], 3, 1)
+    for dir in folders:
+        np.save(dir / "truth.npy", truth)
+        np.save(dir / "samples.npy", samples)
+    drawn, found, _ = side_by_side.read(folders)
+    assert (drawn.dtype, drawn.ndim, drawn.shape[-1]) == (np.uint8, 5, 3)
+    # The samples are the truth, in its colours.
+    assert len(found) == 3 and all((one == drawn[:, 3:]).all() for one in found)
+    out = tmp_path / "few.html"
+    code, err = command(tmp_path, "scripts/side_by_side.py", "--results", *folders, "--out", out)
+    assert code == 0, err

@@ -52,11 +52,12 @@ def find(
     return None
 
 
-def bound_of(world: str, autoencoder: str) -> float | None:
-    """The bound that an earlier run with the same autoencoder has measured. autoencoder: the name
-    of its folder."""
+def bound_of(world: str, autoencoder: str, restore: float) -> float | None:
+    """The bound that an earlier run with the same autoencoder and sample.restore has measured.
+    autoencoder: the name of its folder."""
     for record in read():
-        if (record["world"], record["autoencoder"]) == (world, autoencoder):
+        known = (record["world"], record["autoencoder"], record.get("restore", 0.0))
+        if known == (world, autoencoder, restore):
             return record["bound"]
     return None
 

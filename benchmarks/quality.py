@@ -30,6 +30,7 @@ import torch
 import configs
 import data
 import vqvae
+from batches.batch import to_frames, to_pixels
 from batches.latents import MIRRORS, LatentTriples
 from benchmarks import ball_oracle, board, measure
 from configs import Config
@@ -41,6 +42,7 @@ from evaluation.protocols import PROTOCOLS
 from evaluation.sources import digest, forecast_split, make_autoencode, sample_windows
 from forecaster import Forecaster, load
 from main import Clock, train_network
+from models.autoencoders.restore import restore
 from runtime.console import UserError, run_command
 from runtime.process import Process, start
 
@@ -177,7 +179,8 @@ def run(world: str, variant: str, seed: int, budget: float, args: argparse.Names
         "updates": config.train.steps,
         **measure_run(forecaster, process, Path(args.weights)),
         "autoencoder": autoencoder,
-        "bound": board.bound_of(world, autoencoder),
+        "restore": config.sample.restore,
+        "bound": board.bound_of(world, autoencoder, config.sample.restore),
         "settings": {name: value for name, value in overrides.items() if name[:4] != "data.root"},
     }
     if record["bound"] is None:
@@ -305,7 +308,8 @@ def one_step_error(forecaster: Forecaster) -> float:
 
 
 def measure_bound(world: str, forecaster: Forecaster) -> float:
-    """The attainable CRPS ratio: that of the physics oracle on balls, else of the autoencoder."""
+    """The attainable CRPS ratio: that of the physics oracle on balls, else of the autoencoder, with
+    sample.restore."""
     config = forecaster.config
     shards = data.open_split(config, config.sample.split)
     windows = sample_windows(config, shards)
@@ -320,11 +324,22 @@ def measure_bound(world: str, forecaster: Forecaster) -> float:
         if world == "ball_stn":
             best = ball_oracle.forecast(shards, clip, given, ORACLE_DRAWS, autoencode, rng)
         else:
-            best = autoencode(truth[k, given:])[None, None]
+            best = restore_frames(autoencode(truth[k, given - 1 :]), truth[k, given - 1], config)
+            best = best[None, None]
         own += metrics.crps(best.astype(np.float32) / 255, future).mean()
         last = truth[k : k + 1, None, given - 1 : given].astype(np.float32) / 255
         repeated += metrics.crps(last.repeat(future.shape[1], 2), future).mean()
     return float(own / repeated)
+
+
+def restore_frames(decoded: np.ndarray, last: np.ndarray, config: Config) -> np.ndarray:
+    """The frames after the first of decoded (1 + T, H, W, 3) uint8, with sample.restore. last: the
+    first frame, (H, W, 3) uint8, as given."""
+    pixels = to_pixels(decoded)
+    first, future = pixels[:1], pixels[1:]
+    if config.sample.restore:
+        future = restore(future, first, to_pixels(last[None]), config.sample.restore)
+    return to_frames(future)
 
 
 # -------------------------------------------------------------------- command

@@ -131,15 +131,16 @@ def record(world="ball_stn", variant="default", seed=0, crps=0.2, **changes) -> 
 
 def test_a_record_is_found_again_and_its_bound_is_shared(tmp_path, monkeypatch):
     monkeypatch.setattr(board, "FILE", tmp_path / "board.jsonl")
-    assert board.read() == [] and board.bound_of("ball_stn", "vqvae-a") is None
+    assert board.read() == [] and board.bound_of("ball_stn", "vqvae-a", 0.0) is None
     board.append(record())
     board.append(record(variant="before", crps=0.4) | {"autoencoder": "vqvae-b", "bound": 0.2})
     assert board.find("ball_stn", "before", 0, 1.0)["crps"]["all"] == 0.4
     assert board.find("ball_stn", "before", 1, 1.0) is None
     assert board.find("ball_stn", "before", 0, 0.25) is None
-    assert board.bound_of("ball_stn", "vqvae-a") == 0.1
-    assert board.bound_of("ball_stn", "vqvae-b") == 0.2
-    assert board.bound_of("street", "vqvae-a") is None
+    assert board.bound_of("ball_stn", "vqvae-a", 0.0) == 0.1
+    assert board.bound_of("ball_stn", "vqvae-b", 0.0) == 0.2
+    assert board.bound_of("ball_stn", "vqvae-b", 0.06) is None
+    assert board.bound_of("street", "vqvae-a", 0.0) is None
 
 
 def test_the_table_pairs_a_variant_with_before_and_corrects_for_the_machine():

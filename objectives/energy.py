@@ -39,7 +39,7 @@ import configs
 from batches.batch import Batch, Later
 from forecaster import Forecaster
 from models.shared import repeat_given
-from objectives.fields import read_given
+from objectives.given import read_given
 from runtime.process import generator
 from solvers import integrate
 

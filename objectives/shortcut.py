@@ -26,7 +26,7 @@ import configs
 from batches.batch import Batch
 from forecaster import Forecaster
 from interpolants import Interpolant, broadcast
-from objectives.fields import read_given
+from objectives.given import read_given
 from runtime.process import generator
 
 # Step sizes that are trained: 1, 1/2, …, 1 / 2^(LEVELS - 1).

@@ -53,8 +53,8 @@ def find(
 
 
 def bound_of(world: str, autoencoder: str, restore: float) -> float | None:
-    """The bound that an earlier run with the same autoencoder and sample.restore has measured.
-    autoencoder: the name of its folder."""
+    """The bound that an earlier run has measured with the same autoencoder, by the name of its
+    folder, and the same sample.restore."""
     for record in read():
         known = (record["world"], record["autoencoder"], record.get("restore", 0.0))
         if known == (world, autoencoder, restore):

@@ -409,6 +409,8 @@ def load_autoencoder(state: dict, config: Config, path: str | Path) -> nn.Module
 def describe_sampler(forecaster: Forecaster, step: int, ckpt: str | Path) -> dict:
     """Describe the sampler and the checkpoint for metrics.json."""
     sample = forecaster.config.sample
+    # Results of earlier versions lack the entry.
+    restored = {"restore": sample.restore} if sample.restore else {}
     return {
         "solver": sample.solver,
         "diffusion": forecaster.config.diffusion,
@@ -418,6 +420,7 @@ def describe_sampler(forecaster: Forecaster, step: int, ckpt: str | Path) -> dic
         "context": forecaster.config.context,
         "redraw": sample.redraw,
         "reencode": sample.reencode,
+        **restored,
         "checkpoint": str(ckpt),
         "updates": step,
     }

@@ -32,6 +32,7 @@ SAMPLER = (
     "context",
     "redraw",
     "reencode",
+    "restore",
     "updates",
 )
 # Fields of the protocol that are ignored when results are grouped into methods and tables.

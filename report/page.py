@@ -147,6 +147,11 @@ SENTENCES = [
     ("Sampling starts at flow time {warm_start}.", "warm_start"),
     ("Context frame: {context}, drawn for every {redraw}.", "context"),
     ("Each forecast frame is decoded and encoded again before the next one.", "reencode"),
+    (
+        "Where a forecast differs from the last given frame by less than about {restore} of the "
+        "range of values, it gets the detail of that frame.",
+        "restore",
+    ),
     ("Weights after {updates:,} updates.", "updates"),
     ("Checkpoint: {checkpoint}.", "checkpoint"),
 ]

@@ -137,7 +137,7 @@ def results_dir(forecaster: Forecaster, step: int) -> Path:
     usual = configs.Sample()
     sampler += "".join(
         f"_{name}-{getattr(sample, name)}"
-        for name in ("grid", "warm_start", "redraw", "reencode", "first")
+        for name in ("grid", "warm_start", "redraw", "reencode", "first", "noise", "restore")
         if getattr(sample, name) != getattr(usual, name)
     )
     return (

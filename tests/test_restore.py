@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import configs
-from forecaster import Forecaster
+from forecaster import Forecaster, describe_sampler
 from models.autoencoders.restore import restore
+from report.results import results_dir
 from runtime.console import UserError
 
 CPU = torch.device("cpu")
@@ -89,3 +90,11 @@ def test_restore_is_refused_where_there_are_no_rgb_frames():
 def test_published_branches_restore_nothing():
     for dataset in ("kth", "clevrer", "bair_64", "bair_256"):
         assert configs.build(dataset, {}).sample.restore == 0
+
+
+def test_results_with_and_without_restore_are_kept_apart():
+    restored, plain = (make_forecaster(**{"sample.restore": level}) for level in (0.06, 0.0))
+    assert "_restore-0.06" in str(results_dir(restored, 10))
+    assert "restore" not in str(results_dir(plain, 10))
+    assert describe_sampler(restored, 10, "x.pt")["restore"] == 0.06
+    assert "restore" not in describe_sampler(plain, 10, "x.pt")

@@ -179,11 +179,12 @@ def compare_best(records: list[dict]) -> list[str]:
     """One line per world and tau: the best trained variant, and the distance of the next."""
     lines, groups = [], group(records)
     for world, tau, flops in sorted({key[:3] for key in groups}, reverse=True):
-        found = []
+        found = {}
         for key, own in groups.items():
             if key[:3] == (world, tau, flops) and key[3] != "repeat":
-                found.append((*summarize(own, "crps"), f"{key[3]}, {key[4]}"))
-        found.sort()
+                # One entry for `default` and the same sampler by its name.
+                found[key[3], summarize(own, "crps")] = f"{key[3]}, {key[4]}"
+        found = sorted((*scores, name) for (_, scores), name in found.items())
         if len(found) < 2:
             continue
         (best, error, name), (second, other_error, other) = found[:2]
@@ -223,16 +224,17 @@ def judge_diffusions(records: list[dict]) -> list[str]:
 
 
 def misses(records: list[dict]) -> list[str]:
-    """The targets that the runs of VARIANT miss, or that no run has measured."""
+    """The targets that the runs of VARIANT miss, of the largest budget within 1e15 operations, or
+    that no run has measured."""
     found = []
     for world, name, low, high in TARGETS:
-        own = []
+        by_budget = defaultdict(list)
         for record in records:
             known = (record["variant"], record["sampler"], record["changes"], record["tau"])
             within = record.get("trained_flops", 0) <= 1e15
             if record["world"] == world and known == (VARIANT, SAMPLER, [], 0.5) and within:
-                own.append(record)
-        value = summarize(own, name) if own else None
+                by_budget[record["flops"]].append(record)
+        value = summarize(by_budget[max(by_budget)], name) if by_budget else None
         if value is None:
             found.append(f"{world}: {name} is not measured (target {low:g} to {high:g})")
         elif not low <= value[0] <= high:
@@ -280,7 +282,8 @@ def draw_spectra(records: list[dict], path: Path) -> None:
             chosen[record["variant"]] = record
     with figure_of(9.0, 3.6) as figure:
         panels = add_panels(figure, 2, 2)
-        for colour, (label, record) in zip(cycle(COLOURS), chosen.items()):
+        for colour, (variant, record) in zip(cycle(COLOURS), chosen.items()):
+            label = f"{variant}, {record['flops']:.2g} operations"
             spectrum, rolled = record["scores"]["spectrum"], record["rollout"]
             pairs = (
                 (spectrum["forecast"][0], spectrum["oracle"][0]),

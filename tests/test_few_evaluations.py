@@ -550,6 +550,7 @@ def test_what_an_objective_cannot_do_is_refused_in_one_line(values, message):
 def save_checkpoint(path, config, net) -> None:
     autoencoder = {
         "data.flips": "",
+        "sample.restore": 0.0,
         "vqvae.kind": "latents",
         "vqvae.downsample": 8,
         "data.image_size": 64,

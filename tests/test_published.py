@@ -363,7 +363,7 @@ def test_batch_normalisation_is_detected_in_the_weights(tmp_path):
             "works on latents of 4 channels, those of --dataset bair_256 have 8",
         ),
         (
-            {"dataset": "moving_mnist"},
+            {"dataset": "wmaze"},
             "does not hold its autoencoder; name it: --set vqvae.kind=KIND vqvae.ckpt=FILE",
         ),
         (

@@ -182,6 +182,7 @@ FIRST_STEP = [
     ("follmer", "drift", "0"),
     ("follmer_linear", "drift", "0"),
     ("follmer_linear", "residual", "0"),
+    ("follmer_linear", "v", "0"),
 ]
 ALL_CASES = itertools.product(SMOOTH, interpolants.OUTPUTS, ("0", "sigma", "2"))
 

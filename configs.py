@@ -577,8 +577,8 @@ class Sample(Group):
     redraw: Literal["step", "frame"] = "step"
     # decode and encode each forecast frame before the next one, against accumulating errors
     reencode: bool = True
-    # restore in forecasts the detail of the last given frame where the scene has not changed: the
-    # change at which this fades, in units of the range of values, e.g. 0.06; 0: never. For RGB
+    # add to forecasts the detail of the last given frame that the autoencoder loses, where the
+    # scene has not changed by more than this share of the range of values; 0: off. For RGB frames
     restore: Annotated[float, Rule("in [0, 1]", lambda x: 0 <= x <= 1)] = 0.0
     num_videos: Positive = 64  # videos to forecast
     num_samples: Positive = 4  # futures per video

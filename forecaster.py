@@ -279,24 +279,27 @@ class Forecaster:
         V, T = frames.shape[:2]
         flat = frames.reshape(-1, *frames.shape[2:])
         z = self.encode(flat).unflatten(0, (V, T))
+        level = self.config.sample.restore
+        # The last given frame of each clip, decoded and as given.
+        lasts = (self.to_pixels(z[:, -1]), to_pixels(frames[:, -1], self.device)) if level else ()
         z = z.repeat_interleave(futures, 0)
         # Frames for display may be larger than the latents that the shards store.
         shown = self.to_display(frames[:1, :1])
         out = np.empty((V * futures, predict, *shown.shape[2:]), shown.dtype)
         self.latents = []
-        level, size = self.config.sample.restore, self.config.sample.batch
-        last = to_pixels(frames[:, -1], self.device) if level else None
+        size = self.config.sample.batch
         bar = progress(len(z) * predict, "sample", "frame") if not quiet else None
         for start in range(0, len(z), size):
             part = z[start : start + size]
             future = self.roll_out(part, predict, (*key, start), bar)
-            if level:
-                own = torch.arange(start, start + len(part), device=self.device) // futures
-                given = (self.to_pixels(part[:, -1]), last[own], level)
+            clip = torch.arange(start, start + len(part), device=self.device) // futures
+            own = [last[clip] for last in lasts]
             # One frame of all futures at a time, because pixels take much more memory than latents.
             for k in range(predict):
                 x = self.to_pixels(future[:, k])
-                out[start : start + size, k] = self.to_stored(restore(x, *given) if level else x)
+                out[start : start + size, k] = self.to_stored(
+                    restore(x, *own, level) if level else x
+                )
             if self.config.vqvae.kind == "latents":
                 self.latents.append((future * self.std + self.mean).half().cpu().numpy())
         if bar is not None:

@@ -77,10 +77,9 @@ def flops_per_update(config: Config) -> int:
 
     C, h, w = config.latent.shape
     flow, train = config.flow, config.train
+    rows, frames = flow.draws + (flow.start > 0), 1
     if flow.objective == "energy":
-        rows = flow.members * flow.evaluations
-    else:
-        rows = flow.draws + (flow.start > 0)
+        rows, frames = flow.members * flow.evaluations, flow.unroll
     with torch.device("meta"):
         net = models.build(config.model.name, config.latent.shape, **config.network_sizes)
         z, s = torch.zeros(rows, C, h, w), torch.zeros(rows)
@@ -91,9 +90,7 @@ def flops_per_update(config: Config) -> int:
         forward = counter.get_total_flops()
         with FlopCounterMode(display=False) as counter:
             out.sum().backward()
-    per_item = forward + counter.get_total_flops()
-    if flow.objective == "energy":
-        per_item *= flow.unroll
+    per_item = frames * (forward + counter.get_total_flops())
     if train.own:
         # Forecasts in place of the given frames, of a row each, without a backward pass.
         per_item += OWN_EVALUATIONS * forward // rows // train.own

@@ -28,6 +28,7 @@ import torch
 import configs
 import data
 from benchmarks import measure, navier_stokes_report
+from benchmarks.few_evaluations import RATE, SHARE, WARMUP
 from benchmarks.quality import commit, logged_seconds
 from configs import Config, Latent
 from evaluation import fields, oracle, protocols
@@ -45,10 +46,12 @@ FLOPS = 1.3e14
 EVERY = 0.5
 # Members of a forecast of a state.
 SAMPLES = 16
-# States and futures of the long roll-outs; the last frames are compared with the truth.
+# States and futures of the long roll-outs, the number of last frames that are compared with the
+# truth, and the number of steps.
 ROLLED_STATES = 8
 ROLLED_FUTURES = 2
 ROLLED_END = 20
+ROLLOUT = 100
 
 
 class World(NamedTuple):
@@ -81,6 +84,7 @@ BASE = {
     "data.clip": 3,
     "data.condition": 2,
     "model.width": 48,
+    # All variants but `v` predict the residual. The dataset's default is v.
     "flow.output": "residual",
     "sample.batch": 64,
     "wandb.mode": "disabled",
@@ -106,8 +110,11 @@ VARIANTS = {
 UNTRAINED = ("repeat",)
 # Tuned from TUNED_FROM of the same seed and budget, by SHARE of its operations.
 TUNED_FROM = "follmer"
-SHARE = 0.15
-TUNING = {"train.lr": 2e-4, "train.muon_lr": 5e-3, "train.warmup": 20}
+TUNING = {
+    "train.lr": RATE * BASE["train.lr"],
+    "train.muon_lr": RATE * configs.Train().muon_lr,
+    "train.warmup": WARMUP,
+}
 ENERGY = TUNING | {"flow.objective": "energy"}
 TUNED = {
     "longer": TUNING,
@@ -127,12 +134,15 @@ class Run(NamedTuple):
     flops: float
     changes: tuple[str, ...]
 
-    def command(self, sampler: str) -> str:
-        """The command that makes the record of this run and sampler."""
+    def command(self, sampler: str, rollout: int | None = None) -> str:
+        """The command that makes the record of this run and sampler. rollout: steps of the long
+        roll-outs, None: the default."""
         words = [
             f"python -m benchmarks.navier_stokes --worlds {self.world} --variants {self.variant}",
             f"--taus {self.tau:g} --seeds {self.seed} --flops {self.flops:g} --samplers {sampler}",
         ]
+        if rollout is not None:
+            words.append(f"--rollout {rollout}")
         if self.changes:
             words.append("--set " + " ".join(self.changes))
         return " ".join(words)
@@ -318,13 +328,16 @@ def measure_run(run: Run, args: argparse.Namespace, process: Process) -> None:
     for sampler in missing:
         began = time.perf_counter()
         use_sampler(forecaster, config, sampler)
-        own = {"sampler": sampler, "command": run.command(sampler)}
+        own = {"sampler": sampler, "command": run.command(sampler, args.rollout)}
+        rollout = args.rollout
+        if rollout is None:
+            rollout = ROLLOUT if sampler == "default" else 0
         # The other samplers are compared at the first lead time only.
         leads = 0 if sampler == "default" else 1
         own["scores"] = score(forecaster, path, leads, args.samples)
-        if sampler == "default" and args.rollout:
+        if rollout:
             use_sampler(forecaster, config, sampler)
-            own["rollout"] = roll_out(forecaster, args.rollout)
+            own["rollout"] = roll_out(forecaster, rollout)
         own["scoring_seconds"] = time.perf_counter() - began
         navier_stokes_report.append(shorten({**record, **own}))
         quotient = own["scores"]["crps"]["quotient"]
@@ -345,7 +358,8 @@ def parse() -> argparse.Namespace:
     about = "`default`, or DIFFUSION:STEPS[:SOLVER], e.g. sigma:5 (default: default)"
     add("--samplers", nargs="+", default=["default"], metavar="SAMPLER", help=about)
     add("--samples", type=int, default=SAMPLES, help="members per state (default %(default)s)")
-    add("--rollout", type=int, default=100, help="steps of the long roll-outs; 0: none")
+    about = f"steps of the long roll-outs, 0: none (default: {ROLLOUT} for `default`, else none)"
+    add("--rollout", type=int, help=about)
     about = "settings on top of the variant, which become part of its name"
     add("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help=about)
     add("--report", action="store_true", help="write table and figures to benchmarks/RESULTS.md")

@@ -9,8 +9,8 @@ import numpy as np
 
 
 def merge_tables(tables: Sequence[Mapping[str, Any]], join: Callable = np.concatenate) -> dict:
-    """Join the arrays of each name. All tables have the names of the first. join: concatenate,
-    stack, or a function of torch, of the list of arrays."""
+    """Join the arrays of each name. All tables must have the same names. join: a function of the
+    list of arrays, of NumPy or of torch."""
     merged = {}
     for name in tables[0]:
         merged[name] = join([table[name] for table in tables])

@@ -153,9 +153,9 @@ def test_a_tiny_run_is_measured_once_for_each_sampler(records, tmp_path, monkeyp
     assert first["scores"]["times"] == [0.5, 1.0, 1.5, 2.0] and second["scores"]["times"] == [0.5]
     assert first["trained_flops"] <= 2e8 and first["updates"] > 1
     assert first["scores"]["evaluations"] == 1 and second["scores"]["evaluations"] == 2
-    assert len(first["rollout"]["curve"]) == 20 and "rollout" not in second
+    assert len(first["rollout"]["curve"]) == len(second["rollout"]["curve"]) == 20
     assert repeated["scores"]["deviation_error"]["value"][0] == 1
-    assert "--samplers 0:2 --set model.width=8" in second["command"]
+    assert "--samplers 0:2 --rollout 20 --set model.width=8" in second["command"]
     # Nothing is measured twice.
     assert run().count("measured already") == 3
     assert len(navier_stokes_report.FILE.read_text().splitlines()) == 3
@@ -190,3 +190,11 @@ def test_a_tuned_run_starts_from_follmer(tmp_path, monkeypatch):
     monkeypatch.setattr(navier_stokes, "train_network", train_network)
     navier_stokes.train(navier_stokes.Run("navier_stokes", "energy_2", 0.5, 0, 1e12, ()), None)
     assert made == [("follmer", None), ("energy_2", str(tmp_path / "follmer.pt"))]
+
+
+def test_targets_are_judged_at_the_largest_budget():
+    large = make_record(spectrum_error=(0.10, 0.01))
+    small = make_record(spectrum_error=(0.30, 0.01)) | {"flops": 1e13, "trained_flops": 1e13}
+    heat = make_record(world="heat", crps=(1.01, 0.01))
+    assert navier_stokes_report.misses([small, large, heat]) == []
+    assert "spectrum_error is 0.300" in navier_stokes_report.misses([small, heat])[0]

@@ -18,9 +18,9 @@ def restore(x: Tensor, decoded: Tensor, last: Tensor, level: float) -> Tensor:
     """Forecast frames with the detail of the last given frame, (n, 3, H, W) in [-1, 1].
 
     x: the decoded forecasts. decoded, last: the last given frame of each, decoded and as given, all
-    (n, 3, H, W) in [-1, 1]. level: the difference of x and decoded, a root mean square over the
-    window and the channels in units of the range of values, at which exp(-1/2) of the detail is
-    added.
+    (n, 3, H, W) in [-1, 1]. level: where x and decoded differ by `level`, exp(-1/2) of the detail
+    is added. The difference is a root mean square over the window and the channels, in units of the
+    range of values.
     """
     difference = (x - decoded).square().mean(1, keepdim=True) / 4
     difference = F.avg_pool2d(difference, WINDOW, 1, WINDOW // 2, count_include_pad=False)
